@@ -1,0 +1,54 @@
+# Needs Python 3.11 or newer and make; everything else goes into .venv.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	2>/dev/null && { echo $$p; break; }; done)
+NEWEST_PYTHON ?= $(shell for p in python3.13 python3.12 $(wildcard $(HOME)/.pyenv/versions/3.13*/bin/python) \
+	$(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python); do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 12))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+VENV ?= .venv
+NEWEST_VENV = .venv-newest
+PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 1
+
+.PHONY: demo test test-newest lint bench clean
+
+demo: $(VENV)/.installed ## train a team in about two minutes and write a report
+	$(VENV)/bin/jaxmethods train configs/commformer/demo.yaml --out runs/demo-$$(date +%Y%m%d-%H%M%S)
+
+test: $(VENV)/.installed-test ## the whole suite
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
+
+test-newest: ## the whole suite on the newest Python and jax
+	@test -n "$(NEWEST_PYTHON)" || { echo "no Python 3.12 or 3.13 found; set NEWEST_PYTHON"; exit 2; }
+	$(MAKE) test VENV=$(NEWEST_VENV) PYTHON=$(NEWEST_PYTHON) \
+		JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax-newest
+
+lint: $(VENV)/.installed-lint ## style, format and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+
+bench: $(VENV)/.installed ## all benchmarks
+	$(VENV)/bin/python -m benchmarks
+
+clean: ## remove environments, caches and build products, never runs/
+	rm -rf .venv .venv-newest .cache build *.egg-info .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo 'installing into $(VENV) (about a minute)'
+	$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo 'installing into $(VENV) (about a minute)'
+	$(PIP) install -c constraints.txt -e '.[test]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-lint: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install -c constraints.txt -e '.[lint]'
+	@touch $@

@@ -1,0 +1,90 @@
+"""CommFormer's configuration: what is built (network, graph), how it is trained (PPO).
+
+The defaults are the `clean` preset. `reference()` reproduces the published code
+(commit c6cd65ea of charleshsc/CommFormer), its numerical habits included.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from jaxmethods.config import Config
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+
+
+class NetworkConfig(Config):
+    """The encoder-decoder of MAT with relation-enhanced attention over a graph."""
+
+    embed: PositiveInt = 64
+    """Width E of every token; divisible by `heads`."""
+    heads: PositiveInt = 1
+    blocks: PositiveInt = 1
+    action_head: Literal["per_agent", "shared"] = "per_agent"
+    """One small MLP for each agent, or one for all."""
+    communication: Literal["graph", "dense"] = "graph"
+    """`dense` ignores the graph in every attention: the MAT-like baseline."""
+    relation: bool = True
+    """Add the embedding of the edge's type to query and key."""
+    relation_transpose: bool = False
+    """Read the edge type of i <- j from G_ji, as the published code does."""
+    attention_scale: Literal["single", "double"] = "single"
+    """Scale scores by 1/sqrt(d), or by 1/d as the published code does with the relation term."""
+    self_loop: Literal["set", "add"] = "set"
+    """Diagonal of the mask: set to 1, or G_ii + 1 (doubles the weight of a selected self edge)."""
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Dropout rate in the encoder, in the PPO forward only."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type; parameters, softmax and losses stay float32."""
+
+
+class GraphConfig(Config):
+    """Who listens to whom: a k-hot directed graph with learnable edge logits alpha."""
+
+    kind: Literal["learned", "full", "none", "random"] = "learned"
+    """`learned` by bi-level updates, or a graph that stays: every edge, none, k random senders."""
+    sparsity: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
+    """S: each agent receives from k = max(floor(N S), 1) senders."""
+    learning_rate: NonNegative = 1e-2
+    """Step size of Adam on alpha (the published code uses 1e-4, which hardly moves alpha)."""
+    init_noise: NonNegative = 1e-2
+    """Standard deviation around 1 of the initial alpha; 0 leaves all ties."""
+    warmup_updates: Annotated[int, Field(ge=0)] = 10
+    """Updates trained on the raw alpha before graphs are sampled."""
+    training_graph: Literal["rollout", "resample"] = "rollout"
+    """`rollout`: one noise for acting and training of an update (ratio 1 at the first epoch);
+    `resample`: act on the exact graph, fresh noise at every training forward (published code)."""
+    post_stable: bool = False
+    """Train on the exact graph with frozen alpha after `post_ratio` of the updates."""
+    post_ratio: Fraction = 0.5
+    upper_every: PositiveInt = 5
+    """Every how many epochs the upper level (alpha) steps instead of the network."""
+
+
+class PPOConfig(Config):
+    """Proximal policy optimisation with value normalisation."""
+
+    environments: PositiveInt = 128
+    """R: environments simulated in parallel."""
+    rollout: PositiveInt = 32
+    """T: steps taken in each environment before an update."""
+    epochs: PositiveInt = 10
+    minibatches: PositiveInt = 1
+    clip: Positive = 0.2
+    """epsilon of the policy ratio and of the value clipping."""
+    discount: Fraction = 0.99
+    gae_lambda: Fraction = 0.95
+    entropy_coefficient: NonNegative = 0.01
+    value_coefficient: NonNegative = 1.0
+    huber_delta: Positive = 10.0
+    learning_rate: Positive = 1e-3
+    adam_epsilon: Positive = 1e-5
+    max_grad_norm: Positive = 0.5
+    """Global-norm clip of the network's gradient; alpha's is never clipped."""
+    anneal: bool = False
+    """Decay the network's learning rate linearly to 0 over the run."""

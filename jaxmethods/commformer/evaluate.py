@@ -1,0 +1,63 @@
+"""Greedy evaluation on the hardened graph, and what the report shows of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jumanji.env import Environment
+
+from jaxmethods.commformer import policy
+from jaxmethods.commformer.network import CommFormer
+from jaxmethods.envs.rollout import play_episodes
+from jaxmethods.method import Metrics
+
+
+def greedy_policy(network: CommFormer, parameters: Any, graph: jax.Array) -> Any:
+    """A policy of roll-outs: (key, observation) -> (argmax actions, ())."""
+
+    def act(key: jax.Array, observation: Any) -> tuple[jax.Array, tuple]:
+        out = policy.act(
+            network,
+            parameters,
+            key,
+            observation.agents_view,
+            observation.action_mask,
+            graph,
+            greedy=True,
+        )
+        return out.action, ()
+
+    return act
+
+
+def evaluate(
+    env: Environment,
+    network: CommFormer,
+    parameters: Any,
+    graph: jax.Array,
+    key: jax.Array,
+    episodes: int,
+    max_steps: int,
+) -> Metrics:
+    """Plays `episodes` fresh episodes, one in each of as many environments.
+
+    Args:
+        graph: [N, N] 0/1, rows receive.
+        max_steps: an episode that lasts longer is cut and counts as a failure of that length.
+
+    Returns:
+        success_rate in [0, 1]; episode_length in steps and episode_return (team mean), means over
+        the episodes; edges_used: directed edges between different agents, of N (N - 1).
+    """
+    results = play_episodes(
+        env, greedy_policy(network, parameters, graph), key, episodes, max_steps
+    )
+    between = graph * (1 - jnp.eye(graph.shape[-1]))
+    return {
+        "success_rate": results.success.mean(dtype=jnp.float32),
+        "episode_length": results.length.mean(dtype=jnp.float32),
+        "episode_return": results.returned.mean(),
+        "edges_used": jnp.count_nonzero(between),
+    }

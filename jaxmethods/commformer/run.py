@@ -1,0 +1,108 @@
+"""CommFormer on the command line: its run config and its one stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jumanji.env import Environment
+from pydantic import ConfigDict, model_validator
+
+from jaxmethods import envs
+from jaxmethods.commformer import figures, method
+from jaxmethods.commformer.config import GraphConfig, NetworkConfig, PositiveInt, PPOConfig
+from jaxmethods.commformer.evaluate import evaluate, greedy_policy
+from jaxmethods.commformer.network import CommFormer
+from jaxmethods.config import Config, RunConfig
+from jaxmethods.envs.rollout import record_episode
+from jaxmethods.method import Metrics, Stage
+
+
+class EnvironmentConfig(Config):
+    """Which environment; every further field is an argument of its constructor."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+
+    def make(self) -> Environment:
+        """Builds the environment. Raises `ValueError` for an unknown name or argument."""
+        return envs.make(self.name, **(self.model_extra or {}))
+
+
+class EvaluationConfig(Config):
+    """Greedy evaluation on the hardened graph."""
+
+    episodes: PositiveInt = 1000
+    max_steps: PositiveInt = 20
+    """Episodes that last longer count as failures."""
+
+
+class Run(RunConfig):
+    """A CommFormer training run."""
+
+    method: Literal["commformer"]
+    environment: EnvironmentConfig
+    environment_steps: PositiveInt
+    """Length of the run in steps of one environment; rounded up to whole updates."""
+    network: NetworkConfig = NetworkConfig()
+    graph: GraphConfig = GraphConfig()
+    ppo: PPOConfig = PPOConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Run:
+        samples = self.ppo.environments * self.ppo.rollout
+        if self.ppo.minibatches > samples:
+            raise ValueError(
+                f"ppo.minibatches: expected at most the {samples} samples of an update, "
+                f"got {self.ppo.minibatches}"
+            )
+        return self
+
+    @property
+    def updates(self) -> int:
+        return -(-self.environment_steps // (self.ppo.environments * self.ppo.rollout))
+
+
+def stages(run: Run) -> list[Stage]:
+    """One stage: training, judged by greedy play."""
+    env = run.environment.make()
+    network = CommFormer(run.network, n_agents=env.num_agents, n_actions=env.num_actions)
+    training = method.CommFormerTraining(env, network, run.graph, run.ppo, run.updates)
+
+    def judge(state: method.State, key: jax.Array) -> Metrics:
+        graph = method.hardened_graph(training, state.levels.upper)
+        sizes = run.evaluation
+        return evaluate(
+            env, network, state.levels.lower, graph, key, sizes.episodes, sizes.max_steps
+        )
+
+    def draw(state: method.State, folder: Path) -> None:
+        draw_team(training, state, run.evaluation.max_steps, folder)
+
+    trained = method.method(env, run.network, run.graph, run.ppo, run.updates)
+    return [
+        Stage("train", trained, run.updates, evaluate=judge, score="success_rate", draw=draw)
+    ]
+
+
+def draw_team(
+    training: method.CommFormerTraining, state: method.State, max_steps: int, folder: Path
+) -> None:
+    """Writes the graph and one greedy episode (a strip of frames and an animation)."""
+    graph = method.hardened_graph(training, state.levels.upper)
+    learned = training.graph.kind == "learned"
+    preference = figures.edge_preference(state.levels.upper) if learned else None
+    figures.draw_graph(np.asarray(graph), preference, folder / "communication_graph.png")
+    env: Any = training.env
+    play = greedy_policy(training.network, state.levels.lower, graph)
+    recorded = jax.jit(lambda key: record_episode(env, play, key, max_steps))
+    states, length = recorded(jax.random.key(0))
+    states = jax.tree.map(lambda leaf: leaf[: int(length) + 1], states)
+    env.viewer.filmstrip(states, folder / "episode_frames.png")
+    env.viewer.animate(states, interval=500, save_path=folder / "episode_animation.gif")
+
+

@@ -1,0 +1,18 @@
+"""What every multi-agent environment of this library shows its agents."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+
+
+class Observation(NamedTuple):
+    """One time step seen by a team of N agents with A discrete actions each."""
+
+    agents_view: jax.Array
+    """[N, D], any numeric dtype: what each agent sees (int8 for small counts)."""
+    action_mask: jax.Array
+    """[N, A] bool: the actions each agent may take."""
+    step_count: jax.Array
+    """[] int32: steps since the episode began."""

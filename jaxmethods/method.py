@@ -1,0 +1,55 @@
+"""The shape of every trained method: two pure functions, and stages that run them.
+
+    method = commformer.method(config, env)       # a factory, from a frozen config
+    state = method.init(key, batch)
+    state, metrics = method.step(state, batch)    # jit, vmap, scan, shard it: it is pure
+
+The random key, optimizer state and counters live in `state`; data is an argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+
+State: TypeAlias = Any
+"""A pytree of arrays."""
+Batch: TypeAlias = Any
+"""A whole device-resident dataset, a minibatch, or `None` for a simulator; a pytree of arrays."""
+Metrics: TypeAlias = Mapping[str, jax.Array]
+"""Flat names ("loss", "success_rate") to finite scalars."""
+
+
+class Method(NamedTuple):
+    """A training method as two pure functions."""
+
+    init: Callable[[jax.Array, Batch], State]
+    """(typed random key, batch) -> state."""
+    step: Callable[[State, Batch], tuple[State, Metrics]]
+    """(state, batch) -> (next state, metrics of this step)."""
+
+
+def no_data(finished: Sequence[State]) -> Batch:
+    """The data source of a stage that needs none: a simulator."""
+    del finished
+
+
+class Stage(NamedTuple):
+    """One leg of a run: a method, what it is fed, how long it runs and how it is judged."""
+
+    name: str
+    """Unique within the run; names the stage's folder of checkpoints."""
+    method: Method
+    steps: int
+    """How many times `method.step` is called."""
+    data: Callable[[Sequence[State]], Batch] = no_data
+    """Final states of the earlier stages (each with a leading seed axis) -> batch."""
+    evaluate: Callable[[State, jax.Array], Metrics] | None = None
+    """(state, key) -> metrics; pure, jitted and vmapped over seeds by the loop."""
+    score: str | None = None
+    """The evaluation metric (higher is better) that picks the best checkpoint."""
+    draw: Callable[[State, Path], None] | None = None
+    """Writes figures of one seed's final state into a folder, for the report."""

@@ -1,0 +1,1 @@
+"""The training loop, checkpoints, metric writers and reports that serve every method."""

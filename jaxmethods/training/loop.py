@@ -1,0 +1,346 @@
+"""The one training loop: stages in order, chunks of steps on the device, exact resume.
+
+A chunk is one XLA program: `log_every` calls of `Method.step` in a device-side loop, all
+seeds vmapped, the state donated. The host looks up only between chunks: it fetches the
+chunk's metrics once, checks that they are finite, evaluates and saves when due, and stops
+cleanly when a signal asked for it.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmethods.config import LoopConfig, RunConfig
+from jaxmethods.errors import UserError
+from jaxmethods.method import Batch, Method, Stage, State
+from jaxmethods.training.checkpoints import CheckpointError, Checkpoints
+from jaxmethods.training.environment import describe_environment
+from jaxmethods.training.progress import Progress
+from jaxmethods.training.run_folder import RunFolder, write_atomically
+from jaxmethods.training.writers import Writer, make_writers
+
+HostMetrics = dict[str, np.ndarray]
+
+
+class DivergedError(UserError):
+    """A metric became NaN or infinite."""
+
+    code = 1
+
+
+class Interrupted(UserError):
+    """SIGINT or SIGTERM asked the run to stop; everything worth keeping is saved."""
+
+    def __init__(self, message: str, signal_number: int):
+        super().__init__(message)
+        self.code = 128 + signal_number
+
+
+class Chunk(NamedTuple):
+    """The compiled hot path of a stage."""
+
+    run: Callable[[State, Batch, jax.Array], tuple[State, Any]]
+    """(state, batch, count) -> (state after `count` steps, metrics [length, seeds])."""
+    compile_seconds: float
+
+
+def seed_keys(config: RunConfig) -> tuple[jax.Array, jax.Array]:
+    """Keys [seeds] for initialisation and for evaluation; seed s alone gives the same keys."""
+    seeds = jnp.arange(config.seeds) + config.seed
+    keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)))(seeds)
+    return keys[:, 0], keys[:, 1]
+
+
+def init_state(method: Method, keys: jax.Array, batch: Batch) -> State:
+    """Initial states of all seeds, with a leading seed axis and no weakly typed leaf."""
+
+    def init(keys: jax.Array, batch: Batch) -> State:
+        state = jax.vmap(method.init, (0, None))(keys, batch)
+        # A weak type would turn strong after one step, which would be a second trace.
+        return jax.tree.map(_strongly_typed, state)
+
+    return jax.jit(init)(keys, batch)
+
+
+def compile_chunk(method: Method, state: State, batch: Batch, length: int) -> Chunk:
+    """Compiles up to `length` steps of all seeds into one program; `step` is traced once."""
+    step = jax.jit(jax.vmap(method.step, (0, None)))
+
+    def chunk(state: State, batch: Batch, count: jax.Array) -> tuple[State, Any]:
+        shapes = jax.eval_shape(step, state, batch)[1]
+        buffer = jax.tree.map(lambda m: jnp.zeros((length, *m.shape), m.dtype), shapes)
+
+        def one(index: jax.Array, carry: tuple[State, Any]) -> tuple[State, Any]:
+            state, buffer = carry
+            state, metrics = step(state, batch)
+            return state, jax.tree.map(lambda b, m: b.at[index].set(m), buffer, metrics)
+
+        # A traced bound: the last chunk may be shorter and still be the same program.
+        return jax.lax.fori_loop(0, count, one, (state, buffer))
+
+    start = time.perf_counter()
+    compiled = jax.jit(chunk, donate_argnums=0).lower(state, batch, jnp.int32(0)).compile()
+    return Chunk(compiled, time.perf_counter() - start)
+
+
+def train(
+    stages: Sequence[Stage],
+    config: RunConfig,
+    folder: RunFolder,
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> list[State]:
+    """Runs all stages and returns their final states, each with a leading seed axis [S].
+
+    Args:
+        stages: run in order; names are unique.
+        config: written into the folder; a resumed run must have the same.
+        folder: where everything is left. The caller has not claimed it.
+        resume: go on from the newest checkpoints where there are any.
+        progress: shows what happens; `None` shows nothing.
+
+    Raises:
+        RunFolderError: the folder cannot be used (see `RunFolder.claim`).
+        CheckpointError: a checkpoint is damaged.
+        DivergedError: a metric is not finite.
+        Interrupted: SIGINT or SIGTERM came; the state is saved.
+    """
+    progress = progress or Progress(quiet=True)
+    with folder.claim(config, resume), _stop_requested() as stop:
+        saved = {stage.name: _checkpoints(folder, stage) for stage in stages}
+        reached = {name: checkpoints.latest() or 0 for name, checkpoints in saved.items()}
+        rows = folder.keep_metrics_until(reached)
+        clock = _Clock(rows[-1]["seconds"] if rows else 0.0)
+        writers = make_writers(folder, config)
+        write_atomically(folder.environment, json.dumps(describe_environment(), indent=1))
+        finished: list[State] = []
+        try:
+            for stage in stages:
+                run = _StageRun(stage, config, saved[stage.name], writers, progress, clock, stop)
+                finished.append(run.to_the_end(finished))
+        finally:
+            progress.close()
+            for closing in (*writers, *saved.values()):
+                closing.close()
+    return finished
+
+
+class _Clock:
+    """Seconds of training so far, those of the resumed run included."""
+
+    def __init__(self, before: float):
+        self._start = time.perf_counter() - before
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+
+class _Stop:
+    """The number of the signal that asked to stop, if one did."""
+
+    signal_number: int | None = None
+
+
+@contextmanager
+def _stop_requested() -> Iterator[_Stop]:
+    """Turns the first SIGINT or SIGTERM into a request; a second SIGINT interrupts at once."""
+    stop = _Stop()
+
+    def request(signal_number: int, frame: Any) -> None:
+        del frame
+        stop.signal_number = signal_number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    try:
+        before = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread: the caller handles signals
+        before = {}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _StageRun:
+    """One stage on its way from its newest checkpoint to its last step."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        config: RunConfig,
+        checkpoints: Checkpoints,
+        writers: Sequence[Writer],
+        progress: Progress,
+        clock: _Clock,
+        stop: _Stop,
+    ):
+        self.stage = stage
+        self.loop: LoopConfig = config.training
+        self.seeds = config.seeds
+        self.checkpoints = checkpoints
+        self.writers = writers
+        self.progress = progress
+        self.clock = clock
+        self.stop = stop
+        self.init_keys, self.evaluation_keys = seed_keys(config)
+        evaluate = stage.evaluate
+        self.evaluate = None if evaluate is None else jax.jit(jax.vmap(evaluate))
+
+    def to_the_end(self, finished: Sequence[State]) -> State:
+        batch = jax.device_put(self.stage.data(finished))
+        step, state = self._begin(batch)
+        if step >= self.stage.steps:
+            return state
+        self.progress.stage(self.stage.name, step, self.stage.steps)
+        chunk = compile_chunk(self.stage.method, state, batch, self.loop.log_every)
+        self.progress.compiled(chunk.compile_seconds)
+        while step < self.stage.steps:
+            if self.stop.signal_number is not None:
+                self._save_and_stop(step, state)
+            # Chunks end at multiples of log_every, wherever the run was resumed.
+            count = min(self.loop.log_every - step % self.loop.log_every, self.stage.steps - step)
+            start = time.perf_counter()
+            state, buffer = chunk.run(state, batch, jnp.int32(count))
+            metrics = {k: v[:count] for k, v in jax.device_get(buffer).items()}
+            seconds = time.perf_counter() - start
+            self._check_finite(step, metrics)
+            step += count
+            row = {f"train/{k}": v.mean(0) for k, v in metrics.items()}
+            row["steps_per_second"] = np.float64(count / seconds)
+            evaluation = self._evaluate(step, state)
+            self._write(step, row | evaluation)
+            if self._due(step, self.loop.checkpoint_every):
+                self.checkpoints.save(step, state, self._score(evaluation))
+        return state
+
+    def _begin(self, batch: Batch) -> tuple[int, State]:
+        state = init_state(self.stage.method, self.init_keys, batch)
+        step = self.checkpoints.latest()
+        if step is None:
+            return 0, state
+        return step, self.checkpoints.restore(step, state)
+
+    def _due(self, step: int, every: int) -> bool:
+        """True when a multiple of `every` lies in the chunk that ends here, and at the end."""
+        chunk_start = (step - 1) // self.loop.log_every * self.loop.log_every
+        return step // every > chunk_start // every or step == self.stage.steps
+
+    def _evaluate(self, step: int, state: State) -> HostMetrics:
+        if self.evaluate is None or not self._due(step, self.loop.evaluate_every):
+            return {}
+        keys = jax.vmap(jax.random.fold_in, (0, None))(self.evaluation_keys, step)
+        metrics = jax.device_get(self.evaluate(state, keys))
+        return {f"evaluate/{name}": value for name, value in metrics.items()}
+
+    def _score(self, evaluation: HostMetrics) -> float | None:
+        if not evaluation or self.stage.score is None:
+            return None
+        return float(np.mean(evaluation[f"evaluate/{self.stage.score}"]))
+
+    def _write(self, step: int, metrics: HostMetrics) -> None:
+        row = {"stage": self.stage.name, "step": step, "seconds": round(self.clock.seconds(), 3)}
+        row |= {name: _plain(value) for name, value in metrics.items()}
+        for writer in self.writers:
+            writer.write(row)
+        self.progress.row(row)
+
+    def _check_finite(self, step: int, metrics: HostMetrics) -> None:
+        wrong = []
+        for name, values in metrics.items():
+            for index, seed in np.argwhere(~np.isfinite(values.reshape(len(values), -1))):
+                wrong.append((step + int(index) + 1, name, int(seed), values[index].ravel()[seed]))
+        if not wrong:
+            return
+        at, name, seed, value = min(wrong, key=lambda w: w[0])
+        whose = f" of seed {seed}" if self.seeds > 1 else ""
+        last = self.checkpoints.latest()
+        good = (
+            "there is no checkpoint"
+            if last is None
+            else (f"the last good checkpoint is {self.checkpoints.path(last)}")
+        )
+        raise DivergedError(
+            f"stage {self.stage.name}, step {at}: metric {name!r}{whose} is {value}; {good}"
+        )
+
+    def _save_and_stop(self, step: int, state: State) -> None:
+        number = self.stop.signal_number
+        assert number is not None
+        name = signal.Signals(number).name
+        if step == 0:
+            raise Interrupted(f"{name}: stopped before the first step; nothing to save", number)
+        self.checkpoints.save(step, state, None)
+        raise Interrupted(
+            f"{name}: stopped and saved at step {step} of {self.stage.steps} "
+            f"(stage {self.stage.name}); go on with --resume",
+            number,
+        )
+
+
+def _plain(value: np.ndarray) -> float | int | list[float]:
+    """One number for one seed, a list for several; integers stay integers."""
+    flat = np.asarray(value).reshape(-1).tolist()
+    return flat[0] if len(flat) == 1 else flat
+
+
+def _strongly_typed(leaf: jax.Array) -> jax.Array:
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return leaf
+    return jax.lax.convert_element_type(leaf, leaf.dtype)
+
+
+def draw_figures(stages: Sequence[Stage], finished: Sequence[State], folder: Path) -> None:
+    """Lets every stage draw the first seed's final state into `folder`."""
+    folder.mkdir(exist_ok=True)
+    for stage, state in zip(stages, finished, strict=True):
+        if stage.draw is not None:
+            stage.draw(jax.tree.map(lambda leaf: leaf[0], state), folder)
+
+
+def evaluate(
+    stages: Sequence[Stage], config: RunConfig, folder: RunFolder, checkpoint: str, seed: int
+) -> Iterator[tuple[str, int, HostMetrics]]:
+    """Yields (stage, step, metrics [seeds]) of every evaluated stage of a finished run.
+
+    Args:
+        checkpoint: `best`, `latest` or a step of the last stage; earlier stages take their latest.
+        seed: of the evaluation's randomness.
+    """
+    finished: list[State] = []
+    for stage in stages:
+        saved = _checkpoints(folder, stage)
+        step = _choose(saved, checkpoint if stage is stages[-1] else "latest")
+        state = init_state(stage.method, seed_keys(config)[0], stage.data(finished))
+        state = saved.restore(step, state)
+        saved.close()
+        finished.append(state)
+        if stage.evaluate is not None:
+            keys = jax.random.split(jax.random.key(seed), config.seeds)
+            metrics = jax.jit(jax.vmap(stage.evaluate))(state, keys)
+            yield stage.name, step, jax.device_get(metrics)
+
+
+def _checkpoints(folder: RunFolder, stage: Stage) -> Checkpoints:
+    return Checkpoints(folder.checkpoints / stage.name, scored=stage.score is not None)
+
+
+def _choose(saved: Checkpoints, checkpoint: str) -> int:
+    step = {"best": saved.best, "latest": saved.latest}.get(checkpoint, lambda: checkpoint)()
+    if step is None:
+        raise CheckpointError(f"checkpoints {saved.folder}: there are none yet")
+    if not str(step).isdigit() or int(step) not in saved.steps():
+        raise CheckpointError(
+            f"checkpoint {checkpoint!r}: expected best, latest or one of {saved.steps()}"
+        )
+    return int(step)

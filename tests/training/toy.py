@@ -1,0 +1,91 @@
+"""A small stochastic method and a two-stage pipeline of it, to test the loop with.
+
+Run as a program (`python -m tests.training.toy FOLDER [--resume]`) it trains slowly enough
+to be killed half-way.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmethods.config import LoopConfig, RunConfig
+from jaxmethods.errors import UserError
+from jaxmethods.method import Method, Stage
+from jaxmethods.training import loop
+from jaxmethods.training.progress import Progress
+from jaxmethods.training.run_folder import RunFolder
+
+
+class State(NamedTuple):
+    key: jax.Array
+    weights: jax.Array
+    count: jax.Array
+
+
+def noisy_descent(rate: float = 0.1, nan_at: int = -1) -> Method:
+    """Gradient descent on |w - batch|^2 with noise from the state's key."""
+
+    def init(key, batch):
+        key, init_key = jax.random.split(key)
+        return State(key, jax.random.normal(init_key, batch.shape), jnp.int32(0))
+
+    def step(state, batch):
+        key, noise_key = jax.random.split(state.key)
+        noise = 0.1 * jax.random.normal(noise_key, batch.shape)
+        error = state.weights - batch + noise
+        loss = jnp.sum(error**2)
+        loss = jnp.where(state.count + 1 == nan_at, jnp.nan, loss)
+        weights = state.weights - rate * error
+        return State(key, weights, state.count + 1), {"loss": loss, "count": state.count}
+
+    return Method(init, step)
+
+
+def distance(state, key):
+    """The evaluation: how far the weights are from a fixed point, with noise from the key."""
+    return {"score": -jnp.sum(state.weights**2) + 0.01 * jax.random.normal(key)}
+
+
+def stages(first: int = 23, second: int = 17, method: Method | None = None) -> list[Stage]:
+    """The second stage starts from what the first one found."""
+    method = method or noisy_descent()
+    return [
+        Stage("first", method, first, lambda finished: jnp.arange(3.0), distance, "score"),
+        Stage("second", method, second, lambda finished: finished[0].weights.mean(0), distance),
+    ]
+
+
+def config(**changes) -> RunConfig:
+    training = LoopConfig(log_every=4, evaluate_every=8, checkpoint_every=8)
+    return RunConfig(method="toy", training=training, **changes)
+
+
+class SlowProgress(Progress):
+    """Gives a killer time to strike between chunks, and a stage time to be seen."""
+
+    def __init__(self):
+        super().__init__(quiet=True)
+
+    def row(self, row):
+        print(row["stage"], row["step"], flush=True)
+        time.sleep(0.15)
+
+
+def main() -> int:
+    folder, resume = RunFolder(Path(sys.argv[1])), "--resume" in sys.argv
+    try:
+        loop.train(stages(60, 30), config(seeds=2), folder, resume, SlowProgress())
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return error.code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
