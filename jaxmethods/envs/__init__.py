@@ -1,0 +1,70 @@
+"""Multi-agent environments in pure JAX, as `jumanji.Environment` classes, and roll-outs."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from jaxmethods.config import nearest
+from jaxmethods.envs.predator_capture_prey import PredatorCapturePrey
+from jaxmethods.envs.predator_prey import PredatorPrey
+from jaxmethods.envs.rollout import (
+    EpisodeResults,
+    Policy,
+    Recording,
+    Trajectory,
+    play_episodes,
+    record_episode,
+    rollout,
+    vectorise,
+)
+from jaxmethods.envs.team import TeamEnvironment
+from jaxmethods.envs.traffic_junction import TrafficJunction
+from jaxmethods.envs.types import Observation
+
+ENVIRONMENTS: dict[str, type[TeamEnvironment]] = {
+    "predator_prey": PredatorPrey,
+    "predator_capture_prey": PredatorCapturePrey,
+    "traffic_junction": TrafficJunction,
+}
+"""Name in a config to class."""
+
+__all__ = [
+    "ENVIRONMENTS",
+    "EpisodeResults",
+    "Observation",
+    "Policy",
+    "PredatorCapturePrey",
+    "PredatorPrey",
+    "Recording",
+    "TeamEnvironment",
+    "TrafficJunction",
+    "Trajectory",
+    "make",
+    "play_episodes",
+    "record_episode",
+    "rollout",
+    "vectorise",
+]
+
+
+def make(name: str, *, preset: str | None = None, **arguments: Any) -> TeamEnvironment:
+    """Builds the environment `name` of `ENVIRONMENTS`.
+
+    Args:
+        name: for instance "predator_prey".
+        preset: one of the class's presets; `arguments` then override it.
+        arguments: of the class's constructor.
+
+    Raises:
+        ValueError: one line: an unknown name or argument with the nearest right one, or the
+            class's own refusal of a value.
+    """
+    if name not in ENVIRONMENTS:
+        raise ValueError(f"unknown environment {name!r}{nearest(name, ENVIRONMENTS)}")
+    environment = ENVIRONMENTS[name]
+    known = list(inspect.signature(environment).parameters)
+    for argument in arguments:
+        if argument not in known:
+            raise ValueError(f"{name}: unknown argument {argument!r}{nearest(argument, known)}")
+    return environment(**arguments) if preset is None else environment.preset(preset, **arguments)
