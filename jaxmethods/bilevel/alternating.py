@@ -4,8 +4,11 @@ r"""First-order alternation: the cheap way to solve a bi-level problem.
 
 Exact methods differentiate through the inner argmin. First-order alternation takes
 gradient steps on w with u held still and, every so often, on u with w held still, as in
-first-order DARTS (Liu et al. 2019, section 2.3, xi = 0). Each step computes the gradient
-of the variable it moves and of no other.
+first-order DARTS (Liu et al. 2019, section 2.3, xi = 0).
+
+Every step computes both gradients in one backward pass and applies one of them. A branch for
+each level would save little (backpropagation reaches through w to u in any case), would compile
+the loss twice, and would become a computation of both levels when `move_upper` is mapped.
 
     problem = alternating(loss, optax.adam(1e-3), optax.adam(1e-2))
     state = problem.init(w, u)
@@ -19,6 +22,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -68,8 +72,7 @@ def alternating(
         upper_optimizer: any optax transformation, for the upper variable.
 
     Returns:
-        `init` and `step`; `step` is jittable, and under `jax.vmap` it stays a branch (not a
-        computation of both levels) as long as `move_upper` itself is not mapped.
+        `init` and `step`, pure and jittable; `move_upper` may be traced and mapped.
     """
 
     def init(lower: optax.Params, upper: optax.Params) -> AlternatingState:
@@ -77,28 +80,37 @@ def alternating(
             lower, upper, lower_optimizer.init(lower), upper_optimizer.init(upper)
         )
 
-    def move_lower(state: AlternatingState, args: tuple) -> tuple[AlternatingState, Step]:
-        (value, aux), gradient = jax.value_and_grad(loss, has_aux=True)(
-            state.lower, state.upper, *args
-        )
-        updates, optimizer = lower_optimizer.update(gradient, state.lower_optimizer, state.lower)
-        lower = optax.apply_updates(state.lower, updates)
-        report = Step(value, optax.tree.norm(gradient), aux)
-        return state._replace(lower=lower, lower_optimizer=optimizer), report
-
-    def move_upper(state: AlternatingState, args: tuple) -> tuple[AlternatingState, Step]:
-        def upper_loss(upper: optax.Params) -> tuple[jax.Array, Any]:
-            return loss(state.lower, upper, *args)
-
-        (value, aux), gradient = jax.value_and_grad(upper_loss, has_aux=True)(state.upper)
-        updates, optimizer = upper_optimizer.update(gradient, state.upper_optimizer, state.upper)
-        upper = optax.apply_updates(state.upper, updates)
-        report = Step(value, optax.tree.norm(gradient), aux)
-        return state._replace(upper=upper, upper_optimizer=optimizer), report
-
     def step(
-        state: AlternatingState, upper: jax.Array | bool, *args: Any
+        state: AlternatingState, move_upper: jax.Array | bool, *args: Any
     ) -> tuple[AlternatingState, Step]:
-        return jax.lax.cond(upper, move_upper, move_lower, state, args)
+        (value, aux), (lower_gradient, upper_gradient) = jax.value_and_grad(
+            loss, argnums=(0, 1), has_aux=True
+        )(state.lower, state.upper, *args)
+        lower, lower_state = _move(
+            lower_optimizer, state.lower, lower_gradient, state.lower_optimizer
+        )
+        upper, upper_state = _move(
+            upper_optimizer, state.upper, upper_gradient, state.upper_optimizer
+        )
+        moved_lower = state._replace(lower=lower, lower_optimizer=lower_state)
+        moved_upper = state._replace(upper=upper, upper_optimizer=upper_state)
+        norm = jnp.where(
+            move_upper, optax.tree.norm(upper_gradient), optax.tree.norm(lower_gradient)
+        )
+        return _where(move_upper, moved_upper, moved_lower), Step(value, norm, aux)
 
     return Alternating(init, step)
+
+
+def _move(
+    optimizer: optax.GradientTransformation,
+    variable: optax.Params,
+    gradient: optax.Params,
+    state: optax.OptState,
+) -> tuple[optax.Params, optax.OptState]:
+    updates, state = optimizer.update(gradient, state, variable)
+    return optax.apply_updates(variable, updates), state
+
+
+def _where(condition: jax.Array | bool, yes: Any, no: Any) -> Any:
+    return jax.tree.map(lambda y, n: jnp.where(condition, y, n), yes, no)

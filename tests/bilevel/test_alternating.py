@@ -63,9 +63,16 @@ def test_alternation_reaches_the_joint_minimum(problem, start):
     assert losses[-1] < 1e-5
 
 
-def test_it_stays_a_branch_under_vmap(problem, start):
-    """A mapped branch would become a select that computes both levels."""
+def test_each_mapped_problem_moves_its_own_level(problem, start):
     many = jax.tree.map(lambda x: jnp.stack([x, x]), start)
-    step = jax.vmap(problem.step, (0, None, None))
-    jaxpr = jax.make_jaxpr(step)(many, jnp.bool_(True), TARGET)
-    assert "cond" in str(jaxpr)
+    step = jax.vmap(problem.step, (0, 0, None))
+    after, _ = step(many, jnp.array([True, False]), TARGET)
+    assert jnp.all(after.upper[0] != start.upper)
+    chex.assert_trees_all_equal(after.upper[1], start.upper)
+    chex.assert_trees_all_equal(after.lower["w"][0], start.lower["w"])
+
+
+def test_the_loss_is_traced_once(start):
+    traced = chex.assert_max_traces(saddle_free_loss, n=1)
+    once = alternating(traced, optax.adam(0.05), optax.sgd(0.05))
+    jax.jit(once.step)(start, jnp.bool_(True), TARGET)
