@@ -6,9 +6,9 @@ The defaults are the `clean` preset. `reference()` reproduces the published code
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from jaxmethods.config import Config
 
@@ -42,6 +42,12 @@ class NetworkConfig(Config):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type; parameters, softmax and losses stay float32."""
 
+    @model_validator(mode="after")
+    def _heads_divide_embed(self) -> NetworkConfig:
+        if self.embed % self.heads:
+            raise ValueError(f"heads: expected a divisor of embed = {self.embed}, got {self.heads}")
+        return self
+
 
 class GraphConfig(Config):
     """Who listens to whom: a k-hot directed graph with learnable edge logits alpha."""
@@ -73,8 +79,8 @@ class PPOConfig(Config):
     """R: environments simulated in parallel."""
     rollout: PositiveInt = 32
     """T: steps taken in each environment before an update."""
-    epochs: PositiveInt = 10
-    minibatches: PositiveInt = 1
+    epochs: PositiveInt = 5
+    minibatches: PositiveInt = 2
     clip: Positive = 0.2
     """epsilon of the policy ratio and of the value clipping."""
     discount: Fraction = 0.99
@@ -88,3 +94,40 @@ class PPOConfig(Config):
     """Global-norm clip of the network's gradient; alpha's is never clipped."""
     anneal: bool = False
     """Decay the network's learning rate linearly to 0 over the run."""
+
+
+class Preset(NamedTuple):
+    """The three configs of one way to run CommFormer; unpacks like a tuple."""
+
+    network: NetworkConfig
+    graph: GraphConfig
+    ppo: PPOConfig
+
+
+def clean() -> Preset:
+    """The defaults: the published method without the habits of its code listed in `reference`."""
+    return Preset(NetworkConfig(), GraphConfig(), PPOConfig())
+
+
+def reference() -> Preset:
+    """The published code's settings for Predator-Prey, numerical habits included.
+
+    Edge types are read transposed, scores with the relation term are scaled twice by
+    1/sqrt(d), a selected self edge counts twice, and graphs are sampled anew at every
+    training forward while acting uses the exact one.
+    """
+    return Preset(
+        NetworkConfig(
+            relation_transpose=True, attention_scale="double", self_loop="add", dropout=0.1
+        ),
+        GraphConfig(learning_rate=1e-4, init_noise=0.0, training_graph="resample"),
+        PPOConfig(
+            environments=20,
+            rollout=200,
+            epochs=10,
+            minibatches=1,
+            clip=0.05,
+            learning_rate=5e-4,
+            max_grad_norm=10.0,
+        ),
+    )

@@ -1,4 +1,4 @@
-"""Pictures of a learned team for the report: its graph and one episode."""
+"""A picture of a learned communication graph; agents are numbered from 1, as viewers do."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def draw_graph(graph: np.ndarray, preference: np.ndarray | None, path: Path) -> 
         path: PNG file to write.
     """
     panels = 1 if preference is None else 2
-    figure = Figure(figsize=(4.6 * panels, 4.4), layout="constrained")
+    figure = Figure(figsize=(4.9 * panels, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, panels, squeeze=False)[0]
     _draw_nodes(axes[0], graph)
     if preference is not None:
         _draw_preference(axes[1], graph, preference)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=110, bbox_inches="tight", pad_inches=0.15)
 
 
 def _draw_nodes(panel: Axes, graph: np.ndarray) -> None:
@@ -56,7 +56,7 @@ def _draw_nodes(panel: Axes, graph: np.ndarray) -> None:
         panel.add_patch(arrow)
     panel.scatter(*places.T, s=800, color=INK, zorder=3)
     for agent, place in enumerate(places):
-        panel.text(*place, str(agent), color="white", ha="center", va="center", zorder=4)
+        panel.text(*place, str(agent + 1), color="white", ha="center", va="center", zorder=4)
     panel.set_title("who listens to whom (arrow: sender to receiver)", fontsize=10)
     panel.set(xlim=(-1.35, 1.35), ylim=(-1.35, 1.35), aspect="equal")
     panel.set_axis_off()
@@ -66,8 +66,10 @@ def _draw_preference(panel: Axes, graph: np.ndarray, preference: np.ndarray) -> 
     image = panel.imshow(preference, cmap="Blues", vmin=0.0)
     for receiver, sender in np.argwhere(graph > 0):
         panel.scatter(sender, receiver, s=60, facecolors="none", edgecolors=ACCENT, lw=2)
-    ticks = range(len(graph))
-    panel.set(xlabel="sender", ylabel="receiver", xticks=ticks, yticks=ticks)
+    ticks, names = range(len(graph)), [str(agent + 1) for agent in range(len(graph))]
+    panel.set(xlabel="sender", ylabel="receiver")
+    panel.set_xticks(ticks, names)
+    panel.set_yticks(ticks, names)
     panel.set_title("edge preference, softmax of the logits", fontsize=10)
     panel.figure.colorbar(image, ax=panel, shrink=0.8)
 

@@ -43,7 +43,7 @@ class State(NamedTuple):
 
     key: jax.Array
     levels: AlternatingState
-    """lower: network parameters; upper: [N, N] edge logits, or the graph itself when it is fixed."""
+    """lower: network parameters; upper: [N, N] edge logits, or the graph itself if it is fixed."""
     value_norm: objectives.ValueNormState
     environment: Any
     """State of R environments."""
@@ -82,7 +82,7 @@ class CommFormerTraining(NamedTuple):
         return graphs.edges_per_agent(self.network.n_agents, self.graph.sparsity)
 
 
-def method(
+def trainer(
     env: Environment,
     network: NetworkConfig,
     graph: GraphConfig,
@@ -131,7 +131,7 @@ def init_state(training: CommFormerTraining, levels: Alternating, key: jax.Array
         edges = graphs.fixed_graph(
             training.graph.kind, graph_key, n_agents, training.edges_per_agent
         )
-    parameters = policy.init(training.network, network_key, timestep.observation)
+    parameters = policy.init(training.network, network_key, timestep.observation.agents_view)
     zeros = jnp.zeros(ppo.environments)
     return State(
         key=key,
@@ -213,7 +213,7 @@ def collect(
     experience = Experience(
         observation.agents_view, observation.action_mask, trajectory.action, targets
     )
-    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), experience)  # [T, R] -> [M]
+    flat = jax.tree.map(_flatten, experience)
     return state._replace(environment=environment, timestep=timestep), trajectory, flat
 
 
@@ -358,6 +358,11 @@ def lower_steps(training: CommFormerTraining) -> int:
         updates = moving if graph.post_stable else training.updates
         upper = updates * (ppo.epochs // graph.upper_every)
     return (every_update - upper) * ppo.minibatches
+
+
+def _flatten(x: jax.Array) -> jax.Array:
+    """[T, R, ...] to [R T, ...]; environments first, so that sharding over them survives."""
+    return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
 
 
 def follow_episodes(episodes: EpisodeStatistics, trajectory: Trajectory) -> EpisodeStatistics:

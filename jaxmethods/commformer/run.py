@@ -17,7 +17,14 @@ from jaxmethods.commformer.evaluate import evaluate, greedy_policy
 from jaxmethods.commformer.network import CommFormer
 from jaxmethods.config import Config, RunConfig
 from jaxmethods.envs.rollout import record_episode
-from jaxmethods.method import Metrics, Stage
+from jaxmethods.method import Metrics, Rule, Stage
+
+RULES = (
+    Rule(r"^(environment|timestep|episodes)/", ("data",)),
+    Rule(r"(blocks|head)/.*kernel$", (None, "fsdp", "tensor")),  # stacked over layers or agents
+    Rule(r"kernel$", ("fsdp", "tensor")),
+)
+"""Environments are split over `data`, kernels and their moments over `fsdp` and `tensor`."""
 
 
 class EnvironmentConfig(Config):
@@ -83,9 +90,17 @@ def stages(run: Run) -> list[Stage]:
     def draw(state: method.State, folder: Path) -> None:
         draw_team(training, state, run.evaluation.max_steps, folder)
 
-    trained = method.method(env, run.network, run.graph, run.ppo, run.updates)
+    trained = method.trainer(env, run.network, run.graph, run.ppo, run.updates)
     return [
-        Stage("train", trained, run.updates, evaluate=judge, score="success_rate", draw=draw)
+        Stage(
+            name="train",
+            method=trained,
+            steps=run.updates,
+            evaluate=judge,
+            score="success_rate",
+            rules=RULES,
+            draw=draw,
+        )
     ]
 
 
@@ -100,9 +115,6 @@ def draw_team(
     env: Any = training.env
     play = greedy_policy(training.network, state.levels.lower, graph)
     recorded = jax.jit(lambda key: record_episode(env, play, key, max_steps))
-    states, length = recorded(jax.random.key(0))
-    states = jax.tree.map(lambda leaf: leaf[: int(length) + 1], states)
-    env.viewer.filmstrip(states, folder / "episode_frames.png")
-    env.viewer.animate(states, interval=500, save_path=folder / "episode_animation.gif")
-
-
+    states = jax.device_get(recorded(jax.random.key(0)).states)
+    env.filmstrip(states, str(folder / "episode_frames.png"))
+    env.animate(states, interval=500, save_path=str(folder / "episode_animation.gif"))

@@ -1,0 +1,163 @@
+r"""The communication graph: a k-hot matrix of who listens to whom, differentiable in its logits.
+
+Row i of a graph G [N, N] is the receiver i, column j the sender j: G_ij = 1 lets i hear j. With
+edge logits alpha, the exact graph selects the k largest entries of every row and the sampled
+graph the k largest of alpha + g, g ~ Gumbel(0, 1), which draws k senders without replacement
+with weights softmax(alpha). Both carry the straight-through gradient of a row softmax p:
+
+    G = h + (p - stop_gradient(p)),    h = k-hot(alpha),      p = softmax(alpha)           exact
+                                       h = k-hot(alpha + g),  p = softmax((alpha + g)/tau) sampled
+
+Hu et al., Learning Multi-Agent Communication from Graph Modeling Perspective, ICLR 2024
+(arXiv 2405.08550), section 3.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxmethods.commformer.config import GraphConfig
+
+
+def edges_per_agent(n_agents: int, sparsity: float) -> int:
+    """Number of senders of each receiver, k = max(floor(N S), 1).
+
+    Raises:
+        ValueError: `n_agents` below 1, or `sparsity` outside (0, 1].
+    """
+    if n_agents < 1:
+        raise ValueError(f"n_agents must be at least 1, got {n_agents}")
+    if not 0.0 < sparsity <= 1.0:
+        raise ValueError(f"sparsity must lie in (0, 1], got {sparsity}")
+    # 100 * 0.29 is 28.999... in binary floating point: the slack keeps it at 29.
+    return max(math.floor(n_agents * sparsity + 1e-9), 1)
+
+
+def initial_logits(key: jax.Array, n_agents: int, noise: float) -> jax.Array:
+    """Edge logits alpha [N, N] float32: 1 plus `noise` times a standard normal.
+
+    Without noise all entries tie, and every receiver selects the senders of lowest index.
+    """
+    return 1.0 + noise * jax.random.normal(key, (n_agents, n_agents), jnp.float32)
+
+
+def exact_graph(logits: jax.Array, k: int) -> jax.Array:
+    """The k largest logits of every row, with the straight-through gradient of softmax(logits).
+
+    Args:
+        logits: alpha [..., N, N] float32.
+        k: senders per receiver; ties go to the lowest index.
+
+    Returns:
+        G [..., N, N], exactly 0 or 1, rows summing to k.
+
+    Raises:
+        ValueError: `k` outside [1, N].
+    """
+    return _straight_through(logits, k)
+
+
+def sample_graph(
+    logits: jax.Array, gumbel: jax.Array, k: int, temperature: float = 1.0
+) -> jax.Array:
+    """k senders per row drawn without replacement, with the gradient of the relaxed sample.
+
+    Args:
+        logits: alpha [..., N, N] float32.
+        gumbel: standard Gumbel noise of the same shape; an argument, so that a sample can be
+            replayed.
+        k: senders per receiver.
+        temperature: tau of the relaxed sample; it shapes the gradient, not the selection.
+
+    Returns:
+        G [..., N, N], exactly 0 or 1, rows summing to k.
+
+    Raises:
+        ValueError: `k` outside [1, N].
+    """
+    return _straight_through((logits + gumbel) / temperature, k)
+
+
+def training_graph(
+    logits: jax.Array,
+    gumbel: jax.Array,
+    update: jax.Array | int,
+    total_updates: int,
+    k: int,
+    config: GraphConfig,
+) -> jax.Array:
+    """The graph of a training forward in update `update`.
+
+    It is alpha itself while `update <= warmup_updates`, then a sampled graph; with `post_stable`
+    the exact graph as soon as `update > floor(post_ratio * total_updates)`.
+
+    Args:
+        logits: alpha [..., N, N] float32.
+        gumbel: standard Gumbel noise of the same shape.
+        update: counter of rollout-and-training phases; may be traced.
+        total_updates: planned number of updates.
+        k: senders per receiver.
+        config: `warmup_updates`, `post_stable` and `post_ratio` are read.
+
+    Returns:
+        G [..., N, N]: real-valued during the warm-up, exactly 0 or 1 afterwards.
+    """
+    update = jnp.asarray(update)
+    graph = jnp.where(update <= config.warmup_updates, logits, sample_graph(logits, gumbel, k))
+    if not config.post_stable:
+        return graph
+    stable = update > math.floor(config.post_ratio * total_updates)
+    return jnp.where(stable, exact_graph(logits, k), graph)
+
+
+def fixed_graph(
+    kind: Literal["full", "none", "random"], key: jax.Array, n_agents: int, k: int
+) -> jax.Array:
+    """A graph that does not learn: every edge, none, or k random senders per receiver.
+
+    Returns:
+        G [N, N] float32 of 0 and 1. An agent hears itself whatever the graph says.
+
+    Raises:
+        ValueError: unknown `kind`, or `k` outside [1, N] for a random graph.
+    """
+    shape = (n_agents, n_agents)
+    if kind == "full":
+        return jnp.ones(shape, jnp.float32)
+    if kind == "none":
+        return jnp.zeros(shape, jnp.float32)
+    if kind == "random":
+        return _k_hot(jax.random.uniform(key, shape, jnp.float32), k)
+    raise ValueError(f"kind must be 'full', 'none' or 'random', got {kind!r}")
+
+
+def edge_types(graph: jax.Array, transpose: bool) -> jax.Array:
+    """Type of the edge i <- j, which is its row in the edge embedding: 1 where G_ij >= 1, else 0.
+
+    Args:
+        graph: G [..., N, N], 0/1 or real-valued (warm-up).
+        transpose: read G_ji in place of G_ij, as the published code does.
+
+    Returns:
+        [..., N, N] int32 of 0 and 1; no gradient passes.
+    """
+    types = (graph >= 1).astype(jnp.int32)
+    return jnp.swapaxes(types, -1, -2) if transpose else types
+
+
+def _straight_through(scores: jax.Array, k: int) -> jax.Array:
+    probabilities = jax.nn.softmax(scores, axis=-1)
+    # The bracket is exactly 0, so G stays exactly 0 or 1; (h - p) + p can miss 1 by an ulp.
+    return _k_hot(scores, k) + (probabilities - jax.lax.stop_gradient(probabilities))
+
+
+def _k_hot(scores: jax.Array, k: int) -> jax.Array:
+    n_senders = scores.shape[-1]
+    if not 1 <= k <= n_senders:
+        raise ValueError(f"k must lie in [1, {n_senders}], the number of senders, got {k}")
+    _, selected = jax.lax.top_k(jax.lax.stop_gradient(scores), k)
+    return jax.nn.one_hot(selected, n_senders, dtype=scores.dtype).sum(-2)

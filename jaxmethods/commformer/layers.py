@@ -1,0 +1,112 @@
+"""Dense layers, normalisation and activation, in forms that compile to lean code.
+
+They compute what their namesakes in Flax compute and hold the same parameters. Training at the
+usual sizes (thousands of samples of a few agents, width 64) is bound by memory traffic, and these
+forms save a third of it on CPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+EPSILON = 1e-5
+"""Added to the variance in every normalisation."""
+
+
+class Dense(nn.Dense):
+    """`nn.Dense` on tokens flattened to one axis, [..., D] -> [..., E].
+
+    With one leading axis the weight gradient is a plain matrix product; with several, XLA on CPU
+    transposes the cotangent in memory first.
+    """
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        tokens = inputs.reshape(-1, inputs.shape[-1])
+        return super().__call__(tokens).reshape(*inputs.shape[:-1], self.features)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / sqrt(variance + 1e-5) * scale + bias over the last axis, in float32."""
+
+    dtype: str = "float32"
+    """Of the output."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        tokens = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+        return layer_norm(tokens, scale, bias).astype(self.dtype).reshape(x.shape)
+
+
+class NormalizedDense(nn.Module):
+    """A dense layer of the normalised input, in one matrix product.
+
+    Subtracting the mean commutes with the product, (x - mean) W = x (W - mean of W's rows), so the
+    normalised observations, by far the largest array of the network, are never made.
+    """
+
+    features: int
+    gain: float
+    """Of the kernel's orthogonal initialisation."""
+    dtype: str = "float32"
+    """Of the output."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (width,))
+        shift = self.param("shift", nn.initializers.zeros, (width,))
+        orthogonal = nn.initializers.orthogonal(self.gain)
+        kernel = self.param("kernel", orthogonal, (width, self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        # One-byte types are exact in reduced precision; anything else may lose its variation
+        # when it is rounded before the mean is gone.
+        exact = x.dtype.itemsize == 1
+        tokens = x.reshape(-1, width).astype(jnp.float32)
+        inverse_std = jax.lax.rsqrt(jnp.var(tokens, axis=-1, keepdims=True) + EPSILON)
+        scaled = scale[:, None] * kernel
+        product = jnp.matmul(
+            tokens.astype(self.dtype if exact else jnp.float32),
+            (scaled - jnp.mean(scaled, axis=0)).astype(self.dtype if exact else jnp.float32),
+            precision="default" if exact else "highest",
+            preferred_element_type=jnp.float32,
+        )
+        out = product * inverse_std + (shift @ kernel + bias)
+        return out.astype(self.dtype).reshape(*x.shape[:-1], self.features)
+
+
+@jax.custom_vjp
+def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    """Layer normalisation of tokens [M, E]; the reverse rule keeps the normalised tokens."""
+    return _layer_norm_forward(x, scale, bias)[0]
+
+
+def _layer_norm_forward(x, scale, bias):
+    mean = jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(x), axis=-1, keepdims=True) - jnp.square(mean)
+    inverse_std = jax.lax.rsqrt(jnp.maximum(variance, 0.0) + EPSILON)
+    normalized = (x - mean) * inverse_std
+    return normalized * scale + bias, (normalized, inverse_std, scale)
+
+
+def _layer_norm_backward(residuals, cotangent):
+    normalized, inverse_std, scale = residuals
+    product = cotangent * normalized
+    averaging = functools.partial(jnp.matmul, b=scale / scale.shape[-1], precision="highest")
+    mean, projection = averaging(cotangent)[:, None], averaging(product)[:, None]
+    x = inverse_std * (cotangent * scale - mean - normalized * projection)
+    return x, jnp.sum(product, axis=0), jnp.sum(cotangent, axis=0)
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """x Phi(x). By erf: the erfc form of `jax.nn.gelu` takes twice as long on CPU."""
+    return 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5)))

@@ -1,0 +1,221 @@
+r"""What PPO minimises, with a value head that predicts normalised returns.
+
+    L = L_policy - c_H H + c_V L_value
+    L_policy = -mean min(rho A, clip(rho, 1 +- eps) A),       rho = pi(a|o) / pi_old(a|o)
+    L_value  =  mean max(huber(z - v), huber(z - v_old - clip(v - v_old, +- eps)))
+
+where z is the return normalised by running statistics (value normalisation of MAPPO, Yu et al.,
+NeurIPS 2022) and A the generalised advantage estimate (Schulman et al., ICLR 2016) computed on
+denormalised values.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmethods.commformer.config import PPOConfig
+
+VALUE_NORM_DECAY = 0.99999
+VALUE_NORM_EPSILON = 1e-5
+"""Floor of the debiasing term."""
+VARIANCE_FLOOR = 1e-2
+
+
+class ValueNormState(NamedTuple):
+    """Exponential moving moments of the returns, all zero at the start."""
+
+    mean: jax.Array
+    """[] float32: biased moving mean."""
+    mean_square: jax.Array
+    """[] float32: biased moving mean of squares."""
+    debias: jax.Array
+    """[] float32: 1 - decay^(number of updates), what the moments are divided by."""
+
+
+class Minibatch(NamedTuple):
+    """What the loss compares the new policy and value with; all of one shape, e.g. [B, N]."""
+
+    old_log_prob: jax.Array
+    """Log-probabilities of the actions when they were taken."""
+    old_value: jax.Array
+    """Values when the actions were taken, in normalised units."""
+    advantage: jax.Array
+    returns: jax.Array
+    """In the units of the reward."""
+    active: jax.Array | None = None
+    """1 where an agent took part, 0 where it is left out of the means; None: all took part."""
+
+
+def value_norm_init() -> ValueNormState:
+    """Statistics of no returns at all: mean 0, variance at its floor."""
+    return ValueNormState(jnp.float32(0), jnp.float32(0), jnp.float32(0))
+
+
+def value_norm_update(state: ValueNormState, returns: jax.Array) -> ValueNormState:
+    """Moves the statistics towards the mean and mean square of `returns` (any shape)."""
+
+    def moved(old: jax.Array, new: jax.Array | float) -> jax.Array:
+        return VALUE_NORM_DECAY * old + (1.0 - VALUE_NORM_DECAY) * new
+
+    return ValueNormState(
+        moved(state.mean, jnp.mean(returns)),
+        moved(state.mean_square, jnp.mean(jnp.square(returns))),
+        moved(state.debias, 1.0),
+    )
+
+
+def value_norm_moments(state: ValueNormState) -> tuple[jax.Array, jax.Array]:
+    """Debiased mean and variance, both [] float32; the variance is at least `VARIANCE_FLOOR`."""
+    debias = jnp.maximum(state.debias, VALUE_NORM_EPSILON)
+    mean = state.mean / debias
+    variance = state.mean_square / debias - jnp.square(mean)
+    return mean, jnp.maximum(variance, VARIANCE_FLOOR)
+
+
+def value_norm_normalize(state: ValueNormState, returns: jax.Array) -> jax.Array:
+    """(returns - mean) / standard deviation, in the shape of `returns`."""
+    mean, variance = value_norm_moments(state)
+    return (returns - mean) / jnp.sqrt(variance)
+
+
+def value_norm_denormalize(state: ValueNormState, value: jax.Array) -> jax.Array:
+    """Back to the units of the reward, in the shape of `value`."""
+    mean, variance = value_norm_moments(state)
+    return value * jnp.sqrt(variance) + mean
+
+
+def gae(
+    reward: jax.Array,
+    value: jax.Array,
+    bootstrap_value: jax.Array,
+    discount_mask: jax.Array,
+    discount: float,
+    gae_lambda: float,
+) -> tuple[jax.Array, jax.Array]:
+    """Generalised advantage estimates and the returns they imply.
+
+    delta_t = r_t + gamma m_t V_{t+1} - V_t,   A_t = delta_t + gamma lambda m_t A_{t+1},
+    R_t = A_t + V_t.
+
+    Args:
+        reward: r [T, ...] float32.
+        value: V [T, ...] float32 of the state before each step, in the units of the reward.
+        bootstrap_value: V_T [...], of the state after the last step.
+        discount_mask: m [T, ...] (or broadcastable to it), 0 where step t ended the episode.
+        discount: gamma.
+        gae_lambda: lambda.
+
+    Returns:
+        Advantages and returns, both [T, ...].
+    """
+    discounts = jnp.broadcast_to(discount * discount_mask, reward.shape)
+    next_value = jnp.concatenate([value[1:], bootstrap_value[None]])
+    deltas = reward + discounts * next_value - value
+
+    def one_step(
+        advantage: jax.Array, step: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        delta, discount = step
+        advantage = delta + gae_lambda * discount * advantage
+        return advantage, advantage
+
+    start = jnp.zeros_like(deltas[0])
+    _, advantages = jax.lax.scan(one_step, start, (deltas, discounts), reverse=True)
+    return advantages, advantages + value
+
+
+def normalize_advantages(advantages: jax.Array, active: jax.Array | None = None) -> jax.Array:
+    """(A - mean) / (std + 1e-5), with mean and population std over the active entries.
+
+    Args:
+        advantages: any shape.
+        active: same shape, 1 for entries that count, or None for all.
+    """
+    mean = _mean(advantages, active)
+    std = jnp.sqrt(_mean(jnp.square(advantages - mean), active))
+    return (advantages - mean) / (std + 1e-5)
+
+
+def huber(error: jax.Array, delta: float) -> jax.Array:
+    """error²/2 up to |error| = delta, delta (|error| - delta/2) beyond, elementwise."""
+    magnitude = jnp.abs(error)
+    quadratic = jnp.minimum(magnitude, delta)
+    return quadratic * (magnitude - 0.5 * quadratic)
+
+
+def value_loss(
+    value: jax.Array,
+    old_value: jax.Array,
+    target: jax.Array,
+    clip: float,
+    delta: float,
+    active: jax.Array | None = None,
+) -> jax.Array:
+    """Mean of the worse of two Huber losses: of the value, and of its clipped change.
+
+    Args:
+        value: v, any shape.
+        old_value: v_old when the action was taken, same shape and units.
+        target: z, same shape and units.
+        clip: eps, how far v may move from v_old in the clipped loss.
+        delta: where the Huber loss turns linear.
+        active: same shape, 1 for entries that count, or None for all.
+
+    Returns:
+        [] float32.
+    """
+    clipped = old_value + jnp.clip(value - old_value, -clip, clip)
+    worse = jnp.maximum(huber(target - value, delta), huber(target - clipped, delta))
+    return _mean(worse, active)
+
+
+def ppo_loss(
+    log_prob: jax.Array,
+    entropy: jax.Array,
+    value: jax.Array,
+    minibatch: Minibatch,
+    value_norm: ValueNormState,
+    config: PPOConfig,
+) -> tuple[jax.Array, tuple[ValueNormState, dict[str, jax.Array]]]:
+    """The PPO loss; the returns update the value statistics before these normalise them.
+
+    Args:
+        log_prob: log pi(a|o) of the stored actions, any shape; differentiable, like the next two.
+        entropy: of the policy, same shape.
+        value: in normalised units, same shape.
+        minibatch: what to compare with, same shape.
+        value_norm: statistics of the returns so far.
+        config: coefficients, `clip` and `huber_delta`.
+
+    Returns:
+        The loss [] and (the updated statistics, metrics): policy_loss, value_loss, entropy and
+        ratio, the mean probability ratio over all entries, active or not; all [] float32.
+    """
+    value_norm = value_norm_update(value_norm, minibatch.returns)
+    target = value_norm_normalize(value_norm, minibatch.returns)
+    active, eps = minibatch.active, config.clip
+    ratio = jnp.exp(log_prob - minibatch.old_log_prob)
+    surrogate = jnp.minimum(
+        ratio * minibatch.advantage, jnp.clip(ratio, 1 - eps, 1 + eps) * minibatch.advantage
+    )
+    policy = -_mean(surrogate, active)
+    error = value_loss(value, minibatch.old_value, target, eps, config.huber_delta, active)
+    mean_entropy = _mean(entropy, active)
+    loss = policy - config.entropy_coefficient * mean_entropy + config.value_coefficient * error
+    metrics = {
+        "policy_loss": policy,
+        "value_loss": error,
+        "entropy": mean_entropy,
+        "ratio": jnp.mean(ratio),
+    }
+    return loss, (value_norm, metrics)
+
+
+def _mean(values: jax.Array, active: jax.Array | None) -> jax.Array:
+    if active is None:
+        return jnp.mean(values)
+    # A minibatch without any active entry has a zero loss, not a NaN.
+    return jnp.sum(values * active) / jnp.maximum(jnp.sum(active), 1.0)

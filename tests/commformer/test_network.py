@@ -1,0 +1,324 @@
+"""The encoder-decoder and its policy: who depends on whom, caching, initialisation, types."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxmethods.commformer import policy
+from jaxmethods.commformer.config import NetworkConfig, clean, reference
+from jaxmethods.commformer.network import CommFormer
+
+B, N, D, A, E = 6, 4, 7, 3, 8
+GRAPH = jnp.array(
+    [[0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 0], [1, 0, 0, 0]], jnp.float32
+)  # 0 hears 1, 1 hears 2, 2 hears itself, 3 hears 0
+seeds = st.integers(0, 2**31 - 1)
+
+
+def make(config, n_agents=N):
+    """A network with random parameters away from its start, where outputs hardly differ."""
+    network = CommFormer(config, n_agents=n_agents, n_actions=A)
+    obs = jnp.zeros((1, n_agents, D))
+    shapes = jax.eval_shape(lambda: policy.init(network, jax.random.key(0), obs))
+    random = np.random.default_rng(0)
+
+    def fill(path, leaf):
+        centre = 1.0 if path[-1].key == "scale" else 0.0
+        return jnp.asarray(centre + 0.3 * random.standard_normal(leaf.shape), leaf.dtype)
+
+    return network, jax.tree_util.tree_map_with_path(fill, shapes)
+
+
+def small(config, **changes):
+    return config.model_copy(update={"embed": E, "dropout": 0.0, **changes})
+
+
+VARIANTS = {
+    "reference": small(reference().network, heads=2, blocks=2),
+    "clean_shared": small(clean().network, action_head="shared"),
+    "dense": small(clean().network, communication="dense", heads=2),
+}
+
+
+class Played:
+    """A batch played and judged by one network on one graph per sample."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        self.network, self.params = make(config)
+
+        @jax.jit
+        def play(key):
+            keys = jax.random.split(key, 4)
+            obs = jax.random.randint(keys[0], (B, N, D), 0, 4, jnp.int8)
+            mask = jax.random.bernoulli(keys[1], 0.6, (B, N, A)).at[..., -1].set(True)
+            graph = jax.random.bernoulli(keys[2], 0.5, (B, N, N)).astype(jnp.float32)
+            network, params = self.network, self.params
+            sampled = policy.act(network, params, keys[3], obs, mask, graph)
+            greedy = policy.act(network, params, keys[3], obs, mask, graph, greedy=True)
+            judged = policy.evaluate_actions(network, params, obs, sampled.action, mask, graph)
+            _, rep = network.apply(params, obs, graph, method="encode")
+            shifted = policy.shift_actions(greedy.action, A)
+            logits = network.apply(params, shifted, rep, graph, method="decode")
+            return mask, sampled, judged, greedy, logits
+
+        self.play = play
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def played(request):
+    return Played(VARIANTS[request.param])
+
+
+@settings(max_examples=15)
+@given(seeds)
+def test_log_probabilities_of_acting_are_those_of_teacher_forcing(played, seed):
+    """Cached decoding of one agent after the other is the parallel pass over all."""
+    _, acted, judged, _, _ = played.play(jax.random.key(seed))
+    np.testing.assert_allclose(acted.log_prob, judged.log_prob, atol=1e-5)
+    np.testing.assert_allclose(acted.value, judged.value, atol=1e-6)
+
+
+@settings(max_examples=15)
+@given(seeds)
+def test_greedy_actions_are_the_best_available_logits_along_themselves(played, seed):
+    mask, _, _, acted, logits = played.play(jax.random.key(seed))
+    logits = np.where(mask, logits, -1e10)
+    np.testing.assert_array_equal(acted.action, logits.argmax(-1))
+    log_probs = np.asarray(jax.nn.log_softmax(logits))
+    np.testing.assert_allclose(acted.log_prob, log_probs.max(-1), atol=1e-5)
+
+
+@settings(max_examples=15)
+@given(seeds)
+def test_unavailable_actions_are_never_taken_and_entropy_is_finite(played, seed):
+    mask, acted, judged, _, _ = played.play(jax.random.key(seed))
+    assert np.all(np.take_along_axis(np.asarray(mask), np.asarray(acted.action)[..., None], -1))
+    assert np.all(judged.entropy >= -1e-6)
+    assert np.all(judged.entropy <= np.log(np.asarray(mask).sum(-1)) + 1e-5)
+
+
+def test_sampled_actions_follow_their_probabilities():
+    network, params = make(VARIANTS["clean_shared"])
+    draws = 20_000
+    obs = jnp.broadcast_to(jnp.arange(N * D, dtype=jnp.int8).reshape(N, D) % 5, (draws, N, D))
+    mask = jnp.ones((draws, N, A))
+    acted = jax.jit(lambda key: policy.act(network, params, key, obs, mask, GRAPH))(
+        jax.random.key(3)
+    )
+    joint, first, counts = np.unique(
+        np.asarray(acted.action), axis=0, return_index=True, return_counts=True
+    )
+    probability = np.exp(np.asarray(acted.log_prob).sum(-1))[first]
+    assert len(joint) > 10
+    error = np.sqrt(probability * (1 - probability) / draws)
+    assert np.all(np.abs(counts / draws - probability) < 4.5 * error + 1e-9)
+
+
+def hears(graph):
+    return np.asarray((graph + np.eye(len(graph))) > 0)
+
+
+class TestDependence:
+    """Jacobians of one sample; a path in the graph is the only way to be heard."""
+
+    @pytest.fixture(scope="class", params=[1, 2])
+    def jacobians(self, request):
+        blocks = request.param
+        network, params = make(small(clean().network, blocks=blocks))
+        obs = jax.random.normal(jax.random.key(1), (1, N, D))
+        shifted = policy.shift_actions(jnp.array([[2, 0, 1, 1]]), A)
+
+        def encode(obs):
+            value, rep = network.apply(params, obs, GRAPH, method="encode")
+            return jnp.concatenate([rep, value[..., None]], -1)[0]
+
+        def decode(obs, shifted):
+            _, rep = network.apply(params, obs, GRAPH, method="encode")
+            return network.apply(params, shifted, rep, GRAPH, method="decode")[0]
+
+        @jax.jit
+        def all_of_them(obs, shifted):
+            of_encoder = jax.jacrev(encode)(obs)
+            of_logits = jax.jacrev(decode, argnums=(0, 1))(obs, shifted)
+            return of_encoder, *of_logits
+
+        jacobians = all_of_them(obs, shifted)
+        dependence = [np.abs(j[:, :, 0]).max((1, 3)) > 0 for j in jacobians]
+        return blocks, *dependence
+
+    def test_representations_depend_on_the_observations_that_are_heard(self, jacobians):
+        blocks, encoder, _, _ = jacobians
+        within = np.linalg.matrix_power(hears(GRAPH).astype(int), blocks) > 0
+        np.testing.assert_array_equal(encoder, within)
+
+    def test_logits_do_not_depend_on_agents_that_cannot_be_reached(self, jacobians):
+        _, _, observations, actions = jacobians
+        reachable = np.linalg.matrix_power(hears(GRAPH).astype(int), N) > 0
+        assert not np.any(observations & ~reachable)
+        assert not np.any(actions & ~(reachable & np.tri(N, dtype=bool)))
+        assert np.all(np.diag(observations))
+        assert np.all(np.diag(actions))
+
+    def test_logits_depend_on_what_is_told_by_earlier_agents_that_are_heard(self, jacobians):
+        _, _, _, actions = jacobians
+        assert actions[3, 0]  # 3 hears 0
+        assert not actions[0, 1]  # 0 hears 1, who decides later
+        assert not actions[2, :2].any()
+
+
+def test_permuting_agents_with_their_graph_permutes_the_encoder():
+    network, params = make(VARIANTS["reference"])
+    obs = jax.random.normal(jax.random.key(1), (B, N, D))
+    order = jnp.array([2, 0, 3, 1])
+    encode = jax.jit(lambda obs, graph: network.apply(params, obs, graph, method="encode"))
+    value, rep = encode(obs, GRAPH)
+    permuted = encode(obs[:, order], GRAPH[order][:, order])
+    np.testing.assert_allclose(permuted[0], value[:, order], atol=1e-5)
+    np.testing.assert_allclose(permuted[1], rep[:, order], atol=1e-5)
+    assert not np.allclose(encode(obs[:, order], GRAPH)[1], rep[:, order], atol=1e-3)
+
+
+def test_parameter_count_at_the_predator_prey_default():
+    """128,803 with the edge logits: the published 148,599 without its 19,796 dead ones."""
+    network = CommFormer(reference().network, n_agents=3, n_actions=5)
+    shapes = jax.eval_shape(lambda: policy.init(network, jax.random.key(0), jnp.zeros((1, 3, 261))))
+    assert sum(p.size for p in jax.tree.leaves(shapes)) + 3 * 3 == 128_803
+
+
+def test_parameters_carry_a_layer_and_an_agent_axis():
+    network = CommFormer(NetworkConfig(embed=E, blocks=3), n_agents=N, n_actions=A)
+    obs = jnp.zeros((1, N, D))
+    params = jax.jit(lambda key: policy.init(network, key, obs))(jax.random.key(0))["params"]
+    for part in ("encoder", "decoder"):
+        assert all(p.shape[0] == 3 for p in jax.tree.leaves(params[part]["blocks"]))
+        kernel = params[part]["blocks"]["hidden"]["kernel"]
+        assert not np.allclose(kernel[0], kernel[1])
+    assert all(p.shape[0] == N for p in jax.tree.leaves(params["head"]))
+    assert not np.allclose(params["head"]["out"]["kernel"][0], params["head"]["out"]["kernel"][1])
+
+
+def test_initial_kernels():
+    """Orthogonal with gains sqrt 2 and 0.01, or normal with standard deviation 0.02."""
+    network = CommFormer(NetworkConfig(), n_agents=3, n_actions=5)
+    obs = jnp.zeros((1, 3, 100))
+    params = jax.jit(lambda key: policy.init(network, key, obs))(jax.random.key(0))["params"]
+    encoder, decoder = params["encoder"], params["decoder"]
+
+    def assert_orthogonal(kernel, gain):
+        columns = kernel.T if kernel.shape[0] < kernel.shape[1] else kernel
+        eye = gain**2 * np.eye(columns.shape[1])
+        np.testing.assert_allclose(columns.T @ columns, eye, atol=1e-5 * gain**2)
+
+    for kernel, gain in [
+        (encoder["obs_in"]["kernel"], 2**0.5),
+        (encoder["value_hidden"]["kernel"], 2**0.5),
+        (encoder["value_out"]["kernel"], 0.01),
+        (decoder["action_in"]["kernel"], 2**0.5),
+        (decoder["blocks"]["hidden"]["kernel"][0], 2**0.5),
+        (decoder["blocks"]["out"]["kernel"][0], 0.01),
+        (params["head"]["hidden_0"]["kernel"][1], 2**0.5),
+        (params["head"]["out"]["kernel"][2], 0.01),
+    ]:
+        assert_orthogonal(kernel, gain)
+    for kernel in [
+        encoder["blocks"]["attention"]["query"]["kernel"],
+        encoder["blocks"]["attention"]["relation"]["kernel"],
+        encoder["blocks"]["attention"]["out"]["kernel"],
+        encoder["blocks"]["hidden"]["kernel"],
+        decoder["blocks"]["cross_attention"]["value"]["kernel"],
+    ]:
+        np.testing.assert_allclose(kernel.std(), 0.02, rtol=0.1)
+    biases = [p for path, p in jax.tree.leaves_with_path(params) if path[-1].key == "bias"]
+    assert all(np.all(bias == 0) for bias in biases)
+
+
+def test_integer_observations_are_the_same_as_real_ones():
+    network, params = make(VARIANTS["clean_shared"])
+    obs = jax.random.randint(jax.random.key(1), (B, N, D), -1, 5)
+    encode = jax.jit(lambda obs: network.apply(params, obs, GRAPH, method="encode"))
+    expected = encode(obs.astype(jnp.float32))
+    for dtype in (jnp.int8, jnp.int32):
+        for actual, wanted in zip(encode(obs.astype(dtype)), expected, strict=True):
+            np.testing.assert_allclose(actual, wanted, atol=1e-5)
+
+
+class TestDropout:
+    @pytest.fixture(scope="class")
+    def judge(self):
+        network, params = make(VARIANTS["reference"].model_copy(update={"dropout": 0.3}))
+        obs = jax.random.normal(jax.random.key(1), (B, N, D))
+        action, mask = jnp.zeros((B, N), jnp.int32), jnp.ones((B, N, A))
+
+        @jax.jit
+        def judge(key):
+            return policy.evaluate_actions(network, params, obs, action, mask, GRAPH, key)
+
+        return judge
+
+    def test_without_a_key_nothing_is_dropped(self, judge):
+        np.testing.assert_array_equal(judge(None).value, judge(None).value)
+
+    def test_it_is_random_in_its_key_alone(self, judge):
+        first, second = judge(jax.random.key(0)), judge(jax.random.key(1))
+        np.testing.assert_array_equal(first.value, judge(jax.random.key(0)).value)
+        assert not np.allclose(first.value, second.value)
+        assert not np.allclose(first.log_prob, second.log_prob)
+        assert not np.allclose(first.value, judge(None).value)
+
+
+def test_at_rate_zero_a_dropout_key_changes_nothing():
+    network, params = make(VARIANTS["clean_shared"])
+    obs = jax.random.normal(jax.random.key(1), (B, N, D))
+    encode = jax.jit(
+        lambda rngs: network.apply(
+            params, obs, GRAPH, deterministic=rngs is None, method="encode", rngs=rngs
+        )
+    )
+    for dropped, kept in zip(encode({"dropout": jax.random.key(0)}), encode(None), strict=True):
+        np.testing.assert_array_equal(dropped, kept)
+
+
+def test_in_reduced_precision_parameters_values_and_log_probabilities_stay_float32():
+    config = small(clean().network, embed=32)
+    network, params = make(config)
+    half = network.clone(config=config.model_copy(update={"dtype": "bfloat16"}))
+    obs = jax.random.randint(jax.random.key(1), (B, N, D), 0, 5, jnp.int8)
+    action, mask = jnp.ones((B, N), jnp.int32), jnp.ones((B, N, A))
+    fresh = jax.eval_shape(lambda: policy.init(half, jax.random.key(0), obs))
+    assert all(p.dtype == jnp.float32 for p in jax.tree.leaves(fresh))
+    cache = jax.eval_shape(lambda: half.apply(params, B, method="init_cache"))
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(cache))
+
+    @jax.jit
+    def judge(params):
+        return [
+            policy.evaluate_actions(module, params, obs, action, mask, GRAPH)
+            for module in (half, network)
+        ]
+
+    for reduced, exact in zip(*judge(params), strict=True):
+        assert reduced.dtype == jnp.float32
+        np.testing.assert_allclose(reduced, exact, atol=0.1 * (1 + np.abs(exact).max()))
+        assert not np.array_equal(reduced, exact)
+
+
+def test_seeds_are_an_axis():
+    """Parameters, observations and graphs of several runs are mapped together."""
+    network, params = make(VARIANTS["clean_shared"])
+    stacked = jax.tree.map(lambda p: jnp.stack([p, 0.5 * p]), params)
+    obs = jax.random.normal(jax.random.key(1), (2, B, N, D))
+    mask, action = jnp.ones((B, N, A)), jnp.ones((B, N), jnp.int32)
+    graphs = jnp.stack([GRAPH, jnp.ones((N, N))])
+
+    def judge(run):
+        params, obs, graph = run
+        return policy.evaluate_actions(network, params, obs, action, mask, graph)
+
+    runs = (stacked, obs, graphs)
+    together, alone = jax.jit(lambda: (jax.vmap(judge)(runs), jax.lax.map(judge, runs)))()
+    jax.tree.map(lambda t, a: np.testing.assert_allclose(t, a, atol=1e-5), together, alone)
