@@ -179,3 +179,7 @@ def _show_fields(config_file: Path) -> int:
         return error.code
     tyro.cli(type(config), default=config, args=["--help"], prog=f"jaxmethods train {config_file}")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

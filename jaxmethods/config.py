@@ -42,6 +42,15 @@ class LoopConfig(Config):
     """Metric writers besides `metrics.jsonl`; each is an extra to install."""
 
 
+class MeshConfig(Config):
+    """How the devices are laid out; see `training.sharding`."""
+
+    data: Annotated[int, Field(ge=-1)] = -1
+    """Devices along which environments, seeds and batches are split; -1: all that are left."""
+    fsdp: Annotated[int, Field(ge=1)] = 1
+    tensor: Annotated[int, Field(ge=1)] = 1
+
+
 class RunConfig(Config):
     """What the config of every trained method holds."""
 
@@ -50,6 +59,7 @@ class RunConfig(Config):
     seeds: Annotated[int, Field(ge=1)] = 1
     """Train seeds `seed` to `seed + seeds - 1` in one vmapped program."""
     training: LoopConfig = LoopConfig()
+    mesh: MeshConfig = MeshConfig()
 
 
 class ConfigError(UserError):

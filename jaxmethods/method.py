@@ -1,8 +1,8 @@
 """The shape of every trained method: two pure functions, and stages that run them.
 
-    method = commformer.method(config, env)       # a factory, from a frozen config
+    method = commformer.trainer(env, network, graph, ppo, updates)  # from frozen configs
     state = method.init(key, batch)
-    state, metrics = method.step(state, batch)    # jit, vmap, scan, shard it: it is pure
+    state, metrics = method.step(state, batch)  # jit, vmap, scan, shard it: it is pure
 
 The random key, optimizer state and counters live in `state`; data is an argument.
 """
@@ -37,6 +37,15 @@ def no_data(finished: Sequence[State]) -> Batch:
     del finished
 
 
+class Rule(NamedTuple):
+    """How leaves of a state are split over the devices of a mesh."""
+
+    pattern: str
+    """Regular expression, searched in a leaf's path ("levels/lower/params/encoder/...")."""
+    spec: tuple[str | None, ...]
+    """Mesh axis ("data", "fsdp", "tensor") of each leading axis of the leaf, of one seed."""
+
+
 class Stage(NamedTuple):
     """One leg of a run: a method, what it is fed, how long it runs and how it is judged."""
 
@@ -51,5 +60,7 @@ class Stage(NamedTuple):
     """(state, key) -> metrics; pure, jitted and vmapped over seeds by the loop."""
     score: str | None = None
     """The evaluation metric (higher is better) that picks the best checkpoint."""
+    rules: Sequence[Rule] = ()
+    """The first that matches a leaf splits it; the others are replicated."""
     draw: Callable[[State, Path], None] | None = None
     """Writes figures of one seed's final state into a folder, for the report."""

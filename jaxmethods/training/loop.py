@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxmethods.config import LoopConfig, RunConfig
 from jaxmethods.errors import UserError
@@ -27,6 +28,7 @@ from jaxmethods.training.checkpoints import CheckpointError, Checkpoints
 from jaxmethods.training.environment import describe_environment
 from jaxmethods.training.progress import Progress
 from jaxmethods.training.run_folder import RunFolder, write_atomically
+from jaxmethods.training.sharding import make_mesh, replicated, shardings
 from jaxmethods.training.writers import Writer, make_writers
 
 HostMetrics = dict[str, np.ndarray]
@@ -61,19 +63,33 @@ def seed_keys(config: RunConfig) -> tuple[jax.Array, jax.Array]:
     return keys[:, 0], keys[:, 1]
 
 
-def init_state(method: Method, keys: jax.Array, batch: Batch) -> State:
-    """Initial states of all seeds, with a leading seed axis and no weakly typed leaf."""
+def init_state(
+    method: Method,
+    keys: jax.Array,
+    batch: Batch,
+    place: Callable[[State], Any] = lambda state: None,
+) -> State:
+    """Initial states of all seeds, with a leading seed axis and no weakly typed leaf.
+
+    `place` maps the abstract state to its leaves' shardings; by default JAX decides.
+    """
 
     def init(keys: jax.Array, batch: Batch) -> State:
         state = jax.vmap(method.init, (0, None))(keys, batch)
         # A weak type would turn strong after one step, which would be a second trace.
         return jax.tree.map(_strongly_typed, state)
 
-    return jax.jit(init)(keys, batch)
+    # Runs once, so that optimising it would take longer than it saves.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+    jitted = jax.jit(init, out_shardings=place(jax.eval_shape(init, keys, batch)))
+    return jitted.lower(keys, batch).compile(compiler_options=options)(keys, batch)
 
 
 def compile_chunk(method: Method, state: State, batch: Batch, length: int) -> Chunk:
-    """Compiles up to `length` steps of all seeds into one program; `step` is traced once."""
+    """Compiles up to `length` steps of all seeds into one program; `step` is traced once.
+
+    The state keeps its shardings; metrics come out whole on every device.
+    """
     step = jax.jit(jax.vmap(method.step, (0, None)))
 
     def chunk(state: State, batch: Batch, count: jax.Array) -> tuple[State, Any]:
@@ -89,7 +105,9 @@ def compile_chunk(method: Method, state: State, batch: Batch, length: int) -> Ch
         return jax.lax.fori_loop(0, count, one, (state, buffer))
 
     start = time.perf_counter()
-    compiled = jax.jit(chunk, donate_argnums=0).lower(state, batch, jnp.int32(0)).compile()
+    placed = jax.tree.map(lambda leaf: leaf.sharding, state)
+    jitted = jax.jit(chunk, donate_argnums=0, out_shardings=(placed, replicated(state)))
+    compiled = jitted.lower(state, batch, jax.ShapeDtypeStruct((), jnp.int32)).compile()
     return Chunk(compiled, time.perf_counter() - start)
 
 
@@ -193,12 +211,18 @@ class _StageRun:
         self.progress = progress
         self.clock = clock
         self.stop = stop
-        self.init_keys, self.evaluation_keys = seed_keys(config)
+        self.mesh = make_mesh(config.mesh)
+        whole = NamedSharding(self.mesh, PartitionSpec())
+        self.init_keys, self.evaluation_keys = jax.device_put(seed_keys(config), whole)
+        counts = [np.int32(count) for count in range(config.training.log_every + 1)]
+        self.counts = jax.device_put(counts, whole)
         evaluate = stage.evaluate
-        self.evaluate = None if evaluate is None else jax.jit(jax.vmap(evaluate))
+        self.evaluate = (
+            None if evaluate is None else jax.jit(jax.vmap(evaluate), out_shardings=whole)
+        )
 
     def to_the_end(self, finished: Sequence[State]) -> State:
-        batch = jax.device_put(self.stage.data(finished))
+        batch = jax.device_put(self.stage.data(finished), NamedSharding(self.mesh, PartitionSpec()))
         step, state = self._begin(batch)
         if step >= self.stage.steps:
             return state
@@ -211,7 +235,7 @@ class _StageRun:
             # Chunks end at multiples of log_every, wherever the run was resumed.
             count = min(self.loop.log_every - step % self.loop.log_every, self.stage.steps - step)
             start = time.perf_counter()
-            state, buffer = chunk.run(state, batch, jnp.int32(count))
+            state, buffer = chunk.run(state, batch, self.counts[count])
             metrics = {k: v[:count] for k, v in jax.device_get(buffer).items()}
             seconds = time.perf_counter() - start
             self._check_finite(step, metrics)
@@ -225,7 +249,10 @@ class _StageRun:
         return state
 
     def _begin(self, batch: Batch) -> tuple[int, State]:
-        state = init_state(self.stage.method, self.init_keys, batch)
+        def place(state: State) -> Any:
+            return shardings(state, self.stage.rules, self.seeds, self.mesh)
+
+        state = init_state(self.stage.method, self.init_keys, batch, place)
         step = self.checkpoints.latest()
         if step is None:
             return 0, state

@@ -75,9 +75,7 @@ def test_two_newest_and_the_best_checkpoints_are_kept(tmp_path):
     rising = Method(
         lambda key, batch: jnp.float32(0), lambda state, batch: (state + 1, {"loss": state})
     )
-    stage = Stage(
-        "s", rising, 40, evaluate=lambda s, k: {"score": -jnp.abs(s - 9)}, score="score"
-    )
+    stage = Stage("s", rising, 40, evaluate=lambda s, k: {"score": -jnp.abs(s - 9)}, score="score")
     loop.train([stage], toy.config(), folder)
     assert Checkpoints(folder.checkpoints / "s", scored=True).steps() == [8, 32, 40]
     assert Checkpoints(folder.checkpoints / "s", scored=True).best() == 8
@@ -259,7 +257,7 @@ def test_a_folder_in_use_by_another_process_is_refused(tmp_path):
 
 def test_an_unwritable_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunFolderError, match="cannot be written|is a file"):
+    with pytest.raises(RunFolderError, match=r"cannot be written|is a file"):
         loop.train(toy.stages(), toy.config(), RunFolder(tmp_path / "file" / "run"))
 
 

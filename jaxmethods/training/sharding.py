@@ -1,0 +1,71 @@
+"""Where each leaf of a state lives: one program over any number of devices.
+
+A mesh has the axes `data` (environments, seeds, batches), `fsdp` and `tensor` (parameters). A
+rule says how a leaf is split by the path of its name; what no rule names, and whatever an axis
+doesn't divide evenly, is replicated.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxmethods.config import ConfigError, MeshConfig
+from jaxmethods.method import Rule, State
+
+AXES = ("data", "fsdp", "tensor")
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """Lays all devices out; `data = -1` takes what the other axes leave.
+
+    Raises:
+        ConfigError: the sizes don't multiply to the number of devices.
+    """
+    devices = np.array(jax.devices())
+    rest = config.fsdp * config.tensor
+    data = devices.size // rest if config.data == -1 else config.data
+    if data * rest > devices.size or data < 1:
+        raise ConfigError(
+            f"mesh: data x fsdp x tensor = {config.data} x {config.fsdp} x {config.tensor} "
+            f"needs more than the {devices.size} devices there are"
+        )
+    return Mesh(devices[: data * rest].reshape(data, config.fsdp, config.tensor), AXES)
+
+
+def shardings(state: State, rules: Sequence[Rule], seeds: int, mesh: Mesh) -> Any:
+    """A sharding for every leaf of a state with a leading axis of `seeds`.
+
+    Several seeds are split over `data` if it divides their number (the rules' own `data` then
+    gives way); otherwise each seed is split by the rules.
+    """
+    by_seed = seeds > 1 and seeds % mesh.shape["data"] == 0
+
+    def one(path: Any, leaf: jax.Array) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        spec = next((rule.spec for rule in rules if re.search(rule.pattern, name)), ())
+        axes = ["data" if by_seed else None, *(_without(a, "data") if by_seed else a for a in spec)]
+        # A rule may be longer than the leaf has axes: a scalar counter beside sharded arrays.
+        fitting = [_divides(a, size, mesh) for a, size in zip(axes, leaf.shape, strict=False)]
+        return NamedSharding(mesh, PartitionSpec(*fitting))
+
+    return jax.tree_util.tree_map_with_path(one, state)
+
+
+def replicated(state: State) -> NamedSharding | None:
+    """The sharding that puts the whole of an array on every device `state` lives on."""
+    sharding = jax.tree.leaves(state)[0].sharding
+    return NamedSharding(sharding.mesh, PartitionSpec()) if hasattr(sharding, "mesh") else None
+
+
+def _without(axis: str | None, name: str) -> str | None:
+    return None if axis == name else axis
+
+
+def _divides(axis: str | None, size: int, mesh: Mesh) -> str | None:
+    return axis if axis is not None and size % mesh.shape[axis] == 0 else None

@@ -1,0 +1,181 @@
+"""The command line as a new user meets it: one clear message for each mistake."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jaxmethods import cli
+from jaxmethods.training.run_folder import RunFolder
+
+ROOT = Path(__file__).parents[1]
+TINY = """
+# A tiny run for tests.
+method: commformer
+environment: {name: predator_prey, n_predators: 2, dim: 3, vision: 1}
+environment_steps: 480
+network: {embed: 8}
+ppo: {environments: 8, rollout: 5, epochs: 5}
+evaluation: {episodes: 16, max_steps: 10}
+training: {log_every: 3, evaluate_every: 6, checkpoint_every: 6}
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    out = tmp_path_factory.mktemp("finished") / "run"
+    assert cli.main(["train", str(config), "--out", str(out), "--quiet"]) == 0
+    return out
+
+
+def one_error_line(capsys, arguments, code=2) -> str:
+    assert cli.main([str(argument) for argument in arguments]) == code
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    assert len(lines) == 1, captured.err
+    assert "Traceback" not in captured.err
+    return lines[0]
+
+
+def test_a_run_leaves_everything_the_readme_promises(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "checkpoints", "figures", "report.html"} <= names
+    figures = {path.name for path in (finished / "figures").iterdir()}
+    assert {"communication_graph.png", "episode_frames.png", "episode_animation.gif"} <= figures
+
+
+def test_the_resolved_config_trains_the_same_run_again(finished, tmp_path):
+    out = tmp_path / "again"
+    assert cli.main(["train", str(finished / "config.yaml"), "--out", str(out), "--quiet"]) == 0
+    names = ("train/loss", "evaluate/episode_length")
+    for first, second in zip(
+        RunFolder(finished).read_metrics(), RunFolder(out).read_metrics(), strict=True
+    ):
+        assert [first.get(n) for n in names] == [second.get(n) for n in names]
+
+
+def test_evaluate_prints_the_metrics_of_a_checkpoint(finished, capsys):
+    assert cli.main(["evaluate", str(finished), "--checkpoint", "best"]) == 0
+    assert re.search(r"success_rate\s+[\d.]+", capsys.readouterr().out)
+
+
+def test_evaluate_names_the_checkpoints_there_are(finished, capsys):
+    line = one_error_line(capsys, ["evaluate", finished, "--checkpoint", "7"])
+    assert "expected best, latest or one of [6, 12]" in line
+
+
+def test_report_is_rebuilt_from_the_folder_alone(finished, capsys):
+    before = (finished / "report.html").read_text()
+    (finished / "report.html").unlink()
+    assert cli.main(["report", str(finished)]) == 0
+    assert len((finished / "report.html").read_text()) == len(before)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["--graph.sparsity", "-0.1"], "graph.sparsity: input should be greater than 0, got -0.1"),
+        (["--ppo.clipp", "0.1"], "ppo.clipp: unknown field (did you mean 'clip'?)"),
+        (["--ppo.epochs", "many"], "ppo.epochs: input should be a valid integer"),
+        (["--method", "comformer"], "unknown method 'comformer' (did you mean 'commformer'?)"),
+        (["--environment.name", "predatorprey"], "did you mean 'predator_prey'?"),
+        (["--environment.dimm", "4"], "dimm"),
+        (["--environment.dim", "1"], "dim"),
+        (["--network.heads", "3"], "heads"),
+        (["--seed"], "--seed needs a value"),
+        (["stray"], "stray"),
+    ],
+)
+def test_a_wrong_field_is_one_line_before_anything_is_made(
+    config, tmp_path, capsys, overrides, expected
+):
+    out = tmp_path / "run"
+    assert expected in one_error_line(capsys, ["train", config, "--out", out, *overrides])
+    assert not out.exists()
+
+
+def test_a_missing_config_is_named(tmp_path, capsys):
+    line = one_error_line(capsys, ["train", tmp_path / "no.yaml"])
+    assert "no.yaml: cannot be read" in line
+
+
+def test_a_config_without_a_method_lists_the_methods(tmp_path, capsys):
+    (tmp_path / "empty.yaml").write_text("seed: 1\n")
+    assert "known: commformer" in one_error_line(capsys, ["train", tmp_path / "empty.yaml"])
+
+
+def test_a_second_run_into_the_same_folder_is_refused(config, finished, capsys):
+    assert "--resume" in one_error_line(capsys, ["train", config, "--out", finished])
+
+
+def test_resume_with_another_config_is_refused(config, finished, capsys):
+    arguments = ["train", config, "--out", finished, "--resume", "--ppo.clip", "0.3"]
+    assert "ppo.clip was 0.2, now 0.3" in one_error_line(capsys, arguments)
+
+
+def test_evaluating_something_else_is_refused(tmp_path, capsys):
+    assert "not a run folder" in one_error_line(capsys, ["evaluate", tmp_path])
+
+
+def test_methods_are_listed(capsys):
+    assert cli.main(["methods"]) == 0
+    assert "commformer" in capsys.readouterr().out.split()
+
+
+def start(config: Path, out: Path, *arguments: str) -> subprocess.Popen:
+    command = [sys.executable, "-u", "-m", "jaxmethods.cli", "train", str(config)]
+    return subprocess.Popen(
+        [*command, "--out", str(out), *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+
+
+def test_ctrl_c_while_compiling_ends_with_one_line(config, tmp_path):
+    process = start(config, tmp_path / "run")
+    assert process.stdout is not None
+    process.stdout.readline()  # "train: 12 steps": compilation begins
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert errors.strip().splitlines()[-1].startswith("jaxmethods: SIGINT: stopped")
+    assert "Traceback" not in errors
+
+
+def test_ctrl_c_while_training_saves_and_resume_goes_on(config, tmp_path, finished):
+    out = tmp_path / "run"
+    rarely = ("--training.evaluate_every", "100", "--training.checkpoint_every", "100")
+    long = ("--environment_steps", "12000", *rarely)
+    process = start(config, out, *long)
+    deadline = time.monotonic() + 120
+    while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    stopped = re.search(r"saved at step (\d+) of 300", errors)
+    assert stopped, errors
+    assert (out / "checkpoints" / "train" / stopped[1]).is_dir()
+    assert (out / "report.html").is_file()
+    assert cli.main(["train", str(config), "--out", str(out), "--resume", "--quiet", *long]) == 0
+    steps = [row["step"] for row in RunFolder(out).read_metrics()]
+    assert steps == sorted(set(steps))
+    assert steps[-1] == 300
