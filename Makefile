@@ -8,6 +8,8 @@ NEWEST_PYTHON ?= $(shell for p in python3.13 python3.12 $(wildcard $(HOME)/.pyen
 VENV ?= .venv
 NEWEST_VENV = .venv-newest
 PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
+# Tests compile far longer than they run.
+TEST_XLA_FLAGS = --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 1
 
@@ -17,7 +19,7 @@ demo: $(VENV)/.installed ## train a team in about two minutes and write a report
 	$(VENV)/bin/jaxmethods train configs/commformer/demo.yaml --out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 test: $(VENV)/.installed-test ## the whole suite
-	$(VENV)/bin/python -m pytest -n 2 --dist worksteal
+	XLA_FLAGS="$(TEST_XLA_FLAGS) $(XLA_FLAGS)" $(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
 test-newest: ## the whole suite on the newest Python and jax
 	@test -n "$(NEWEST_PYTHON)" || { echo "no Python 3.12 or 3.13 found; set NEWEST_PYTHON"; exit 2; }

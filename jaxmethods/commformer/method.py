@@ -343,8 +343,10 @@ def network_optimizer(training: CommFormerTraining) -> optax.GradientTransformat
     rate: Any = ppo.learning_rate
     if ppo.anneal:
         rate = optax.linear_schedule(ppo.learning_rate, 0.0, lower_steps(training))
-    return optax.chain(
-        optax.clip_by_global_norm(ppo.max_grad_norm), optax.adam(rate, eps=ppo.adam_epsilon)
+    return optax.flatten(
+        optax.chain(
+            optax.clip_by_global_norm(ppo.max_grad_norm), optax.adam(rate, eps=ppo.adam_epsilon)
+        )
     )
 
 
