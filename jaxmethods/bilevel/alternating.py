@@ -29,9 +29,9 @@ import optax
 class AlternatingState(NamedTuple):
     """Both levels' variables with their optimizers' states."""
 
-    lower: optax.Params
+    lower: Any
     """w: the inner variable, a pytree."""
-    upper: optax.Params
+    upper: Any
     """u: the outer variable, a pytree."""
     lower_optimizer: optax.OptState
     upper_optimizer: optax.OptState
@@ -51,7 +51,7 @@ class Step(NamedTuple):
 class Alternating(NamedTuple):
     """A pair of pure functions."""
 
-    init: Callable[[optax.Params, optax.Params], AlternatingState]
+    init: Callable[[Any, Any], AlternatingState]
     """(lower, upper) -> state."""
     step: Callable[..., tuple[AlternatingState, Step]]
     """(state, move_upper, *args) -> (state, report). `move_upper` is a bool [], traced or not:

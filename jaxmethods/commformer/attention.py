@@ -105,8 +105,7 @@ class RelationAttention(nn.Module):
         edges: Edges,
         edge_embedding: jax.Array | None = None,
         deterministic: bool = True,
-        return_weights: bool = False,
-    ) -> jax.Array | tuple[jax.Array, jax.Array]:
+    ) -> jax.Array:
         """Attends from every agent to every agent it hears.
 
         Args:
@@ -115,12 +114,21 @@ class RelationAttention(nn.Module):
             edges: of the graph, from `edges_of`.
             edge_embedding: [2, E], a row for each edge type; needed with the relation term.
             deterministic: False drops the context at rate `dropout` (needs a "dropout" key).
-            return_weights: return the weights too.
 
         Returns:
-            [B, N, E]; with `return_weights` also the weights [B, H, N, N] float32, after their
-            multiplication by the mask.
+            [B, N, E].
         """
+        return self.with_weights(query, key_value, edges, edge_embedding, deterministic)[0]
+
+    def with_weights(
+        self,
+        query: jax.Array,
+        key_value: jax.Array,
+        edges: Edges,
+        edge_embedding: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Like `__call__`; also returns the weights [B, H, N, N] float32, times the mask."""
         q, k, v = self._project(query, key_value)
         relation = self._relation(edge_embedding)
         if relation is not None:
@@ -133,8 +141,8 @@ class RelationAttention(nn.Module):
         shape = (len(query), self.config.heads, len(agents), len(agents))
         bias, mask = jnp.broadcast_to(bias, shape), jnp.broadcast_to(mask, shape)
         context, weights = attend(q, k, v, bias, mask, self._scale)
-        output = self.out(self.dropout(context.reshape(query.shape), deterministic))
-        return (output, weights) if return_weights else output
+        context = self.dropout(context.reshape(query.shape), deterministic)
+        return self.out(context), weights
 
     def step(
         self,
@@ -251,8 +259,7 @@ def _matvec(matrix: jax.Array, vector: jax.Array) -> jax.Array:
     return jnp.matmul(matrix, vector[..., None], preferred_element_type=jnp.float32)[..., 0]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def attend(
+def _attend(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
@@ -307,6 +314,7 @@ def _attend_backward(scale, residuals, cotangents):
     )
 
 
+attend = jax.custom_vjp(_attend, nondiff_argnums=(5,))
 attend.defvjp(_attend_forward, _attend_backward)
 
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jumanji.env import Environment
 
 from jaxmethods.commformer import policy
 from jaxmethods.commformer.network import CommFormer
+from jaxmethods.envs import TeamEnvironment
 from jaxmethods.envs.rollout import play_episodes
 from jaxmethods.method import Metrics
 
@@ -33,7 +33,7 @@ def greedy_policy(network: CommFormer, parameters: Any, graph: jax.Array) -> Any
 
 
 def evaluate(
-    env: Environment,
+    env: TeamEnvironment,
     network: CommFormer,
     parameters: Any,
     graph: jax.Array,

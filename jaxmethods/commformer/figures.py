@@ -40,7 +40,8 @@ def _draw_nodes(panel: Axes, graph: np.ndarray) -> None:
     places = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
     for receiver, sender in np.argwhere(graph > 0):
         if receiver == sender:
-            panel.scatter(*places[receiver], s=1300, facecolors="none", edgecolors=ACCENT, lw=2)
+            x, y = places[receiver]
+            panel.scatter(x, y, s=1300, facecolors="none", edgecolors=ACCENT, lw=2)
             continue
         arrow = FancyArrowPatch(
             tuple(places[sender]),
@@ -55,8 +56,8 @@ def _draw_nodes(panel: Axes, graph: np.ndarray) -> None:
         )
         panel.add_patch(arrow)
     panel.scatter(*places.T, s=800, color=INK, zorder=3)
-    for agent, place in enumerate(places):
-        panel.text(*place, str(agent + 1), color="white", ha="center", va="center", zorder=4)
+    for agent, (x, y) in enumerate(places):
+        panel.text(x, y, str(agent + 1), color="white", ha="center", va="center", zorder=4)
     panel.set_title("who listens to whom (arrow: sender to receiver)", fontsize=10)
     panel.set(xlim=(-1.35, 1.35), ylim=(-1.35, 1.35), aspect="equal")
     panel.set_axis_off()

@@ -151,7 +151,7 @@ def edge_types(graph: jax.Array, transpose: bool) -> jax.Array:
 
 def _straight_through(scores: jax.Array, k: int) -> jax.Array:
     probabilities = jax.nn.softmax(scores, axis=-1)
-    # The bracket is exactly 0, so G stays exactly 0 or 1; (h - p) + p can miss 1 by an ulp.
+    # The order matters: the bracket is exactly 0, while h + p rounds before p is taken off again.
     return _k_hot(scores, k) + (probabilities - jax.lax.stop_gradient(probabilities))
 
 

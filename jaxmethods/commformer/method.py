@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jumanji.env import Environment
 from jumanji.types import TimeStep
 
 from jaxmethods.bilevel import Alternating, AlternatingState, alternating
@@ -21,6 +20,7 @@ from jaxmethods.commformer import graph as graphs
 from jaxmethods.commformer import objectives, policy
 from jaxmethods.commformer.config import GraphConfig, NetworkConfig, PPOConfig
 from jaxmethods.commformer.network import CommFormer
+from jaxmethods.envs import TeamEnvironment
 from jaxmethods.envs.rollout import Trajectory, rollout, vectorise
 from jaxmethods.method import Batch, Method, Metrics
 
@@ -70,7 +70,7 @@ class Experience(NamedTuple):
 class CommFormerTraining(NamedTuple):
     """What every piece of the update knows; static."""
 
-    env: Environment
+    env: TeamEnvironment
     network: CommFormer
     graph: GraphConfig
     ppo: PPOConfig
@@ -83,7 +83,7 @@ class CommFormerTraining(NamedTuple):
 
 
 def trainer(
-    env: Environment,
+    env: TeamEnvironment,
     network: NetworkConfig,
     graph: GraphConfig,
     ppo: PPOConfig,
@@ -92,8 +92,8 @@ def trainer(
     """Makes CommFormer's training for one environment.
 
     Args:
-        env: a jumanji environment with `num_agents`, `num_actions` and the `Observation` of
-            `jaxmethods.envs`; one copy is simulated for each of `ppo.environments`.
+        env: a `TeamEnvironment` (a jumanji environment with `num_agents`, `num_actions` and the
+            `Observation` of `jaxmethods.envs`), simulated `ppo.environments` times in parallel.
         updates: planned number of `step` calls (for annealing and `post_stable`).
 
     Returns:

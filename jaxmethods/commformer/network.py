@@ -18,7 +18,8 @@ the graph of Hu et al., ICLR 2024 (arXiv 2405.08550).
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -142,7 +143,8 @@ class CommFormer(nn.Module):
             return self.head(x), cache
         own = jax.tree.map(lambda p: p[index], self.head.variables["params"])
         head = ActionHead(self.config, self.n_actions, hidden_layers=1, parent=None)
-        return head.apply({"params": own}, x), cache
+        logits: Any = head.apply({"params": own}, x)
+        return logits, cache
 
     def init_cache(self, batch: int) -> DecoderCache:
         """A cache that has seen no agent, for `batch` samples."""
@@ -162,14 +164,7 @@ class Encoder(nn.Module):
         config = self.config
         self.obs_in = NormalizedDense(config.embed, RELU_GAIN, config.dtype)
         self.norm = _norm(config)
-        blocks = nn.scan(
-            EncoderBlock,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=nn.broadcast,
-            length=config.blocks,
-        )
-        self.blocks = blocks(config)
+        self.blocks = _scan(EncoderBlock, config, __call__=nn.broadcast)(config)
         self.value_hidden = _dense(config, config.embed, RELU_GAIN)
         self.value_norm = _norm(config)
         self.value_out = _dense(config, 1, OUTPUT_GAIN, dtype="float32")
@@ -223,20 +218,9 @@ class Decoder(nn.Module):
         config = self.config
         self.action_in = _dense(config, config.embed, RELU_GAIN, use_bias=False)
         self.norm = _norm(config)
-        scanned = {
-            "variable_axes": {"params": 0},
-            "split_rngs": {"params": True},
-            "length": config.blocks,
-        }
-        broadcast = nn.broadcast
-        blocks = nn.scan(
-            DecoderBlock,
-            methods={
-                "__call__": {**scanned, "in_axes": broadcast},
-                "step": {**scanned, "in_axes": (0, broadcast, broadcast, broadcast, broadcast)},
-            },
-        )
-        self.blocks = blocks(config)
+        every_block = nn.broadcast
+        of_step = (0, every_block, every_block, every_block, every_block)
+        self.blocks = _scan(DecoderBlock, config, __call__=every_block, step=of_step)(config)
 
     def __call__(
         self,
@@ -322,6 +306,20 @@ class ActionHead(nn.Module):
             x = gelu(_dense(self.config, self.config.embed, RELU_GAIN, name=f"hidden_{layer}")(x))
             x = _norm(self.config, name=f"norm_{layer}")(x)
         return _dense(self.config, self.n_actions, OUTPUT_GAIN, dtype="float32", name="out")(x)
+
+
+def _scan(block: type[nn.Module], config: NetworkConfig, **in_axes: Any) -> Callable[..., Any]:
+    """Makes the class of `config.blocks` blocks in a row, parameters stacked along a layer axis.
+
+    `in_axes` says for each method how its arguments after the carry are spread over the blocks.
+    """
+    shared = {
+        "variable_axes": {"params": 0},
+        "split_rngs": {"params": True, "dropout": True},
+        "length": config.blocks,
+    }
+    methods = {name: {**shared, "in_axes": axes} for name, axes in in_axes.items()}
+    return nn.scan(block, methods=methods)
 
 
 def _norm(config: NetworkConfig, name: str | None = None) -> LayerNorm:

@@ -69,7 +69,7 @@ def act(
         greedy: take the most probable action of every agent instead of sampling; static.
     """
     batch, n_agents, n_actions = action_mask.shape
-    value, rep = network.apply(params, obs, graph, method="encode")
+    value, rep = _run(network, "encode", params, obs, graph)
     shape = (n_agents, batch, n_actions)
     noise = jnp.zeros(shape) if greedy else jax.random.gumbel(key, shape)
 
@@ -78,16 +78,14 @@ def act(
     ) -> tuple[tuple[jax.Array, DecoderCache], tuple[jax.Array, jax.Array]]:
         shifted, cache = carry
         index, rep, available, noise = agent
-        logits, cache = network.apply(
-            params, shifted, rep, graph, cache, index, method="decode_step"
-        )
+        logits, cache = _run(network, "decode_step", params, shifted, rep, graph, cache, index)
         logits = jnp.where(available, logits, UNAVAILABLE)
         action = jnp.argmax(logits + noise, axis=-1)
         shifted = jax.nn.one_hot(action + 1, n_actions + 1)
         return (shifted, cache), (action, _log_prob(jax.nn.log_softmax(logits), action))
 
     start = jax.nn.one_hot(jnp.zeros(batch, jnp.int32), n_actions + 1)
-    cache = network.apply(params, batch, method="init_cache")
+    cache = _run(network, "init_cache", params, batch)
     by_agent = (
         jnp.arange(n_agents),
         jnp.moveaxis(rep, 1, 0),
@@ -119,11 +117,11 @@ def evaluate_actions(
         dropout_key: random key of the encoder's dropout; None for none.
     """
     rngs = None if dropout_key is None else {"dropout": dropout_key}
-    value, rep = network.apply(
-        params, obs, graph, deterministic=dropout_key is None, method="encode", rngs=rngs
+    value, rep = _run(
+        network, "encode", params, obs, graph, deterministic=dropout_key is None, rngs=rngs
     )
     shifted = shift_actions(action, network.n_actions)
-    logits = network.apply(params, shifted, rep, graph, method="decode")
+    logits = _run(network, "decode", params, shifted, rep, graph)
     log_probs = jax.nn.log_softmax(jnp.where(action_mask.astype(bool), logits, UNAVAILABLE))
     entropy = -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
     return EvaluateOutput(_log_prob(log_probs, action), entropy, value)
@@ -142,6 +140,11 @@ def shift_actions(action: jax.Array, n_actions: int) -> jax.Array:
     previous = jnp.roll(action, 1, axis=-1) + 1
     previous = previous.at[..., 0].set(0)
     return jax.nn.one_hot(previous, n_actions + 1)
+
+
+def _run(network: CommFormer, method: str, params: Any, *args: Any, **options: Any) -> Any:
+    # Flax types the result of `apply` as possibly holding mutated variables; there are none here.
+    return network.apply(params, *args, method=method, **options)
 
 
 def _log_prob(log_probs: jax.Array, action: jax.Array) -> jax.Array:

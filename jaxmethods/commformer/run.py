@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from jumanji.env import Environment
 from pydantic import ConfigDict, model_validator
 
 from jaxmethods import envs
@@ -16,6 +15,7 @@ from jaxmethods.commformer.config import GraphConfig, NetworkConfig, PositiveInt
 from jaxmethods.commformer.evaluate import evaluate, greedy_policy
 from jaxmethods.commformer.network import CommFormer
 from jaxmethods.config import Config, RunConfig
+from jaxmethods.envs import TeamEnvironment
 from jaxmethods.envs.rollout import record_episode
 from jaxmethods.method import Metrics, Rule, Stage
 
@@ -34,7 +34,7 @@ class EnvironmentConfig(Config):
 
     name: str
 
-    def make(self) -> Environment:
+    def make(self) -> TeamEnvironment:
         """Builds the environment. Raises `ValueError` for an unknown name or argument."""
         return envs.make(self.name, **(self.model_extra or {}))
 

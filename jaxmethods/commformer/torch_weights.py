@@ -49,7 +49,7 @@ def params_from_torch(state: Mapping[str, np.ndarray], config: NetworkConfig) ->
     edges = tensors.take("edges", (None, None))
     n_agents = len(edges)
     edges = tensors.take("edges", (n_agents, n_agents))
-    params = {
+    params: dict[str, Any] = {
         "encoder": _encoder(tensors),
         "decoder": _decoder(tensors),
         "head": _head(tensors, n_agents),

@@ -80,7 +80,9 @@ def init_state(
         return jax.tree.map(_strongly_typed, state)
 
     # Runs once, so that optimising it would take longer than it saves.
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else {}
+    options: dict[str, str | bool] = {}
+    if jax.default_backend() == "cpu":
+        options["xla_backend_optimization_level"] = "0"
     jitted = jax.jit(init, out_shardings=place(jax.eval_shape(init, keys, batch)))
     return jitted.lower(keys, batch).compile(compiler_options=options)(keys, batch)
 

@@ -76,7 +76,7 @@ def by_definition(params, query, key_value, embedding, graph, config, causal):
 
 def by_module(params, query, key_value, embedding, graph, config, causal):
     return RelationAttention(config, causal=causal).apply(
-        params, query, key_value, edges_of(graph, config), embedding, return_weights=True
+        params, query, key_value, edges_of(graph, config), embedding, method="with_weights"
     )
 
 

@@ -50,7 +50,7 @@ def test_too_many_edges_are_named():
 @few
 @given(seeds, st.sampled_from([1e-3, 1.0, 30.0]))
 def test_graphs_are_exactly_zero_or_one_with_k_ones_per_row(seed, scale):
-    """As differences of float32 probabilities they are not, at many scales."""
+    """Although probabilities, which float32 rounds, are added and taken off."""
     logits, noise = logits_and_noise(seed, scale)
     for graph in (exact(logits), sampled(logits, noise)):
         assert set(np.unique(graph)) <= {0.0, 1.0}
