@@ -45,7 +45,7 @@ class LoopConfig(Config):
 class MeshConfig(Config):
     """How the devices are laid out; see `training.sharding`."""
 
-    data: Annotated[int, Field(ge=-1)] = -1
+    data: Annotated[int, Field(ge=-1)] = 1
     """Devices along which environments, seeds and batches are split; -1: all that are left."""
     fsdp: Annotated[int, Field(ge=1)] = 1
     tensor: Annotated[int, Field(ge=1)] = 1

@@ -53,7 +53,7 @@ class Run(RunConfig):
     method: Literal["commformer"]
     environment: EnvironmentConfig
     environment_steps: PositiveInt
-    """Length of the run in steps of one environment; rounded up to whole updates."""
+    """Steps of the whole run, all parallel environments together; rounded up to whole updates."""
     network: NetworkConfig = NetworkConfig()
     graph: GraphConfig = GraphConfig()
     ppo: PPOConfig = PPOConfig()

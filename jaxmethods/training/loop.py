@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmethods.config import LoopConfig, RunConfig
 from jaxmethods.errors import UserError
@@ -29,7 +29,7 @@ from jaxmethods.training.environment import describe_environment
 from jaxmethods.training.progress import Progress
 from jaxmethods.training.run_folder import RunFolder, write_atomically
 from jaxmethods.training.sharding import make_mesh, replicated, shardings
-from jaxmethods.training.writers import Writer, make_writers
+from jaxmethods.training.writers import Writer, check_writers, make_writers
 
 HostMetrics = dict[str, np.ndarray]
 
@@ -130,12 +130,16 @@ def train(
         progress: shows what happens; `None` shows nothing.
 
     Raises:
+        ConfigError, MissingExtraError: the mesh or a writer cannot be had here.
         RunFolderError: the folder cannot be used (see `RunFolder.claim`).
         CheckpointError: a checkpoint is damaged.
         DivergedError: a metric is not finite.
         Interrupted: SIGINT or SIGTERM came; the state is saved.
     """
     progress = progress or Progress(quiet=True)
+    # What can be refused is refused before the folder is touched.
+    check_writers(config)
+    mesh = make_mesh(config.mesh)
     with folder.claim(config, resume), _stop_requested() as stop:
         saved = {stage.name: _checkpoints(folder, stage) for stage in stages}
         reached = {name: checkpoints.latest() or 0 for name, checkpoints in saved.items()}
@@ -146,7 +150,9 @@ def train(
         finished: list[State] = []
         try:
             for stage in stages:
-                run = _StageRun(stage, config, saved[stage.name], writers, progress, clock, stop)
+                run = _StageRun(
+                    stage, config, mesh, saved[stage.name], writers, progress, clock, stop
+                )
                 finished.append(run.to_the_end(finished))
         finally:
             progress.close()
@@ -199,6 +205,7 @@ class _StageRun:
         self,
         stage: Stage,
         config: RunConfig,
+        mesh: Mesh,
         checkpoints: Checkpoints,
         writers: Sequence[Writer],
         progress: Progress,
@@ -213,7 +220,7 @@ class _StageRun:
         self.progress = progress
         self.clock = clock
         self.stop = stop
-        self.mesh = make_mesh(config.mesh)
+        self.mesh = mesh
         whole = NamedSharding(self.mesh, PartitionSpec())
         self.init_keys, self.evaluation_keys = jax.device_put(seed_keys(config), whole)
         counts = [np.int32(count) for count in range(config.training.log_every + 1)]

@@ -11,6 +11,9 @@ from jaxmethods.config import RunConfig
 from jaxmethods.errors import import_extra
 from jaxmethods.training.run_folder import RunFolder
 
+MODULES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
+"""Writer, which is also the extra's name, to the module it needs."""
+
 Row = Mapping[str, Any]
 """{"stage": str, "step": int, "seconds": float, "train/loss": float or a list, one a seed, ...}"""
 
@@ -41,7 +44,7 @@ class TensorBoardWriter:
     """Event files under `tensorboard/` of the run folder."""
 
     def __init__(self, folder: Path):
-        tensorboard = import_extra("tensorboardX", "tensorboard")
+        tensorboard = import_extra(MODULES["tensorboard"], "tensorboard")
         self._writer = tensorboard.SummaryWriter(str(folder))
 
     def write(self, row: Row) -> None:
@@ -56,7 +59,7 @@ class WandbWriter:
     """One W&B run, named after the run folder (`WANDB_MODE=offline` keeps it on this machine)."""
 
     def __init__(self, folder: RunFolder, config: RunConfig):
-        wandb = import_extra("wandb", "wandb")
+        wandb = import_extra(MODULES["wandb"], "wandb")
         self._run = wandb.init(
             project="jaxmethods",
             name=folder.path.name,
@@ -73,8 +76,14 @@ class WandbWriter:
         self._run.finish()
 
 
+def check_writers(config: RunConfig) -> None:
+    """Raises `MissingExtraError` for a writer that is not installed, before anything is made."""
+    for extra in config.training.writers:
+        import_extra(MODULES[extra], extra)
+
+
 def make_writers(folder: RunFolder, config: RunConfig) -> list[Writer]:
-    """All writers of a run. Raises `MissingExtraError` for one that is not installed."""
+    """All writers of a run; see `check_writers` for those that are not installed."""
     makers = {
         "tensorboard": lambda: TensorBoardWriter(folder.path / "tensorboard"),
         "wandb": lambda: WandbWriter(folder, config),

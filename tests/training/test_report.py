@@ -9,7 +9,7 @@ import types
 
 import pytest
 
-from jaxmethods.config import LoopConfig
+from jaxmethods.config import ConfigError, LoopConfig, MeshConfig
 from jaxmethods.errors import MissingExtraError
 from jaxmethods.training import loop, report, writers
 from jaxmethods.training.run_folder import RunFolder
@@ -68,6 +68,15 @@ def test_wandb_gets_every_row_of_every_seed(tmp_path, monkeypatch):
 def test_a_missing_extra_names_the_command_that_installs_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     config = toy.config().model_copy(update={"training": LoopConfig(writers=("wandb",))})
-    folder = RunFolder(tmp_path)
+    folder = RunFolder(tmp_path / "run")
     with pytest.raises(MissingExtraError, match=r"pip install 'jaxmethods\[wandb\]'"):
-        writers.make_writers(folder, config)
+        loop.train(toy.stages(), config, folder)
+    assert not folder.path.exists()
+
+
+def test_a_mesh_of_more_devices_than_there_are_is_refused_before_anything_is_made(tmp_path):
+    config = toy.config(mesh=MeshConfig(data=64))
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(ConfigError, match="needs more than"):
+        loop.train(toy.stages(), config, folder)
+    assert not folder.path.exists()
