@@ -19,9 +19,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cores", type=int, default=0, help="pin the process to so many CPU cores")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=60.0, help="longest time for a row")
-    parser.add_argument("--no-torch", action="store_true", help="leave the PyTorch versions out")
     parser.add_argument("--json", type=Path, help="write all rows, with device and versions")
-    parser.add_argument("--plot", type=Path, help="draw rates against sizes into a PNG")
+    parser.add_argument("--plot", type=Path, help="draw environment rates against sizes (PNG)")
     return parser.parse_args(arguments)
 
 
@@ -39,13 +38,9 @@ def main() -> int:
 
     console = Console()
     environment = describe_environment() | {"cores": len(os.sched_getaffinity(0))}
-    if not options.no_torch:
-        environment["torch"] = _torch_version(environment["cores"])
     for name, value in environment.items():
         console.print(f"{name:>18}  {value}", highlight=False)
-    settings = Settings(
-        options.repeats, options.seconds, environment["cores"], bool(environment.get("torch"))
-    )
+    settings = Settings(options.repeats, options.seconds, environment["cores"])
     rows = []
     for name in options.only:
         for row in importlib.import_module(f"benchmarks.{name}").rows(settings):
@@ -54,7 +49,7 @@ def main() -> int:
     if options.json:
         content = {"environment": environment, "rows": rows}
         write_atomically(options.json, json.dumps(content, indent=1) + "\n")
-    if options.plot:
+    if options.plot and "environments" in options.only:
         from benchmarks.plot import draw
 
         draw(rows, environment, options.plot)
@@ -72,20 +67,9 @@ def describe(row: dict[str, Any]) -> str:
     ]
     if ours["peak_bytes"]:
         parts.append(f"{ours['peak_bytes'] / 2**20:.0f} MiB")
-    if row["ratio_torch"]:
-        parts.append(f"{row['ratio_torch']:.1f}x PyTorch")
     if row["ratio_reference"]:
         parts.append(f"{row['ratio_reference']:.1f}x reference")
     return "  ".join([*parts, row["note"]]).rstrip()
-
-
-def _torch_version(cores: int) -> str:
-    try:
-        torch = importlib.import_module("torch")
-    except ImportError:
-        return ""
-    torch.set_num_threads(cores)
-    return torch.__version__
 
 
 if __name__ == "__main__":

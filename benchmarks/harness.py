@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,6 @@ class Settings:
     """Roughly the longest time for one row, warm-up included."""
     cores: int = 0
     """CPU cores the process is pinned to; 0: all."""
-    torch: bool = True
-    """Measure the PyTorch version of the same work where torch is installed."""
 
 
 @dataclass(frozen=True)
@@ -54,32 +52,20 @@ class Row:
     """Units of work in one call."""
     unit: str
     ours: Timing
-    torch: Timing | None = None
-    """The same work in idiomatic PyTorch, in this run."""
     reference: dict[str, Any] | None = None
     """The entry of reference.json for the same work: rate, who measured it, where."""
     note: str = ""
-    extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def rate(self) -> float:
         return self.work / self.ours.median
 
     @property
-    def ratio_torch(self) -> float | None:
-        return self.torch.median / self.ours.median if self.torch else None
-
-    @property
     def ratio_reference(self) -> float | None:
         return self.rate / self.reference["rate"] if self.reference else None
 
     def as_json(self) -> dict[str, Any]:
-        derived = {
-            "rate": self.rate,
-            "ratio_torch": self.ratio_torch,
-            "ratio_reference": self.ratio_reference,
-        }
-        return asdict(self) | derived
+        return asdict(self) | {"rate": self.rate, "ratio_reference": self.ratio_reference}
 
 
 def time_jax(function: Callable, *arguments: Any, settings: Settings, donate: tuple = ()) -> Timing:
