@@ -36,7 +36,8 @@ def params_from_torch(state: Mapping[str, np.ndarray], config: NetworkConfig) ->
     The numbers of agents N, actions A and observation channels D are read from the tensors.
 
     Args:
-        state: tensor name -> array, e.g. `{k: v.numpy() for k, v in torch.load(path).items()}`.
+        state: tensor name -> array, the `state_dict` with every tensor turned into numpy; read it
+            with `weights_only=True`, which cannot run code.
         config: of the network that the state was trained as.
 
     Returns:
