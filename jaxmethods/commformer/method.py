@@ -343,6 +343,7 @@ def network_optimizer(training: CommFormerTraining) -> optax.GradientTransformat
     rate: Any = ppo.learning_rate
     if ppo.anneal:
         rate = optax.linear_schedule(ppo.learning_rate, 0.0, lower_steps(training))
+    # One flat vector: a few kernels in place of several for each of some sixty small arrays.
     return optax.flatten(
         optax.chain(
             optax.clip_by_global_norm(ppo.max_grad_norm), optax.adam(rate, eps=ppo.adam_epsilon)

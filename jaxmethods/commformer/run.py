@@ -24,7 +24,9 @@ RULES = (
     Rule(r"(blocks|head)/.*kernel$", (None, "fsdp", "tensor")),  # stacked over layers or agents
     Rule(r"kernel$", ("fsdp", "tensor")),
 )
-"""Environments are split over `data`, kernels and their moments over `fsdp` and `tensor`."""
+"""Environments are split over `data`, kernels over `fsdp` and `tensor`.
+
+Adam's moments are one flat vector (see `network_optimizer`) and stay whole on every device."""
 
 
 class EnvironmentConfig(Config):

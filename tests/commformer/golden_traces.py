@@ -6,7 +6,6 @@ file are padded to the longest one and replayed together.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import jax
@@ -16,21 +15,11 @@ import pytest
 
 from jaxmethods.envs import PredatorCapturePrey, PredatorPrey, TrafficJunction
 from jaxmethods.envs.traffic_junction import Arrivals
-
-FOLDER = (
-    Path(os.environ.get("JAXMETHODS_GOLDEN", Path(__file__).parents[1] / "golden")) / "commformer"
-)
-
-
-def traces(prefix: str) -> list:
-    files = sorted(FOLDER.glob(f"{prefix}*.npz"))
-    assert files, f"no {prefix}*.npz in {FOLDER}"
-    return [pytest.param(file, id=file.stem) for file in files]
+from tests.golden_files import golden_files, read
 
 
 def episodes(file: Path) -> list[dict[str, np.ndarray]]:
-    with np.load(file) as arrays:
-        found = {name: arrays[name] for name in arrays.files}
+    found = read(file)
     count = len({name.split(".")[0] for name in found})
     return [
         {
@@ -111,7 +100,7 @@ def check_time_steps(trace: dict[str, np.ndarray], first: np.ndarray, timesteps)
     np.testing.assert_array_equal(timesteps.extras["success"], trace["success"])
 
 
-@pytest.mark.parametrize("file", traces("env_pp_"))
+@pytest.mark.parametrize("file", golden_files("commformer", "env_pp_"))
 def test_predator_prey_replays_the_reference(file):
     recorded = episodes(file)
     agents, (n, p) = (
@@ -139,7 +128,7 @@ def capture_vision(first_view: np.ndarray, dim: int, vision: int) -> int:
     return (int(np.sqrt((~hidden).sum())) - 1) // 2
 
 
-@pytest.mark.parametrize("file", traces("env_pcp_"))
+@pytest.mark.parametrize("file", golden_files("commformer", "env_pcp_"))
 def test_predator_capture_prey_replays_the_reference(file):
     recorded = episodes(file)
     perception, capture = len(recorded[0]["pred0"]), len(recorded[0]["cap0"])
@@ -177,7 +166,7 @@ def traffic_environment(trace: dict[str, np.ndarray]) -> TrafficJunction:
     )
 
 
-@pytest.mark.parametrize("file", traces("env_tj_"))
+@pytest.mark.parametrize("file", golden_files("commformer", "env_tj_"))
 def test_traffic_junction_builds_the_reference_roads_and_routes(file):
     with np.load(file) as trace:
         roads = traffic_environment(trace).roads
@@ -196,7 +185,7 @@ def test_traffic_junction_builds_the_reference_roads_and_routes(file):
             assert roads.car_class == trace["car_class"] == trace["vocab_size"] - 1
 
 
-@pytest.mark.parametrize("file", traces("env_tj_"))
+@pytest.mark.parametrize("file", golden_files("commformer", "env_tj_"))
 def test_traffic_junction_replays_the_reference(file):
     with np.load(file) as arrays:
         trace = dict(arrays)

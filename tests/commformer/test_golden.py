@@ -7,7 +7,6 @@ the arrays: tests/golden/README.md.
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -38,21 +37,7 @@ from tests.commformer.golden_traces import (
     test_traffic_junction_replays_the_reference as test_traffic_junction,
 )
 from tests.commformer.golden_weights import network_of, state_dict
-
-FOLDER = (
-    Path(os.environ.get("JAXMETHODS_GOLDEN", Path(__file__).parents[1] / "golden")) / "commformer"
-)
-
-
-def golden_files(prefix: str) -> list:
-    files = sorted(FOLDER.glob(f"{prefix}*.npz"))
-    assert files, f"no {prefix}*.npz in {FOLDER}"
-    return [pytest.param(file, id=file.stem) for file in files]
-
-
-def read(file: Path) -> dict[str, np.ndarray]:
-    with np.load(file) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+from tests.golden_files import golden_files, read
 
 
 def assert_relative(actual, expected, tolerance):
@@ -61,7 +46,7 @@ def assert_relative(actual, expected, tolerance):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * scale)
 
 
-@pytest.mark.parametrize("file", golden_files("relation_attention"))
+@pytest.mark.parametrize("file", golden_files("commformer", "relation_attention"))
 def test_relation_attention(file):
     golden = read(file)
     cases = [name.removeprefix("y.") for name in golden if name.startswith("y.")]
@@ -114,7 +99,10 @@ def attention_params(golden, config):
     return {"params": params}
 
 
-MODELS = [*golden_files("model_per_agent_head"), *golden_files("model_shared_head")]
+MODELS = [
+    *golden_files("commformer", "model_per_agent_head"),
+    *golden_files("commformer", "model_shared_head"),
+]
 MODES = ["exact", "gumbel", "warmup", "warmup_near1"]
 
 
@@ -236,7 +224,7 @@ def test_teacher_forced_outputs_and_gradients(model, mode):
             assert_relative(value, golden[f"{mode}.{name}"], 1e-3)
 
 
-@pytest.mark.parametrize("file", golden_files("model_pp_default_size"))
+@pytest.mark.parametrize("file", golden_files("commformer", "model_pp_default_size"))
 def test_model_at_predator_prey_size(file):
     golden = read(file)
     network = network_of(golden)
@@ -261,7 +249,7 @@ def test_model_at_predator_prey_size(file):
         np.testing.assert_allclose(value, golden[name][..., 0], atol=1e-4, err_msg=name)
 
 
-@pytest.mark.parametrize("file", golden_files("khot_gumbel"))
+@pytest.mark.parametrize("file", golden_files("commformer", "khot_gumbel"))
 def test_k_hot_sampling(file):
     golden = read(file)
     cases = [name.removesuffix(".y_hard") for name in golden if name.endswith(".y_hard")]
@@ -280,7 +268,7 @@ def test_k_hot_sampling(file):
         np.testing.assert_allclose(gradient, golden[f"{case}.grad_logits"], atol=1e-6)
 
 
-@pytest.mark.parametrize("file", golden_files("valuenorm"))
+@pytest.mark.parametrize("file", golden_files("commformer", "valuenorm"))
 def test_value_norm(file):
     golden = read(file)
     state = objectives.value_norm_init()
@@ -304,7 +292,7 @@ def test_value_norm(file):
             assert_relative(value, golden[f"{name}{t}"], 1e-5)
 
 
-@pytest.mark.parametrize("file", golden_files("gae"))
+@pytest.mark.parametrize("file", golden_files("commformer", "gae"))
 def test_gae(file):
     golden = read(file)
     reward, mask = golden["rewards"], golden["masks"][1:]
@@ -336,7 +324,7 @@ def ppo_cases(golden):
             yield name.removesuffix(".policy_loss"), float(found[1]), found[2] == "1"
 
 
-@pytest.mark.parametrize("file", golden_files("ppo_loss"))
+@pytest.mark.parametrize("file", golden_files("commformer", "ppo_loss"))
 def test_ppo_loss(file):
     golden = read(file)
     cases = list(ppo_cases(golden))
@@ -376,7 +364,7 @@ def test_ppo_loss(file):
             np.testing.assert_allclose(loss, golden[f"{case}.loss_reference"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("file", golden_files("ppo_loss"))
+@pytest.mark.parametrize("file", golden_files("commformer", "ppo_loss"))
 def test_value_loss_where_the_published_huber_loss_is_one_sided(file):
     golden = read(file)
     delta = float(golden["huber_delta"])
@@ -398,7 +386,7 @@ def test_value_loss_where_the_published_huber_loss_is_one_sided(file):
         np.testing.assert_allclose(loss, golden[name], rtol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("file", golden_files("bilevel_five_epochs"))
+@pytest.mark.parametrize("file", golden_files("commformer", "bilevel_five_epochs"))
 def test_five_bilevel_epochs(file):
     golden = read(file)
     network = network_of(golden, "w0.")

@@ -13,12 +13,12 @@ from jaxmethods.commformer import policy
 from jaxmethods.commformer.network import CommFormer
 from jaxmethods.commformer.torch_weights import params_from_torch
 from tests.commformer.golden_weights import network_of, state_dict
-from tests.commformer.test_golden import FOLDER, read
+from tests.golden_files import FOLDER, read
 
 
 @pytest.fixture(scope="module", params=["model_per_agent_head", "model_shared_head"])
 def published(request) -> tuple[dict[str, np.ndarray], CommFormer]:
-    golden = read(sorted(FOLDER.glob(f"{request.param}*.npz"))[0])
+    golden = read(sorted((FOLDER / "commformer").glob(f"{request.param}*.npz"))[0])
     return state_dict(golden), network_of(golden)
 
 
