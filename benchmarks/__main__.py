@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Any
 
 MODULES = ("environments", "commformer")
+ON_REQUEST = ("time_to_99",)
+"""Slow ones, measured only when named."""
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=MODULES, default=MODULES)
+    parser.add_argument("--only", nargs="+", choices=MODULES + ON_REQUEST, default=MODULES)
     parser.add_argument("--cores", type=int, default=0, help="pin the process to so many CPU cores")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=60.0, help="longest time for a row")
     parser.add_argument("--json", type=Path, help="write all rows, with device and versions")
-    parser.add_argument("--plot", type=Path, help="draw environment rates against sizes (PNG)")
+    parser.add_argument("--plot", type=Path, help="draw rates and ratios (PNG)")
     return parser.parse_args(arguments)
 
 
@@ -49,7 +51,7 @@ def main() -> int:
     if options.json:
         content = {"environment": environment, "rows": rows}
         write_atomically(options.json, json.dumps(content, indent=1) + "\n")
-    if options.plot and "environments" in options.only:
+    if options.plot:
         from benchmarks.plot import draw
 
         draw(rows, environment, options.plot)
@@ -67,8 +69,9 @@ def describe(row: dict[str, Any]) -> str:
     ]
     if ours["peak_bytes"]:
         parts.append(f"{ours['peak_bytes'] / 2**20:.0f} MiB")
-    if row["ratio_reference"]:
-        parts.append(f"{row['ratio_reference']:.1f}x reference")
+    for other in ("reference", "torch"):
+        if row[f"ratio_{other}"]:
+            parts.append(f"{row[f'ratio_{other}']:.1f}x {other}")
     return "  ".join([*parts, row["note"]]).rstrip()
 
 

@@ -1,16 +1,19 @@
 """Environment steps per second against the number of environments simulated in parallel.
 
 Random actions, automatic reset and observations included: what a roll-out pays for a simulator.
+Every environment of the registry; Predator-Prey also as batched PyTorch tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from benchmarks.harness import Row, Settings, powers, reference, time_jax
+from benchmarks.harness import Row, Settings, powers, reference, time_jax, time_torch
 from jaxmethods import envs
 
 PRESETS = {
@@ -18,6 +21,9 @@ PRESETS = {
     "predator_capture_prey": "reference",
     "traffic_junction": "easy",
 }
+"""The size that is measured; other environments have that of their defaults."""
+NEEDS = {"smax": "jaxmarl"}
+"""Packages that an environment is left out without."""
 STEPS = 32
 """Steps taken by one call, so that dispatch is not what is measured."""
 LARGEST = 65_536
@@ -25,8 +31,10 @@ LARGEST = 65_536
 
 def rows(settings: Settings) -> Iterator[Row]:
     """One row for each environment and size, until a call takes too long."""
-    for name, preset in PRESETS.items():
-        env = envs.make(name, preset=preset)
+    for name in envs.ENVIRONMENTS:
+        if name in NEEDS and find_spec(NEEDS[name]) is None:
+            continue
+        env = envs.make(name, preset=PRESETS.get(name))
         for environments in powers(1, LARGEST):
             row = measure(name, env, environments, settings)
             yield row
@@ -34,26 +42,28 @@ def rows(settings: Settings) -> Iterator[Row]:
                 break
 
 
-def measure(name: str, env: envs.TeamEnvironment, environments: int, settings: Settings) -> Row:
+def measure(name: str, env: Any, environments: int, settings: Settings) -> Row:
     """Times `STEPS` steps of so many environments."""
     vectorised = envs.vectorise(env)
     state, timestep = jax.jit(vectorised.reset)(jax.random.split(jax.random.key(0), environments))
-
-    def random_policy(key: jax.Array, observation: envs.Observation) -> tuple[jax.Array, tuple]:
-        shape = observation.action_mask.shape[:-1]
-        return jax.random.randint(key, shape, 0, env.num_actions), ()
+    policy = random_policy(env, masked=name not in PRESETS)
 
     def run(carry: tuple) -> tuple:
         state, timestep, key, total = carry
         state, timestep, key, trajectory = envs.rollout(
-            vectorised, random_policy, state, timestep, key, STEPS
+            vectorised, policy, state, timestep, key, STEPS
         )
         # Everything an agent would be shown is used, or XLA would leave it out.
-        seen = trajectory.observation.agents_view.sum(dtype=jnp.int32)
+        view = trajectory.observation.agents_view
+        whole = jnp.issubdtype(view.dtype, jnp.integer)
+        seen = view.sum(dtype=jnp.int32 if whole else jnp.float32)
         return state, timestep, key, total + seen + trajectory.reward.sum()
 
     start = (state, timestep, jax.random.key(1), jnp.float32(0))
     timing = time_jax(lambda carry: (run(carry),), start, settings=settings, donate=(0,))
+    other = None
+    if name == "predator_prey":
+        other = time_torch(lambda device: torch_steps(env, environments, device), settings)
     return Row(
         name=f"environments/{name}",
         sizes={"environments": environments, "cores": settings.cores},
@@ -61,4 +71,36 @@ def measure(name: str, env: envs.TeamEnvironment, environments: int, settings: S
         unit="environment steps/s",
         ours=timing,
         reference=reference(f"environments/{name}"),
+        torch=other,
     )
+
+
+def random_policy(env: Any, masked: bool) -> envs.Policy:
+    """Uniform actions: in [-1, 1] if continuous, else (`masked`) among those available."""
+
+    def act(key: jax.Array, observation: envs.Observation) -> tuple[jax.Array, tuple]:
+        mask = observation.action_mask
+        if getattr(env, "continuous", False):
+            shape = (*mask.shape[:-1], env.num_actions)
+            return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0), ()
+        if not masked:
+            return jax.random.randint(key, mask.shape[:-1], 0, env.num_actions), ()
+        return jnp.argmax(mask * jax.random.uniform(key, mask.shape), axis=-1), ()
+
+    return act
+
+
+def torch_steps(env: envs.PredatorPrey, environments: int, device: str) -> Callable[[], None]:
+    """The same steps as batched PyTorch tensors."""
+    import torch
+
+    from benchmarks.torch_commformer import PredatorPrey
+
+    batched = PredatorPrey(environments, env.n_predators, env.dim, env.vision, device)
+    shape = (environments, env.num_agents)
+
+    def run() -> None:
+        for _ in range(STEPS):
+            batched.step(torch.randint(env.num_actions, shape, device=device))
+
+    return run

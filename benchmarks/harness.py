@@ -7,9 +7,11 @@ compare ratios of rows measured in one run rather than rates of different runs.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,8 @@ class Row:
     ours: Timing
     reference: dict[str, Any] | None = None
     """The entry of reference.json for the same work: rate, who measured it, where."""
+    torch: Timing | None = None
+    """The same work in PyTorch, in the same session on the same device and cores."""
     note: str = ""
 
     @property
@@ -64,8 +68,13 @@ class Row:
     def ratio_reference(self) -> float | None:
         return self.rate / self.reference["rate"] if self.reference else None
 
+    @property
+    def ratio_torch(self) -> float | None:
+        return self.torch.median / self.ours.median if self.torch else None
+
     def as_json(self) -> dict[str, Any]:
-        return asdict(self) | {"rate": self.rate, "ratio_reference": self.ratio_reference}
+        ratios = {"ratio_reference": self.ratio_reference, "ratio_torch": self.ratio_torch}
+        return asdict(self) | {"rate": self.rate, **ratios}
 
 
 def time_jax(function: Callable, *arguments: Any, settings: Settings, donate: tuple = ()) -> Timing:
@@ -86,6 +95,29 @@ def time_jax(function: Callable, *arguments: Any, settings: Settings, donate: tu
 
     timing = time_calls(call, settings)
     return Timing(timing.median, timing.low, timing.high, compile_seconds, _peak_bytes(compiled))
+
+
+def time_torch(make: Callable[[str], Callable[[], Any]], settings: Settings) -> Timing | None:
+    """Times PyTorch on the device that JAX uses; None where PyTorch or that device is missing.
+
+    `make(device)` builds the work and returns the call that is timed.
+    """
+    if find_spec("torch") is None:
+        return None
+    import torch
+
+    device = {"cpu": "cpu", "gpu": "cuda"}.get(jax.default_backend())
+    if device is None or (device == "cuda" and not torch.cuda.is_available()):
+        return None
+    torch.set_num_threads(settings.cores or len(os.sched_getaffinity(0)))
+    work = make(device)
+
+    def call() -> None:
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return time_calls(call, settings)
 
 
 def time_calls(call: Callable[[], Any], settings: Settings) -> Timing:

@@ -1,4 +1,4 @@
-"""Rates against sizes, one line for each environment."""
+"""Rates of the environments against their number, and how much faster CommFormer is than others."""
 
 from __future__ import annotations
 
@@ -6,28 +6,99 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-COLOURS = ("#1f3b57", "#d1495b", "#2a9d5c", "#7b5ea7")
+Rows = Sequence[Mapping[str, Any]]
+
+OTHERS = {
+    "torch": ("ours / PyTorch, same session", "#e07a5f"),
+    "reference": ("ours / published code, 1 thread", "#1f3b57"),
+}
+LABELS = {
+    "commformer/act": "acting",
+    "commformer/epoch": "one PPO epoch",
+    "commformer/loop": "whole loop\n3 agents, 5 x 5",
+    "commformer/loop_10_agents": "whole loop\n10 agents, 20 x 20",
+    "commformer/loop_many": "whole loop\n2048 environments",
+}
 
 
-def draw(rows: Sequence[Mapping[str, Any]], environment: Mapping[str, Any], path: Path) -> None:
-    """Draws environment steps/s against parallel environments into a PNG."""
-    figure = Figure(figsize=(7.5, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    panel = figure.subplots()
+def draw(rows: Rows, environment: Mapping[str, Any], path: Path) -> None:
+    """Draws a panel for the environments and one for CommFormer, where there are rows, as a PNG."""
     swept = [row for row in rows if row["name"].startswith("environments/")]
-    for name, colour in zip(dict.fromkeys(row["name"] for row in swept), COLOURS, strict=False):
-        own = [row for row in swept if row["name"] == name]
+    compared = [row for row in rows if row["name"] in LABELS]
+    compared = [row for row in compared if any(row[f"ratio_{other}"] for other in OTHERS)]
+    panels = [(draw_rates, swept), (draw_ratios, compared)]
+    panels = [(draw_panel, own) for draw_panel, own in panels if own]
+    if not panels:
+        return
+    figure = Figure(figsize=(6.8 * len(panels), 5.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (draw_panel, own) in zip(axes, panels, strict=True):
+        draw_panel(axis, own)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_axisbelow(True)
+    cores = f"{environment['cores']} cores" if environment["cores"] > 1 else "1 core"
+    title = f"jax {environment['jax']}, {environment['devices']}, {cores}"
+    figure.suptitle(title, fontsize=10, color="#555555")
+    figure.savefig(path, dpi=130)
+
+
+def draw_rates(axis: Axes, rows: Rows) -> None:
+    """Steps per second against parallel environments: ours, and dashed PyTorch where it exists."""
+    colours = matplotlib.color_sequences["tab10"]
+    names = list(dict.fromkeys(row["name"] for row in rows))
+    for index, name in enumerate(names):
+        colour = colours[index % len(colours)]
+        own = [row for row in rows if row["name"] == name]
         sizes = [row["sizes"]["environments"] for row in own]
         label = name.split("/")[1].replace("_", " ")
-        panel.loglog(sizes, [row["rate"] for row in own], "o-", color=colour, label=label)
+        axis.loglog(sizes, [row["rate"] for row in own], "o-", ms=4, color=colour, label=label)
+        if own[0]["ratio_torch"]:
+            rates = [row["rate"] / row["ratio_torch"] for row in own]
+            axis.loglog(
+                sizes, rates, "s--", ms=3.5, lw=1.2, color=colour, label=f"{label}, PyTorch"
+            )
         if own[0]["reference"]:
-            panel.axhline(own[0]["reference"]["rate"], color=colour, linestyle=":", linewidth=1)
-    cores = f"{environment['cores']} cores" if environment["cores"] > 1 else "1 core"
-    panel.set_title(f"jax {environment['jax']}, {environment['devices']}, {cores}", fontsize=10)
-    panel.set(xlabel="environments in parallel", ylabel="environment steps per second")
-    panel.grid(alpha=0.3, which="both")
-    panel.legend(title="dotted: reference code, one process", frameon=False)
-    figure.savefig(path, dpi=130)
+            axis.axhline(own[0]["reference"]["rate"], color=colour, linestyle=":", linewidth=1.2)
+    axis.set(xlabel="environments in parallel", ylabel="environment steps per second")
+    axis.set_title("Environments", loc="left", fontweight="bold")
+    axis.grid(alpha=0.25)
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13), "ncols": 3}
+    dotted = "dotted: published code, one process"
+    axis.legend(title=dotted, frameon=False, fontsize=8, title_fontsize=8, **below)
+
+
+def draw_ratios(axis: Axes, rows: Rows) -> None:
+    """Horizontal bars of how many times faster ours is, on a logarithmic axis from 1."""
+    width = 0.36
+    places = [len(rows) - 1 - index for index in range(len(rows))]
+    for offset, (other, (label, colour)) in zip(
+        (-width / 2, width / 2), OTHERS.items(), strict=True
+    ):
+        bars = [(y, row[f"ratio_{other}"]) for y, row in zip(places, rows, strict=True)]
+        bars = [(y + offset, ratio) for y, ratio in bars if ratio]
+        heights, ratios = [y for y, _ in bars], [ratio for _, ratio in bars]
+        drawn = axis.barh(heights, ratios, width * 0.92, color=colour, label=label)
+        texts = [f"{ratio:.1f}x" if ratio < 100 else f"{ratio:,.0f}x" for ratio in ratios]
+        axis.bar_label(drawn, texts, padding=3, fontsize=9)
+    every = [row[f"ratio_{other}"] for row in rows for other in OTHERS if row[f"ratio_{other}"]]
+    axis.set_xscale("log")
+    axis.set_xlim(min(0.9, 0.8 * min(every)), 1.8 * max(every))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}x"))
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.axvline(1.0, color="#555555", linewidth=1, zorder=0.5)
+    axis.set_yticks(places, [LABELS[row["name"]] for row in rows])
+    axis.tick_params(axis="y", length=0)
+    axis.set_xlabel("times faster")
+    axis.set_title("CommFormer on Predator-Prey", loc="left", fontweight="bold")
+    axis.grid(alpha=0.25, axis="x")
+    handles, labels = axis.get_legend_handles_labels()
+    below = {"loc": "upper center", "bbox_to_anchor": (0.4, -0.13), "ncols": 2}
+    axis.legend(handles[::-1], labels[::-1], frameon=False, fontsize=8, **below)

@@ -1,8 +1,10 @@
-"""`jaxmethods train | evaluate | report`: the command line.
+"""`jaxmethods train | evaluate | report | compare`: the command line.
 
-    jaxmethods train CONFIG.yaml [--out DIR] [--resume] [--quiet] [--FIELD VALUE ...]
+    jaxmethods train CONFIG.yaml [--out DIR] [--resume] [--quiet] [--distributed]
+                     [--FIELD VALUE ...]
     jaxmethods evaluate RUN_DIR [--checkpoint best|latest|STEP]
     jaxmethods report RUN_DIR
+    jaxmethods compare RUN_DIR [RUN_DIR ...]
     jaxmethods methods
 
 Exit codes: 0 done, 1 the run diverged, 2 wrong input (one line says what), 130 and 143
@@ -16,7 +18,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
@@ -24,6 +26,10 @@ from rich.table import Table
 
 from jaxmethods.config import ConfigError, RunConfig, merge, parse_overrides, read_yaml
 from jaxmethods.errors import UserError
+
+if TYPE_CHECKING:  # jax is imported by the commands that need it
+    from jaxmethods.method import Stage
+    from jaxmethods.training.run_folder import RunFolder
 
 
 @dataclass
@@ -38,6 +44,10 @@ class Train:
     """Go on with the run in the folder (start one if there is none)."""
     quiet: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print errors only."""
+    distributed: tyro.conf.FlagCreatePairsOff[bool] = False
+    """This is one process of several that train together; start all of them with the same
+    command. JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID say which one it is; on Slurm, Open MPI and Cloud TPU they are found out."""
 
 
 @dataclass
@@ -61,6 +71,14 @@ class Report:
 
 
 @dataclass
+class Compare:
+    """Print the last evaluations of several runs as a Markdown table: mean ± standard error."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders."""
+
+
+@dataclass
 class Methods:
     """List the methods that can be trained."""
 
@@ -69,6 +87,7 @@ Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Report, tyro.conf.subcommand("report")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Methods, tyro.conf.subcommand("methods")]
 )
 
@@ -93,6 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError(f"command line: unknown argument {unknown[0]!r}")
         if isinstance(command, Evaluate):
             return _evaluate(command)
+        if isinstance(command, Compare):
+            return _compare(command)
         return _report(command) if isinstance(command, Report) else _methods()
     except UserError as error:
         print(f"jaxmethods: {error}", file=sys.stderr)
@@ -103,22 +124,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(command: Train, overrides: Sequence[str]) -> int:
-    from jaxmethods.training import loop, registry, report
+    from jaxmethods.training import distributed
+
+    if command.distributed:
+        distributed.initialize()
+    with distributed.nothing_waits_for_the_fallen():
+        return _train_here(command, overrides)
+
+
+def _train_here(command: Train, overrides: Sequence[str]) -> int:
+    from jaxmethods.training import distributed, loop, registry
     from jaxmethods.training.progress import Progress
     from jaxmethods.training.run_folder import RunFolder
 
-    values = merge(read_yaml(command.config), parse_overrides(overrides))
-    config, stages = registry.parse(values, str(command.config))
+    def parse() -> tuple[RunConfig, list[Stage]]:
+        values = merge(read_yaml(command.config), parse_overrides(overrides))
+        return registry.parse(values, str(command.config))
+
+    config, stages = distributed.together(parse)
     folder = RunFolder(command.out or _default_folder(command.config, config))
+    quiet = command.quiet or not distributed.is_writer()
     try:
-        finished = loop.train(stages, config, folder, command.resume, Progress(quiet=command.quiet))
+        finished = loop.train(stages, config, folder, command.resume, Progress(quiet=quiet))
     except (loop.Interrupted, loop.DivergedError):
-        report.write_report(folder)
+        _write_report(folder, quiet=True)
         raise
     loop.draw_figures(stages, finished, folder.figures)
-    report.write_report(folder)
-    if not command.quiet:
-        Console(soft_wrap=True).print(f"report: {folder.report}", highlight=False)
+    _write_report(folder, quiet)
     return 0
 
 
@@ -140,13 +172,33 @@ def _evaluate(command: Evaluate) -> int:
 
 
 def _report(command: Report) -> int:
-    from jaxmethods.training import report
     from jaxmethods.training.run_folder import RunFolder
 
     folder = RunFolder(command.run)
     folder.read_config()
-    report.write_report(folder)
-    Console(soft_wrap=True).print(f"report: {folder.report}", highlight=False)
+    _write_report(folder, quiet=False)
+    return 0
+
+
+def _write_report(folder: RunFolder, quiet: bool) -> None:
+    from jaxmethods.training import distributed, report
+
+    def write() -> None:
+        if distributed.is_writer():
+            report.write_report(folder)
+
+    distributed.together(write)  # nobody leaves while the writer is at work
+    if not quiet:
+        Console(soft_wrap=True).print(f"report: {folder.report}", highlight=False)
+
+
+def _compare(command: Compare) -> int:
+    from jaxmethods.training.compare import compare
+    from jaxmethods.training.run_folder import RunFolder
+
+    if not command.runs:
+        raise ConfigError("command line: compare needs at least one run folder")
+    print(compare([RunFolder(path) for path in command.runs]))
     return 0
 
 

@@ -43,7 +43,8 @@ class Step(NamedTuple):
     loss: jax.Array
     """[] the loss before the step."""
     gradient_norm: jax.Array
-    """[] global norm of the gradient of the level that moved, before any clipping."""
+    """[] global norm of the gradient of the level that moved (the lower one in joint updates),
+    before any clipping."""
     aux: Any
     """The loss function's second output."""
 
@@ -55,13 +56,16 @@ class Alternating(NamedTuple):
     """(lower, upper) -> state."""
     step: Callable[..., tuple[AlternatingState, Step]]
     """(state, move_upper, *args) -> (state, report). `move_upper` is a bool [], traced or not:
-    True moves the upper variable and leaves the lower one bit-identical, False the reverse."""
+    True moves the upper variable and leaves the lower one bit-identical, False the reverse. In
+    joint updates the lower variable moves in any case. A keyword `upper_gradient` is taken for the
+    upper variable's first-order gradient (see `one_step_gradient`)."""
 
 
 def alternating(
     loss: Callable[..., tuple[jax.Array, Any]],
     lower_optimizer: optax.GradientTransformation,
     upper_optimizer: optax.GradientTransformation,
+    joint: bool = False,
 ) -> Alternating:
     """Makes the alternating updates of `loss(lower, upper, *args) -> (scalar, aux)`.
 
@@ -70,6 +74,7 @@ def alternating(
             given different data by passing different `args`.
         lower_optimizer: any optax transformation, for the lower variable.
         upper_optimizer: any optax transformation, for the upper variable.
+        joint: move both variables at once where `move_upper` is true: one level, the ablation.
 
     Returns:
         `init` and `step`, pure and jittable; `move_upper` may be traced and mapped.
@@ -81,11 +86,15 @@ def alternating(
         )
 
     def step(
-        state: AlternatingState, move_upper: jax.Array | bool, *args: Any
+        state: AlternatingState,
+        move_upper: jax.Array | bool,
+        *args: Any,
+        upper_gradient: Any = None,
     ) -> tuple[AlternatingState, Step]:
-        (value, aux), (lower_gradient, upper_gradient) = jax.value_and_grad(
+        (value, aux), (lower_gradient, first_order) = jax.value_and_grad(
             loss, argnums=(0, 1), has_aux=True
         )(state.lower, state.upper, *args)
+        upper_gradient = first_order if upper_gradient is None else upper_gradient
         lower, lower_state = _move(
             lower_optimizer, state.lower, lower_gradient, state.lower_optimizer
         )
@@ -93,10 +102,11 @@ def alternating(
             upper_optimizer, state.upper, upper_gradient, state.upper_optimizer
         )
         moved_lower = state._replace(lower=lower, lower_optimizer=lower_state)
-        moved_upper = state._replace(upper=upper, upper_optimizer=upper_state)
-        norm = jnp.where(
-            move_upper, optax.tree.norm(upper_gradient), optax.tree.norm(lower_gradient)
-        )
+        below = moved_lower if joint else state
+        moved_upper = below._replace(upper=upper, upper_optimizer=upper_state)
+        norm = optax.tree.norm(lower_gradient)
+        if not joint:
+            norm = jnp.where(move_upper, optax.tree.norm(upper_gradient), norm)
         return _where(move_upper, moved_upper, moved_lower), Step(value, norm, aux)
 
     return Alternating(init, step)

@@ -15,19 +15,28 @@ arXiv 2405.08550. Equations and sections are named where they are implemented.
     network, graph, ppo = commformer.clean()
     method = commformer.trainer(env, network, graph, ppo, updates=60)
 
-Each piece is usable alone: `graph` (k-hot graphs with straight-through gradients), `attention`
-and `network` (Flax modules), `policy` (acting and teacher forcing), `objectives` (value
-normalisation, advantages, the PPO loss).
+Each piece is usable alone: `graph` (k-hot graphs with straight-through gradients), `gate` (who
+listens at which step), `attention` and `network` (Flax modules), `policy` (acting and teacher
+forcing), `objectives` (value normalisation, advantages, the PPO loss). The baselines MAT, IPPO and
+MAPPO (`mlp`) are values of `NetworkConfig.model`.
 """
 
-from jaxmethods.commformer import attention, graph, objectives, policy
-from jaxmethods.commformer.config import GraphConfig, NetworkConfig, PPOConfig, clean, reference
+from jaxmethods.commformer import attention, gate, graph, objectives, policy
+from jaxmethods.commformer.config import (
+    GateConfig,
+    GraphConfig,
+    NetworkConfig,
+    PPOConfig,
+    clean,
+    reference,
+)
 from jaxmethods.commformer.evaluate import evaluate
 from jaxmethods.commformer.method import State, trainer
 from jaxmethods.commformer.network import CommFormer
 
 __all__ = [
     "CommFormer",
+    "GateConfig",
     "GraphConfig",
     "NetworkConfig",
     "PPOConfig",
@@ -35,6 +44,7 @@ __all__ = [
     "attention",
     "clean",
     "evaluate",
+    "gate",
     "graph",
     "objectives",
     "policy",

@@ -58,8 +58,8 @@ class Cache(NamedTuple):
 
 
 def has_relation(config: NetworkConfig) -> bool:
-    """Whether attention has a relation term; dense communication has none."""
-    return config.relation and config.communication == "graph"
+    """Whether attention has a relation term; where no graph is read there is none."""
+    return config.relation and config.reads_graph
 
 
 def edges_of(graph: jax.Array, config: NetworkConfig) -> Edges:
@@ -67,7 +67,7 @@ def edges_of(graph: jax.Array, config: NetworkConfig) -> Edges:
 
     `self_loop="set"` makes the diagonal of the mask 1, `"add"` makes it G_ii + 1.
     """
-    if config.communication == "dense":
+    if not config.reads_graph:
         return Edges(types=None, mask=None)
     n_agents = graph.shape[-1]
     graph = graph.reshape(-1, 1, n_agents, n_agents)

@@ -18,17 +18,38 @@ Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 
 
+class GateConfig(Config):
+    """The temporal gate: each agent decides at every step whether to listen.
+
+    The idea is that of the extended paper (arXiv 2411.00382), which has no code; the formulas are
+    this library's reconstruction, see `gate`.
+    """
+
+    mode: Literal["deterministic", "sampled"] = "deterministic"
+    """Threshold the gate in training too, or draw it (and replay the draw in training)."""
+    penalty: NonNegative = 1e-3
+    """lambda_g: weight of the mean gate in the loss."""
+    target: Fraction | None = None
+    """Penalise only the share of open gates above this; None: all of it."""
+    initial_logit: float = 2.0
+    """Bias of the gate's last layer at the start; 2 is open with probability 0.88."""
+
+
 class NetworkConfig(Config):
     """The encoder-decoder of MAT with relation-enhanced attention over a graph."""
 
+    model: Literal["commformer", "mat", "ippo", "mappo"] = "commformer"
+    """`mat`: the same transformer, everyone hears everyone, no relation term, one plain action
+    head. `ippo`: one MLP for all agents, each for itself; `mappo`: with a critic of all
+    observations. Only `commformer` reads the graph."""
     embed: PositiveInt = 64
     """Width E of every token; divisible by `heads`."""
     heads: PositiveInt = 1
     blocks: PositiveInt = 1
     action_head: Literal["per_agent", "shared"] = "per_agent"
-    """One small MLP for each agent, or one for all."""
-    communication: Literal["graph", "dense"] = "graph"
-    """`dense` ignores the graph in every attention: the MAT-like baseline."""
+    """Of `commformer`: one small MLP for each agent, or one for all."""
+    gate: GateConfig | None = None
+    """Let agents stop listening at single steps (`commformer` only)."""
     relation: bool = True
     """Add the embedding of the edge's type to query and key."""
     relation_transpose: bool = False
@@ -43,17 +64,26 @@ class NetworkConfig(Config):
     """Compute type; parameters, softmax and losses stay float32."""
 
     @model_validator(mode="after")
-    def _heads_divide_embed(self) -> NetworkConfig:
+    def _fields_fit(self) -> NetworkConfig:
         if self.embed % self.heads:
             raise ValueError(f"heads: expected a divisor of embed = {self.embed}, got {self.heads}")
+        if self.gate is not None and self.model != "commformer":
+            raise ValueError(f"gate: expected null with model {self.model!r}, got {self.gate!r}")
         return self
+
+    @property
+    def reads_graph(self) -> bool:
+        """Whether anything depends on the communication graph."""
+        return self.model == "commformer"
 
 
 class GraphConfig(Config):
     """Who listens to whom: a k-hot directed graph with learnable edge logits alpha."""
 
-    kind: Literal["learned", "full", "none", "random"] = "learned"
-    """`learned` by bi-level updates, or a graph that stays: every edge, none, k random senders."""
+    kind: Literal["learned", "full", "none", "random", "fixed"] = "learned"
+    """`learned`, or a graph that stays: every edge, none, k random senders, that of `edges`."""
+    edges: tuple[tuple[Literal[0, 1], ...], ...] | None = None
+    """Of `fixed`: rows of 0 and 1, one a receiver, one column a sender."""
     sparsity: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
     """S: each agent receives from k = max(floor(N S), 1) senders."""
     learning_rate: NonNegative = 1e-2
@@ -68,8 +98,29 @@ class GraphConfig(Config):
     post_stable: bool = False
     """Train on the exact graph with frozen alpha after `post_ratio` of the updates."""
     post_ratio: Fraction = 0.5
+    levels: Literal["alternating", "joint", "frozen"] = "alternating"
+    """How a learned graph moves: in epochs of its own, with the network in every step, or not at
+    all (the published code without its bi-level switch)."""
     upper_every: PositiveInt = 5
     """Every how many epochs the upper level (alpha) steps instead of the network."""
+    unroll: Literal[0, 1] = 0
+    """Network steps that alpha's gradient looks through: 0 takes the network as it is."""
+    unroll_rate: NonNegative | None = None
+    """xi: learning rate of the step looked through; None: the network's."""
+    upper_data: Literal["same", "split"] = "same"
+    """Train both levels on the same samples, or alpha on those of held-out environments."""
+    upper_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.25
+    """Share of the environments held out by `split`."""
+
+    @model_validator(mode="after")
+    def _fields_fit(self) -> GraphConfig:
+        if (self.edges is not None) != (self.kind == "fixed"):
+            raise ValueError(f"edges: expected with kind 'fixed' only, kind is {self.kind!r}")
+        if self.levels != "alternating" and (self.unroll or self.upper_data == "split"):
+            raise ValueError(
+                f"levels: expected 'alternating' with unroll or split data, got {self.levels!r}"
+            )
+        return self
 
 
 class PPOConfig(Config):
@@ -81,6 +132,9 @@ class PPOConfig(Config):
     """T: steps taken in each environment before an update."""
     epochs: PositiveInt = 5
     minibatches: PositiveInt = 2
+    shuffle_shares: PositiveInt = 1
+    """Shuffle samples within so many equal shares of the environments, each minibatch taking the
+    same number of every share. With a multiple of `mesh.data` shares no sample changes device."""
     clip: Positive = 0.2
     """epsilon of the policy ratio and of the value clipping."""
     discount: Fraction = 0.99
@@ -92,6 +146,8 @@ class PPOConfig(Config):
     adam_epsilon: Positive = 1e-5
     max_grad_norm: Positive = 0.5
     """Global-norm clip of the network's gradient; alpha's is never clipped."""
+    bootstrap_truncated: bool = False
+    """Value the state that a time limit cut off, in place of taking the cut for an end."""
     anneal: bool = False
     """Decay the network's learning rate linearly to 0 over the run."""
 

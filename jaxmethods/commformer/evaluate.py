@@ -7,17 +7,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmethods.commformer import policy
-from jaxmethods.commformer.network import CommFormer
+from jaxmethods.commformer import gate, policy
 from jaxmethods.envs import TeamEnvironment
 from jaxmethods.envs.rollout import play_episodes
 from jaxmethods.method import Metrics
 
 
-def greedy_policy(network: CommFormer, parameters: Any, graph: jax.Array) -> Any:
-    """A policy of roll-outs: (key, observation) -> (argmax actions, ())."""
+def greedy_policy(network: policy.Network, parameters: Any, graph: jax.Array) -> Any:
+    """A policy of roll-outs: (key, observation) -> (most probable actions, traffic)."""
 
-    def act(key: jax.Array, observation: Any) -> tuple[jax.Array, tuple]:
+    def act(key: jax.Array, observation: Any) -> tuple[jax.Array, gate.Traffic]:
         out = policy.act(
             network,
             parameters,
@@ -27,14 +26,15 @@ def greedy_policy(network: CommFormer, parameters: Any, graph: jax.Array) -> Any
             graph,
             greedy=True,
         )
-        return out.action, ()
+        is_open = jnp.ones(out.value.shape) if out.gate is None else out.gate.open
+        return out.action, gate.traffic(graph, is_open)
 
     return act
 
 
 def evaluate(
     env: TeamEnvironment,
-    network: CommFormer,
+    network: policy.Network,
     parameters: Any,
     graph: jax.Array,
     key: jax.Array,
@@ -49,15 +49,21 @@ def evaluate(
 
     Returns:
         success_rate in [0, 1]; episode_length in steps and episode_return (team mean), means over
-        the episodes; edges_used: directed edges between different agents, of N (N - 1).
+        the episodes; edges_used: directed edges between different agents, of N (N - 1);
+        messages_per_step: those over which something was heard, a mean over steps and episodes;
+        with a gate communication_rate, the share of edges it leaves open (self edges count).
     """
     results = play_episodes(
         env, greedy_policy(network, parameters, graph), key, episodes, max_steps
     )
     between = graph * (1 - jnp.eye(graph.shape[-1]))
+    traffic = results.policy
+    gated = {} if network.config.gate is None else {"communication_rate": traffic.rate.mean()}
     return {
         "success_rate": results.success.mean(dtype=jnp.float32),
         "episode_length": results.length.mean(dtype=jnp.float32),
         "episode_return": results.returned.mean(),
         "edges_used": jnp.count_nonzero(between),
+        "messages_per_step": traffic.messages.mean(),
+        **gated,
     }

@@ -15,6 +15,7 @@ Hu et al., Learning Multi-Agent Communication from Graph Modeling Perspective, I
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import jax
@@ -133,6 +134,21 @@ def fixed_graph(
     if kind == "random":
         return _k_hot(jax.random.uniform(key, shape, jnp.float32), k)
     raise ValueError(f"kind must be 'full', 'none' or 'random', got {kind!r}")
+
+
+def given_graph(edges: Sequence[Sequence[int]], n_agents: int) -> jax.Array:
+    """A graph [N, N] float32 from rows of 0 and 1, one a receiver.
+
+    Raises:
+        ValueError: `edges` is not N rows of N entries.
+    """
+    sizes = sorted({len(edges), *(len(row) for row in edges)})
+    if sizes != [n_agents]:
+        raise ValueError(
+            f"edges must be {n_agents} rows of {n_agents} entries, one for each agent, "
+            f"got {len(edges)} rows of {sorted({len(row) for row in edges})}"
+        )
+    return jnp.asarray(edges, jnp.float32)
 
 
 def edge_types(graph: jax.Array, transpose: bool) -> jax.Array:

@@ -2,7 +2,9 @@
 
 The network's parameters are the lower level, the edge logits alpha the upper one. Every
 `upper_every`-th epoch moves alpha and leaves the network bit-identical, the others the
-reverse (first-order alternation, section 3.3 of the paper as its code implements it).
+reverse (first-order alternation, section 3.3 of the paper as its code implements it). With
+`unroll` alpha's gradient looks through one step of the network, with `split` it comes from
+environments that the network is not trained on.
 """
 
 from __future__ import annotations
@@ -15,11 +17,10 @@ import jax.numpy as jnp
 import optax
 from jumanji.types import TimeStep
 
-from jaxmethods.bilevel import Alternating, AlternatingState, alternating
+from jaxmethods.bilevel import Alternating, AlternatingState, alternating, one_step_gradient
+from jaxmethods.commformer import gate, objectives, policy
 from jaxmethods.commformer import graph as graphs
-from jaxmethods.commformer import objectives, policy
 from jaxmethods.commformer.config import GraphConfig, NetworkConfig, PPOConfig
-from jaxmethods.commformer.network import CommFormer
 from jaxmethods.envs import TeamEnvironment
 from jaxmethods.envs.rollout import Trajectory, rollout, vectorise
 from jaxmethods.method import Batch, Method, Metrics
@@ -49,6 +50,8 @@ class State(NamedTuple):
     """State of R environments."""
     timestep: TimeStep
     """Their last time steps."""
+    active: jax.Array | None
+    """[R, N] bool: agents that take part in the next step; None where all always do."""
     episodes: EpisodeStatistics
     update: jax.Array
     """[] int32: updates done."""
@@ -62,24 +65,66 @@ class Experience(NamedTuple):
     action_mask: jax.Array
     """[M, N, A] bool"""
     action: jax.Array
-    """[M, N] int32"""
+    """[M, N] int32, or [M, N, A] float32 if continuous"""
     targets: objectives.Minibatch
     """What the PPO loss compares with, each [M, N]."""
+    gate_noise: jax.Array | None = None
+    """[M, N]: what the gate was given; None without a gate."""
+    held_out: jax.Array | None = None
+    """[M] bool: for the upper level alone; None where both levels share all samples."""
+
+
+class Acted(NamedTuple):
+    """What acting leaves behind for training, of R teams."""
+
+    log_prob: jax.Array
+    value: jax.Array
+    gate_noise: jax.Array | None
+    traffic: gate.Traffic
 
 
 class CommFormerTraining(NamedTuple):
     """What every piece of the update knows; static."""
 
     env: TeamEnvironment
-    network: CommFormer
+    network: policy.Network
     graph: GraphConfig
     ppo: PPOConfig
     updates: int
     """Length of the whole run."""
 
     @property
+    def graph_kind(self) -> str:
+        """`graph.kind`, unless the network reads no graph: then who hears whom is its nature."""
+        of_model = {"mat": "full", "ippo": "none", "mappo": "none"}
+        return of_model.get(self.network.config.model, self.graph.kind)
+
+    @property
+    def moves_edges(self) -> bool:
+        """Whether edge logits are trained."""
+        return self.graph_kind == "learned" and self.graph.levels != "frozen"
+
+    @property
     def edges_per_agent(self) -> int:
         return graphs.edges_per_agent(self.network.n_agents, self.graph.sparsity)
+
+
+def prepare(
+    env: TeamEnvironment,
+    network: NetworkConfig,
+    graph: GraphConfig,
+    ppo: PPOConfig,
+    updates: int,
+) -> CommFormerTraining:
+    """Builds the network for an environment and checks that the graph fits its team.
+
+    Raises:
+        ValueError: `graph.edges` has another number of agents.
+    """
+    module = policy.make_network(network, env.num_agents, env.num_actions, env.continuous)
+    if graph.edges is not None:
+        graphs.given_graph(graph.edges, env.num_agents)
+    return CommFormerTraining(env, module, graph, ppo, updates)
 
 
 def trainer(
@@ -99,14 +144,12 @@ def trainer(
     Returns:
         `init(key, None)` and `step(state, None)`; one step is one update: `ppo.rollout` steps in
         every environment, then `ppo.epochs` epochs on them. Metrics are finite scalars.
+
+    Raises:
+        ValueError: `graph.edges` has another number of agents.
     """
-    module = CommFormer(network, n_agents=env.num_agents, n_actions=env.num_actions)
-    training = CommFormerTraining(env, module, graph, ppo, updates)
-    levels = alternating(
-        lambda lower, upper, *args: minibatch_loss(training, lower, upper, *args),
-        network_optimizer(training),
-        optax.adam(graph.learning_rate, eps=1e-8),
-    )
+    training = prepare(env, network, graph, ppo, updates)
+    levels = both_levels(training)
 
     def init(key: jax.Array, batch: Batch) -> State:
         del batch
@@ -119,18 +162,23 @@ def trainer(
     return Method(init, step)
 
 
+def both_levels(training: CommFormerTraining) -> Alternating:
+    """The network below, edge logits above, one loss."""
+    return alternating(
+        lambda lower, upper, *args: minibatch_loss(training, lower, upper, *args),
+        network_optimizer(training),
+        optax.adam(training.graph.learning_rate, eps=1e-8),
+        joint=training.graph.levels == "joint",
+    )
+
+
 def init_state(training: CommFormerTraining, levels: Alternating, key: jax.Array) -> State:
     """Fresh parameters, edge logits and environments."""
     key, network_key, graph_key, environment_key = jax.random.split(key, 4)
-    ppo, n_agents = training.ppo, training.network.n_agents
+    ppo, _n_agents = training.ppo, training.network.n_agents
     keys = jax.random.split(environment_key, ppo.environments)
     environment, timestep = vectorise(training.env).reset(keys)
-    if training.graph.kind == "learned":
-        edges = graphs.initial_logits(graph_key, n_agents, training.graph.init_noise)
-    else:
-        edges = graphs.fixed_graph(
-            training.graph.kind, graph_key, n_agents, training.edges_per_agent
-        )
+    edges = initial_edges(training, graph_key)
     parameters = policy.init(training.network, network_key, timestep.observation.agents_view)
     zeros = jnp.zeros(ppo.environments)
     return State(
@@ -139,9 +187,21 @@ def init_state(training: CommFormerTraining, levels: Alternating, key: jax.Array
         value_norm=objectives.value_norm_init(),
         environment=environment,
         timestep=timestep,
+        active=timestep.extras.get("alive"),
         episodes=EpisodeStatistics(zeros.astype(jnp.int32), zeros, zeros, zeros),
         update=jnp.int32(0),
     )
+
+
+def initial_edges(training: CommFormerTraining, key: jax.Array) -> jax.Array:
+    """[N, N]: edge logits, or the graph itself where it stays."""
+    config, n_agents = training.graph, training.network.n_agents
+    if training.graph_kind == "learned":
+        return graphs.initial_logits(key, n_agents, config.init_noise)
+    if training.graph_kind == "fixed" and config.edges is not None:
+        return graphs.given_graph(config.edges, n_agents)
+    kind: Any = training.graph_kind
+    return graphs.fixed_graph(kind, key, n_agents, training.edges_per_agent)
 
 
 def update(
@@ -170,6 +230,7 @@ def update(
         "episode_return": episodes.returned.mean(),
         **losses,
         **edge_metrics(training, state.levels.upper),
+        **traffic_metrics(training, trajectory.policy.traffic),
     }
     return state, metrics
 
@@ -182,39 +243,101 @@ def collect(
     graph = acting_graph(training, state.levels.upper, noise, state.update)
     parameters = state.levels.lower
 
-    def act(key: jax.Array, observation: Any) -> tuple[jax.Array, tuple]:
-        out = policy.act(network, parameters, key, observation.agents_view,
-                         observation.action_mask, graph)  # fmt: skip
-        return out.action, (out.log_prob, out.value)
+    def act(key: jax.Array, observation: Any) -> tuple[jax.Array, Acted]:
+        view, mask = observation.agents_view, observation.action_mask
+        out = policy.act(network, parameters, key, view, mask, graph)
+        acted = Acted(out.log_prob, out.value, out.gate_noise, traffic_of(graph, out))
+        return out.action, acted
 
     environment, timestep, _, trajectory = rollout(
-        vectorise(training.env), act, state.environment, state.timestep, key, ppo.rollout
+        vectorise(training.env, next_obs_in_extras=ppo.bootstrap_truncated),
+        act,
+        state.environment,
+        _with_next_obs(state.timestep) if ppo.bootstrap_truncated else state.timestep,
+        key,
+        ppo.rollout,
     )
-    log_prob, value = trajectory.policy
-    bootstrap, _ = network.apply(
-        parameters, timestep.observation.agents_view, graph, method="encode"
-    )
+    acted, observation = trajectory.policy, trajectory.observation
+
+    def value_of(view: jax.Array) -> jax.Array:
+        encoding: Any = network.apply(parameters, view, graph, method="encode")
+        return objectives.value_norm_denormalize(state.value_norm, encoding.value)
+
+    reward = trajectory.reward
+    if ppo.bootstrap_truncated:
+        reached = value_of(_flatten(trajectory.extras["next_obs"].agents_view))
+        reached = jnp.swapaxes(reached.reshape(ppo.environments, ppo.rollout, -1), 0, 1)
+        cut = trajectory.last[..., None] & (trajectory.discount > 0)
+        reward = reward + ppo.discount * jnp.where(cut, reached, 0.0)
+        timestep = _without_next_obs(timestep)
     advantages, returns = objectives.gae(
-        trajectory.reward,
-        objectives.value_norm_denormalize(state.value_norm, value),
-        objectives.value_norm_denormalize(state.value_norm, bootstrap),
+        reward,
+        objectives.value_norm_denormalize(state.value_norm, acted.value),
+        value_of(timestep.observation.agents_view),
         jnp.where(trajectory.last[..., None], 0.0, trajectory.discount),
         ppo.discount,
         ppo.gae_lambda,
     )
-    targets = objectives.Minibatch(
-        old_log_prob=log_prob,
-        old_value=value,
-        advantage=objectives.normalize_advantages(advantages),
-        returns=returns,
-        active=None,
-    )
-    observation = trajectory.observation
+    active, next_active = active_agents(training, state.active, trajectory)
     experience = Experience(
-        observation.agents_view, observation.action_mask, trajectory.action, targets
+        observation.agents_view,
+        observation.action_mask,
+        trajectory.action,
+        objectives.Minibatch(
+            old_log_prob=acted.log_prob,
+            old_value=acted.value,
+            advantage=objectives.normalize_advantages(advantages, active),
+            returns=returns,
+            active=active,
+        ),
+        acted.gate_noise,
+        held_out_samples(training),
     )
-    flat = jax.tree.map(_flatten, experience)
-    return state._replace(environment=environment, timestep=timestep), trajectory, flat
+    state = state._replace(environment=environment, timestep=timestep, active=next_active)
+    return state, trajectory, jax.tree.map(_flatten, experience)
+
+
+def traffic_of(graph: jax.Array, out: policy.ActOutput) -> gate.Traffic:
+    """What R teams said to each other when they acted."""
+    everyone = jnp.ones(out.value.shape)
+    return gate.traffic(graph, everyone if out.gate is None else out.gate.open)
+
+
+def active_agents(
+    training: CommFormerTraining, active: jax.Array | None, trajectory: Trajectory
+) -> tuple[jax.Array | None, jax.Array | None]:
+    """Who took part in each step [T, R, N] float32, and who does in the next one [R, N] bool.
+
+    An environment says who is alive after a step; after the last step of an episode those count
+    who are alive when a new one begins.
+    """
+    if active is None:
+        return None, None
+    alive = trajectory.extras["alive"]
+    fresh = training.env.reset(jax.random.key(0))[1].extras["alive"]
+    after = jnp.where(trajectory.last[..., None], fresh, alive)
+    before = jnp.concatenate([active[None], after[:-1]])
+    return before.astype(jnp.float32), after[-1]
+
+
+def held_out_samples(training: CommFormerTraining) -> jax.Array | None:
+    """[T, R] bool: the last environments, whose samples the network is not trained on."""
+    if training.graph.upper_data == "same":
+        return None
+    environments = training.ppo.environments
+    held_out = max(round(environments * training.graph.upper_fraction), 1)
+    of_environment = jnp.arange(environments) >= environments - held_out
+    return jnp.broadcast_to(of_environment, (training.ppo.rollout, environments))
+
+
+def of_level(minibatch: Experience, upper: jax.Array | bool) -> Experience:
+    """The samples that a level is trained on, by marking the others as not active."""
+    if minibatch.held_out is None:
+        return minibatch
+    chosen = (minibatch.held_out == upper).astype(jnp.float32)[:, None]
+    active, targets = minibatch.targets.active, minibatch.targets
+    active = jnp.broadcast_to(chosen, targets.returns.shape) if active is None else active * chosen
+    return minibatch._replace(targets=targets._replace(active=active))
 
 
 def train_epochs(
@@ -227,42 +350,83 @@ def train_epochs(
 ) -> tuple[AlternatingState, objectives.ValueNormState, Metrics]:
     """All epochs on one roll-out; metrics are means over the epochs."""
     ppo = training.ppo
-    move_upper = moves_upper(training, state.update)
+    scheduled, move_upper = upper_epochs(training), moves_upper(training, state.update)
 
     def one_minibatch(
         carry: tuple[AlternatingState, objectives.ValueNormState],
-        inputs: tuple[Experience, jax.Array, jax.Array],
+        inputs: tuple[Experience, tuple[jax.Array, jax.Array], jax.Array],
     ) -> tuple[tuple[AlternatingState, objectives.ValueNormState], Metrics]:
         levels_state, value_norm = carry
-        minibatch, upper, key = inputs
+        minibatch, (scheduled, upper), key = inputs
+        rest = (value_norm, noise, state.update, key)
+        gradient = None
+        if training.moves_edges and training.graph.unroll:
+            # The schedule is the same for all seeds: a real branch, even where seeds are mapped.
+            gradient = jax.lax.cond(
+                scheduled,
+                lambda: unrolled_edge_gradient(training, levels_state, minibatch, rest),
+                lambda: jnp.zeros_like(levels_state.upper),
+            )
         levels_state, report = levels.step(
-            levels_state, upper, minibatch, value_norm, noise, state.update, key
+            levels_state, upper, of_level(minibatch, upper), *rest, upper_gradient=gradient
         )
         value_norm, metrics = report.aux
         metrics = {"loss": report.loss, "gradient_norm": report.gradient_norm, **metrics}
         return (levels_state, value_norm), metrics
 
-    def one_epoch(carry: Any, inputs: tuple[jax.Array, jax.Array]) -> tuple[Any, Metrics]:
+    def one_epoch(carry: Any, inputs: tuple[Any, jax.Array]) -> tuple[Any, Metrics]:
         upper, key = inputs
         shuffle_key, *keys = jax.random.split(key, ppo.minibatches + 1)
         if ppo.minibatches == 1:  # the mean over everything needs no shuffling
             return one_minibatch(carry, (experience, upper, keys[0]))
-        minibatches = shuffled_minibatches(shuffle_key, experience, ppo.minibatches)
-        uppers = jnp.full(ppo.minibatches, upper)
+        minibatches = shuffled_minibatches(
+            shuffle_key, experience, ppo.minibatches, ppo.shuffle_shares
+        )
+        uppers = jax.tree.map(lambda flag: jnp.full(ppo.minibatches, flag), upper)
         return jax.lax.scan(one_minibatch, carry, (minibatches, uppers, jnp.stack(keys)))
 
     (levels_state, value_norm), metrics = jax.lax.scan(
-        one_epoch, (state.levels, state.value_norm), (move_upper, jax.random.split(key, ppo.epochs))
+        one_epoch,
+        (state.levels, state.value_norm),
+        ((scheduled, move_upper), jax.random.split(key, ppo.epochs)),
     )
     return levels_state, value_norm, jax.tree.map(jnp.mean, metrics)
 
 
-def shuffled_minibatches(key: jax.Array, experience: Experience, count: int) -> Experience:
-    """Splits M samples at random into [count, M // count, ...]; a remainder is left out."""
-    samples = experience.action.shape[0]
+def unrolled_edge_gradient(
+    training: CommFormerTraining, levels: AlternatingState, minibatch: Experience, rest: tuple
+) -> jax.Array:
+    """[N, N]: the gradient of the edge logits through one gradient step of the network."""
+    rate = training.graph.unroll_rate
+    _, gradient = one_step_gradient(
+        lambda lower, upper, *args: minibatch_loss(training, lower, upper, *args),
+        levels.lower,
+        levels.upper,
+        training.ppo.learning_rate if rate is None else rate,
+        lower_args=(of_level(minibatch, False), *rest),
+        upper_args=(of_level(minibatch, True), *rest),
+    )
+    return gradient
+
+
+def shuffled_minibatches(
+    key: jax.Array, experience: Experience, count: int, shares: int = 1
+) -> Experience:
+    """Splits M samples at random into [count, M // count, ...]; a remainder is left out.
+
+    With several `shares` the samples, in as many equal parts, are shuffled within each part.
+    """
+    samples = experience.action.shape[0] // shares
     size = samples // count
-    order = jax.random.permutation(key, samples)[: count * size]
-    return jax.tree.map(lambda x: x[order].reshape(count, size, *x.shape[1:]), experience)
+    keys = jax.random.split(key, shares) if shares > 1 else key[None]
+    order = jax.vmap(lambda key: jax.random.permutation(key, samples)[: count * size])(keys)
+
+    def split(x: jax.Array) -> jax.Array:
+        x = jax.vmap(lambda x, order: x[order])(x.reshape(shares, samples, *x.shape[1:]), order)
+        x = x.reshape(shares, count, size, *x.shape[2:])
+        return jnp.swapaxes(x, 0, 1).reshape(count, shares * size, *x.shape[3:])
+
+    return jax.tree.map(split, experience)
 
 
 def minibatch_loss(
@@ -288,17 +452,21 @@ def minibatch_loss(
         minibatch.action_mask,
         graph,
         dropout_key,
+        minibatch.gate_noise,
     )
-    return objectives.ppo_loss(
+    loss, aux = objectives.ppo_loss(
         out.log_prob, out.entropy, out.value, minibatch.targets, value_norm, training.ppo
     )
+    if out.gate is not None and training.network.config.gate is not None:
+        loss += gate.penalty(out.gate, training.network.config.gate)
+    return loss, aux
 
 
 def training_graph(
     training: CommFormerTraining, edges: jax.Array, noise: jax.Array, update: jax.Array
 ) -> jax.Array:
     """[N, N]: the graph of a training forward (raw, sampled or exact; section 3 of the paper)."""
-    if training.graph.kind != "learned":
+    if training.graph_kind != "learned":
         return edges
     return graphs.training_graph(
         edges, noise, update, training.updates, training.edges_per_agent, training.graph
@@ -316,17 +484,24 @@ def acting_graph(
 
 def hardened_graph(training: CommFormerTraining, edges: jax.Array) -> jax.Array:
     """[N, N] 0/1: what is deployed and evaluated, the k largest logits of every row."""
-    if training.graph.kind != "learned":
+    if training.graph_kind != "learned":
         return edges
     return graphs.exact_graph(edges, training.edges_per_agent)
 
 
-def moves_upper(training: CommFormerTraining, update: jax.Array) -> jax.Array:
-    """[epochs] bool: which epochs move the edge logits."""
+def upper_epochs(training: CommFormerTraining) -> jax.Array:
+    """[epochs] bool: which epochs the schedule gives to the edge logits."""
     epochs = jnp.arange(1, training.ppo.epochs + 1)
-    if training.graph.kind != "learned":
+    if not training.moves_edges:
         return jnp.zeros(epochs.shape, bool)
-    pattern = epochs % training.graph.upper_every == 0
+    if training.graph.levels == "joint":
+        return jnp.ones(epochs.shape, bool)
+    return epochs % training.graph.upper_every == 0
+
+
+def moves_upper(training: CommFormerTraining, update: jax.Array) -> jax.Array:
+    """[epochs] bool: which epochs of an update move the edge logits."""
+    pattern = upper_epochs(training)
     if training.graph.post_stable:
         pattern &= update <= stable_from(training)
     return pattern
@@ -356,7 +531,7 @@ def lower_steps(training: CommFormerTraining) -> int:
     ppo, graph = training.ppo, training.graph
     every_update = training.updates * ppo.epochs
     upper = 0
-    if graph.kind == "learned":
+    if training.moves_edges and graph.levels == "alternating":
         moving = min(training.updates, stable_from(training) + 1)
         updates = moving if graph.post_stable else training.updates
         upper = updates * (ppo.epochs // graph.upper_every)
@@ -366,6 +541,16 @@ def lower_steps(training: CommFormerTraining) -> int:
 def _flatten(x: jax.Array) -> jax.Array:
     """[T, R, ...] to [R T, ...]; environments first, so that sharding over them survives."""
     return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:])
+
+
+def _with_next_obs(timestep: Any) -> TimeStep:
+    """Gives a time step the entry that the roll-out's own have."""
+    return timestep.replace(extras={**timestep.extras, "next_obs": timestep.observation})
+
+
+def _without_next_obs(timestep: Any) -> TimeStep:
+    kept = {name: value for name, value in timestep.extras.items() if name != "next_obs"}
+    return timestep.replace(extras=kept)
 
 
 def follow_episodes(episodes: EpisodeStatistics, trajectory: Trajectory) -> EpisodeStatistics:
@@ -388,6 +573,14 @@ def follow_episodes(episodes: EpisodeStatistics, trajectory: Trajectory) -> Epis
 
 def edge_metrics(training: CommFormerTraining, edges: jax.Array) -> Metrics:
     """How far the logits have moved apart: the mean over rows of their range."""
-    if training.graph.kind != "learned":
+    if training.graph_kind != "learned":
         return {}
     return {"edge_logit_range": jnp.mean(edges.max(-1) - edges.min(-1))}
+
+
+def traffic_metrics(training: CommFormerTraining, traffic: gate.Traffic) -> Metrics:
+    """Messages of a team in a step; with a gate, the share of possible ones it lets through."""
+    metrics = {"messages_per_step": traffic.messages.mean()}
+    if training.network.config.gate is not None:
+        metrics["communication_rate"] = traffic.rate.mean()
+    return metrics

@@ -8,11 +8,13 @@ representations and the actions of earlier agents into action logits, one agent 
     decoder  x_0 = LN(GELU(W s)),  s_i = one-hot of a_{i-1};  x <- LN(x + Attn(x, x, G, causal));
              x <- LN(rep + Attn(rep, x, G, causal));  x <- LN(x + W2 GELU(W1 x))
     actor    one small MLP per agent, or one for all
+    gate     optional: who listens at this step, decided from x_0 of the encoder (module `gate`)
 
 Post-norm blocks, biased LayerNorm with epsilon 1e-5, GELU in its exact form. Blocks are scanned
 and per-agent heads mapped: their parameters carry a leading layer or agent axis. Architecture:
 Wen et al., Multi-Agent Reinforcement Learning is a Sequence Modeling Problem, NeurIPS 2022, with
-the graph of Hu et al., ICLR 2024 (arXiv 2405.08550).
+the graph of Hu et al., ICLR 2024 (arXiv 2405.08550). With continuous actions the tokens s_i are
+a_{i-1} itself, the actor's outputs are means, and the standard deviation is 0.5 sigmoid(log_std).
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from jaxmethods.commformer.attention import (
     has_relation,
 )
 from jaxmethods.commformer.config import NetworkConfig
+from jaxmethods.commformer.gate import Gate, TemporalGate, decide, gated_graph
 from jaxmethods.commformer.layers import Dense, LayerNorm, NormalizedDense, gelu
 
 RELU_GAIN = math.sqrt(2.0)
@@ -48,6 +51,19 @@ class DecoderCache(NamedTuple):
     """Of the attention from representations to action tokens, [L, B, H, N, d] each."""
 
 
+class Encoding(NamedTuple):
+    """What the encoder makes of B observations."""
+
+    value: jax.Array
+    """[B, N] float32, in normalised units."""
+    rep: jax.Array
+    """[B, N, E] in the compute type."""
+    graph: jax.Array
+    """[N, N] or, with a gate, [B, N, N]: the graph that messages really took; the decoder's."""
+    gate: Gate | None
+    """None without a temporal gate."""
+
+
 class CommFormer(nn.Module):
     """Critic and autoregressive actor of a team of N agents with A actions each.
 
@@ -58,11 +74,19 @@ class CommFormer(nn.Module):
     config: NetworkConfig
     n_agents: int
     n_actions: int
+    """A: discrete actions, or dimensions of a continuous one."""
+    continuous: bool = False
 
     def setup(self) -> None:
+        gate = self.config.gate
         self.encoder = Encoder(self.config)
-        self.decoder = Decoder(self.config)
-        if self.config.action_head == "shared":
+        self.gate = None if gate is None else TemporalGate(gate.initial_logit)
+        self.decoder = Decoder(self.config, self.continuous)
+        if self.continuous:
+            self.log_std = self.param("log_std", nn.initializers.ones, (self.n_actions,))
+        if self.config.model == "mat":
+            self.head = ActionHead(self.config, self.n_actions, hidden_layers=1, norm_input=False)
+        elif self.config.action_head == "shared":
             self.head = ActionHead(self.config, self.n_actions, hidden_layers=2)
         else:
             per_agent = nn.vmap(
@@ -84,35 +108,43 @@ class CommFormer(nn.Module):
         self, obs: jax.Array, shifted_actions: jax.Array, graph: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Logits [B, N, A] and values [B, N] in one pass; touches every parameter."""
-        value, rep = self.encode(obs, graph)
-        return self.decode(shifted_actions, rep, graph), value
+        encoding = self.encode(obs, graph)
+        return self.decode(shifted_actions, encoding.rep, encoding.graph), encoding.value
 
     def encode(
-        self, obs: jax.Array, graph: jax.Array, deterministic: bool = True
-    ) -> tuple[jax.Array, jax.Array]:
-        """Values and representations.
+        self,
+        obs: jax.Array,
+        graph: jax.Array,
+        deterministic: bool = True,
+        gate_noise: jax.Array | None = None,
+    ) -> Encoding:
+        """Values, representations, and who listened.
 
         Args:
             obs: [B, N, D] of any real or integer type.
             graph: [N, N] or [B, N, N], rows receive.
             deterministic: False applies dropout and needs a "dropout" random key.
-
-        Returns:
-            value [B, N] float32 in normalised units, and rep [B, N, E] in the compute type.
+            gate_noise: [B, N] standard logistic noise of a sampled gate; None for none.
         """
+        x, gate = self.encoder.embed(obs), None
+        if self.gate is not None:
+            gate = decide(self.gate(x), gate_noise)
+            graph = gated_graph(graph, gate.open)
         edges = edges_of(graph, self.config)
-        return self.encoder(obs, edges, self.edge_embedding, deterministic)
+        value, rep = self.encoder(x, edges, self.edge_embedding, deterministic)
+        return Encoding(value, rep, graph, gate)
 
     def decode(self, shifted_actions: jax.Array, rep: jax.Array, graph: jax.Array) -> jax.Array:
         """Logits of every agent, given the actions of the agents before it.
 
         Args:
-            shifted_actions: [B, N, A + 1], row i the one-hot of 1 + agent i-1's action, row 0 of 0.
+            shifted_actions: [B, N, A + 1], row i the one-hot of 1 + agent i-1's action, row 0 of
+                0; [B, N, A] if continuous, row i agent i-1's action, row 0 zeros.
             rep: [B, N, E] from `encode`.
-            graph: [N, N] or [B, N, N], rows receive.
+            graph: [N, N] or [B, N, N], rows receive; that of `encode`'s result.
 
         Returns:
-            [B, N, A] float32, before masking of unavailable actions.
+            [B, N, A] float32: logits before masking of unavailable actions, or means.
         """
         edges = edges_of(graph, self.config)
         return self.head(self.decoder(shifted_actions, rep, edges, self.edge_embedding))
@@ -139,7 +171,7 @@ class CommFormer(nn.Module):
         """
         edges = edges_of(graph, self.config)
         x, cache = self.decoder.step(shifted_action, rep, edges, self.edge_embedding, cache, index)
-        if self.config.action_head == "shared":
+        if self.config.model == "mat" or self.config.action_head == "shared":
             return self.head(x), cache
         own = jax.tree.map(lambda p: p[index], self.head.variables["params"])
         head = ActionHead(self.config, self.n_actions, hidden_layers=1, parent=None)
@@ -156,7 +188,7 @@ class CommFormer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Observations to representations and values."""
+    """Embedded observations to values and representations."""
 
     config: NetworkConfig
 
@@ -169,14 +201,17 @@ class Encoder(nn.Module):
         self.value_norm = _norm(config)
         self.value_out = _dense(config, 1, OUTPUT_GAIN, dtype="float32")
 
+    def embed(self, obs: jax.Array) -> jax.Array:
+        """[B, N, D] to [B, N, E]; no agent sees another's."""
+        return self.norm(gelu(self.obs_in(obs)))
+
     def __call__(
         self,
-        obs: jax.Array,
+        x: jax.Array,
         edges: Edges,
         edge_embedding: jax.Array | None,
         deterministic: bool,
     ) -> tuple[jax.Array, jax.Array]:
-        x = self.norm(gelu(self.obs_in(obs)))
         rep, _ = self.blocks(x, edges, edge_embedding, deterministic)
         value = self.value_out(self.value_norm(gelu(self.value_hidden(rep))))
         return value[..., 0], rep
@@ -213,10 +248,11 @@ class Decoder(nn.Module):
     """Shifted actions and representations to the features of the action heads."""
 
     config: NetworkConfig
+    continuous: bool = False
 
     def setup(self) -> None:
         config = self.config
-        self.action_in = _dense(config, config.embed, RELU_GAIN, use_bias=False)
+        self.action_in = _dense(config, config.embed, RELU_GAIN, use_bias=self.continuous)
         self.norm = _norm(config)
         every_block = nn.broadcast
         of_step = (0, every_block, every_block, every_block, every_block)
@@ -293,15 +329,17 @@ class DecoderBlock(nn.Module):
 
 
 class ActionHead(nn.Module):
-    """Features [..., E] to action logits [..., A] float32."""
+    """Features [..., E] to action logits (or means) [..., A] float32."""
 
     config: NetworkConfig
     n_actions: int
     hidden_layers: int
+    norm_input: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = _norm(self.config, name="norm")(x)
+        if self.norm_input:
+            x = _norm(self.config, name="norm")(x)
         for layer in range(self.hidden_layers):
             x = gelu(_dense(self.config, self.config.embed, RELU_GAIN, name=f"hidden_{layer}")(x))
             x = _norm(self.config, name=f"norm_{layer}")(x)

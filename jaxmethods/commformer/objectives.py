@@ -39,7 +39,7 @@ class Minibatch(NamedTuple):
     """What the loss compares the new policy and value with; all of one shape, e.g. [B, N]."""
 
     old_log_prob: jax.Array
-    """Log-probabilities of the actions when they were taken."""
+    """Log-probabilities of the actions when they were taken; [B, N, A] if continuous."""
     old_value: jax.Array
     """Values when the actions were taken, in normalised units."""
     advantage: jax.Array
@@ -184,9 +184,12 @@ def ppo_loss(
 
     Args:
         log_prob: log pi(a|o) of the stored actions, any shape; differentiable, like the next two.
-        entropy: of the policy, same shape.
-        value: in normalised units, same shape.
-        minibatch: what to compare with, same shape.
+            With one more axis than `value`, [..., A], each dimension of a continuous action has a
+            ratio of its own, and their clipped objectives are summed.
+        entropy: of the policy, in the shape of `log_prob`.
+        value: in normalised units.
+        minibatch: what to compare with; `old_log_prob` in the shape of `log_prob`, the others in
+            that of `value`.
         value_norm: statistics of the returns so far.
         config: coefficients, `clip` and `huber_delta`.
 
@@ -198,9 +201,11 @@ def ppo_loss(
     target = value_norm_normalize(value_norm, minibatch.returns)
     active, eps = minibatch.active, config.clip
     ratio = jnp.exp(log_prob - minibatch.old_log_prob)
-    surrogate = jnp.minimum(
-        ratio * minibatch.advantage, jnp.clip(ratio, 1 - eps, 1 + eps) * minibatch.advantage
-    )
+    dimensions = ratio.ndim > value.ndim
+    advantage = minibatch.advantage[..., None] if dimensions else minibatch.advantage
+    surrogate = jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - eps, 1 + eps) * advantage)
+    if dimensions:
+        surrogate, entropy = surrogate.sum(-1), entropy.mean(-1)
     policy = -_mean(surrogate, active)
     error = value_loss(value, minibatch.old_value, target, eps, config.huber_delta, active)
     mean_entropy = _mean(entropy, active)

@@ -13,7 +13,6 @@ from jaxmethods import envs
 from jaxmethods.commformer import figures, method
 from jaxmethods.commformer.config import GraphConfig, NetworkConfig, PositiveInt, PPOConfig
 from jaxmethods.commformer.evaluate import evaluate, greedy_policy
-from jaxmethods.commformer.network import CommFormer
 from jaxmethods.config import Config, RunConfig
 from jaxmethods.envs import TeamEnvironment
 from jaxmethods.envs.rollout import record_episode
@@ -69,6 +68,12 @@ class Run(RunConfig):
                 f"ppo.minibatches: expected at most the {samples} samples of an update, "
                 f"got {self.ppo.minibatches}"
             )
+        shares = self.ppo.shuffle_shares
+        if self.ppo.environments % shares or self.ppo.minibatches > samples // shares:
+            raise ValueError(
+                f"ppo.shuffle_shares: expected a divisor of ppo.environments "
+                f"({self.ppo.environments}) with samples for every minibatch, got {shares}"
+            )
         return self
 
     @property
@@ -79,14 +84,13 @@ class Run(RunConfig):
 def stages(run: Run) -> list[Stage]:
     """One stage: training, judged by greedy play."""
     env = run.environment.make()
-    network = CommFormer(run.network, n_agents=env.num_agents, n_actions=env.num_actions)
-    training = method.CommFormerTraining(env, network, run.graph, run.ppo, run.updates)
+    training = method.prepare(env, run.network, run.graph, run.ppo, run.updates)
 
     def judge(state: method.State, key: jax.Array) -> Metrics:
         graph = method.hardened_graph(training, state.levels.upper)
         sizes = run.evaluation
         return evaluate(
-            env, network, state.levels.lower, graph, key, sizes.episodes, sizes.max_steps
+            env, training.network, state.levels.lower, graph, key, sizes.episodes, sizes.max_steps
         )
 
     def draw(state: method.State, folder: Path) -> None:
@@ -111,7 +115,7 @@ def draw_team(
 ) -> None:
     """Writes the graph and one greedy episode (a strip of frames and an animation)."""
     graph = method.hardened_graph(training, state.levels.upper)
-    learned = training.graph.kind == "learned"
+    learned = training.graph_kind == "learned"
     preference = figures.edge_preference(state.levels.upper) if learned else None
     figures.draw_graph(np.asarray(graph), preference, folder / "communication_graph.png")
     env: Any = training.env

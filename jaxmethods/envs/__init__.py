@@ -6,6 +6,14 @@ import inspect
 from typing import Any
 
 from jaxmethods.config import nearest
+from jaxmethods.envs.adapters import (
+    Cleaner,
+    Connector,
+    LevelBasedForaging,
+    RobotWarehouse,
+    SearchAndRescue,
+    Smax,
+)
 from jaxmethods.envs.predator_capture_prey import PredatorCapturePrey
 from jaxmethods.envs.predator_prey import PredatorPrey
 from jaxmethods.envs.rollout import (
@@ -26,17 +34,29 @@ ENVIRONMENTS: dict[str, type[TeamEnvironment]] = {
     "predator_prey": PredatorPrey,
     "predator_capture_prey": PredatorCapturePrey,
     "traffic_junction": TrafficJunction,
+    "robot_warehouse": RobotWarehouse,
+    "level_based_foraging": LevelBasedForaging,
+    "connector": Connector,
+    "cleaner": Cleaner,
+    "search_and_rescue": SearchAndRescue,
+    "smax": Smax,
 }
 """Name in a config to class."""
 
 __all__ = [
     "ENVIRONMENTS",
+    "Cleaner",
+    "Connector",
     "EpisodeResults",
+    "LevelBasedForaging",
     "Observation",
     "Policy",
     "PredatorCapturePrey",
     "PredatorPrey",
     "Recording",
+    "RobotWarehouse",
+    "SearchAndRescue",
+    "Smax",
     "TeamEnvironment",
     "TrafficJunction",
     "Trajectory",

@@ -33,6 +33,14 @@ def check_fraction(name: str, value: Any) -> float:
     return float(value)
 
 
+def check_number(name: str, value: Any, minimum: float) -> float:
+    """Returns `value` as a finite float >= minimum; raises ValueError otherwise."""
+    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not is_number or not minimum <= value < np.inf:
+        raise ValueError(f"{name} must be a number >= {minimum:g}, got {value!r}")
+    return float(value)
+
+
 def check_choice(name: str, value: Any, choices: Collection[str]) -> str:
     """Returns `value` if it is one of `choices`; raises ValueError otherwise."""
     if not isinstance(value, str) or value not in choices:

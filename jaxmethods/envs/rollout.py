@@ -1,8 +1,9 @@
 """Vectorised roll-outs of a jumanji environment whose observation is `Observation`.
 
 A policy maps a batch of observations to actions, `policy(key, observation) -> (action, outputs)`,
-with observation leaves [R, ...], action [R, N] and `outputs` any pytree of [R, ...] arrays
-(log-probabilities, values, ...). Letters: R environments, T steps, N agents, E episodes.
+with observation leaves [R, ...], action [R, N] ([R, N, A] if actions are continuous) and
+`outputs` any pytree of [R, ...] arrays (log-probabilities, values, ...). Letters: R environments,
+T steps, N agents, A actions, E episodes.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Trajectory(NamedTuple):
     observation: Observation
     """[T, R, ...]: what the policy saw before it acted."""
     action: jax.Array
-    """[T, R, N] int32."""
+    """[T, R, N] int32, or [T, R, N, A] float32 if actions are continuous."""
     reward: jax.Array
     """[T, R, N] float32; a team reward is repeated for every agent."""
     discount: jax.Array
@@ -124,8 +125,8 @@ def rollout(
         taken = Trajectory(
             observation=observation,
             action=action,
-            reward=_per_agent(timestep.reward, action),
-            discount=_per_agent(timestep.discount, action),
+            reward=_per_agent(timestep.reward, observation),
+            discount=_per_agent(timestep.discount, observation),
             last=_ended(timestep),
             policy=outputs,
             extras=timestep.extras,
@@ -172,7 +173,7 @@ def play_episodes(
         key, draw = jax.random.split(key)
         action, outputs = policy(draw, timestep.observation)
         state, timestep = jax.vmap(env.step)(state, action)
-        reward = jnp.mean(_per_agent(timestep.reward, action), axis=-1)
+        reward = jnp.mean(_per_agent(timestep.reward, timestep.observation), axis=-1)
         results = EpisodeResults(
             length=results.length + running,
             returned=results.returned + jnp.where(running, reward, 0.0),
@@ -218,10 +219,10 @@ def _ended(timestep: Any) -> jax.Array:
     return timestep.last()
 
 
-def _per_agent(values: Any, action: jax.Array) -> jax.Array:
+def _per_agent(values: Any, observation: Observation) -> jax.Array:
     """Repeats a team scalar [R] for every agent; leaves [R, N] as it is."""
-    values = values.reshape(values.shape + (1,) * (action.ndim - values.ndim))
-    return jnp.broadcast_to(values, action.shape)
+    agents = observation.action_mask.shape[:2]
+    return jnp.broadcast_to(values.reshape(values.shape + (1,) * (2 - values.ndim)), agents)
 
 
 def _expand(values: jax.Array, leaf: jax.Array) -> jax.Array:

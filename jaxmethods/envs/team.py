@@ -1,4 +1,4 @@
-"""A jumanji environment of a team: N agents, A discrete actions each, one window each."""
+"""A jumanji environment of a team: N agents, A actions each, one view each."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from jaxmethods.envs.arguments import check_choice
 from jaxmethods.envs.types import Observation
 
 
-class TeamEnvironment(Environment[Any, specs.MultiDiscreteArray, Observation]):
-    """Specs, time steps and drawing that the grid environments have in common.
+class TeamEnvironment(Environment[Any, specs.BoundedArray, Observation]):
+    """Specs, time steps and drawing that all environments have in common.
 
     Observations are `Observation`, rewards [N] float32 and discounts [N] float32: 0 when the
     episode terminates, 1 otherwise, also when `time_limit` truncates it. `extras` has the same
@@ -29,6 +29,11 @@ class TeamEnvironment(Environment[Any, specs.MultiDiscreteArray, Observation]):
 
     presets: ClassVar[Mapping[str, dict[str, Any]]]
     """Constructor arguments of the published versions of the environment."""
+    continuous: ClassVar[bool] = False
+    """Whether an action is `num_actions` numbers in [-1, 1] instead of one of as many choices."""
+
+    continuous: bool = False
+    """Whether an agent's action is a vector of `num_actions` floats, not one of so many."""
 
     def __init__(
         self,
@@ -56,8 +61,8 @@ class TeamEnvironment(Environment[Any, specs.MultiDiscreteArray, Observation]):
     def preset(cls, name: str, **overrides: Any) -> Self:
         """Builds one of `presets`; `overrides` are constructor arguments.
 
-        Presets leave `time_limit` at None: agents are trained without a limit and evaluated
-        with `episode_cap`.
+        Presets leave `time_limit` at its default: the environments of this library are trained
+        without a limit and evaluated with `episode_cap`, adapted ones have that as their limit.
         """
         return cls(**(cls.presets[check_choice("preset", name, cls.presets)] | overrides))
 
@@ -92,8 +97,11 @@ class TeamEnvironment(Environment[Any, specs.MultiDiscreteArray, Observation]):
         )
 
     @cached_property
-    def action_spec(self) -> specs.MultiDiscreteArray:
-        """[N] int32 in [0, A)."""
+    def action_spec(self) -> specs.BoundedArray:
+        """[N] int32 in [0, A), or [N, A] float32 in [-1, 1] if `continuous`."""
+        if self.continuous:
+            shape = (self.num_agents, self.num_actions)
+            return specs.BoundedArray(shape, jnp.float32, -1.0, 1.0, name="action")
         number = jnp.full((self.num_agents,), self.num_actions, jnp.int32)
         return specs.MultiDiscreteArray(number, jnp.int32, name="action")
 

@@ -8,11 +8,11 @@ import jax
 
 
 class Observation(NamedTuple):
-    """One time step seen by a team of N agents with A discrete actions each."""
+    """One time step seen by a team of N agents with A actions each."""
 
     agents_view: jax.Array
     """[N, D], any numeric dtype: what each agent sees (int8 for small counts)."""
     action_mask: jax.Array
-    """[N, A] bool: the actions each agent may take."""
+    """[N, A] bool: the actions each agent may take; True everywhere if actions are continuous."""
     step_count: jax.Array
     """[] int32: steps since the episode began."""

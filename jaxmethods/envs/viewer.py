@@ -63,7 +63,7 @@ class GridViewer(Viewer[Any]):
     def render(self, state: Any, save_path: str | None = None) -> np.ndarray:
         """Draws one state: RGBA array [H, W, 4] uint8, also written to `save_path` as PNG."""
         figure = self._figure(1, 1)
-        self._draw_frame(figure.subplots(), _host(state))
+        self._draw_frame(figure.subplots(), host_state(state))
         return _pixels(figure, save_path)
 
     def filmstrip(
@@ -83,10 +83,8 @@ class GridViewer(Viewer[Any]):
         Returns:
             RGBA array [H, W, 4] uint8.
         """
-        frames = _frames(states)
-        shown = np.unique(np.linspace(0, len(frames) - 1, max_frames).round().astype(int))
-        columns = min(len(shown), 4 if len(shown) > 5 else 5)
-        rows = -(-len(shown) // columns)
+        frames = frames_of(states)
+        shown, rows, columns = strip_layout(len(frames), max_frames)
         figure = self._figure(rows, columns)
         axes = np.ravel(figure.subplots(rows, columns))
         for panel in axes[len(shown) :]:
@@ -111,7 +109,7 @@ class GridViewer(Viewer[Any]):
         Returns:
             The animation, to be shown in a notebook or saved elsewhere.
         """
-        frames = _frames(states)
+        frames = frames_of(states)
         figure = self._figure(1, 1)
         axes = figure.subplots()
 
@@ -129,7 +127,9 @@ class GridViewer(Viewer[Any]):
         )
         if save_path is not None:
             writer = PillowWriter(fps=1000 / interval)  # pyright: ignore[reportArgumentType]
-            _write(save_path, ".gif", lambda path: film.save(path, writer=writer, dpi=FRAME_DPI))
+            write_file(
+                save_path, ".gif", lambda path: film.save(path, writer=writer, dpi=FRAME_DPI)
+            )
         return film
 
     def close(self) -> None:
@@ -241,11 +241,16 @@ def _pixels(figure: Figure, save_path: str | None) -> np.ndarray:
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba()).copy()
     if save_path is not None:
-        _write(save_path, ".png", lambda path: matplotlib.image.imsave(path, pixels))
+        write_picture(save_path, pixels)
     return pixels
 
 
-def _write(save_path: str, suffix: str, save: Callable[[str], Any]) -> None:
+def write_picture(save_path: str, pixels: np.ndarray) -> None:
+    """Writes RGBA [H, W, 4] uint8 as PNG."""
+    write_file(save_path, ".png", lambda path: matplotlib.image.imsave(path, pixels))
+
+
+def write_file(save_path: str, suffix: str, save: Callable[[str], Any]) -> None:
     """Calls `save` with a temporary name beside `save_path`, then renames."""
     path = Path(save_path)
     if path.suffix.lower() != suffix:
@@ -259,17 +264,28 @@ def _write(save_path: str, suffix: str, save: Callable[[str], Any]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _host(state: Any) -> Any:
-    """The state as numpy arrays, without its key."""
-    return jax.tree.map(np.asarray, state._replace(key=None))
+def strip_layout(length: int, max_frames: int) -> tuple[np.ndarray, int, int]:
+    """Which of `length` frames a filmstrip shows, in how many rows and columns."""
+    shown = np.unique(np.linspace(0, length - 1, max_frames).round().astype(int))
+    columns = min(len(shown), 4 if len(shown) > 5 else 5)
+    return shown, -(-len(shown) // columns), columns
 
 
-def _frames(states: Any) -> list[Any]:
+def host_state(state: Any) -> Any:
+    """The state as numpy arrays, with None for typed keys."""
+    return jax.tree.map(lambda leaf: None if _is_key(leaf) else np.asarray(leaf), state)
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def frames_of(states: Any) -> list[Any]:
     """One host state a frame; a step that a recording repeats at its end is shown once."""
     if isinstance(states, list | tuple) and not hasattr(states, "_fields"):
-        frames = [_host(state) for state in states]
+        frames = [host_state(state) for state in states]
     else:
-        steps = _host(states)
+        steps = host_state(states)
         frames = [
             jax.tree.map(lambda leaf, step=step: leaf[step], steps)
             for step in range(len(steps.step_count))

@@ -11,8 +11,8 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,11 +24,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxmethods.config import LoopConfig, RunConfig
 from jaxmethods.errors import UserError
 from jaxmethods.method import Batch, Method, Stage, State
+from jaxmethods.training import distributed
 from jaxmethods.training.checkpoints import CheckpointError, Checkpoints
 from jaxmethods.training.environment import describe_environment
 from jaxmethods.training.progress import Progress
 from jaxmethods.training.run_folder import RunFolder, write_atomically
-from jaxmethods.training.sharding import make_mesh, replicated, shardings
+from jaxmethods.training.sharding import local_copy, make_mesh, put, replicated, shardings
 from jaxmethods.training.writers import Writer, check_writers, make_writers
 
 HostMetrics = dict[str, np.ndarray]
@@ -79,12 +80,16 @@ def init_state(
         # A weak type would turn strong after one step, which would be a second trace.
         return jax.tree.map(_strongly_typed, state)
 
+    placed = place(jax.eval_shape(init, keys, batch))
+    if jax.default_backend() != "cpu":
+        return jax.jit(init, out_shardings=placed)(keys, batch)
+    # Virtual CPU devices share one pool of threads, and LAPACK (orthogonal initial weights) waits
+    # inside it for more threads of it: on all devices at once, it would wait for ever.
+    keys, batch = local_copy((keys, batch))
     # Runs once, so that optimising it would take longer than it saves.
-    options: dict[str, str | bool] = {}
-    if jax.default_backend() == "cpu":
-        options["xla_backend_optimization_level"] = "0"
-    jitted = jax.jit(init, out_shardings=place(jax.eval_shape(init, keys, batch)))
-    return jitted.lower(keys, batch).compile(compiler_options=options)(keys, batch)
+    lowered = jax.jit(init).lower(keys, batch)
+    state = lowered.compile(compiler_options={"xla_backend_optimization_level": "0"})(keys, batch)
+    return state if placed is None else put(state, placed)
 
 
 def compile_chunk(method: Method, state: State, batch: Batch, length: int) -> Chunk:
@@ -138,15 +143,14 @@ def train(
     """
     progress = progress or Progress(quiet=True)
     # What can be refused is refused before the folder is touched.
-    check_writers(config)
-    mesh = make_mesh(config.mesh)
-    with folder.claim(config, resume), _stop_requested() as stop:
+    distributed.together(lambda: check_writers(config))
+    distributed.check_same(config, "the configs")
+    mesh = distributed.together(lambda: make_mesh(config.mesh))
+    with _claimed(folder, config, resume), _stop_requested() as stop:
         saved = {stage.name: _checkpoints(folder, stage) for stage in stages}
         reached = {name: checkpoints.latest() or 0 for name, checkpoints in saved.items()}
-        rows = folder.keep_metrics_until(reached)
-        clock = _Clock(rows[-1]["seconds"] if rows else 0.0)
-        writers = make_writers(folder, config)
-        write_atomically(folder.environment, json.dumps(describe_environment(), indent=1))
+        distributed.check_same(reached, "the newest checkpoints")
+        clock, writers = distributed.together(lambda: _open(folder, config, reached))
         finished: list[State] = []
         try:
             for stage in stages:
@@ -159,6 +163,28 @@ def train(
             for closing in (*writers, *saved.values()):
                 closing.close()
     return finished
+
+
+@contextmanager
+def _claimed(folder: RunFolder, config: RunConfig, resume: bool) -> Iterator[None]:
+    """The writer claims the folder for all processes; if it is refused, they all are."""
+    with ExitStack() as stack:
+        claim = folder.claim(config, resume) if distributed.is_writer() else nullcontext()
+        distributed.together(lambda: stack.enter_context(claim))
+        distributed.together(folder.check_shared)
+        yield
+
+
+def _open(
+    folder: RunFolder, config: RunConfig, reached: Mapping[str, int]
+) -> tuple[_Clock, list[Writer]]:
+    """What takes down the run from the steps reached on; nothing where another process writes."""
+    if not distributed.is_writer():
+        return _Clock(0.0), []
+    rows = folder.keep_metrics_until(reached)
+    writers = make_writers(folder, config)
+    write_atomically(folder.environment, json.dumps(describe_environment(), indent=1))
+    return _Clock(rows[-1]["seconds"] if rows else 0.0), writers
 
 
 class _Clock:
@@ -175,6 +201,10 @@ class _Stop:
     """The number of the signal that asked to stop, if one did."""
 
     signal_number: int | None = None
+
+    def agreed(self) -> int | None:
+        """The same in all processes: a signal to one of them stops all."""
+        return distributed.agree(self.signal_number or 0) or None
 
 
 @contextmanager
@@ -222,16 +252,16 @@ class _StageRun:
         self.stop = stop
         self.mesh = mesh
         whole = NamedSharding(self.mesh, PartitionSpec())
-        self.init_keys, self.evaluation_keys = jax.device_put(seed_keys(config), whole)
+        self.init_keys, self.evaluation_keys = put(seed_keys(config), whole)
         counts = [np.int32(count) for count in range(config.training.log_every + 1)]
-        self.counts = jax.device_put(counts, whole)
+        self.counts = put(counts, whole)
         evaluate = stage.evaluate
         self.evaluate = (
             None if evaluate is None else jax.jit(jax.vmap(evaluate), out_shardings=whole)
         )
 
     def to_the_end(self, finished: Sequence[State]) -> State:
-        batch = jax.device_put(self.stage.data(finished), NamedSharding(self.mesh, PartitionSpec()))
+        batch = put(self.stage.data(finished), NamedSharding(self.mesh, PartitionSpec()))
         step, state = self._begin(batch)
         if step >= self.stage.steps:
             return state
@@ -239,8 +269,9 @@ class _StageRun:
         chunk = compile_chunk(self.stage.method, state, batch, self.loop.log_every)
         self.progress.compiled(chunk.compile_seconds)
         while step < self.stage.steps:
-            if self.stop.signal_number is not None:
-                self._save_and_stop(step, state)
+            signal_number = self.stop.agreed()
+            if signal_number is not None:
+                self._save_and_stop(step, state, signal_number)
             # Chunks end at multiples of log_every, wherever the run was resumed.
             count = min(self.loop.log_every - step % self.loop.log_every, self.stage.steps - step)
             start = time.perf_counter()
@@ -265,7 +296,7 @@ class _StageRun:
         step = self.checkpoints.latest()
         if step is None:
             return 0, state
-        return step, self.checkpoints.restore(step, state)
+        return step, distributed.together(lambda: self.checkpoints.restore(step, state))
 
     def _due(self, step: int, every: int) -> bool:
         """True when a multiple of `every` lies in the chunk that ends here, and at the end."""
@@ -310,9 +341,7 @@ class _StageRun:
             f"stage {self.stage.name}, step {at}: metric {name!r}{whose} is {value}; {good}"
         )
 
-    def _save_and_stop(self, step: int, state: State) -> None:
-        number = self.stop.signal_number
-        assert number is not None
+    def _save_and_stop(self, step: int, state: State, number: int) -> None:
         name = signal.Signals(number).name
         if step == 0:
             raise Interrupted(f"{name}: stopped before the first step; nothing to save", number)
@@ -338,10 +367,13 @@ def _strongly_typed(leaf: jax.Array) -> jax.Array:
 
 def draw_figures(stages: Sequence[Stage], finished: Sequence[State], folder: Path) -> None:
     """Lets every stage draw the first seed's final state into `folder`."""
-    folder.mkdir(exist_ok=True)
     for stage, state in zip(stages, finished, strict=True):
-        if stage.draw is not None:
-            stage.draw(jax.tree.map(lambda leaf: leaf[0], state), folder)
+        if stage.draw is None:
+            continue
+        whole = local_copy(state)
+        if distributed.is_writer():
+            folder.mkdir(exist_ok=True)
+            stage.draw(jax.tree.map(lambda leaf: leaf[0], whole), folder)
 
 
 def evaluate(

@@ -90,6 +90,14 @@ class RunFolder:
                 write_atomically(self.config, dump_config(config))
             yield
 
+    def check_shared(self) -> None:
+        """Raises `RunFolderError` unless this process sees what the one that claimed it made."""
+        if not self.holds_run():
+            raise RunFolderError(
+                f"output folder {self.path}: not seen by every process; choose a folder that "
+                "they share with --out"
+            )
+
     def _check_owner(self, resume: bool) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"output folder {self.path}: is a file")

@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmethods.config import ConfigError, MeshConfig
 from jaxmethods.method import Rule, State
+from jaxmethods.training import distributed
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -25,7 +26,8 @@ def make_mesh(config: MeshConfig) -> Mesh:
     """Lays all devices out; `data = -1` takes what the other axes leave.
 
     Raises:
-        ConfigError: the sizes don't multiply to the number of devices.
+        ConfigError: the sizes multiply to more than the devices there are, or to fewer in a run
+            of several processes, each of which must have its part.
     """
     devices = np.array(jax.devices())
     rest = config.fsdp * config.tensor
@@ -34,6 +36,11 @@ def make_mesh(config: MeshConfig) -> Mesh:
         raise ConfigError(
             f"mesh: data x fsdp x tensor = {config.data} x {config.fsdp} x {config.tensor} "
             f"needs more than the {devices.size} devices there are"
+        )
+    if distributed.several() and data * rest < devices.size:
+        raise ConfigError(
+            f"mesh: data x fsdp x tensor = {data} x {config.fsdp} x {config.tensor} leaves out "
+            f"some of the {devices.size} devices of the processes; set mesh.data to -1"
         )
     return Mesh(devices[: data * rest].reshape(data, config.fsdp, config.tensor), AXES)
 
@@ -55,6 +62,36 @@ def shardings(state: State, rules: Sequence[Rule], seeds: int, mesh: Mesh) -> An
         return NamedSharding(mesh, PartitionSpec(*fitting))
 
     return jax.tree_util.tree_map_with_path(one, state)
+
+
+def put(tree: Any, shardings: Any) -> Any:
+    """Places arrays of the mesh, or host values that are the same in every process.
+
+    `shardings` is one for all leaves, or one for each.
+    """
+
+    def one(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        of_the_mesh = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+        if of_the_mesh or sharding.is_fully_addressable:
+            return jax.device_put(leaf, sharding)
+        # Each process has the whole value and cuts out what its own devices hold.
+        return jax.make_array_from_callback(np.shape(leaf), sharding, lambda index: leaf[index])
+
+    if isinstance(shardings, NamedSharding):
+        shardings = jax.tree.map(lambda leaf: shardings, tree)
+    return jax.tree.map(one, tree, shardings)
+
+
+def local_copy(state: State) -> State:
+    """The whole of every array of the mesh, on one device of this process.
+
+    Every process must come here.
+    """
+    whole = replicated(state)
+    if whole is None or whole.mesh.size == 1:
+        return state
+    gathered = jax.jit(lambda tree: tree, out_shardings=whole)(state)
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), gathered)
 
 
 def replicated(state: State) -> NamedSharding | None:

@@ -152,8 +152,8 @@ def test_full_graph_without_relation_is_plain_attention():
     np.testing.assert_allclose(output, expected, atol=1e-5)
 
 
-def test_dense_communication_ignores_the_graph():
-    config = CONFIG.model_copy(update={"communication": "dense"})
+def test_mat_ignores_the_graph():
+    config = CONFIG.model_copy(update={"model": "mat"})
     query, key_value, _, params = inputs_of(SMALL, config)
     outputs = [
         by_module(params, query, key_value, None, graph_of(kind, SMALL), config, False)

@@ -124,7 +124,7 @@ class Model:
 
     def _infer(self, params, graph):
         golden, network = self.golden, self.network
-        value, rep = network.apply(params, golden["obs"], graph, method="encode")
+        value, rep, *_ = network.apply(params, golden["obs"], graph, method="encode")
         shifted = policy.shift_actions(golden["teacher_action"][..., 0], network.n_actions)
         logits = network.apply(params, shifted, golden["enc_rep"], graph, method="decode")
         # The batch twice: with the file's mask of available actions, and with none.
@@ -198,7 +198,7 @@ def test_encoder_and_decoder(model):
 
 def test_greedy_decoding(model):
     golden, acted = model.golden, model.inferred[4]
-    action, log_prob, value = (np.split(np.asarray(x), 2) for x in acted)
+    action, log_prob, value = (np.split(np.asarray(x), 2) for x in acted[:3])
     for half, suffix in enumerate(["", "_noavail"]):
         np.testing.assert_array_equal(action[half], golden[f"greedy_action{suffix}"][..., 0])
         expected = golden[f"greedy_logp{suffix}"][..., 0]

@@ -9,19 +9,30 @@ import numpy as np
 import pytest
 
 from jaxmethods import envs
-from jaxmethods.commformer import config, method
-from jaxmethods.commformer.network import CommFormer
+from jaxmethods.commformer import config, method, objectives
 
 NETWORK = config.NetworkConfig(embed=8)
 PPO = config.PPOConfig(environments=8, rollout=6, epochs=5, minibatches=1)
 GRAPH = config.GraphConfig(warmup_updates=1)
 
 
-def build(graph=GRAPH, ppo=PPO, updates=8):
-    env = envs.make("predator_prey", n_predators=3, dim=3)
-    network = CommFormer(NETWORK, env.num_agents, env.num_actions)
-    training = method.CommFormerTraining(env, network, graph, ppo, updates)
-    return training, method.trainer(env, NETWORK, graph, ppo, updates)
+def build(graph=GRAPH, ppo=PPO, updates=8, network=NETWORK, env=None):
+    env = env or envs.make("predator_prey", n_predators=3, dim=3)
+    training = method.prepare(env, network, graph, ppo, updates)
+    return training, method.trainer(env, network, graph, ppo, updates)
+
+
+def one_update(update=5, **options):
+    """A fresh state, and what one update makes of it."""
+    _, trained = build(**options)
+    before = jax.jit(trained.init)(jax.random.key(0), None)._replace(update=jnp.int32(update))
+    return before, *jax.jit(trained.step)(before, None)
+
+
+def moved(before, after):
+    """Whether (any of the network's parameters, any edge) changed."""
+    changed = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), before.levels, after.levels)
+    return any(jax.tree.leaves(changed.lower)), changed.upper
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +83,12 @@ def test_post_stable_freezes_the_edges_after_its_share_of_the_run():
 
 
 def test_the_network_optimizer_steps_as_often_as_annealing_plans():
-    for graph in (GRAPH, config.GraphConfig(post_stable=True), config.GraphConfig(kind="full")):
+    for graph in (
+        GRAPH,
+        config.GraphConfig(post_stable=True),
+        config.GraphConfig(kind="full"),
+        config.GraphConfig(levels="frozen"),
+    ):
         training, _ = build(graph)
         uppers = [int(method.moves_upper(training, jnp.int32(u)).sum()) for u in range(8)]
         assert method.lower_steps(training) == 8 * PPO.epochs - sum(uppers)
@@ -117,12 +133,16 @@ def test_no_epoch_moves_a_fixed_graph(kind):
     assert not method.moves_upper(training, jnp.int32(3)).any()
 
 
-def test_minibatches_are_a_partition():
+@pytest.mark.parametrize("shares", [1, 2])
+def test_minibatches_are_a_partition_with_as_many_samples_of_every_share(shares):
     samples = jnp.arange(12)
     experience = method.Experience(samples, samples, samples, samples)
-    split = method.shuffled_minibatches(jax.random.key(0), experience, 3)
+    split = method.shuffled_minibatches(jax.random.key(0), experience, 3, shares)
     assert split.action.shape == (3, 4)
     assert sorted(split.action.ravel().tolist()) == list(range(12))
+    if shares == 2:
+        assert ((split.action < 6).sum(1) == 2).all()
+    assert split.action.ravel().tolist() != list(range(12))
 
 
 def test_the_step_has_no_host_callback_and_repeats_bit_by_bit(compiled):
@@ -157,3 +177,164 @@ def test_episode_statistics_follow_completed_episodes():
     assert after.length.tolist() == [2.0]
     assert after.returned.tolist() == [1.0]
     assert after.running_length.tolist() == [1]
+
+
+class TestLevels:
+    """What moves, when, and on which samples."""
+
+    def test_joint_updates_move_both_levels_in_every_step(self):
+        graph = config.GraphConfig(warmup_updates=1, levels="joint")
+        _, after, metrics = one_update(graph=graph)
+        assert after.levels.lower_optimizer[1][0].count == PPO.epochs
+        assert after.levels.upper_optimizer[0].count == PPO.epochs
+        assert jnp.isfinite(metrics["gradient_norm"])
+
+    def test_a_frozen_graph_leaves_every_epoch_to_the_network(self):
+        training, _ = build(graph=config.GraphConfig(levels="frozen"))
+        assert not method.moves_upper(training, jnp.int32(3)).any()
+        assert method.lower_steps(training) == 8 * PPO.epochs
+
+    def test_split_data_gives_each_level_its_own_environments(self):
+        graph = config.GraphConfig(upper_data="split", upper_fraction=0.25)
+        training, _ = build(graph=graph)
+        held_out = method.held_out_samples(training)
+        assert held_out.shape == (PPO.rollout, PPO.environments)
+        assert held_out.sum(1).tolist() == [2] * PPO.rollout
+        flat = jnp.swapaxes(held_out, 0, 1).reshape(-1)
+        shape = (len(flat), 3)
+        alive = jnp.ones(shape).at[:, 0].set(0)
+        for active in (None, alive):
+            targets = objectives.Minibatch(*[jnp.zeros(shape)] * 4, active=active)
+            samples = method.Experience(None, None, None, targets, held_out=flat)
+            lower, upper = (method.of_level(samples, u).targets.active for u in (False, True))
+            np.testing.assert_array_equal(
+                lower + upper, jnp.ones(shape) if active is None else alive
+            )
+            assert upper[:, 1].sum() == held_out.sum()
+
+
+class TestUnrolledGradient:
+    """The edge logits' gradient through one step of the network, on collected experience."""
+
+    @pytest.fixture(scope="class")
+    def gradients(self):
+        training, trained = build(network=config.NetworkConfig(embed=8, heads=2))
+        state = jax.jit(trained.init)(jax.random.key(0), None)._replace(update=jnp.int32(5))
+        noise = jax.random.gumbel(jax.random.key(2), (3, 3))
+
+        @jax.jit
+        def compute(state):
+            after, _, samples = method.collect(training, state, noise, jax.random.key(3))
+            rest = (after.value_norm, noise, state.update, jax.random.key(4))
+            levels = state.levels
+
+            def loss(lower, upper):
+                return method.minibatch_loss(training, lower, upper, samples, *rest)[0]
+
+            def unrolled(rate):
+                graph = GRAPH.model_copy(update={"unroll": 1, "unroll_rate": rate})
+                own = training._replace(graph=graph)
+                return method.unrolled_edge_gradient(own, levels, samples, rest)
+
+            def through_the_step(edges):
+                step = jax.grad(loss)(levels.lower, edges)
+                lower = jax.tree.map(lambda w, g: w - 0.3 * g, levels.lower, step)
+                return loss(lower, edges)
+
+            first_order = jax.grad(loss, argnums=1)(levels.lower, levels.upper)
+            return (
+                first_order,
+                unrolled(0.0),
+                unrolled(0.3),
+                jax.grad(through_the_step)(levels.upper),
+            )
+
+        return compute(state)
+
+    def test_at_rate_zero_it_is_the_first_order_one(self, gradients):
+        first_order, at_zero, _, _ = gradients
+        np.testing.assert_allclose(at_zero, first_order, atol=1e-6)
+
+    def test_it_is_the_derivative_of_the_loss_after_the_step(self, gradients):
+        first_order, _, at_rate, expected = gradients
+        scale = jnp.abs(expected).max()
+        np.testing.assert_allclose(at_rate, expected, atol=1e-4 * scale)
+        assert not np.allclose(first_order, expected, atol=1e-3 * scale)
+
+
+def test_every_option_together_trains_and_moves_both_levels():
+    gate = config.GateConfig(mode="sampled", initial_logit=0.0)
+    before, after, metrics = one_update(
+        network=config.NetworkConfig(embed=8, gate=gate),
+        graph=config.GraphConfig(warmup_updates=1, unroll=1, upper_data="split"),
+        ppo=PPO.model_copy(update={"minibatches": 2, "bootstrap_truncated": True}),
+        env=envs.make("traffic_junction", n_cars=3, add_rate=0.5, time_limit=3),
+    )
+    assert moved(before, after) == (True, True)
+    assert all(jnp.isfinite(value) for value in metrics.values())
+    assert 0 < metrics["communication_rate"] < 1
+    assert metrics["messages_per_step"] <= 3  # one sender for each of three cars
+
+
+@pytest.mark.parametrize(("model", "messages"), [("mat", 6), ("ippo", 0), ("mappo", 0)])
+def test_baselines_train_on_the_same_path_without_a_learned_graph(model, messages):
+    before, after, metrics = one_update(network=config.NetworkConfig(model=model, embed=8))
+    assert moved(before, after) == (True, False)
+    assert metrics["messages_per_step"] == messages
+    assert after.levels.lower_optimizer[1][0].count == PPO.epochs
+    np.testing.assert_allclose(metrics["ratio"], 1.0, atol=0.2)
+
+
+def test_a_given_graph_is_used_as_it_is_and_must_fit_the_team():
+    edges = ((1, 0, 0), (1, 0, 0), (0, 1, 0))
+    training, trained = build(config.GraphConfig(kind="fixed", edges=edges))
+    state = jax.eval_shape(trained.init, jax.random.key(0), None)
+    assert state.levels.upper.shape == (3, 3)
+    np.testing.assert_array_equal(method.initial_edges(training, jax.random.key(0)), edges)
+    with pytest.raises(ValueError, match="edges must be 3 rows of 3 entries"):
+        build(config.GraphConfig(kind="fixed", edges=((1, 0), (0, 1))))
+
+
+class TestWhoTakesPart:
+    """Agents that are not alive count neither in losses nor in the advantages' statistics."""
+
+    def test_after_an_episode_those_alive_at_a_beginning_take_part(self):
+        training, _ = build(env=envs.make("traffic_junction", n_cars=2))
+        alive = jnp.array([[[1, 0]], [[1, 1]], [[0, 1]]], bool)  # [T, R, N]
+        last = jnp.array([[False], [True], [False]])
+        trajectory = envs.Trajectory(*[None] * 4, last, None, {"alive": alive})
+        active = jnp.array([[False, True]])
+        before, following = method.active_agents(training, active, trajectory)
+        expected = [[[0, 1]], [[1, 0]], [[0, 0]]]  # new roads are empty
+        np.testing.assert_array_equal(before, expected)
+        np.testing.assert_array_equal(following, alive[-1])
+
+    def test_environments_without_mortal_agents_have_no_mask(self, compiled):
+        _, init, _ = compiled
+        assert init(jax.random.key(0), None).active is None
+
+
+def test_a_truncated_episode_is_worth_what_the_state_it_reached_is():
+    """With lambda 0 the return of a cut step is its reward plus the value of what it led to."""
+    ppo = PPO.model_copy(update={"gae_lambda": 0.0, "bootstrap_truncated": True, "rollout": 3})
+    env = envs.make("predator_prey", n_predators=3, dim=3, mode="cooperative", time_limit=2)
+    training, trained = build(ppo=ppo, env=env)
+    state = jax.jit(trained.init)(jax.random.key(0), None)
+    noise = jnp.zeros((3, 3))
+
+    @jax.jit
+    def collected(state):
+        after, trajectory, samples = method.collect(training, state, noise, jax.random.key(1))
+        reached = trajectory.extras["next_obs"].agents_view
+        graph = method.acting_graph(training, state.levels.upper, noise, state.update)
+        encoded = training.network.apply(
+            state.levels.lower, reached.reshape(-1, *reached.shape[2:]), graph, method="encode"
+        )
+        value = objectives.value_norm_denormalize(state.value_norm, encoded.value)
+        return after, trajectory, samples.targets.returns, value.reshape(trajectory.reward.shape)
+
+    after, trajectory, returns, value = collected(state)
+    chex.assert_trees_all_equal_structs(state, after)
+    returns = returns.reshape(PPO.environments, 3, 3).swapaxes(0, 1)
+    assert trajectory.last[1].all()
+    np.testing.assert_allclose(returns, trajectory.reward + ppo.discount * value, atol=1e-6)

@@ -41,7 +41,7 @@ def small(config, **changes):
 VARIANTS = {
     "reference": small(reference().network, heads=2, blocks=2),
     "clean_shared": small(clean().network, action_head="shared"),
-    "dense": small(clean().network, communication="dense", heads=2),
+    "dense": small(clean().network, model="mat", heads=2),
 }
 
 
@@ -61,7 +61,7 @@ class Played:
             sampled = policy.act(network, params, keys[3], obs, mask, graph)
             greedy = policy.act(network, params, keys[3], obs, mask, graph, greedy=True)
             judged = policy.evaluate_actions(network, params, obs, sampled.action, mask, graph)
-            _, rep = network.apply(params, obs, graph, method="encode")
+            rep = network.apply(params, obs, graph, method="encode").rep
             shifted = policy.shift_actions(greedy.action, A)
             logits = network.apply(params, shifted, rep, graph, method="decode")
             return mask, sampled, judged, greedy, logits
@@ -133,11 +133,11 @@ class TestDependence:
         shifted = policy.shift_actions(jnp.array([[2, 0, 1, 1]]), A)
 
         def encode(obs):
-            value, rep = network.apply(params, obs, GRAPH, method="encode")
+            value, rep, *_ = network.apply(params, obs, GRAPH, method="encode")
             return jnp.concatenate([rep, value[..., None]], -1)[0]
 
         def decode(obs, shifted):
-            _, rep = network.apply(params, obs, GRAPH, method="encode")
+            rep = network.apply(params, obs, GRAPH, method="encode").rep
             return network.apply(params, shifted, rep, GRAPH, method="decode")[0]
 
         @jax.jit
@@ -173,7 +173,7 @@ def test_permuting_agents_with_their_graph_permutes_the_encoder():
     obs = jax.random.normal(jax.random.key(1), (B, N, D))
     order = jnp.array([2, 0, 3, 1])
     encode = jax.jit(lambda obs, graph: network.apply(params, obs, graph, method="encode"))
-    value, rep = encode(obs, GRAPH)
+    value, rep, *_ = encode(obs, GRAPH)
     permuted = encode(obs[:, order], GRAPH[order][:, order])
     np.testing.assert_allclose(permuted[0], value[:, order], atol=1e-5)
     np.testing.assert_allclose(permuted[1], rep[:, order], atol=1e-5)
@@ -303,3 +303,70 @@ def test_in_reduced_precision_parameters_values_and_log_probabilities_stay_float
         assert reduced.dtype == jnp.float32
         np.testing.assert_allclose(reduced, exact, atol=0.1 * (1 + np.abs(exact).max()))
         assert not np.array_equal(reduced, exact)
+
+
+class TestContinuousActions:
+    """Normal around the network's output; agents are told each other's actions as they are."""
+
+    @pytest.fixture(scope="class", params=["commformer", "ippo"])
+    def played(self, request):
+        network = policy.make_network(small(clean().network, model=request.param), N, A, True)
+        obs = jax.random.normal(jax.random.key(0), (B, N, D))
+        params = policy.init(network, jax.random.key(1), obs)
+        own = {**params["params"], "log_std": jnp.linspace(-1.0, 1.0, A)}
+        params = {"params": own}
+        mask = jnp.ones((B, N, A), bool)
+
+        @jax.jit
+        def play(key):
+            acted = policy.act(network, params, key, obs, mask, GRAPH)
+            judged = policy.evaluate_actions(network, params, obs, acted.action, mask, GRAPH)
+            greedy = policy.act(network, params, key, obs, mask, GRAPH, greedy=True)
+            return acted, judged, greedy
+
+        return params, *play(jax.random.key(2))
+
+    def test_each_dimension_has_its_probability_and_acting_agrees_with_judging(self, played):
+        _, acted, judged, _ = played
+        assert acted.action.shape == acted.log_prob.shape == (B, N, A)
+        np.testing.assert_allclose(acted.log_prob, judged.log_prob, atol=1e-5)
+
+    def test_the_standard_deviation_lies_below_one_half(self, played):
+        params, _, judged, _ = played
+        std = 0.5 / (1 + np.exp(-np.linspace(-1.0, 1.0, A)))
+        np.testing.assert_allclose(policy.action_std(params), std, rtol=1e-6)
+        entropy = 0.5 * np.log(2 * np.pi * np.e * std**2)
+        np.testing.assert_allclose(judged.entropy, np.broadcast_to(entropy, (B, N, A)), rtol=1e-5)
+
+    def test_greedy_play_takes_the_mean_which_is_most_probable(self, played):
+        params, _, _, greedy = played
+        peak = -np.log(policy.action_std(params)) - 0.5 * np.log(2 * np.pi)
+        np.testing.assert_allclose(greedy.log_prob, np.broadcast_to(peak, (B, N, A)), rtol=1e-5)
+
+    def test_actions_are_handed_on_as_they_are(self):
+        action = jnp.arange(B * N * A, dtype=jnp.float32).reshape(B, N, A)
+        shifted = policy.shift_actions(action, A, continuous=True)
+        np.testing.assert_array_equal(shifted[:, 1:], action[:, :-1])
+        assert not shifted[:, 0].any()
+
+
+class TestIndependentActors:
+    """IPPO's agents depend on what they see themselves; MAPPO's critic on everything."""
+
+    @pytest.mark.parametrize("model", ["ippo", "mappo"])
+    def test_who_depends_on_whom(self, model):
+        network = policy.make_network(small(clean().network, model=model), N, A)
+        obs = jax.random.normal(jax.random.key(0), (N, D))
+        params = policy.init(network, jax.random.key(1), obs[None])
+        tokens = jnp.zeros((1, N, A + 1))
+
+        @jax.jit
+        def jacobians(obs):
+            logits, value = jax.jacrev(lambda o: network.apply(params, o[None], tokens, GRAPH))(obs)
+            return jnp.abs(logits[0]).max((1, 3)), jnp.abs(value[0]).max(2)
+
+        logits, value = jacobians(obs)  # [N, N]: of agent i's output, by agent j's observation
+        others = ~np.eye(N, dtype=bool)
+        assert np.all(logits[others] == 0)
+        assert np.all(logits[~others] > 0)
+        assert np.all(value[others] == 0) if model == "ippo" else np.all(value > 0)

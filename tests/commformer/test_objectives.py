@@ -206,3 +206,23 @@ def test_the_value_target_is_normalised_by_statistics_that_know_the_returns():
     _, (after, metrics) = loss_of(zeros, zeros, target, batch)
     np.testing.assert_allclose(metrics["value_loss"], 0.0, atol=1e-12)
     np.testing.assert_array_equal(jnp.stack(after), jnp.stack(state))
+
+
+def test_dimensions_of_a_continuous_action_have_ratios_of_their_own():
+    """The policy's loss is the sum of what each dimension's would be alone."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    log_prob = 0.3 * jax.random.normal(keys[0], (5, 2, 3))
+    old = 0.3 * jax.random.normal(keys[1], (5, 2, 3))
+    advantage, value = jax.random.normal(keys[2], (5, 2)), jax.random.normal(keys[3], (5, 2))
+    config, norm = PPOConfig(clip=0.1), objectives.value_norm_init()
+
+    def policy_loss(log_prob, old):
+        batch = Minibatch(old, value, advantage, value)
+        entropy = jnp.ones_like(log_prob)
+        loss, (_, metrics) = objectives.ppo_loss(log_prob, entropy, value, batch, norm, config)
+        assert loss.shape == ()
+        assert metrics["entropy"] == 1
+        return metrics["policy_loss"]
+
+    alone = sum(policy_loss(log_prob[..., i], old[..., i]) for i in range(3))
+    np.testing.assert_allclose(policy_loss(log_prob, old), alone, rtol=1e-5)

@@ -6,8 +6,10 @@ to be killed half-way.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +18,7 @@ import jax.numpy as jnp
 
 from jaxmethods.config import LoopConfig, RunConfig
 from jaxmethods.errors import UserError
-from jaxmethods.method import Method, Stage
+from jaxmethods.method import Method, Rule, Stage
 from jaxmethods.training import loop
 from jaxmethods.training.progress import Progress
 from jaxmethods.training.run_folder import RunFolder
@@ -52,12 +54,25 @@ def distance(state, key):
     return {"score": -jnp.sum(state.weights**2) + 0.01 * jax.random.normal(key)}
 
 
-def stages(first: int = 23, second: int = 17, method: Method | None = None) -> list[Stage]:
-    """The second stage starts from what the first one found."""
+def stages(
+    first: int = 23,
+    second: int = 17,
+    method: Method | None = None,
+    shape: tuple[int, ...] = (3,),
+    rules: Sequence[Rule] = (),
+) -> list[Stage]:
+    """The second stage starts from what the first one found; `shape` is that of the weights."""
     method = method or noisy_descent()
+
+    def target(finished):
+        return jnp.arange(float(math.prod(shape))).reshape(shape)
+
+    def found(finished):
+        return finished[0].weights.mean(0)
+
     return [
-        Stage("first", method, first, lambda finished: jnp.arange(3.0), distance, "score"),
-        Stage("second", method, second, lambda finished: finished[0].weights.mean(0), distance),
+        Stage("first", method, first, target, distance, "score", rules),
+        Stage("second", method, second, found, distance, rules=rules),
     ]
 
 

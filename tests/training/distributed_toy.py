@@ -1,0 +1,62 @@
+"""The command line with the toy as its only method: `python -m tests.training.distributed_toy`.
+
+`TOY_STOP_AT=STEP` in the environment has it send itself SIGTERM at that step.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from jaxmethods import cli
+from jaxmethods.config import RunConfig
+from jaxmethods.method import Rule, Stage
+from jaxmethods.training import progress, registry
+from jaxmethods.training.progress import Progress
+from tests.training import toy
+
+STOP_AT = "TOY_STOP_AT"
+
+
+class Run(RunConfig):
+    """Config of the toy."""
+
+    method: Literal["toy"]
+    steps: int
+
+
+def draw(state: toy.State, folder: Path) -> None:
+    """A figure that only a process with the whole state can draw."""
+    np.savetxt(folder / "weights.txt", np.asarray(state.weights))
+
+
+def stages(run: Run) -> list[Stage]:
+    """Weights [4, 2], their rows split over `data`."""
+    rules = (Rule("weights", ("data",)),)
+    first, second = toy.stages(run.steps, 8, shape=(4, 2), rules=rules)
+    return [first, second._replace(draw=draw)]
+
+
+class StoppedProgress(Progress):
+    """Sends its own process SIGTERM at a step."""
+
+    def row(self, row):
+        super().row(row)
+        if row["step"] == int(os.environ[STOP_AT]):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main(arguments: list[str]) -> int:
+    registry.METHODS["toy"] = "tests.training.distributed_toy"
+    return cli.main(arguments)
+
+
+if __name__ == "__main__":
+    if STOP_AT in os.environ:
+        progress.Progress = StoppedProgress  # type: ignore[misc]
+    sys.exit(main(sys.argv[1:]))
