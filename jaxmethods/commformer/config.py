@@ -86,6 +86,9 @@ class GraphConfig(Config):
     """Of `fixed`: rows of 0 and 1, one a receiver, one column a sender."""
     sparsity: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
     """S: each agent receives from k = max(floor(N S), 1) senders."""
+    self_edges: bool = True
+    """Let an agent choose itself as one of its k senders, as the published code does. It hears
+    itself in any case: without, all k edges carry messages."""
     learning_rate: NonNegative = 1e-2
     """Step size of Adam on alpha (the published code uses 1e-4, which hardly moves alpha)."""
     init_noise: NonNegative = 1e-2

@@ -23,9 +23,14 @@ import jax.numpy as jnp
 
 from jaxmethods.commformer.config import GraphConfig
 
+NEVER = -1e9
+"""Logit of an edge that is not to be selected; finite, so that it can be multiplied by 0."""
 
-def edges_per_agent(n_agents: int, sparsity: float) -> int:
+
+def edges_per_agent(n_agents: int, sparsity: float, self_edges: bool = True) -> int:
     """Number of senders of each receiver, k = max(floor(N S), 1).
+
+    Without `self_edges` there are N - 1 senders to choose from, and k is at most that.
 
     Raises:
         ValueError: `n_agents` below 1, or `sparsity` outside (0, 1].
@@ -35,7 +40,15 @@ def edges_per_agent(n_agents: int, sparsity: float) -> int:
     if not 0.0 < sparsity <= 1.0:
         raise ValueError(f"sparsity must lie in (0, 1], got {sparsity}")
     # 100 * 0.29 is 28.999... in binary floating point: the slack keeps it at 29.
-    return max(math.floor(n_agents * sparsity + 1e-9), 1)
+    k = max(math.floor(n_agents * sparsity + 1e-9), 1)
+    return k if self_edges else max(min(k, n_agents - 1), 1)
+
+
+def selectable(logits: jax.Array, self_edges: bool) -> jax.Array:
+    """Logits [..., N, N] to select from: without `self_edges` the diagonal never wins."""
+    if self_edges:
+        return logits
+    return jnp.where(jnp.eye(logits.shape[-1], dtype=bool), NEVER, logits)
 
 
 def initial_logits(key: jax.Array, n_agents: int, noise: float) -> jax.Array:
@@ -102,21 +115,26 @@ def training_graph(
         update: counter of rollout-and-training phases; may be traced.
         total_updates: planned number of updates.
         k: senders per receiver.
-        config: `warmup_updates`, `post_stable` and `post_ratio` are read.
+        config: `self_edges`, `warmup_updates`, `post_stable` and `post_ratio` are read.
 
     Returns:
         G [..., N, N]: real-valued during the warm-up, exactly 0 or 1 afterwards.
     """
     update = jnp.asarray(update)
-    graph = jnp.where(update <= config.warmup_updates, logits, sample_graph(logits, gumbel, k))
+    candidates = selectable(logits, config.self_edges)
+    graph = jnp.where(update <= config.warmup_updates, logits, sample_graph(candidates, gumbel, k))
     if not config.post_stable:
         return graph
     stable = update > math.floor(config.post_ratio * total_updates)
-    return jnp.where(stable, exact_graph(logits, k), graph)
+    return jnp.where(stable, exact_graph(candidates, k), graph)
 
 
 def fixed_graph(
-    kind: Literal["full", "none", "random"], key: jax.Array, n_agents: int, k: int
+    kind: Literal["full", "none", "random"],
+    key: jax.Array,
+    n_agents: int,
+    k: int,
+    self_edges: bool = True,
 ) -> jax.Array:
     """A graph that does not learn: every edge, none, or k random senders per receiver.
 
@@ -132,7 +150,7 @@ def fixed_graph(
     if kind == "none":
         return jnp.zeros(shape, jnp.float32)
     if kind == "random":
-        return _k_hot(jax.random.uniform(key, shape, jnp.float32), k)
+        return _k_hot(selectable(jax.random.uniform(key, shape, jnp.float32), self_edges), k)
     raise ValueError(f"kind must be 'full', 'none' or 'random', got {kind!r}")
 
 

@@ -106,7 +106,8 @@ class CommFormerTraining(NamedTuple):
 
     @property
     def edges_per_agent(self) -> int:
-        return graphs.edges_per_agent(self.network.n_agents, self.graph.sparsity)
+        graph = self.graph
+        return graphs.edges_per_agent(self.network.n_agents, graph.sparsity, graph.self_edges)
 
 
 def prepare(
@@ -201,7 +202,7 @@ def initial_edges(training: CommFormerTraining, key: jax.Array) -> jax.Array:
     if training.graph_kind == "fixed" and config.edges is not None:
         return graphs.given_graph(config.edges, n_agents)
     kind: Any = training.graph_kind
-    return graphs.fixed_graph(kind, key, n_agents, training.edges_per_agent)
+    return graphs.fixed_graph(kind, key, n_agents, training.edges_per_agent, config.self_edges)
 
 
 def update(
@@ -486,7 +487,8 @@ def hardened_graph(training: CommFormerTraining, edges: jax.Array) -> jax.Array:
     """[N, N] 0/1: what is deployed and evaluated, the k largest logits of every row."""
     if training.graph_kind != "learned":
         return edges
-    return graphs.exact_graph(edges, training.edges_per_agent)
+    candidates = graphs.selectable(edges, training.graph.self_edges)
+    return graphs.exact_graph(candidates, training.edges_per_agent)
 
 
 def upper_epochs(training: CommFormerTraining) -> jax.Array:

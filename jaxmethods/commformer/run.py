@@ -11,6 +11,7 @@ from pydantic import ConfigDict, model_validator
 
 from jaxmethods import envs
 from jaxmethods.commformer import figures, method
+from jaxmethods.commformer import graph as graphs
 from jaxmethods.commformer.config import GraphConfig, NetworkConfig, PositiveInt, PPOConfig
 from jaxmethods.commformer.evaluate import evaluate, greedy_policy
 from jaxmethods.config import Config, RunConfig
@@ -116,7 +117,8 @@ def draw_team(
     """Writes the graph and one greedy episode (a strip of frames and an animation)."""
     graph = method.hardened_graph(training, state.levels.upper)
     learned = training.graph_kind == "learned"
-    preference = figures.edge_preference(state.levels.upper) if learned else None
+    edges = graphs.selectable(state.levels.upper, training.graph.self_edges)
+    preference = figures.edge_preference(edges) if learned else None
     figures.draw_graph(np.asarray(graph), preference, folder / "communication_graph.png")
     env: Any = training.env
     play = greedy_policy(training.network, state.levels.lower, graph)

@@ -186,3 +186,30 @@ def test_edge_types_are_one_from_one_on():
     expected = np.array([[0, 0, 1], [1, 0, 0], [1, 0, 1]])
     np.testing.assert_array_equal(graphs.edge_types(graph, transpose=False), expected)
     np.testing.assert_array_equal(graphs.edge_types(graph, transpose=True), expected.T)
+
+
+def test_without_self_edges_every_selected_edge_is_a_message():
+    config = GraphConfig(self_edges=False, warmup_updates=0, post_stable=True)
+    logits = 5.0 * jnp.eye(4)  # everyone would choose itself
+    k = graphs.edges_per_agent(4, 0.5, self_edges=False)
+    noise = jax.random.gumbel(jax.random.key(0), (4, 4))
+    for made in (
+        graphs.training_graph(logits, noise, 1, 10, k, config),
+        graphs.training_graph(logits, noise, 9, 10, k, config),
+        graphs.fixed_graph("random", jax.random.key(1), 4, k, self_edges=False),
+    ):
+        np.testing.assert_array_equal(jnp.diag(made), 0)
+        np.testing.assert_array_equal(made.sum(-1), k)
+    assert graphs.edges_per_agent(3, 1.0, self_edges=False) == 2
+
+
+def test_what_is_never_selected_has_no_gradient():
+    weights = jnp.arange(9.0).reshape(3, 3)
+
+    def score(logits):
+        return jnp.sum(weights * graphs.exact_graph(graphs.selectable(logits, False), 1))
+
+    gradient = jax.grad(score)(jnp.ones((3, 3)))
+    assert jnp.all(jnp.isfinite(gradient))
+    np.testing.assert_array_equal(jnp.diag(gradient), 0)
+    assert jnp.any(gradient != 0)
