@@ -4,6 +4,8 @@ At the published sizes next to the published code's numbers (reference.json) and
 in PyTorch (torch_commformer.py), and at the sizes that accelerators are made for.
 """
 
+# PyTorch is optional:
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator

@@ -4,6 +4,8 @@ Random actions, automatic reset and observations included: what a roll-out pays 
 Every environment of the registry; Predator-Prey also as batched PyTorch tensors.
 """
 
+# PyTorch is optional:
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator

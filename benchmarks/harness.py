@@ -4,6 +4,8 @@ A benchmark module offers `rows(settings) -> Iterator[Row]`. Machines are shared
 compare ratios of rows measured in one run rather than rates of different runs.
 """
 
+# PyTorch is optional:
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import json

@@ -8,6 +8,8 @@ What is computed is that of `jaxmethods.commformer` with fresh graphs at every t
 Letters: R environments, T steps, B samples, N agents, D observation channels, A actions, E width.
 """
 
+# PyTorch is optional:
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from typing import Any, NamedTuple
