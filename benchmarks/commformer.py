@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from benchmarks.harness import Row, Settings, reference, time_jax, time_torch
 from jaxmethods import envs
-from jaxmethods.commformer import CommFormer, PPOConfig, method, policy
+from jaxmethods.commformer import CommFormer, PPOConfig, method, policy, schedule
 from jaxmethods.commformer import reference as reference_preset
 from jaxmethods.method import Method
 from jaxmethods.training.loop import init_state
@@ -79,7 +79,7 @@ def epoch(settings: Settings) -> Row:
     env = envs.make("predator_prey")
     preset = reference_preset()
     ppo = preset.ppo.model_copy(update={"epochs": 1})
-    training = method.prepare(env, preset.network, preset.graph, ppo, UPDATES)
+    training = schedule.prepare(env, preset.network, preset.graph, ppo, UPDATES)
     levels = method.both_levels(training)
     noise = jnp.zeros((env.num_agents,) * 2)
 

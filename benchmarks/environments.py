@@ -82,7 +82,7 @@ def random_policy(env: Any, masked: bool) -> envs.Policy:
 
     def act(key: jax.Array, observation: envs.Observation) -> tuple[jax.Array, tuple]:
         mask = observation.action_mask
-        if getattr(env, "continuous", False):
+        if env.continuous:
             shape = (*mask.shape[:-1], env.num_actions)
             return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0), ()
         if not masked:

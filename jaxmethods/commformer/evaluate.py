@@ -26,8 +26,7 @@ def greedy_policy(network: policy.Network, parameters: Any, graph: jax.Array) ->
             graph,
             greedy=True,
         )
-        is_open = jnp.ones(out.value.shape) if out.gate is None else out.gate.open
-        return out.action, gate.traffic(graph, is_open)
+        return out.action, policy.traffic_of(graph, out)
 
     return act
 

@@ -9,7 +9,6 @@ environments that the network is not trained on.
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +20,15 @@ from jaxmethods.bilevel import Alternating, AlternatingState, alternating, one_s
 from jaxmethods.commformer import gate, objectives, policy
 from jaxmethods.commformer import graph as graphs
 from jaxmethods.commformer.config import GraphConfig, NetworkConfig, PPOConfig
+from jaxmethods.commformer.schedule import (
+    CommFormerTraining,
+    acting_graph,
+    moves_upper,
+    network_optimizer,
+    prepare,
+    training_graph,
+    upper_epochs,
+)
 from jaxmethods.envs import TeamEnvironment
 from jaxmethods.envs.rollout import Trajectory, rollout, vectorise
 from jaxmethods.method import Batch, Method, Metrics
@@ -81,51 +89,6 @@ class Acted(NamedTuple):
     value: jax.Array
     gate_noise: jax.Array | None
     traffic: gate.Traffic
-
-
-class CommFormerTraining(NamedTuple):
-    """What every piece of the update knows; static."""
-
-    env: TeamEnvironment
-    network: policy.Network
-    graph: GraphConfig
-    ppo: PPOConfig
-    updates: int
-    """Length of the whole run."""
-
-    @property
-    def graph_kind(self) -> str:
-        """`graph.kind`, unless the network reads no graph: then who hears whom is its nature."""
-        of_model = {"mat": "full", "ippo": "none", "mappo": "none"}
-        return of_model.get(self.network.config.model, self.graph.kind)
-
-    @property
-    def moves_edges(self) -> bool:
-        """Whether edge logits are trained."""
-        return self.graph_kind == "learned" and self.graph.levels != "frozen"
-
-    @property
-    def edges_per_agent(self) -> int:
-        graph = self.graph
-        return graphs.edges_per_agent(self.network.n_agents, graph.sparsity, graph.self_edges)
-
-
-def prepare(
-    env: TeamEnvironment,
-    network: NetworkConfig,
-    graph: GraphConfig,
-    ppo: PPOConfig,
-    updates: int,
-) -> CommFormerTraining:
-    """Builds the network for an environment and checks that the graph fits its team.
-
-    Raises:
-        ValueError: `graph.edges` has another number of agents.
-    """
-    module = policy.make_network(network, env.num_agents, env.num_actions, env.continuous)
-    if graph.edges is not None:
-        graphs.given_graph(graph.edges, env.num_agents)
-    return CommFormerTraining(env, module, graph, ppo, updates)
 
 
 def trainer(
@@ -247,7 +210,7 @@ def collect(
     def act(key: jax.Array, observation: Any) -> tuple[jax.Array, Acted]:
         view, mask = observation.agents_view, observation.action_mask
         out = policy.act(network, parameters, key, view, mask, graph)
-        acted = Acted(out.log_prob, out.value, out.gate_noise, traffic_of(graph, out))
+        acted = Acted(out.log_prob, out.value, out.gate_noise, policy.traffic_of(graph, out))
         return out.action, acted
 
     environment, timestep, _, trajectory = rollout(
@@ -296,12 +259,6 @@ def collect(
     )
     state = state._replace(environment=environment, timestep=timestep, active=next_active)
     return state, trajectory, jax.tree.map(_flatten, experience)
-
-
-def traffic_of(graph: jax.Array, out: policy.ActOutput) -> gate.Traffic:
-    """What R teams said to each other when they acted."""
-    everyone = jnp.ones(out.value.shape)
-    return gate.traffic(graph, everyone if out.gate is None else out.gate.open)
 
 
 def active_agents(
@@ -461,83 +418,6 @@ def minibatch_loss(
     if out.gate is not None and training.network.config.gate is not None:
         loss += gate.penalty(out.gate, training.network.config.gate)
     return loss, aux
-
-
-def training_graph(
-    training: CommFormerTraining, edges: jax.Array, noise: jax.Array, update: jax.Array
-) -> jax.Array:
-    """[N, N]: the graph of a training forward (raw, sampled or exact; section 3 of the paper)."""
-    if training.graph_kind != "learned":
-        return edges
-    return graphs.training_graph(
-        edges, noise, update, training.updates, training.edges_per_agent, training.graph
-    )
-
-
-def acting_graph(
-    training: CommFormerTraining, edges: jax.Array, noise: jax.Array, update: jax.Array
-) -> jax.Array:
-    """[N, N]: the graph of a roll-out: the update's training graph, or the exact one."""
-    if training.graph.training_graph == "rollout":
-        return training_graph(training, edges, noise, update)
-    return hardened_graph(training, edges)
-
-
-def hardened_graph(training: CommFormerTraining, edges: jax.Array) -> jax.Array:
-    """[N, N] 0/1: what is deployed and evaluated, the k largest logits of every row."""
-    if training.graph_kind != "learned":
-        return edges
-    candidates = graphs.selectable(edges, training.graph.self_edges)
-    return graphs.exact_graph(candidates, training.edges_per_agent)
-
-
-def upper_epochs(training: CommFormerTraining) -> jax.Array:
-    """[epochs] bool: which epochs the schedule gives to the edge logits."""
-    epochs = jnp.arange(1, training.ppo.epochs + 1)
-    if not training.moves_edges:
-        return jnp.zeros(epochs.shape, bool)
-    if training.graph.levels == "joint":
-        return jnp.ones(epochs.shape, bool)
-    return epochs % training.graph.upper_every == 0
-
-
-def moves_upper(training: CommFormerTraining, update: jax.Array) -> jax.Array:
-    """[epochs] bool: which epochs of an update move the edge logits."""
-    pattern = upper_epochs(training)
-    if training.graph.post_stable:
-        pattern &= update <= stable_from(training)
-    return pattern
-
-
-def stable_from(training: CommFormerTraining) -> int:
-    """The update after which the exact graph is trained with frozen logits (`post_stable`)."""
-    return math.floor(training.graph.post_ratio * training.updates)
-
-
-def network_optimizer(training: CommFormerTraining) -> optax.GradientTransformation:
-    """Adam with global-norm clipping on the network's parameters alone."""
-    ppo = training.ppo
-    rate: Any = ppo.learning_rate
-    if ppo.anneal:
-        rate = optax.linear_schedule(ppo.learning_rate, 0.0, lower_steps(training))
-    # One flat vector: a few kernels in place of several for each of some sixty small arrays.
-    return optax.flatten(
-        optax.chain(
-            optax.clip_by_global_norm(ppo.max_grad_norm), optax.adam(rate, eps=ppo.adam_epsilon)
-        )
-    )
-
-
-def lower_steps(training: CommFormerTraining) -> int:
-    """How often the network's optimizer steps in the whole run."""
-    ppo, graph = training.ppo, training.graph
-    every_update = training.updates * ppo.epochs
-    upper = 0
-    if training.moves_edges and graph.levels == "alternating":
-        moving = min(training.updates, stable_from(training) + 1)
-        updates = moving if graph.post_stable else training.updates
-        upper = updates * (ppo.epochs // graph.upper_every)
-    return (every_update - upper) * ppo.minibatches
 
 
 def _flatten(x: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.commformer.config import NetworkConfig
-from jaxmethods.commformer.gate import Gate
+from jaxmethods.commformer.gate import Gate, Traffic, traffic
 from jaxmethods.commformer.mlp import IndependentActors
 from jaxmethods.commformer.network import CommFormer, Encoding
 
@@ -133,6 +133,12 @@ def act(
     _, (action, log_prob) = jax.lax.scan(one_agent, (start, cache), by_agent)
     action, log_prob = jnp.moveaxis(action, 0, 1), jnp.moveaxis(log_prob, 0, 1)
     return ActOutput(action, log_prob, encoding.value, encoding.gate, gate_noise)
+
+
+def traffic_of(graph: jax.Array, acted: ActOutput) -> Traffic:
+    """What B teams said to each other on a graph [N, N] when they acted."""
+    everyone = jnp.ones(acted.value.shape)
+    return traffic(graph, everyone if acted.gate is None else acted.gate.open)
 
 
 def evaluate_actions(

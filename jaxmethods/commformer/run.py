@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import ConfigDict, model_validator
 
 from jaxmethods import envs
-from jaxmethods.commformer import figures, method
+from jaxmethods.commformer import figures, method, schedule
 from jaxmethods.commformer import graph as graphs
 from jaxmethods.commformer.config import GraphConfig, NetworkConfig, PositiveInt, PPOConfig
 from jaxmethods.commformer.evaluate import evaluate, greedy_policy
@@ -85,10 +85,10 @@ class Run(RunConfig):
 def stages(run: Run) -> list[Stage]:
     """One stage: training, judged by greedy play."""
     env = run.environment.make()
-    training = method.prepare(env, run.network, run.graph, run.ppo, run.updates)
+    training = schedule.prepare(env, run.network, run.graph, run.ppo, run.updates)
 
     def judge(state: method.State, key: jax.Array) -> Metrics:
-        graph = method.hardened_graph(training, state.levels.upper)
+        graph = schedule.hardened_graph(training, state.levels.upper)
         sizes = run.evaluation
         return evaluate(
             env, training.network, state.levels.lower, graph, key, sizes.episodes, sizes.max_steps
@@ -112,10 +112,10 @@ def stages(run: Run) -> list[Stage]:
 
 
 def draw_team(
-    training: method.CommFormerTraining, state: method.State, max_steps: int, folder: Path
+    training: schedule.CommFormerTraining, state: method.State, max_steps: int, folder: Path
 ) -> None:
     """Writes the graph and one greedy episode (a strip of frames and an animation)."""
-    graph = method.hardened_graph(training, state.levels.upper)
+    graph = schedule.hardened_graph(training, state.levels.upper)
     learned = training.graph_kind == "learned"
     edges = graphs.selectable(state.levels.upper, training.graph.self_edges)
     preference = figures.edge_preference(edges) if learned else None

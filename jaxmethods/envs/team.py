@@ -32,9 +32,6 @@ class TeamEnvironment(Environment[Any, specs.BoundedArray, Observation]):
     continuous: ClassVar[bool] = False
     """Whether an action is `num_actions` numbers in [-1, 1] instead of one of as many choices."""
 
-    continuous: bool = False
-    """Whether an agent's action is a vector of `num_actions` floats, not one of so many."""
-
     def __init__(
         self,
         *,

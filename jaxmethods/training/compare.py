@@ -34,8 +34,11 @@ def _last_evaluation(folder: RunFolder) -> dict[str, np.ndarray]:
     """Metric name -> [seeds]."""
     folder.read_config()
     for row in reversed(folder.read_metrics()):
-        metrics = {name.removeprefix(PREFIX): np.atleast_1d(np.asarray(value, float))
-                   for name, value in row.items() if name.startswith(PREFIX)}  # fmt: skip
+        metrics = {
+            name.removeprefix(PREFIX): np.atleast_1d(np.asarray(value, float))
+            for name, value in row.items()
+            if name.startswith(PREFIX)
+        }
         if metrics:
             return metrics
     raise RunFolderError(f"{folder.path}: nothing was evaluated yet")

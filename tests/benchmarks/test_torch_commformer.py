@@ -23,7 +23,7 @@ GRAPH = np.array([[0, 1, 0, 1], [1, 1, 0, 0], [0, 0, 1, 1], [1, 0, 1, 0]], np.fl
 PRESETS = {"reference": reference(), "clean": clean()}
 
 
-def close(ours, other) -> None:
+def assert_close(ours, other) -> None:
     np.testing.assert_allclose(np.asarray(ours), other.detach().numpy(), rtol=1e-4, atol=1e-4)
 
 
@@ -53,11 +53,11 @@ def test_values_representations_and_logits_are_equal(both, graph):
     network, module, params, obs, action = both
     ours = module.apply(params, jnp.asarray(obs.numpy()), jnp.asarray(graph), method="encode")
     their_value, their_rep = network.encode(obs, torch.from_numpy(graph))
-    close(ours.value, their_value)
-    close(ours.rep, their_rep)
+    assert_close(ours.value, their_value)
+    assert_close(ours.rep, their_rep)
     shifted = policy.shift_actions(jnp.asarray(action.numpy()), module.n_actions)
     logits = module.apply(params, shifted, ours.rep, jnp.asarray(graph), method="decode")
-    close(logits, network.logits(action, their_rep, torch.from_numpy(graph)))
+    assert_close(logits, network.logits(action, their_rep, torch.from_numpy(graph)))
 
 
 def test_greedy_actions_and_log_probabilities_are_equal(both):
@@ -72,8 +72,8 @@ def test_greedy_actions_and_log_probabilities_are_equal(both):
         obs, torch.from_numpy(mask), torch.from_numpy(GRAPH), greedy=True
     )
     np.testing.assert_array_equal(ours.action, action.numpy())
-    close(ours.log_prob, log_prob)
-    close(ours.value, value)
+    assert_close(ours.log_prob, log_prob)
+    assert_close(ours.value, value)
 
 
 @pytest.mark.parametrize(("vision", "dim", "agents"), [(1, 4, 3), (0, 3, 2), (2, 6, 5)])
@@ -123,9 +123,9 @@ def test_the_first_loss_and_its_gradient_norm_are_equal():
 
     ours, gradient = jax.value_and_grad(loss)(params)
     their_loss = training.loss(experience)
-    close(ours, their_loss)
+    assert_close(ours, their_loss)
     their_loss.backward()
-    close(gradient["edges"], training.network.edges.grad)
+    assert_close(gradient["edges"], training.network.edges.grad)
     norm = torch.stack([p.grad.norm() for p in training.lower]).norm()
     squares = jax.tree.map(lambda g: jnp.sum(g**2), gradient["network"])
-    close(jnp.sqrt(sum(jax.tree.leaves(squares))), norm)
+    assert_close(jnp.sqrt(sum(jax.tree.leaves(squares))), norm)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxmethods import envs
-from jaxmethods.commformer import config, method, objectives
+from jaxmethods.commformer import config, method, objectives, schedule
 
 NETWORK = config.NetworkConfig(embed=8)
 PPO = config.PPOConfig(environments=8, rollout=6, epochs=5, minibatches=1)
@@ -18,7 +18,7 @@ GRAPH = config.GraphConfig(warmup_updates=1)
 
 def build(graph=GRAPH, ppo=PPO, updates=8, network=NETWORK, env=None):
     env = env or envs.make("predator_prey", n_predators=3, dim=3)
-    training = method.prepare(env, network, graph, ppo, updates)
+    training = schedule.prepare(env, network, graph, ppo, updates)
     return training, method.trainer(env, network, graph, ppo, updates)
 
 
@@ -72,14 +72,14 @@ def test_four_epochs_in_five_move_the_network(updated):
 @pytest.mark.parametrize(("epochs", "upper"), [(10, 2), (15, 3), (5, 1), (4, 0)])
 def test_every_fifth_epoch_is_an_upper_one(epochs, upper):
     training, _ = build(ppo=config.PPOConfig(epochs=epochs))
-    assert method.moves_upper(training, jnp.int32(0)).sum() == upper
+    assert schedule.moves_upper(training, jnp.int32(0)).sum() == upper
 
 
 def test_post_stable_freezes_the_edges_after_its_share_of_the_run():
     graph = config.GraphConfig(post_stable=True, post_ratio=0.5)
     training, _ = build(graph)
-    assert method.moves_upper(training, jnp.int32(4)).any()
-    assert not method.moves_upper(training, jnp.int32(5)).any()
+    assert schedule.moves_upper(training, jnp.int32(4)).any()
+    assert not schedule.moves_upper(training, jnp.int32(5)).any()
 
 
 def test_the_network_optimizer_steps_as_often_as_annealing_plans():
@@ -90,8 +90,8 @@ def test_the_network_optimizer_steps_as_often_as_annealing_plans():
         config.GraphConfig(levels="frozen"),
     ):
         training, _ = build(graph)
-        uppers = [int(method.moves_upper(training, jnp.int32(u)).sum()) for u in range(8)]
-        assert method.lower_steps(training) == 8 * PPO.epochs - sum(uppers)
+        uppers = [int(schedule.moves_upper(training, jnp.int32(u)).sum()) for u in range(8)]
+        assert schedule.lower_steps(training) == 8 * PPO.epochs - sum(uppers)
 
 
 @pytest.mark.parametrize("update", [0, 5])
@@ -123,14 +123,14 @@ def test_a_fixed_graph_never_changes():
     before = jax.jit(trained.init)(jax.random.key(0), None)
     after, metrics = jax.jit(trained.step)(before, None)
     chex.assert_trees_all_equal(before.levels.upper, after.levels.upper)
-    assert method.hardened_graph(training, after.levels.upper).sum() == 3
+    assert schedule.hardened_graph(training, after.levels.upper).sum() == 3
     assert "edge_logit_range" not in metrics
 
 
 @pytest.mark.parametrize("kind", ["full", "none", "random"])
 def test_no_epoch_moves_a_fixed_graph(kind):
     training, _ = build(config.GraphConfig(kind=kind))
-    assert not method.moves_upper(training, jnp.int32(3)).any()
+    assert not schedule.moves_upper(training, jnp.int32(3)).any()
 
 
 @pytest.mark.parametrize("shares", [1, 2])
@@ -191,8 +191,8 @@ class TestLevels:
 
     def test_a_frozen_graph_leaves_every_epoch_to_the_network(self):
         training, _ = build(graph=config.GraphConfig(levels="frozen"))
-        assert not method.moves_upper(training, jnp.int32(3)).any()
-        assert method.lower_steps(training) == 8 * PPO.epochs
+        assert not schedule.moves_upper(training, jnp.int32(3)).any()
+        assert schedule.lower_steps(training) == 8 * PPO.epochs
 
     def test_split_data_gives_each_level_its_own_environments(self):
         graph = config.GraphConfig(upper_data="split", upper_fraction=0.25)
@@ -326,7 +326,7 @@ def test_a_truncated_episode_is_worth_what_the_state_it_reached_is():
     def collected(state):
         after, trajectory, samples = method.collect(training, state, noise, jax.random.key(1))
         reached = trajectory.extras["next_obs"].agents_view
-        graph = method.acting_graph(training, state.levels.upper, noise, state.update)
+        graph = schedule.acting_graph(training, state.levels.upper, noise, state.update)
         encoded = training.network.apply(
             state.levels.lower, reached.reshape(-1, *reached.shape[2:]), graph, method="encode"
         )
