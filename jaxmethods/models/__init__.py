@@ -1,1 +1,1 @@
-"""Networks, their initial weights and the checkpoints they are read from."""
+"""Networks that several methods share, and Hugging Face folders in and out."""
