@@ -15,7 +15,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.harness import Row, Settings, powers, reference, time_jax, time_torch
+from benchmarks.harness import (
+    Row,
+    Settings,
+    available_bytes,
+    powers,
+    reference,
+    time_jax,
+    time_torch,
+)
 from jaxmethods import envs
 
 PRESETS = {
@@ -32,7 +40,7 @@ LARGEST = 65_536
 
 
 def rows(settings: Settings) -> Iterator[Row]:
-    """One row for each environment and size, until a call takes too long."""
+    """One row for each environment and size, until time or memory ends it."""
     for name in envs.ENVIRONMENTS:
         if name in NEEDS and find_spec(NEEDS[name]) is None:
             continue
@@ -40,7 +48,9 @@ def rows(settings: Settings) -> Iterator[Row]:
         for environments in powers(1, LARGEST):
             row = measure(name, env, environments, settings)
             yield row
-            if row.ours.median * 8 > settings.seconds:
+            # The next size takes four times as long, four times or more over, and as much room.
+            too_large = 4 * (row.ours.peak_bytes or 0) > available_bytes()
+            if too_large or row.ours.median * 8 > settings.seconds:
                 break
 
 
@@ -51,18 +61,13 @@ def measure(name: str, env: Any, environments: int, settings: Settings) -> Row:
     policy = random_policy(env, masked=name not in PRESETS)
 
     def run(carry: tuple) -> tuple:
-        state, timestep, key, total = carry
-        state, timestep, key, trajectory = envs.rollout(
-            vectorised, policy, state, timestep, key, STEPS
-        )
-        # Everything an agent would be shown is used, or XLA would leave it out.
-        view = trajectory.observation.agents_view
-        whole = jnp.issubdtype(view.dtype, jnp.integer)
-        seen = view.sum(dtype=jnp.int32 if whole else jnp.float32)
-        return state, timestep, key, total + seen + trajectory.reward.sum()
+        state, timestep, key = carry
+        *carry, trajectory = envs.rollout(vectorised, policy, state, timestep, key, STEPS)
+        # The roll-out is an output, as training would keep it, or XLA would leave it out.
+        return tuple(carry), trajectory
 
-    start = (state, timestep, jax.random.key(1), jnp.float32(0))
-    timing = time_jax(lambda carry: (run(carry),), start, settings=settings, donate=(0,))
+    start = (state, timestep, jax.random.key(1))
+    timing = time_jax(run, start, settings=settings, donate=(0,))
     other = None
     if name == "predator_prey":
         other = time_torch(lambda device: torch_steps(env, environments, device), settings)

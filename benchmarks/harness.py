@@ -151,6 +151,16 @@ def powers(first: int, last: int, factor: int = 4) -> Iterator[int]:
         first *= factor
 
 
+def available_bytes() -> int:
+    """Memory that a program may still take on the first device, with a fifth left for others."""
+    statistics = jax.local_devices()[0].memory_stats()
+    if statistics:
+        free = statistics["bytes_limit"] - statistics["bytes_in_use"]
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return int(0.8 * free)
+
+
 def _peak_bytes(compiled: Any) -> int | None:
     """What the program needs at once: arguments, outputs and temporaries, by XLA's own count."""
     analysis = compiled.memory_analysis()

@@ -1,0 +1,50 @@
+"""One training run on any mesh. `test_devices.py` runs these in a process with eight devices."""
+
+from __future__ import annotations
+
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from jaxmethods.commformer import run
+from jaxmethods.config import MeshConfig, validate
+from jaxmethods.training import loop
+from jaxmethods.training.run_folder import RunFolder
+from tests.commformer.test_devices import SMALL
+from tests.training.test_loop import StopAt, key_data, rows_without_times
+
+MESHES = {
+    "data=8": MeshConfig(data=8),
+    "data=4, fsdp=2": MeshConfig(data=4, fsdp=2),
+}
+
+
+def train(path, mesh, resume=False, progress=None):
+    config = validate(run.Run, SMALL | {"mesh": mesh.model_dump()}, "test")
+    return loop.train(run.stages(config), config, RunFolder(path), resume, progress)
+
+
+@pytest.fixture(scope="module")
+def on_one_device(tmp_path_factory):
+    path = tmp_path_factory.mktemp("one") / "run"
+    return path, train(path, MeshConfig())
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_a_team_stopped_and_resumed_on_a_mesh_is_that_of_one_device(tmp_path, on_one_device, name):
+    mesh, path = MESHES[name], tmp_path / "run"
+    with pytest.raises(loop.Interrupted, match="saved at step 2 of 4"):
+        train(path, mesh, progress=StopAt(2, signal.SIGTERM))
+    many = train(path, mesh, resume=True)
+    other, one = on_one_device
+    assert many[0].timestep.observation.agents_view.sharding.spec[:2] == (None, "data")
+    for left, right in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):
+        np.testing.assert_allclose(key_data(left), key_data(right), rtol=1e-3, atol=1e-4)
+    rows = [rows_without_times(RunFolder(folder)) for folder in (path, other)]
+    for mine, theirs in zip(*rows, strict=True):
+        assert mine.keys() == theirs.keys()
+        numbers = [name for name in mine if name != "stage"]
+        left, right = ([row[name] for name in numbers] for row in (mine, theirs))
+        np.testing.assert_allclose(left, right, rtol=1e-3, atol=1e-4)
