@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,7 +82,7 @@ def test_unrolled_and_implicit_gradients_meet_as_the_inner_loop_converges():
         return abs(unrolled - implicit)
 
     differences = [float(difference(steps)) for steps in (5, 20, 80, 320)]
-    assert all(later < 0.1 * earlier for earlier, later in zip(differences, differences[1:]))  # noqa: B905
+    assert all(later < 0.1 * earlier for earlier, later in pairwise(differences))
     assert differences[-1] < 1e-10
 
 

@@ -87,7 +87,7 @@ def test_truncation_to_no_step_gives_zero():
 
 @pytest.mark.parametrize("mode", EXACT, ids=str)
 def test_a_learning_rate_has_the_closed_form(mode):
-    """theta_T = (1 - rate a)^T theta_0; the rate is in the optimizer, as argument or closed over."""
+    """theta_T = (1 - rate a)^T theta_0, with the rate as an argument or closed over."""
     a, theta, rate = 1.7, jnp.float64(0.9), jnp.float64(0.3)
 
     def reached(rate, optimizer, hyper):
