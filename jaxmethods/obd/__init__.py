@@ -1,0 +1,1 @@
+"""Offline Behavior Distillation."""
