@@ -1,0 +1,118 @@
+"""Offline data as reinforcement learning needs it: rewards, what came next, and returns.
+
+    G_t = r_t + gamma G_{t+1} within an episode, 0 after it
+
+Rows cut off by a time limit are kept: their next state is known, and they bootstrap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmethods.obd.types import Norm
+
+
+class Transitions(NamedTuple):
+    """L transitions on the device, states normalised by `norm`."""
+
+    states: jax.Array
+    """[L, S]"""
+    actions: jax.Array
+    """[L, A] in [-1, 1]."""
+    rewards: jax.Array
+    """[L] as the simulator gave them."""
+    next_states: jax.Array
+    """[L, S]"""
+    terminals: jax.Array
+    """[L] float: 1 where the episode failed, so that nothing follows; 0 at a time limit."""
+    returns: jax.Array
+    """[L]: discounted Monte-Carlo return from here to the end of the recorded episode."""
+    episode_returns: jax.Array
+    """[L]: undiscounted return of the episode the row belongs to."""
+    norm: Norm
+
+
+def make_transitions(
+    flat: Mapping[str, np.ndarray], norm: Norm, discount: float = 0.99
+) -> Transitions:
+    """Builds transitions from flat arrays in D4RL's names, whole episodes one after another.
+
+    Args:
+        flat: observations [L, S], actions [L, A], rewards, terminals, timeouts [L] and, where
+            there are any, next_observations [L, S]. Without them the next row's observation is
+            taken, and rows that have none (timeouts, the last row) are left out.
+        norm: what the states are normalised with.
+        discount: of `returns`.
+
+    Raises:
+        ValueError: an array is missing.
+    """
+    for name in ("observations", "actions", "rewards", "terminals", "timeouts"):
+        if name not in flat:
+            raise ValueError(f"{name}: missing; got {', '.join(sorted(flat))}")
+    observations = np.asarray(flat["observations"], np.float32)
+    rewards = np.asarray(flat["rewards"], np.float32).reshape(-1)
+    terminals = np.asarray(flat["terminals"], bool).reshape(-1)
+    ends = terminals | np.asarray(flat["timeouts"], bool).reshape(-1)
+    keep = np.ones(len(rewards), bool)
+    following = flat.get("next_observations")
+    if following is None:
+        following = np.roll(observations, -1, axis=0)
+        keep = ~(ends & ~terminals)
+        keep[-1] = terminals[-1]
+    columns = (
+        norm.apply(observations),
+        np.asarray(flat["actions"], np.float32),
+        rewards,
+        norm.apply(np.asarray(following, np.float32)),
+        terminals.astype(np.float32),
+        returns_to_go(rewards, ends, discount),
+        whole_returns(rewards, ends),
+    )
+    return Transitions(*(jnp.asarray(column[keep], jnp.float32) for column in columns), norm)
+
+
+def returns_to_go(rewards: Any, ends: Any, discount: Any) -> jax.Array:
+    """G_t [L] of rewards [L] whose episodes end where `ends` [L] is true."""
+
+    def back(after: jax.Array, row: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        reward, end = row
+        returned = reward + discount * jnp.where(end, 0.0, after)
+        return returned, returned
+
+    rows = (jnp.asarray(rewards), jnp.asarray(ends))
+    return jax.lax.scan(back, jnp.zeros((), rows[0].dtype), rows, reverse=True)[1]
+
+
+def whole_returns(rewards: Any, ends: Any) -> jax.Array:
+    """[L]: for every row, the sum of its episode's rewards."""
+    forward = returns_to_go(rewards, ends, 1.0)
+    starts = jnp.concatenate([jnp.ones(1, bool), jnp.asarray(ends)[:-1]])
+
+    def carry(total: jax.Array, row: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        start, whole = row
+        total = jnp.where(start, whole, total)
+        return total, total
+
+    return jax.lax.scan(carry, jnp.zeros((), forward.dtype), (starts, forward))[1]
+
+
+def minibatch(key: jax.Array, data: Transitions, size: int) -> Transitions:
+    """`size` rows drawn uniformly with replacement, on the device."""
+    rows = jax.random.randint(key, (size,), 0, len(data.rewards))
+    *columns, norm = data
+    return Transitions(*(column[rows] for column in columns), norm)
+
+
+def return_scale(data: Transitions, length: float = 1000.0) -> jax.Array:
+    """[]: the factor that makes the best and worst episode's returns differ by `length`.
+
+    How IQL's code scales the rewards of locomotion tasks.
+    """
+    spread = data.episode_returns.max() - data.episode_returns.min()
+    return length / jnp.maximum(spread, 1e-6)
