@@ -1,4 +1,4 @@
-"""Twin critics and their moving averages, common to the offline RL methods.
+"""What the offline RL methods share: twin critics, moving averages, an optimizer a network.
 
 Two critics are one pytree with a leading axis of two.
 """
@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxmethods.obd.policy import QParams, init_q, q_value
 
@@ -47,3 +48,15 @@ def bootstrapped(
 def squared_error(values: jax.Array, targets: jax.Array) -> jax.Array:
     """Sum over the critics of the mean squared error; values [2, B], targets [B]."""
     return jnp.sum(jnp.mean(jnp.square(values - targets), axis=-1))
+
+
+def apply_each(optimizers: Any, gradients: Any, moments: Any, networks: Any) -> tuple[Any, Any]:
+    """Steps every network of a NamedTuple with its own optimizer: (networks, optimizer states)."""
+    updated, states = [], []
+    for optimizer, gradient, moment, network in zip(
+        optimizers, gradients, moments, networks, strict=True
+    ):
+        change, moment = optimizer.update(gradient, moment, network)
+        updated.append(optax.apply_updates(network, change))
+        states.append(moment)
+    return type(networks)(*updated), type(networks)(*states)

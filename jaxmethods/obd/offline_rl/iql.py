@@ -23,6 +23,7 @@ import optax
 from jaxmethods.method import Method, Metrics
 from jaxmethods.obd.offline_rl.config import IQLConfig
 from jaxmethods.obd.offline_rl.critics import (
+    apply_each,
     bootstrapped,
     init_twins,
     moving_average,
@@ -155,18 +156,6 @@ def unsquashed_log_prob(
     log_std = jnp.maximum(log_std, -5.0)
     errors = (actions - jnp.tanh(mean)) * jnp.exp(-log_std)
     return jnp.sum(-0.5 * jnp.square(errors) - log_std - 0.5 * jnp.log(2 * jnp.pi), axis=-1)
-
-
-def apply_each(optimizers: Networks, gradients: Networks, moments: Networks, networks: Networks):
-    """Steps every network with its own optimizer: (networks, optimizer states)."""
-    updated, states = [], []
-    for optimizer, gradient, moment, network in zip(
-        optimizers, gradients, moments, networks, strict=True
-    ):
-        change, moment = optimizer.update(gradient, moment, network)
-        updated.append(optax.apply_updates(network, change))
-        states.append(moment)
-    return Networks(*updated), Networks(*states)
 
 
 def _optimizers(config: IQLConfig, steps: int) -> Networks:
