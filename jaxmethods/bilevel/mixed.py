@@ -1,0 +1,208 @@
+r"""Mixed-mode differentiation of the inner optimisation, and its truncation.
+
+The forward pass keeps (theta_t, s_t) of every step and nothing else. The backward pass carries the
+adjoints lambda of theta and sigma of s; with (theta', s') = U(g, s, theta, hyper) the optimizer's
+arithmetic and g = grad_theta loss, a step back is
+
+    nu, sigma, lambda_U, eta_U = U'(g, s, theta, hyper)^T (lambda, sigma)
+    (H nu, M nu) = d/d eps  grad_{theta, hyper} loss(theta + eps nu, hyper, batch)  at eps = 0
+    lambda = lambda_U + H nu,      eta += eta_U + M nu.
+
+Second derivatives are symmetric, so that ONE forward derivative of the gradient gives the
+Hessian-vector and the mixed product, where reverse over reverse would differentiate a backward pass
+once more. For SGD with momentum this is the adjoint nu <- beta nu - alpha lambda.
+(Kemaev et al. 2025, "Scalable Meta-Learning via Mixed-Mode Differentiation", arXiv 2505.00793.)
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+
+from jaxmethods.bilevel.closure import combine, hoist, is_float, partition
+from jaxmethods.bilevel.inner import Batches, Problem, Solution, loop, step
+
+
+def mixed(
+    problem: Problem,
+    params: Any,
+    opt_state: Any,
+    hyper: Any,
+    batches: Batches,
+    backward_batches: Any = None,
+    save: bool = False,
+) -> Solution:
+    """`loop` with the derivative of this module.
+
+    Gradients reach the initial parameters and optimizer state, `hyper`, the floating leaves of the
+    batches (without `backward_batches`) and what the problem's functions close over.
+    """
+    problem, outer = _hoisted(problem, params, opt_state, hyper, batches)
+    each = (batches.each, backward_batches)
+    return _run((problem, batches.steps, save), params, opt_state, outer, *each)
+
+
+def truncated(
+    problem: Problem,
+    params: Any,
+    opt_state: Any,
+    hyper: Any,
+    batches: Batches,
+    backward_batches: Any = None,
+    last: int = 0,
+    save: bool = False,
+) -> Solution:
+    """`mixed` through the last steps, after the others as a constant."""
+    first = batches.steps - last
+    start = (params, opt_state)
+    if first:
+        constants = jax.lax.stop_gradient((params, opt_state, hyper))
+        head = jax.lax.stop_gradient(loop(problem, *constants, batches.slice(0, first)))
+        start = (head.params, head.opt_state)
+    else:
+        head = Solution(*start, jnp.zeros((0,)))
+    tail = batches.slice(first, batches.steps)
+    backward = jax.tree.map(lambda x: x[first:], backward_batches)
+    solution = mixed(problem, *start, hyper, tail, backward, save)
+    losses = jnp.concatenate([head.losses.astype(solution.losses.dtype), solution.losses])
+    return solution._replace(losses=losses)
+
+
+def _hoisted(
+    problem: Problem, params: Any, opt_state: Any, hyper: Any, batches: Batches
+) -> tuple[Problem, Any]:
+    """The problem over (hyper, what its functions close over)."""
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batches.each)
+    loss, loss_closed = hoist(problem.loss, params, hyper, batch)
+    update, update_closed = hoist(problem.update, params, opt_state, params, hyper)
+    hoisted = Problem(
+        lambda params, outer, batch: loss(outer[1], params, outer[0], batch),
+        lambda gradient, state, params, outer: update(outer[2], gradient, state, params, outer[0]),
+    )
+    return hoisted, (hyper, loss_closed, update_closed)
+
+
+class _Kept(NamedTuple):
+    """What the backward pass is given; pairs are `partition`s: differentiated or not."""
+
+    trajectory: tuple[Any, Any]
+    """(theta_t, s_t) before each step, leading axis T."""
+    outer: tuple[Any, Any]
+    each: tuple[Any, Any]
+    """The batches of the backward pass."""
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _run(
+    static: tuple[Problem, int, bool],
+    params: Any,
+    opt_state: Any,
+    outer: Any,
+    each: Any,
+    backward_each: Any,
+) -> Solution:
+    problem, steps, _ = static
+    return loop(problem, params, opt_state, outer, Batches(each, steps))
+
+
+def _forward(static: tuple[Problem, int, bool], *arguments: Any) -> tuple[Solution, _Kept]:
+    problem, steps, _ = static
+    values, perturbed = (
+        [jax.tree.map(lambda x, name=name: getattr(x, name), tree) for tree in arguments]
+        for name in ("value", "perturbed")
+    )
+    params, opt_state, outer, each, backward_each = values
+
+    def body(carry: tuple[Any, Any], batch: Any) -> tuple[Any, tuple]:
+        after, loss = step(problem, outer, carry, batch)
+        return after, (loss, carry)
+
+    carry, (losses, trajectory) = jax.lax.scan(body, (params, opt_state), each, steps)
+    each_parts = partition(each, perturbed[3])
+    if backward_each is not None:
+        each_parts = (jax.tree.map(lambda _: None, each), backward_each)
+    kept = _Kept(trajectory, partition(outer, perturbed[2]), each_parts)
+    return Solution(*carry, losses), kept
+
+
+def _backward(static: tuple[Problem, int, bool], kept: _Kept, cotangents: Solution) -> tuple:
+    problem, steps, _ = static
+    losses = cotangents.losses
+    losses = None if isinstance(losses, SymbolicZero) else losses
+    adjoints = _Adjoints(
+        *_instantiate((cotangents.params, cotangents.opt_state), kept.trajectory),
+        outer=jax.tree.map(jnp.zeros_like, kept.outer[0]),
+    )
+
+    def body(adjoints: _Adjoints, inputs: tuple) -> tuple[_Adjoints, Any]:
+        return _step_back(problem, kept.outer, adjoints, *inputs)
+
+    inputs = (kept.trajectory, kept.each, losses)
+    adjoints, each = jax.lax.scan(body, adjoints, inputs, steps, reverse=True)
+    return *adjoints, each, None
+
+
+_run.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+class _Adjoints(NamedTuple):
+    """Derivatives of the outer objective in what a step starts from; None for what has none."""
+
+    params: Any
+    """lambda."""
+    opt_state: Any
+    """sigma."""
+    outer: Any
+    """eta, summed over the steps after."""
+
+
+def _step_back(
+    problem: Problem,
+    outer: tuple[Any, Any],
+    adjoints: _Adjoints,
+    carry: tuple[Any, Any],
+    batch: tuple[Any, Any],
+    loss: jax.Array | None,
+) -> tuple[_Adjoints, Any]:
+    """The adjoints before a step from those after it; also the derivative in the batch."""
+    params, opt_state = carry
+    state, state_rest = partition(opt_state)
+
+    def gradients(params: Any) -> tuple[Any, Any, Any]:
+        def inner(params: Any, own: Any, given: Any) -> jax.Array:
+            return problem.loss(params, combine(own, outer[1]), combine(given, batch[1]))
+
+        return jax.grad(inner, argnums=(0, 1, 2))(params, outer[0], batch[0])
+
+    def update(gradient: Any, state: Any, params: Any, own: Any) -> tuple[Any, Any]:
+        state = combine(state, state_rest)
+        params, state = problem.update(gradient, state, params, combine(own, outer[1]))
+        return params, partition(state)[0]
+
+    # The gradient's own value is dead code where the optimizer is linear, as SGD is.
+    direct, products = jax.linearize(gradients, params)
+    _, pull = jax.vjp(update, direct[0], state, params, outer[0])
+    along, state, through_update, own = pull((adjoints.params, adjoints.opt_state))
+    curved = products(along)
+    if loss is not None:
+        curved = jax.tree.map(lambda c, d: c + loss * d, curved, direct)
+    params = jax.tree.map(jnp.add, through_update, curved[0])
+    eta = jax.tree.map(lambda *terms: sum(terms[1:], terms[0]), adjoints.outer, own, curved[1])
+    return _Adjoints(params, state, eta), curved[2]
+
+
+def _instantiate(cotangents: Any, trajectory: Any) -> Any:
+    """Zeros where a cotangent is known to be zero, None where the value has none."""
+
+    def one(values: jax.Array, cotangent: Any) -> Any:
+        if not is_float(values):
+            return None
+        if isinstance(cotangent, SymbolicZero):
+            return jnp.zeros(values.shape[1:], values.dtype)
+        return cotangent
+
+    return jax.tree.map(one, trajectory, cotangents)
