@@ -1,0 +1,1 @@
+"""Networks, their initial weights and the checkpoints they are read from."""
