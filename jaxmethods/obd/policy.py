@@ -20,6 +20,8 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from jaxmethods.models.initializers import orthogonal
+
 LOG_STD_BOUNDS = (-20.0, 2.0)
 Layer: TypeAlias = tuple[jax.Array, jax.Array]
 """Weights [in, out] and biases [out]; y = x @ weights + biases."""
@@ -178,9 +180,9 @@ def mlp(layers: Sequence[Layer], inputs: jax.Array, residual: bool = False) -> j
 
 
 def _orthogonal_layers(key: jax.Array, sizes: Sequence[int]) -> tuple[Layer, ...]:
-    orthogonal = jax.nn.initializers.orthogonal(2**0.5)
+    draw = orthogonal(2**0.5)
     keys = jax.random.split(key, len(sizes) - 1)
     return tuple(
-        (orthogonal(layer_key, shape), jnp.zeros(shape[1]))
+        (draw(layer_key, shape), jnp.zeros(shape[1]))
         for layer_key, shape in zip(keys, pairwise(sizes), strict=True)
     )
