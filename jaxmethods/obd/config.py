@@ -75,3 +75,13 @@ class OBDConfig(Config):
     replay_noise: bool = True
     """False evaluates the backward pass with fresh noise, as the published code does: then the
     gradient is not that of the loss."""
+
+    @model_validator(mode="after")
+    def _fields_fit(self) -> OBDConfig:
+        if not self.replay_noise and self.mode != "mixed":
+            raise ValueError(f"mode: expected 'mixed' with replay_noise = false, got {self.mode!r}")
+        if self.truncate is not None and self.mode not in ("mixed", "mixed_saved"):
+            raise ValueError(
+                f"mode: expected 'mixed' or 'mixed_saved' with truncate, got {self.mode!r}"
+            )
+        return self

@@ -5,7 +5,7 @@ S: state dimensions, A: action dimensions, L: rows of the offline data, N: synth
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -68,6 +68,9 @@ class Source(NamedTuple):
     """The normalisation of `data`."""
     teacher: Teacher | None = None
     """None is enough for the objective `dbc`."""
+    init_pool: Any = None
+    """Initial students with a leading axis to pick from (see `method.init_pool`); None: fresh
+    ones."""
 
 
 def teacher_states(teacher: Teacher, norm: Norm, states: jax.Array) -> jax.Array:
