@@ -64,3 +64,6 @@ class Stage(NamedTuple):
     """The first that matches a leaf splits it; the others are replicated."""
     draw: Callable[[State, Path], None] | None = None
     """Writes figures of one seed's final state into a folder, for the report."""
+    batch_axes: Any = None
+    """Which leaves of the batch have a leading seed axis, as `jax.vmap`'s `in_axes` (a prefix of
+    the batch with 0 and None): by default all seeds share the batch."""

@@ -69,14 +69,16 @@ def init_state(
     keys: jax.Array,
     batch: Batch,
     place: Callable[[State], Any] = lambda state: None,
+    batch_axes: Any = None,
 ) -> State:
     """Initial states of all seeds, with a leading seed axis and no weakly typed leaf.
 
-    `place` maps the abstract state to its leaves' shardings; by default JAX decides.
+    `place` maps the abstract state to its leaves' shardings; by default JAX decides. `batch_axes`
+    is that of `Stage`.
     """
 
     def init(keys: jax.Array, batch: Batch) -> State:
-        state = jax.vmap(method.init, (0, None))(keys, batch)
+        state = jax.vmap(method.init, (0, batch_axes))(keys, batch)
         # A weak type would turn strong after one step, which would be a second trace.
         return jax.tree.map(_strongly_typed, state)
 
@@ -86,12 +88,15 @@ def init_state(
     return jax.jit(init, out_shardings=placed, compiler_options=quick)(keys, batch)
 
 
-def compile_chunk(method: Method, state: State, batch: Batch, length: int) -> Chunk:
+def compile_chunk(
+    method: Method, state: State, batch: Batch, length: int, batch_axes: Any = None
+) -> Chunk:
     """Compiles up to `length` steps of all seeds into one program; `step` is traced once.
 
-    The state keeps its shardings; metrics come out whole on every device.
+    The state keeps its shardings; metrics come out whole on every device. `batch_axes` is that of
+    `Stage`.
     """
-    step = jax.jit(jax.vmap(method.step, (0, None)))
+    step = jax.jit(jax.vmap(method.step, (0, batch_axes)))
 
     def chunk(state: State, batch: Batch, count: jax.Array) -> tuple[State, Any]:
         shapes = jax.eval_shape(step, state, batch)[1]
@@ -260,7 +265,9 @@ class _StageRun:
         if step >= self.stage.steps:
             return state
         self.progress.stage(self.stage.name, step, self.stage.steps)
-        chunk = compile_chunk(self.stage.method, state, batch, self.loop.log_every)
+        chunk = compile_chunk(
+            self.stage.method, state, batch, self.loop.log_every, self.stage.batch_axes
+        )
         self.progress.compiled(chunk.compile_seconds)
         while step < self.stage.steps:
             signal_number = self.stop.agreed()
@@ -286,7 +293,7 @@ class _StageRun:
         def place(state: State) -> Any:
             return shardings(state, self.stage.rules, self.seeds, self.mesh)
 
-        state = init_state(self.stage.method, self.init_keys, batch, place)
+        state = init_state(self.stage.method, self.init_keys, batch, place, self.stage.batch_axes)
         step = self.checkpoints.latest()
         if step is None:
             return 0, state
@@ -383,7 +390,8 @@ def evaluate(
     for stage in stages:
         saved = _checkpoints(folder, stage)
         step = _choose(saved, checkpoint if stage is stages[-1] else "latest")
-        state = init_state(stage.method, seed_keys(config)[0], stage.data(finished))
+        batch = stage.data(finished)
+        state = init_state(stage.method, seed_keys(config)[0], batch, batch_axes=stage.batch_axes)
         state = saved.restore(step, state)
         saved.close()
         finished.append(state)
