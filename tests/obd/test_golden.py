@@ -7,6 +7,7 @@ tests/golden/README.md.
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -15,8 +16,10 @@ import numpy as np
 import optax
 import pytest
 
+from jaxmethods.data.offline import FlatDataset, q_learning_rows
 from jaxmethods.obd import meta_gradient, objectives, policy
 from jaxmethods.obd.config import OBDConfig
+from jaxmethods.obd.dataset import offline_data
 from jaxmethods.obd.meta_gradient import MODES
 from jaxmethods.obd.method import outer_optimizer
 from jaxmethods.obd.policy import PolicyParams
@@ -116,7 +119,7 @@ def test_policies_and_critic(file):
 def test_cloning(file, momentum):
     golden, case = read(file), inputs_of(file, "inner_loop")
     for steps, suffix in ((1, "after1"), (len(case.noise), "afterT")):
-        clone, losses = meta_gradient.inner_train(
+        clone, losses = jax.jit(meta_gradient.inner_train)(
             case.student, case.syn, case.noise[:steps], INNER_LR, MOMENTA[momentum]
         )
         assert_relative(losses, golden[f"{momentum}_inner_losses"][:steps], 1e-10)
@@ -133,6 +136,18 @@ def objective_of(file):
     return objective, partner(file, "inputs", f"meta_grad_{objective}")
 
 
+@partial(jax.jit, static_argnames="mode")
+def gradients(syn, student, noise, batch, momenta, mode):
+    """Meta-gradients for several momenta; compiled once for all files of the same sizes."""
+
+    def one(momentum):
+        return meta_gradient.meta_gradient(
+            syn, student, noise, batch, INNER_LR, momentum, mode=MODES[mode]
+        )
+
+    return jax.vmap(one)(momenta)
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("file", META_FILES)
@@ -140,19 +155,8 @@ def test_meta_gradient(file, mode, precision):
     golden, (objective, inputs) = read(file), objective_of(file)
     dtype, tolerance = PRECISIONS[precision]
     case = Case(inputs, dtype)
-
-    def gradient(momentum):
-        return meta_gradient.meta_gradient(
-            case.syn,
-            case.student,
-            case.noise,
-            case.batch(objective),
-            INNER_LR,
-            momentum,
-            mode=MODES[mode],
-        )
-
-    found = jax.jit(jax.vmap(gradient))(jnp.asarray(list(MOMENTA.values()), dtype))
+    momenta = jnp.asarray(list(MOMENTA.values()), dtype)
+    found = gradients(case.syn, case.student, case.noise, case.batch(objective), momenta, mode=mode)
     for index, name in enumerate(MOMENTA):
         loss, (states, actions), _ = jax.tree.map(lambda leaf, i=index: leaf[i], found)
         assert states.dtype == dtype
@@ -164,20 +168,31 @@ def test_meta_gradient(file, mode, precision):
             assert_relative(actions, golden[f"{name}_d_actions_f32"], tolerance)
 
 
+@jax.jit
+def published_gradient(syn, student, noise, batch, fresh):
+    return meta_gradient.meta_gradient(syn, student, noise, batch, INNER_LR, backward_noise=fresh)
+
+
 @pytest.mark.parametrize("file", META_FILES)
 def test_fresh_backward_noise_gives_the_published_gradient(file):
     golden, (objective, inputs) = read(file), objective_of(file)
     case = Case(inputs, np.float64)
-    found = meta_gradient.meta_gradient(
-        case.syn,
-        case.student,
-        case.noise,
-        case.batch(objective),
-        INNER_LR,
-        backward_noise=case.fresh,
+    found = published_gradient(
+        case.syn, case.student, case.noise, case.batch(objective), case.fresh
     )
     assert_relative(found.gradient.states, golden["m0_d_states_reference_fresh_noise"], 1e-10)
     assert_relative(found.gradient.actions, golden["m0_d_actions_reference_fresh_noise"], 1e-10)
+
+
+@jax.jit
+def adjoints(student, syn, noise, batch, momentum):
+    """Derivatives of the outer loss in the first and in the last parameters."""
+    last, pull = jax.vjp(
+        lambda params: meta_gradient.inner_train(params, syn, noise, INNER_LR, momentum)[0],
+        student,
+    )
+    at_last = jax.grad(objectives.outer_loss)(last, batch)
+    return pull(at_last)[0], at_last
 
 
 @pytest.mark.parametrize("momentum", MOMENTA)
@@ -185,16 +200,10 @@ def test_fresh_backward_noise_gives_the_published_gradient(file):
 def test_adjoints_of_the_first_and_last_parameters(file, momentum):
     golden, (objective, inputs) = read(file), objective_of(file)
     case = Case(inputs, np.float64)
-    batch = case.batch(objective)
-
-    def clone(params):
-        return meta_gradient.inner_train(params, case.syn, case.noise, INNER_LR, MOMENTA[momentum])[
-            0
-        ]
-
-    last, pull = jax.vjp(clone, case.student)
-    at_last = jax.grad(objectives.outer_loss)(last, batch)
-    for adjoint, name in ((at_last, "d_thetaT_l2"), (pull(at_last)[0], "d_theta0_l2")):
+    at_first, at_last = adjoints(
+        case.student, case.syn, case.noise, case.batch(objective), MOMENTA[momentum]
+    )
+    for adjoint, name in ((at_last, "d_thetaT_l2"), (at_first, "d_theta0_l2")):
         assert_relative(optax.tree.norm(adjoint), golden[f"{momentum}_{name}"], 1e-10)
 
 
@@ -224,10 +233,9 @@ def d4rl_like() -> Path:
 
 
 @pytest.mark.parametrize("env", ["hopper", "halfcheetah", "walker2d"])
-def test_exported_teachers(env):
-    folder = d4rl_like()
-    file = folder.parents[1] / "golden" / "obd" / "calql_forward.npz"
-    golden = read(file)
+@pytest.mark.parametrize("file", golden_files("obd", "calql_forward"))
+def test_exported_teachers(file, env):
+    folder, golden = d4rl_like(), read(file)
     teacher = load_teacher(folder / f"{env}-calql.npz")
     states = teacher.norm.apply(jnp.asarray(golden[f"{env}_obs_raw"]))
     noise = jnp.asarray(golden[f"{env}_eps"])
@@ -241,6 +249,24 @@ def test_exported_teachers(env):
     ]:
         assert actual.dtype == np.float32
         assert_relative(actual, golden[f"{env}_{name}"], 2e-4, name)
+
+
+@pytest.mark.parametrize("file", golden_files("obd", "d4rl_protocol"))
+def test_rows_and_statistics_of_a_flat_dataset(file):
+    golden = read(file)
+    # Not through `flat_dataset`, which would refuse the file's actions: they leave [-1, 1].
+    flat = FlatDataset(
+        **{name.removeprefix("flat_"): golden[name] for name in golden if name.startswith("flat_")}
+    )
+    rows = q_learning_rows(flat)
+    np.testing.assert_array_equal(rows.index, golden["ql_index"])
+    for name in ("observations", "actions", "rewards", "next_observations", "terminals"):
+        np.testing.assert_array_equal(getattr(rows, name), golden[f"ql_{name}"], err_msg=name)
+    data, norm = offline_data(flat)
+    assert_relative(norm.mean, golden["obs_mean"], 1e-6)
+    assert_relative(norm.std, golden["obs_std_plus_eps"], 1e-6)
+    assert_relative(data.states, golden["normalized_observations"], 1e-6)
+    np.testing.assert_array_equal(data.actions, golden["ql_actions"])
 
 
 @pytest.mark.parametrize("file", golden_files("obd", "d4rl_protocol"))
