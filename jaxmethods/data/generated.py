@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmethods.data.offline import FlatDataset
 from jaxmethods.envs.control import Transition, record_episodes
 
 NOISE = (0.0, 0.3, 0.6, 1.0, 0.0, 0.0, 0.0)
@@ -24,17 +25,13 @@ RANDOM = (0.0, 0.0, 0.0, 0.0, 0.3, 0.6, 1.0)
 
 def mixed_quality(
     env: Any, controller: Callable[[jax.Array], jax.Array], key: jax.Array, episodes: int
-) -> dict[str, np.ndarray]:
+) -> FlatDataset:
     """Plays `episodes` episodes of each behaviour, shuffled and laid out flat as in D4RL.
 
     Args:
         env: a control environment that never terminates (see `record_episodes`).
         controller: observations [..., S] -> actions [..., A] in [-1, 1].
         key: [] typed random key; the same key gives the same data.
-
-    Returns:
-        observations, next_observations [L, S], actions [L, A], rewards [L] float32, terminals and
-        timeouts [L] bool, behaviour [L] int32 (number of the behaviour).
     """
     play_key, order_key = jax.random.split(key)
 
@@ -53,21 +50,17 @@ def mixed_quality(
         return whole[order].reshape(-1, *leaf.shape[3:])
 
     flat = jax.tree.map(flatten, taken)
-    behaviour = np.repeat(np.repeat(np.arange(len(NOISE)), episodes)[order], env.time_limit)
-    return {
-        "observations": flat.observation,
-        "actions": flat.action,
-        "rewards": flat.reward,
-        "next_observations": flat.next_observation,
-        "terminals": flat.terminal,
-        "timeouts": flat.timeout,
-        "behaviour": behaviour.astype(np.int32),
-    }
+    return FlatDataset(
+        flat.observation,
+        flat.action,
+        flat.reward,
+        flat.terminal,
+        flat.timeout,
+        flat.next_observation,
+    )
 
 
-def disturbed(
-    key: jax.Array, action: jax.Array, noise: jax.Array, chance: jax.Array
-) -> jax.Array:
+def disturbed(key: jax.Array, action: jax.Array, noise: jax.Array, chance: jax.Array) -> jax.Array:
     """Actions [E, A] + N(0, noise^2), or uniform ones with probability `chance`; in [-1, 1]."""
     noise_key, uniform_key, chance_key = jax.random.split(key, 3)
     noisy = action + noise * jax.random.normal(noise_key, action.shape)

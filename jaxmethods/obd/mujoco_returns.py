@@ -1,8 +1,8 @@
 """Returns of many policies at once in gymnasium's MuJoCo locomotion.
 
 All students and episodes are stepped side by side with one batched policy call a step, on the
-host, in NumPy: it can run inside a compiled program (`returns_in_program`), where a call back into
-JAX might wait for the very threads it occupies.
+host. The policies are evaluated in NumPy: their products are small, and worker processes then need
+no accelerator.
 
 The environments are version 4, whose physics and rewards are those of the D4RL data; version 5
 scores the same on Hopper and HalfCheetah and some percent less on Walker2d. MuJoCo's own version
@@ -18,8 +18,6 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxmethods.config import nearest
@@ -79,47 +77,30 @@ def evaluate_returns(
         return np.concatenate(list(pool.map(_play, *zip(*jobs, strict=True))), axis=-1)
 
 
-def returns_in_program(
-    env_name: str,
-    params: Any,
-    norm: Norm,
-    key: jax.Array,
-    episodes: int,
-    ensemble: bool = False,
-    residual: bool = False,
-) -> jax.Array:
-    """`evaluate_returns` for use under `jit` and `vmap`; starts are drawn from `key`. [K, E]."""
-    leading = params.layers[0][0].shape[0] if isinstance(params, PolicyParams) else len(params[0])
-    shape = (episodes,) if ensemble else (leading, episodes)
-    seed = jax.random.randint(key, (), 0, 2**30)
-
-    def play(params: Any, norm: Norm, seed: Any) -> np.ndarray:
-        returns = evaluate_returns(
-            env_name, params, norm, episodes, ensemble, int(seed), residual
-        )
-        return returns.astype(np.float32)
-
-    result = jax.ShapeDtypeStruct(shape, jnp.float32)
-    return jax.pure_callback(play, result, params, norm, seed, vmap_method="sequential")
-
-
 def _play(name: str, policies: tuple, seeds: np.ndarray, ensemble: bool) -> np.ndarray:
     """Returns [K, E], or [E] of the ensemble, of one episode from each of the seeds [E]."""
+    mujoco = import_extra("mujoco", "rl")
     teams = 1 if ensemble else policies[0][0][0].shape[0]
-    environments = _make(name, teams * len(seeds))
-    starts = [env.reset(seed=int(s))[0] for env, s in zip(environments, [*seeds] * teams, strict=True)]
-    observations = np.array(starts, np.float32).reshape(teams, len(seeds), -1)
-    flat = observations.reshape(len(environments), -1)
-    returns, running = np.zeros(len(environments)), np.ones(len(environments), bool)
-    for _ in range(MAX_STEPS):
-        actions = _actions(policies, observations)
-        actions = actions.mean(0) if ensemble else actions.reshape(len(environments), -1)
-        for index in np.flatnonzero(running):
-            flat[index], reward, failed, _, _ = environments[index].step(actions[index])
-            returns[index] += reward
-            running[index] = not failed
-        if not running.any():
-            break
+    count = teams * len(seeds)
+    with _quiet():
+        # One model serves all episodes: compiling it takes longer than playing one of them.
+        env = _make(name)
+        places = [mujoco.MjData(env.model) for _ in range(count)]
+        flat = np.zeros((count, *env.observation_space.shape), np.float32)
+        for index, (env.data, seed) in enumerate(zip(places, [*seeds] * teams, strict=True)):
+            flat[index] = env.reset(seed=int(seed))[0]
+        observations = flat.reshape(teams, len(seeds), -1)
+        returns, running = np.zeros(count), np.ones(count, bool)
+        for _ in range(MAX_STEPS):
+            actions = _actions(policies, observations)
+            actions = actions.mean(0) if ensemble else actions.reshape(count, -1)
+            for index in np.flatnonzero(running):
+                env.data = places[index]
+                flat[index], reward, failed, _, _ = env.step(actions[index])
+                returns[index] += reward
+                running[index] = not failed
+            if not running.any():
+                break
     return returns if ensemble else returns.reshape(teams, len(seeds))
 
 
@@ -137,20 +118,18 @@ def _actions(policies: tuple, observations: np.ndarray) -> np.ndarray:
     return np.tanh(heads[..., : heads.shape[-1] // 2] if gaussian else heads)
 
 
-def _make(name: str, count: int) -> list[Any]:
-    """Environments without the wrappers that count steps and check types, in silence.
-
-    Version 4 warns that version 5 exists, and MuJoCo that the models' XML is old-fashioned.
-    """
+def _make(name: str) -> Any:
+    """An environment without the wrappers that count steps and check types."""
     gymnasium = import_extra("gymnasium", "rl")
-    with warnings.catch_warnings(), _quiet_compiler():
-        warnings.simplefilter("ignore")
-        made = [gymnasium.make(name, disable_env_checker=True) for _ in range(count)]
-    return [env.unwrapped for env in made]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # version 4 says that version 5 exists
+        return gymnasium.make(name, disable_env_checker=True).unwrapped
 
 
 @contextmanager
-def _quiet_compiler() -> Iterator[None]:
+def _quiet() -> Iterator[None]:
+    """MuJoCo's warnings (old-fashioned XML, a simulation that a wild policy made unstable and that
+    was reset) go nowhere: by default they are printed, and logged in the working directory."""
     mujoco = import_extra("mujoco", "rl")
     before = mujoco.get_mju_user_warning()
     mujoco.set_mju_user_warning(lambda message: None)

@@ -83,9 +83,7 @@ def teacher(state: State) -> Teacher:
     return Teacher(state.networks.policy, q1, q2, state.norm)
 
 
-def init_state(
-    config: IQLConfig, optimizers: Networks, key: jax.Array, data: Transitions
-) -> State:
+def init_state(config: IQLConfig, optimizers: Networks, key: jax.Array, data: Transitions) -> State:
     """Fresh networks for the data's sizes."""
     key, policy_key, critic_key, value_key = jax.random.split(key, 4)
     n_states, n_actions = data.states.shape[-1], data.actions.shape[-1]
@@ -148,9 +146,7 @@ def advantage_weights(
     return jnp.exp(jnp.minimum(temperature * advantage, jnp.log(max_weight)))
 
 
-def unsquashed_log_prob(
-    policy: PolicyParams, states: jax.Array, actions: jax.Array
-) -> jax.Array:
+def unsquashed_log_prob(policy: PolicyParams, states: jax.Array, actions: jax.Array) -> jax.Array:
     """log N(a; tanh(m), std) summed over action dimensions, [...]; log std in [-5, 2]."""
     mean, log_std = policy_heads(policy, states)
     log_std = jnp.maximum(log_std, -5.0)

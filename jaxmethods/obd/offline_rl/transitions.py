@@ -7,13 +7,13 @@ Rows cut off by a time limit are kept: their next state is known, and they boots
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmethods.data.offline import FlatDataset
 from jaxmethods.obd.types import Norm
 
 
@@ -37,42 +37,30 @@ class Transitions(NamedTuple):
     norm: Norm
 
 
-def make_transitions(
-    flat: Mapping[str, np.ndarray], norm: Norm, discount: float = 0.99
-) -> Transitions:
-    """Builds transitions from flat arrays in D4RL's names, whole episodes one after another.
+def make_transitions(flat: FlatDataset, norm: Norm, discount: float = 0.99) -> Transitions:
+    """Builds transitions of flat arrays, whole episodes one after another.
 
     Args:
-        flat: observations [L, S], actions [L, A], rewards, terminals, timeouts [L] and, where
-            there are any, next_observations [L, S]. Without them the next row's observation is
-            taken, and rows that have none (timeouts, the last row) are left out.
+        flat: without next observations the next row's observation is taken, and rows that have
+            none (those cut off by a time limit, the last one) are left out.
         norm: what the states are normalised with.
-        discount: of `returns`.
-
-    Raises:
-        ValueError: an array is missing.
+        discount: of `Transitions.returns`.
     """
-    for name in ("observations", "actions", "rewards", "terminals", "timeouts"):
-        if name not in flat:
-            raise ValueError(f"{name}: missing; got {', '.join(sorted(flat))}")
-    observations = np.asarray(flat["observations"], np.float32)
-    rewards = np.asarray(flat["rewards"], np.float32).reshape(-1)
-    terminals = np.asarray(flat["terminals"], bool).reshape(-1)
-    ends = terminals | np.asarray(flat["timeouts"], bool).reshape(-1)
-    keep = np.ones(len(rewards), bool)
-    following = flat.get("next_observations")
+    ends = flat.terminals | flat.timeouts
+    following = flat.next_observations
+    keep = np.ones(len(ends), bool)
     if following is None:
-        following = np.roll(observations, -1, axis=0)
-        keep = ~(ends & ~terminals)
-        keep[-1] = terminals[-1]
+        following = np.roll(flat.observations, -1, axis=0)
+        keep = flat.terminals | ~ends
+        keep[-1] = flat.terminals[-1]
     columns = (
-        norm.apply(observations),
-        np.asarray(flat["actions"], np.float32),
-        rewards,
-        norm.apply(np.asarray(following, np.float32)),
-        terminals.astype(np.float32),
-        returns_to_go(rewards, ends, discount),
-        whole_returns(rewards, ends),
+        norm.apply(flat.observations),
+        flat.actions,
+        flat.rewards,
+        norm.apply(following),
+        flat.terminals,
+        returns_to_go(flat.rewards, ends, discount),
+        whole_returns(flat.rewards, ends),
     )
     return Transitions(*(jnp.asarray(column[keep], jnp.float32) for column in columns), norm)
 
