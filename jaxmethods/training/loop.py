@@ -283,7 +283,7 @@ class _StageRun:
             step += count
             row = {f"train/{k}": v.mean(0) for k, v in metrics.items()}
             row["steps_per_second"] = np.float64(count / seconds)
-            evaluation = self._evaluate(step, state)
+            evaluation = self._evaluate(step, state, batch)
             self._write(step, row | evaluation)
             if self._due(step, self.loop.checkpoint_every):
                 self.checkpoints.save(step, state, self._score(evaluation))
@@ -304,11 +304,11 @@ class _StageRun:
         chunk_start = (step - 1) // self.loop.log_every * self.loop.log_every
         return step // every > chunk_start // every or step == self.stage.steps
 
-    def _evaluate(self, step: int, state: State) -> HostMetrics:
-        if self.evaluate is None or not self._due(step, self.loop.evaluate_every):
+    def _evaluate(self, step: int, state: State, batch: Batch) -> HostMetrics:
+        if not self._due(step, self.loop.evaluate_every):
             return {}
         keys = jax.vmap(jax.random.fold_in, (0, None))(self.evaluation_keys, step)
-        metrics = jax.device_get(self.evaluate(state, keys))
+        metrics = _judged(self.stage, self.evaluate, state, batch, keys)
         return {f"evaluate/{name}": value for name, value in metrics.items()}
 
     def _score(self, evaluation: HostMetrics) -> float | None:
@@ -395,10 +395,37 @@ def evaluate(
         state = saved.restore(step, state)
         saved.close()
         finished.append(state)
-        if stage.evaluate is not None:
-            keys = jax.random.split(jax.random.key(seed), config.seeds)
-            metrics = jax.jit(jax.vmap(stage.evaluate))(state, keys)
-            yield stage.name, step, jax.device_get(metrics)
+        keys = jax.random.split(jax.random.key(seed), config.seeds)
+        evaluate = stage.evaluate and jax.jit(jax.vmap(stage.evaluate))
+        metrics = _judged(stage, evaluate, state, batch, keys)
+        if metrics:
+            yield stage.name, step, metrics
+
+
+def export_results(stages: Sequence[Stage], finished: Sequence[State], folder: Path) -> None:
+    """Lets every stage write its final states' results into the run folder."""
+    for stage, state in zip(stages, finished, strict=True):
+        if stage.export is None:
+            continue
+        whole = local_copy(state)
+        if distributed.is_writer():
+            stage.export(whole, folder)
+
+
+def _judged(
+    stage: Stage,
+    evaluate: Callable[[State, jax.Array], Any] | None,
+    state: State,
+    batch: Batch,
+    keys: jax.Array,
+) -> HostMetrics:
+    """What the compiled `evaluate` and the stage's `judge` say, together."""
+    metrics = {} if evaluate is None else jax.device_get(evaluate(state, keys))
+    if stage.judge is not None:
+        # Every process judges its own copy: what is said is the same in all of them.
+        judged = stage.judge(*local_copy((state, batch, keys)))
+        metrics |= {name: np.asarray(value) for name, value in judged.items()}
+    return metrics
 
 
 def _checkpoints(folder: RunFolder, stage: Stage) -> Checkpoints:
