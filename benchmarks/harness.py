@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,6 +43,18 @@ class Timing:
     high: float
     compile: float = 0.0
     peak_bytes: int | None = None
+    """Arguments, outputs and temporaries, by XLA's own count."""
+    temporary_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Work:
+    """A call that waits for its own work, ready to be timed."""
+
+    call: Callable[[], Any]
+    compile: float = 0.0
+    peak_bytes: int | None = None
+    temporary_bytes: int | None = None
 
 
 @dataclass
@@ -84,6 +96,20 @@ def time_jax(function: Callable, *arguments: Any, settings: Settings, donate: tu
 
     `function` returns the next value of its donated argument (or, without donation, anything).
     """
+    return time_in_turns([prepare_jax(function, *arguments, donate=donate)], settings)[0]
+
+
+def time_torch(make: Callable[[str], Callable[[], Any]], settings: Settings) -> Timing | None:
+    """Times PyTorch on the device that JAX uses; None where PyTorch or that device is missing.
+
+    `make(device)` builds the work and returns the call that is timed.
+    """
+    work = prepare_torch(make, settings)
+    return None if work is None else time_in_turns([work], settings)[0]
+
+
+def prepare_jax(function: Callable, *arguments: Any, donate: tuple = ()) -> Work:
+    """Compiles a function for its arguments (see `time_jax`)."""
     start = time.perf_counter()
     compiled = jax.jit(function, donate_argnums=donate).lower(*arguments).compile()
     compile_seconds = time.perf_counter() - start
@@ -95,15 +121,11 @@ def time_jax(function: Callable, *arguments: Any, settings: Settings, donate: tu
         for place in donate:
             values[place] = output[0] if isinstance(output, tuple) else output
 
-    timing = time_calls(call, settings)
-    return Timing(timing.median, timing.low, timing.high, compile_seconds, _peak_bytes(compiled))
+    return Work(call, compile_seconds, *_bytes(compiled))
 
 
-def time_torch(make: Callable[[str], Callable[[], Any]], settings: Settings) -> Timing | None:
-    """Times PyTorch on the device that JAX uses; None where PyTorch or that device is missing.
-
-    `make(device)` builds the work and returns the call that is timed.
-    """
+def prepare_torch(make: Callable[[str], Callable[[], Any]], settings: Settings) -> Work | None:
+    """Builds PyTorch's work (see `time_torch`)."""
     if find_spec("torch") is None:
         return None
     import torch
@@ -119,24 +141,35 @@ def time_torch(make: Callable[[str], Callable[[], Any]], settings: Settings) -> 
         if device == "cuda":
             torch.cuda.synchronize()
 
-    return time_calls(call, settings)
+    return Work(call)
 
 
-def time_calls(call: Callable[[], Any], settings: Settings) -> Timing:
-    """Times a callable that waits for its own work: one warm-up, then repeats, then the median."""
+def time_in_turns(works: Sequence[Work], settings: Settings) -> list[Timing]:
+    """Times several works, each once a round, so that a busy moment meets all of them.
+
+    One warm-up each, then rounds; a median over rounds each. A call shorter than a twentieth of a
+    second is repeated within its turn.
+    """
+    once = [_seconds(work.call) for work in works]
+    inner = [max(1, int(0.05 / max(seconds, 1e-9))) for seconds in once]
+    total = sum(seconds * calls for seconds, calls in zip(once, inner, strict=True))
+    rounds = max(3, min(settings.repeats, int(settings.seconds / max(total, 1e-9))))
+    seconds = [
+        [_seconds(work.call, calls) for work, calls in zip(works, inner, strict=True)]
+        for _ in range(rounds)
+    ]
+    quantiles = np.quantile(seconds, (0.25, 0.5, 0.75), axis=0).T.tolist()
+    return [
+        Timing(median, low, high, work.compile, work.peak_bytes, work.temporary_bytes)
+        for work, (low, median, high) in zip(works, quantiles, strict=True)
+    ]
+
+
+def _seconds(call: Callable[[], Any], calls: int = 1) -> float:
     start = time.perf_counter()
-    call()
-    once = time.perf_counter() - start
-    inner = max(1, int(0.05 / max(once, 1e-9)))
-    repeats = max(3, min(settings.repeats, int(settings.seconds / max(once * inner, 1e-9))))
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        for _ in range(inner):
-            call()
-        seconds.append((time.perf_counter() - start) / inner)
-    low, median, high = np.quantile(seconds, (0.25, 0.5, 0.75)).tolist()
-    return Timing(median, low, high)
+    for _ in range(calls):
+        call()
+    return (time.perf_counter() - start) / calls
 
 
 def reference(name: str) -> dict[str, Any] | None:
@@ -151,15 +184,15 @@ def powers(first: int, last: int, factor: int = 4) -> Iterator[int]:
         first *= factor
 
 
-def _peak_bytes(compiled: Any) -> int | None:
-    """What the program needs at once: arguments, outputs and temporaries, by XLA's own count."""
+def _bytes(compiled: Any) -> tuple[int | None, int | None]:
+    """What the program needs at once (arguments, outputs, temporaries), and the temporaries."""
     analysis = compiled.memory_analysis()
     if analysis is None:
-        return None
-    shared = analysis.alias_size_in_bytes
-    return int(
+        return None, None
+    peak = (
         analysis.argument_size_in_bytes
         + analysis.output_size_in_bytes
         + analysis.temp_size_in_bytes
-        - shared
+        - analysis.alias_size_in_bytes
     )
+    return int(peak), int(analysis.temp_size_in_bytes)

@@ -61,4 +61,4 @@ def loop(problem: Problem, params: Any, opt_state: Any, hyper: Any, batches: Bat
         return step(problem, hyper, carry, batch)
 
     carry, losses = jax.lax.scan(body, (params, opt_state), batches.each, batches.steps)
-    return Solution(*carry, losses)
+    return Solution(carry[0], carry[1], losses)

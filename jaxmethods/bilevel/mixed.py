@@ -16,6 +16,7 @@ once more. For SGD with momentum this is the adjoint nu <- beta nu - alpha lambd
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from jaxmethods.bilevel.closure import combine, hoist, is_float, partition
 from jaxmethods.bilevel.inner import Batches, Problem, Solution, loop, step
+from jaxmethods.bilevel.saving import Recipe, Saved, plan
 
 
 def mixed(
@@ -94,6 +96,8 @@ class _Kept(NamedTuple):
     outer: tuple[Any, Any]
     each: tuple[Any, Any]
     """The batches of the backward pass."""
+    saved: tuple[Recipe, Any, list, list] | None
+    """With `save`: the recipe, gradients [T, ...], residuals of every step and of all steps."""
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -110,23 +114,46 @@ def _run(
 
 
 def _forward(static: tuple[Problem, int, bool], *arguments: Any) -> tuple[Solution, _Kept]:
-    problem, steps, _ = static
+    problem, steps, save = static
     values, perturbed = (
         [jax.tree.map(lambda x, name=name: getattr(x, name), tree) for tree in arguments]
         for name in ("value", "perturbed")
     )
     params, opt_state, outer, each, backward_each = values
+    outer_parts, each_parts = partition(outer, perturbed[2]), partition(each, perturbed[3])
+    if save and steps:
+        return _forward_saving(problem, steps, params, opt_state, outer_parts, each_parts)
 
     def body(carry: tuple[Any, Any], batch: Any) -> tuple[Any, tuple]:
         after, loss = step(problem, outer, carry, batch)
         return after, (loss, carry)
 
     carry, (losses, trajectory) = jax.lax.scan(body, (params, opt_state), each, steps)
-    each_parts = partition(each, perturbed[3])
     if backward_each is not None:
         each_parts = (jax.tree.map(lambda _: None, each), backward_each)
-    kept = _Kept(trajectory, partition(outer, perturbed[2]), each_parts)
-    return Solution(*carry, losses), kept
+    kept = _Kept(trajectory, outer_parts, each_parts, None)
+    return Solution(carry[0], carry[1], losses), kept
+
+
+def _forward_saving(
+    problem: Problem, steps: int, params: Any, opt_state: Any, outer: tuple, each: tuple
+) -> tuple[Solution, _Kept]:
+    first = (params, jax.tree.map(lambda x: x[0], each))
+    recipe = plan(partial(_linearize, problem), first, outer)
+    whole = combine(*outer)
+
+    def body(carry: tuple[Any, Any], batch: tuple[Any, Any]) -> tuple[Any, tuple]:
+        params, opt_state = carry
+        (loss, direct), saved = recipe.run((params, batch), outer)
+        after = problem.update(direct[0], opt_state, params, whole)
+        return after, (loss, carry, direct, saved.each)
+
+    carry, (losses, *kept) = jax.lax.scan(body, (params, opt_state), each, steps)
+    trajectory, direct, saved = kept
+    _, (_, fixed) = recipe.run(first, outer)
+    return Solution(carry[0], carry[1], losses), _Kept(
+        trajectory, outer, each, (recipe, direct, saved, fixed)
+    )
 
 
 def _backward(static: tuple[Problem, int, bool], kept: _Kept, cotangents: Solution) -> tuple:
@@ -137,16 +164,41 @@ def _backward(static: tuple[Problem, int, bool], kept: _Kept, cotangents: Soluti
         *_instantiate((cotangents.params, cotangents.opt_state), kept.trajectory),
         outer=jax.tree.map(jnp.zeros_like, kept.outer[0]),
     )
+    recipe, gradients, residuals, fixed = kept.saved or (None, None, None, [])
 
     def body(adjoints: _Adjoints, inputs: tuple) -> tuple[_Adjoints, Any]:
-        return _step_back(problem, kept.outer, adjoints, *inputs)
+        carry, batch, loss, direct, saved = inputs
+        at = (carry[0], batch)
+        if recipe is None:
+            (_, direct), products = _linearize(problem, at, kept.outer)
+        else:
+            products = recipe.restore(at, kept.outer, Saved(saved, fixed))
+        return _step_back(problem, kept.outer, adjoints, carry, loss, direct, products)
 
-    inputs = (kept.trajectory, kept.each, losses)
+    inputs = (kept.trajectory, kept.each, losses, gradients, residuals)
     adjoints, each = jax.lax.scan(body, adjoints, inputs, steps, reverse=True)
     return *adjoints, each, None
 
 
 _run.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def _linearize(
+    problem: Problem, at: tuple[Any, tuple[Any, Any]], outer: tuple[Any, Any]
+) -> tuple[tuple[jax.Array, Any], Callable]:
+    """Loss and gradients in (params, outer, batch); their derivative along a change of params."""
+    params, batch = at
+
+    def gradients(params: Any) -> tuple[Any, jax.Array]:
+        def inner(params: Any, own: Any, given: Any) -> jax.Array:
+            return problem.loss(params, combine(own, outer[1]), combine(given, batch[1]))
+
+        both = jax.value_and_grad(inner, argnums=(0, 1, 2))
+        loss, direct = both(params, outer[0], batch[0])
+        return direct, loss
+
+    direct, products, loss = jax.linearize(gradients, params, has_aux=True)
+    return (loss, direct), products
 
 
 class _Adjoints(NamedTuple):
@@ -165,18 +217,13 @@ def _step_back(
     outer: tuple[Any, Any],
     adjoints: _Adjoints,
     carry: tuple[Any, Any],
-    batch: tuple[Any, Any],
     loss: jax.Array | None,
+    direct: tuple[Any, Any, Any],
+    products: Callable,
 ) -> tuple[_Adjoints, Any]:
     """The adjoints before a step from those after it; also the derivative in the batch."""
     params, opt_state = carry
     state, state_rest = partition(opt_state)
-
-    def gradients(params: Any) -> tuple[Any, Any, Any]:
-        def inner(params: Any, own: Any, given: Any) -> jax.Array:
-            return problem.loss(params, combine(own, outer[1]), combine(given, batch[1]))
-
-        return jax.grad(inner, argnums=(0, 1, 2))(params, outer[0], batch[0])
 
     def update(gradient: Any, state: Any, params: Any, own: Any) -> tuple[Any, Any]:
         state = combine(state, state_rest)
@@ -184,14 +231,13 @@ def _step_back(
         return params, partition(state)[0]
 
     # The gradient's own value is dead code where the optimizer is linear, as SGD is.
-    direct, products = jax.linearize(gradients, params)
     _, pull = jax.vjp(update, direct[0], state, params, outer[0])
     along, state, through_update, own = pull((adjoints.params, adjoints.opt_state))
     curved = products(along)
     if loss is not None:
         curved = jax.tree.map(lambda c, d: c + loss * d, curved, direct)
     params = jax.tree.map(jnp.add, through_update, curved[0])
-    eta = jax.tree.map(lambda *terms: sum(terms[1:], terms[0]), adjoints.outer, own, curved[1])
+    eta = jax.tree.map(lambda a, b, c: a + b + c, adjoints.outer, own, curved[1])
     return _Adjoints(params, state, eta), curved[2]
 
 

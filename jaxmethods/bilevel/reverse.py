@@ -60,7 +60,7 @@ def _remat_loop(
     # A scan is a loop of its own: nothing to protect from common subexpressions.
     body = jax.checkpoint(body, prevent_cse=False, policy=policy)
     carry, losses = jax.lax.scan(body, (params, opt_state), batches.each, batches.steps)
-    return Solution(*carry, losses)
+    return Solution(carry[0], carry[1], losses)
 
 
 def _in_chunks(
@@ -85,7 +85,7 @@ def _in_chunks(
     )
     left = batches.slice(number * size, batches.steps)
     carry, rest = jax.checkpoint(lambda c, each: run(c, each, left.steps))(carry, left.each)
-    return Solution(*carry, jnp.concatenate([losses.reshape(-1), rest]))
+    return Solution(carry[0], carry[1], jnp.concatenate([losses.reshape(-1), rest]))
 
 
 def _check_host_memory() -> None:
