@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -162,15 +162,20 @@ def _play_mujoco(
 def _play_control(
     name: str, policy: Policy, episodes: int, params: Any, norm: Norm, key: jax.Array
 ) -> Any:
-    return normalized_score(name, _control_returns(name, policy, episodes, params, norm, key))
+    returns = _control_returns(_environment(name), policy, episodes, params, norm, key)
+    return normalized_score(name, returns)
+
+
+@cache
+def _environment(name: str) -> Any:
+    """Made once and outside of the trace: specs look at their bounds' values."""
+    return make_control(name)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _control_returns(
-    name: str, policy: Policy, episodes: int, params: Any, norm: Norm, key: jax.Array
+    env: Any, policy: Policy, episodes: int, params: Any, norm: Norm, key: jax.Array
 ) -> jax.Array:
-    env = make_control(name)
-
     def one(params: Any) -> jax.Array:
         def act(key: jax.Array, observation: jax.Array) -> jax.Array:
             del key

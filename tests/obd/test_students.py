@@ -66,8 +66,14 @@ def crossed():
         lambda key, syn: cross_optimizers(key, syn, tuple(OPTIMIZERS.values()), POLICY, 2, 8)
     )
     return dict(
-        zip(names, (jax.tree.map(lambda leaf, i=i: leaf[i], train(jax.random.key(3), random_set()))
-                    for i in range(len(names))), strict=True)
+        zip(
+            names,
+            (
+                jax.tree.map(lambda leaf, i=i: leaf[i], train(jax.random.key(3), random_set()))
+                for i in range(len(names))
+            ),
+            strict=True,
+        )
     )
 
 
@@ -106,8 +112,12 @@ def test_an_ensemble_of_equal_students_is_one_of_them():
 def test_the_ensembles_action_is_the_mean_of_its_members():
     params = train_students(jax.random.key(1), random_set(), POLICY, 3, steps=1)
     states = random_set(5).states
-    members = [POLICY.mode(jax.tree.map(lambda leaf, k=k: leaf[k], params), states) for k in range(3)]
-    np.testing.assert_allclose(ensemble_mode(POLICY)(params, states), np.mean(members, 0), rtol=1e-5)
+    members = [
+        POLICY.mode(jax.tree.map(lambda leaf, k=k: leaf[k], params), states) for k in range(3)
+    ]
+    np.testing.assert_allclose(
+        ensemble_mode(POLICY)(params, states), np.mean(members, 0), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("chunk", [4, 7, 21, 100])

@@ -75,9 +75,7 @@ def table():
 def test_a_row_of_the_cross_table_is_that_architecture_trained_alone(table):
     for name in ("2", "residual"):
         index, architecture = list(ARCHITECTURES).index(name), ARCHITECTURES[name]
-        padded = padded_policy(
-            jax.tree.map(lambda leaf: leaf[0], gates_of(architecture)), HIDDEN
-        )
+        padded = padded_policy(jax.tree.map(lambda leaf: leaf[0], gates_of(architecture)), HIDDEN)
         alone = train_students(
             jax.random.key(4), SYN, padded, n_students=2, optimizer=optax.adam(1e-2), steps=5
         )

@@ -63,9 +63,7 @@ class Pendulum(Environment[State, specs.BoundedArray, jax.Array]):
         angle = _wrap(state.angle + SECONDS * velocity)
         after = State(angle, velocity, state.step_count + 1, state.key)
         return after, TimeStep(
-            step_type=jnp.where(
-                after.step_count >= self.time_limit, StepType.LAST, StepType.MID
-            ),
+            step_type=jnp.where(after.step_count >= self.time_limit, StepType.LAST, StepType.MID),
             reward=jnp.asarray(1.0 - cost / MAX_COST, jnp.float32),
             discount=jnp.ones((), jnp.float32),
             observation=observe(after),

@@ -29,8 +29,8 @@ def separate(twins: QParams, scale: jax.Array | float = 1.0) -> tuple[QParams, Q
     """The two critics by themselves, their values multiplied by `scale`."""
     *hidden, (weights, biases) = twins
     scaled = (*hidden, (weights * scale, biases * scale))
-    first, second = (jax.tree.map(lambda leaf: leaf[index], scaled) for index in (0, 1))
-    return first, second
+    first = jax.tree.map(lambda leaf: leaf[0], scaled)
+    return first, jax.tree.map(lambda leaf: leaf[1], scaled)
 
 
 def moving_average(old: Any, new: Any, rate: float) -> Any:
