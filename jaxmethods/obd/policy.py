@@ -183,6 +183,6 @@ def _orthogonal_layers(key: jax.Array, sizes: Sequence[int]) -> tuple[Layer, ...
     draw = orthogonal(2**0.5)
     keys = jax.random.split(key, len(sizes) - 1)
     return tuple(
-        (draw(layer_key, shape), jnp.zeros(shape[1]))
+        (draw(layer_key, shape, jnp.result_type(float)), jnp.zeros(shape[1]))
         for layer_key, shape in zip(keys, pairwise(sizes), strict=True)
     )
