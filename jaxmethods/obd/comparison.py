@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -152,7 +153,7 @@ def judge(
             if len(values) > 1:
                 row[f"error_{name}"] = summary.error
         rows.append(row)
-    return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+    return {name: jnp.array([row[name] for row in rows]) for name in rows[0]}
 
 
 def judge_policies(
@@ -176,7 +177,7 @@ def judge_policies(
     params = policies(states)
     each = [jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], params) for i in range(len(keys))]
     played = [play(p, norm(), key) for p, key in zip(each, keys, strict=True)]
-    return {"score": np.array([np.mean(values) for values in played])}
+    return {"score": jnp.array([np.mean(values) for values in played])}
 
 
 def draw(evaluation: EvaluationConfig, config: OBDConfig, state: State, folder: Path) -> None:

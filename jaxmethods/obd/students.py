@@ -115,14 +115,14 @@ def selected(
     def init(params: Any) -> tuple:
         return tuple(optimizer.init(params) for optimizer in optimizers)
 
-    def update(gradient: Any, states: Any, params: Any = None) -> tuple[Any, tuple]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, tuple]:
         results = [
-            optimizer.update(gradient, state, params)
-            for optimizer, state in zip(optimizers, states, strict=True)
+            optimizer.update(updates, own, params)
+            for optimizer, own in zip(optimizers, state, strict=True)
         ]
         changes = [change for change, _ in results]
         change = jax.tree.map(lambda *leaves: jnp.stack(leaves)[index], *changes)
-        return change, tuple(state for _, state in results)
+        return change, tuple(own for _, own in results)
 
     return optax.GradientTransformation(init, update)
 

@@ -30,7 +30,7 @@ class State(NamedTuple):
     """[] typed random key, the source of the next episode at automatic reset."""
 
 
-class BraxControl(Environment[State, specs.BoundedArray, jax.Array]):
+class BraxControl(Environment[Any, specs.BoundedArray, jax.Array]):
     """One of brax's environments.
 
     - observation [S] float32, action [A] float32 in [-1, 1], reward [] float32: brax's.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ SECONDS = 0.05
 MAX_COST = jnp.pi**2 + 0.1 * MAX_VELOCITY**2 + 0.001 * MAX_TORQUE**2
 
 
-class Pendulum(Environment[State, specs.BoundedArray, jax.Array]):
+class Pendulum(Environment[Any, specs.BoundedArray, jax.Array]):
     """A rod of mass and length 1 hangs from a motor that cannot lift it without a swing.
 
     - observation [3] float32: cos and sin of the angle (0 is upright), angular velocity in rad/s.

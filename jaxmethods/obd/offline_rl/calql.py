@@ -16,7 +16,7 @@ NeurIPS 2023, arXiv 2303.05479, eq. 5.1; details and constants are those of the 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -88,9 +88,7 @@ def teacher(state: State) -> Teacher:
     return Teacher(state.networks.policy, q1, q2, state.norm)
 
 
-def init_state(
-    config: CalQLConfig, optimizers: Networks, key: jax.Array, data: Transitions
-) -> State:
+def init_state(config: CalQLConfig, optimizers: Any, key: jax.Array, data: Transitions) -> State:
     """Fresh networks for the data's sizes."""
     key, policy_key, critic_key = jax.random.split(key, 3)
     n_states, n_actions = data.states.shape[-1], data.actions.shape[-1]
@@ -105,7 +103,7 @@ def init_state(
 
 
 def update(
-    config: CalQLConfig, optimizers: Networks, state: State, data: Transitions
+    config: CalQLConfig, optimizers: Any, state: State, data: Transitions
 ) -> tuple[State, Metrics]:
     """One minibatch: the entropy's temperature, the policy and the critics, all from the same
     networks."""
@@ -242,6 +240,8 @@ def squashed_log_prob(policy: PolicyParams, states: jax.Array, actions: jax.Arra
     return policy_log_prob(policy, states, noise)
 
 
-def _optimizers(config: CalQLConfig) -> Networks:
-    slow, fast = optax.adam(config.policy_rate), optax.adam(config.critic_rate)
-    return Networks(policy=slow, critics=fast, log_temperature=slow)  # type: ignore[arg-type]
+def _optimizers(config: CalQLConfig) -> Any:
+    """`Networks` of optimizers."""
+    slow: Any = optax.adam(config.policy_rate)
+    fast: Any = optax.adam(config.critic_rate)
+    return Networks(policy=slow, critics=fast, log_temperature=slow)

@@ -14,7 +14,7 @@ there. The same heads read as a tanh-Gaussian have the same mode and no larger s
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -83,7 +83,7 @@ def teacher(state: State) -> Teacher:
     return Teacher(state.networks.policy, q1, q2, state.norm)
 
 
-def init_state(config: IQLConfig, optimizers: Networks, key: jax.Array, data: Transitions) -> State:
+def init_state(config: IQLConfig, optimizers: Any, key: jax.Array, data: Transitions) -> State:
     """Fresh networks for the data's sizes."""
     key, policy_key, critic_key, value_key = jax.random.split(key, 4)
     n_states, n_actions = data.states.shape[-1], data.actions.shape[-1]
@@ -98,7 +98,7 @@ def init_state(config: IQLConfig, optimizers: Networks, key: jax.Array, data: Tr
 
 
 def update(
-    config: IQLConfig, optimizers: Networks, state: State, data: Transitions
+    config: IQLConfig, optimizers: Any, state: State, data: Transitions
 ) -> tuple[State, Metrics]:
     """One minibatch: value function and policy against the target critics, then the critics."""
     key, draw = jax.random.split(state.key)
@@ -154,7 +154,9 @@ def unsquashed_log_prob(policy: PolicyParams, states: jax.Array, actions: jax.Ar
     return jnp.sum(-0.5 * jnp.square(errors) - log_std - 0.5 * jnp.log(2 * jnp.pi), axis=-1)
 
 
-def _optimizers(config: IQLConfig, steps: int) -> Networks:
+def _optimizers(config: IQLConfig, steps: int) -> Any:
+    """`Networks` of optimizers."""
     decayed = optax.cosine_decay_schedule(config.learning_rate, steps)
-    constant = optax.adam(config.learning_rate)
-    return Networks(policy=optax.adam(decayed), critics=constant, value=constant)  # type: ignore[arg-type]
+    constant: Any = optax.adam(config.learning_rate)
+    policy: Any = optax.adam(decayed)
+    return Networks(policy, critics=constant, value=constant)

@@ -53,16 +53,17 @@ def make_transitions(flat: FlatDataset, norm: Norm, discount: float = 0.99) -> T
         following = np.roll(flat.observations, -1, axis=0)
         keep = flat.terminals | ~ends
         keep[-1] = flat.terminals[-1]
-    columns = (
-        norm.apply(flat.observations),
+    columns: tuple[Any, ...] = (
+        norm.apply(jnp.asarray(flat.observations)),
         flat.actions,
         flat.rewards,
-        norm.apply(following),
+        norm.apply(jnp.asarray(following)),
         flat.terminals,
         returns_to_go(flat.rewards, ends, discount),
         whole_returns(flat.rewards, ends),
     )
-    return Transitions(*(jnp.asarray(column[keep], jnp.float32) for column in columns), norm)
+    kept: list[Any] = [jnp.asarray(column[keep], jnp.float32) for column in columns]
+    return Transitions(*kept, norm=norm)
 
 
 def returns_to_go(rewards: Any, ends: Any, discount: Any) -> jax.Array:
@@ -93,8 +94,8 @@ def whole_returns(rewards: Any, ends: Any) -> jax.Array:
 def minibatch(key: jax.Array, data: Transitions, size: int) -> Transitions:
     """`size` rows drawn uniformly with replacement, on the device."""
     rows = jax.random.randint(key, (size,), 0, len(data.rewards))
-    *columns, norm = data
-    return Transitions(*(column[rows] for column in columns), norm)
+    drawn: list[Any] = [column[rows] for column in data[:-1]]
+    return Transitions(*drawn, norm=data.norm)
 
 
 def return_scale(data: Transitions, length: float = 1000.0) -> jax.Array:
