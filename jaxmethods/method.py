@@ -58,15 +58,15 @@ class Stage(NamedTuple):
     """Final states of the earlier stages (each with a leading seed axis) -> batch."""
     evaluate: Callable[[State, jax.Array], Metrics] | None = None
     """(state, key) -> metrics; pure, jitted and vmapped over seeds by the loop."""
-    judge: Callable[[State, Batch, jax.Array], Metrics] | None = None
-    """(states and keys with a leading seed axis, batch) -> metrics [seeds]; called by the loop on
-    the host, where `evaluate` is not enough: simulators outside of JAX, or a need of the data."""
     score: str | None = None
     """The evaluation metric (higher is better) that picks the best checkpoint."""
     rules: Sequence[Rule] = ()
     """The first that matches a leaf splits it; the others are replicated."""
     draw: Callable[[State, Path], None] | None = None
     """Writes figures of one seed's final state into a folder, for the report."""
+    judge: Callable[[State, Batch, jax.Array], Metrics] | None = None
+    """(states and keys with a leading seed axis, batch) -> metrics [seeds]; called by the loop on
+    the host, where `evaluate` is not enough: simulators outside of JAX, or a need of the data."""
     export: Callable[[State, Path], None] | None = None
     """Writes what the run was made for: final states with a leading seed axis, run folder."""
     batch_axes: Any = None
