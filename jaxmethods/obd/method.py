@@ -140,7 +140,7 @@ def outer_step(
     found = average_gradient(config, student, state, source, batch, student_key)
     optimizer = outer_optimizer(config.clip, rates.outer_lr, rates.outer_momentum)
     updates, optimizer_state = optimizer.update(found.gradient, state.optimizer)
-    syn = optax.apply_updates(state.syn, updates)
+    syn: Any = optax.apply_updates(state.syn, updates)
     metrics = {
         "loss": found.loss,
         "gradient_norm": optax.tree.norm(found.gradient),

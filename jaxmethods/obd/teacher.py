@@ -46,7 +46,8 @@ def save_teacher(path: Path | str, teacher: Teacher) -> None:
         for i, (weights, biases) in enumerate(layers):
             named |= {f"{network}_w{i}": weights, f"{network}_b{i}": biases}
     buffer = io.BytesIO()
-    np.savez(buffer, **{name: np.asarray(value, np.float32) for name, value in named.items()})
+    arrays: dict[str, Any] = {n: np.asarray(value, np.float32) for n, value in named.items()}
+    np.savez(buffer, **arrays)
     write_atomically(Path(path), buffer.getvalue())
 
 
