@@ -149,6 +149,7 @@ def _train_here(command: Train, overrides: Sequence[str]) -> int:
     except (loop.Interrupted, loop.DivergedError):
         _write_report(folder, quiet=True)
         raise
+    distributed.together(lambda: loop.export_results(stages, finished, folder.path))
     loop.draw_figures(stages, finished, folder.figures)
     _write_report(folder, quiet)
     return 0
@@ -225,7 +226,7 @@ def _show_fields(config_file: Path) -> int:
     from jaxmethods.training import registry
 
     try:
-        config, _ = registry.parse(read_yaml(config_file), str(config_file))
+        config = registry.parse_config(read_yaml(config_file), str(config_file))
     except UserError as error:
         print(f"jaxmethods: {error}", file=sys.stderr)
         return error.code

@@ -64,3 +64,11 @@ class Stage(NamedTuple):
     """The first that matches a leaf splits it; the others are replicated."""
     draw: Callable[[State, Path], None] | None = None
     """Writes figures of one seed's final state into a folder, for the report."""
+    judge: Callable[[State, Batch, jax.Array], Metrics] | None = None
+    """(states and keys with a leading seed axis, batch) -> metrics [seeds]; called by the loop on
+    the host, where `evaluate` is not enough: simulators outside of JAX, or a need of the data."""
+    export: Callable[[State, Path], None] | None = None
+    """Writes what the run was made for: final states with a leading seed axis, run folder."""
+    batch_axes: Any = None
+    """Which leaves of the batch have a leading seed axis, as `jax.vmap`'s `in_axes` (a prefix of
+    the batch with 0 and None): by default all seeds share the batch."""

@@ -69,14 +69,16 @@ def init_state(
     keys: jax.Array,
     batch: Batch,
     place: Callable[[State], Any] = lambda state: None,
+    batch_axes: Any = None,
 ) -> State:
     """Initial states of all seeds, with a leading seed axis and no weakly typed leaf.
 
-    `place` maps the abstract state to its leaves' shardings; by default JAX decides.
+    `place` maps the abstract state to its leaves' shardings; by default JAX decides. `batch_axes`
+    is that of `Stage`.
     """
 
     def init(keys: jax.Array, batch: Batch) -> State:
-        state = jax.vmap(method.init, (0, None))(keys, batch)
+        state = jax.vmap(method.init, (0, batch_axes))(keys, batch)
         # A weak type would turn strong after one step, which would be a second trace.
         return jax.tree.map(_strongly_typed, state)
 
@@ -86,12 +88,15 @@ def init_state(
     return jax.jit(init, out_shardings=placed, compiler_options=quick)(keys, batch)
 
 
-def compile_chunk(method: Method, state: State, batch: Batch, length: int) -> Chunk:
+def compile_chunk(
+    method: Method, state: State, batch: Batch, length: int, batch_axes: Any = None
+) -> Chunk:
     """Compiles up to `length` steps of all seeds into one program; `step` is traced once.
 
-    The state keeps its shardings; metrics come out whole on every device.
+    The state keeps its shardings; metrics come out whole on every device. `batch_axes` is that of
+    `Stage`.
     """
-    step = jax.jit(jax.vmap(method.step, (0, None)))
+    step = jax.jit(jax.vmap(method.step, (0, batch_axes)))
 
     def chunk(state: State, batch: Batch, count: jax.Array) -> tuple[State, Any]:
         shapes = jax.eval_shape(step, state, batch)[1]
@@ -260,7 +265,9 @@ class _StageRun:
         if step >= self.stage.steps:
             return state
         self.progress.stage(self.stage.name, step, self.stage.steps)
-        chunk = compile_chunk(self.stage.method, state, batch, self.loop.log_every)
+        chunk = compile_chunk(
+            self.stage.method, state, batch, self.loop.log_every, self.stage.batch_axes
+        )
         self.progress.compiled(chunk.compile_seconds)
         while step < self.stage.steps:
             signal_number = self.stop.agreed()
@@ -276,7 +283,7 @@ class _StageRun:
             step += count
             row = {f"train/{k}": v.mean(0) for k, v in metrics.items()}
             row["steps_per_second"] = np.float64(count / seconds)
-            evaluation = self._evaluate(step, state)
+            evaluation = self._evaluate(step, state, batch)
             self._write(step, row | evaluation)
             if self._due(step, self.loop.checkpoint_every):
                 self.checkpoints.save(step, state, self._score(evaluation))
@@ -286,7 +293,7 @@ class _StageRun:
         def place(state: State) -> Any:
             return shardings(state, self.stage.rules, self.seeds, self.mesh)
 
-        state = init_state(self.stage.method, self.init_keys, batch, place)
+        state = init_state(self.stage.method, self.init_keys, batch, place, self.stage.batch_axes)
         step = self.checkpoints.latest()
         if step is None:
             return 0, state
@@ -297,11 +304,11 @@ class _StageRun:
         chunk_start = (step - 1) // self.loop.log_every * self.loop.log_every
         return step // every > chunk_start // every or step == self.stage.steps
 
-    def _evaluate(self, step: int, state: State) -> HostMetrics:
-        if self.evaluate is None or not self._due(step, self.loop.evaluate_every):
+    def _evaluate(self, step: int, state: State, batch: Batch) -> HostMetrics:
+        if not self._due(step, self.loop.evaluate_every):
             return {}
         keys = jax.vmap(jax.random.fold_in, (0, None))(self.evaluation_keys, step)
-        metrics = jax.device_get(self.evaluate(state, keys))
+        metrics = _judged(self.stage, self.evaluate, state, batch, keys)
         return {f"evaluate/{name}": value for name, value in metrics.items()}
 
     def _score(self, evaluation: HostMetrics) -> float | None:
@@ -383,14 +390,42 @@ def evaluate(
     for stage in stages:
         saved = _checkpoints(folder, stage)
         step = _choose(saved, checkpoint if stage is stages[-1] else "latest")
-        state = init_state(stage.method, seed_keys(config)[0], stage.data(finished))
+        batch = stage.data(finished)
+        state = init_state(stage.method, seed_keys(config)[0], batch, batch_axes=stage.batch_axes)
         state = saved.restore(step, state)
         saved.close()
         finished.append(state)
-        if stage.evaluate is not None:
-            keys = jax.random.split(jax.random.key(seed), config.seeds)
-            metrics = jax.jit(jax.vmap(stage.evaluate))(state, keys)
-            yield stage.name, step, jax.device_get(metrics)
+        keys = jax.random.split(jax.random.key(seed), config.seeds)
+        evaluate = stage.evaluate and jax.jit(jax.vmap(stage.evaluate))
+        metrics = _judged(stage, evaluate, state, batch, keys)
+        if metrics:
+            yield stage.name, step, metrics
+
+
+def export_results(stages: Sequence[Stage], finished: Sequence[State], folder: Path) -> None:
+    """Lets every stage write its final states' results into the run folder."""
+    for stage, state in zip(stages, finished, strict=True):
+        if stage.export is None:
+            continue
+        whole = local_copy(state)
+        if distributed.is_writer():
+            stage.export(whole, folder)
+
+
+def _judged(
+    stage: Stage,
+    evaluate: Callable[[State, jax.Array], Any] | None,
+    state: State,
+    batch: Batch,
+    keys: jax.Array,
+) -> HostMetrics:
+    """What the compiled `evaluate` and the stage's `judge` say, together."""
+    metrics = {} if evaluate is None else jax.device_get(evaluate(state, keys))
+    if stage.judge is not None:
+        # Every process judges its own copy: what is said is the same in all of them.
+        judged = stage.judge(*local_copy((state, batch, keys)))
+        metrics |= {name: np.asarray(value) for name, value in judged.items()}
+    return metrics
 
 
 def _checkpoints(folder: RunFolder, stage: Stage) -> Checkpoints:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from jaxmethods.config import ConfigError, RunConfig, nearest, validate
 from jaxmethods.method import Stage
 
-METHODS = {"commformer": "jaxmethods.commformer.run"}
+METHODS = {"commformer": "jaxmethods.commformer.run", "obd": "jaxmethods.obd.run"}
 """Method name -> module with `Run` (a `RunConfig`) and `stages(run) -> list[Stage]`."""
 
 
@@ -32,11 +32,15 @@ def find(name: object, source: str) -> Registered:
     return Registered(module.Run, module.stages)
 
 
+def parse_config(values: Mapping[str, Any], source: str) -> RunConfig:
+    """Validates a config; no file that it names is opened."""
+    return validate(find(values.get("method"), source).config, values, source)
+
+
 def parse(values: Mapping[str, Any], source: str) -> tuple[RunConfig, list[Stage]]:
     """Validates a config and builds its stages; nothing is compiled."""
-    registered = find(values.get("method"), source)
-    config = validate(registered.config, values, source)
+    config = parse_config(values, source)
     try:
-        return config, registered.stages(config)
+        return config, find(config.method, source).stages(config)
     except ValueError as error:
         raise ConfigError(f"config {source}: {error}") from error

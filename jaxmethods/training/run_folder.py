@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,26 +21,11 @@ import yaml
 
 from jaxmethods.config import Config, RunConfig, read_yaml
 from jaxmethods.errors import UserError
+from jaxmethods.files import write_atomically
 
 
 class RunFolderError(UserError):
     """A folder that cannot be used for this run; nothing in it was changed."""
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes to a temporary name in the same folder, then renames: all of it or nothing."""
-    data = content.encode() if isinstance(content, str) else content
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 class RunFolder:

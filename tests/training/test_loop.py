@@ -89,6 +89,47 @@ def test_each_of_several_seeds_equals_its_single_run(tmp_path):
     assert_same_bits(jax.tree.map(lambda leaf: leaf[1:2], together), alone)
 
 
+def test_each_seed_gets_its_own_part_of_a_batch_with_a_seed_axis(tmp_path):
+    """The second stage's target is what the same seed found in the first, plus a shared offset."""
+    first = toy.stages()[0]
+    descent = toy.noisy_descent()
+    method = Method(
+        lambda key, batch: descent.init(key, batch[0]),
+        lambda state, batch: descent.step(state, batch[0] + batch[1]),
+    )
+
+    def data(finished):
+        return finished[0].weights, jnp.float32(10.0)
+
+    second = Stage("second", method, 60, data, batch_axes=(0, None))
+    folder = RunFolder(tmp_path / "run")
+    found, ended = loop.train([first, second], toy.config(seeds=3), folder)
+    assert jnp.abs(ended.weights - (found.weights + 10.0)).max() < 0.3
+    assert jnp.abs(found.weights[0] - found.weights[1]).max() > 1e-3
+
+
+def test_the_host_judges_all_seeds_with_the_data_and_exports_what_they_ended_with(tmp_path):
+    def judge(states, batch, keys):
+        assert len(keys) == 3
+        return {"distance": np.abs(np.asarray(states.weights) - np.asarray(batch)).max(1)}
+
+    def export(states, folder):
+        np.save(folder / "weights.npy", states.weights)
+
+    stage = toy.stages()[0]._replace(judge=judge, export=export)
+    folder, config = RunFolder(tmp_path / "run"), toy.config(seeds=3)
+    finished = loop.train([stage], config, folder)
+    last = folder.read_metrics()[-1]
+    expected = np.abs(finished[0].weights - jnp.arange(3.0)).max(1)
+    np.testing.assert_allclose(last["evaluate/distance"], expected, rtol=1e-6)
+    assert len(last["evaluate/score"]) == 3  # beside what the stage's `evaluate` says
+    loop.export_results([stage], finished, folder.path)
+    np.testing.assert_array_equal(np.load(folder.path / "weights.npy"), finished[0].weights)
+    [(name, step, metrics)] = loop.evaluate([stage], config, folder, "latest", seed=5)
+    assert (name, step) == ("first", 23)
+    np.testing.assert_allclose(metrics["distance"], expected, rtol=1e-6)
+
+
 def test_step_is_traced_once_over_a_whole_run(tmp_path):
     method = toy.noisy_descent()
     traced = chex.assert_max_traces(method.step, n=1)

@@ -1,0 +1,69 @@
+"""Offline data made on the spot: a scripted controller, disturbed more and less.
+
+Seven behaviours, equally many episodes of each: the controller's action plus N(0, sigma^2) with
+sigma 0, 0.3, 0.6 and 1, and the controller's action replaced by a uniform one with probability
+0.3, 0.6 and 1. A mixture of that kind is sub-optimal like replay data, and good behaviour is in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmethods.data.offline import FlatDataset
+from jaxmethods.envs.control import Transition, record_episodes
+
+NOISE = (0.0, 0.3, 0.6, 1.0, 0.0, 0.0, 0.0)
+"""Standard deviation added by each behaviour."""
+RANDOM = (0.0, 0.0, 0.0, 0.0, 0.3, 0.6, 1.0)
+"""Probability with which each behaviour takes a uniform action."""
+
+
+def mixed_quality(
+    env: Any, controller: Callable[[jax.Array], jax.Array], key: jax.Array, episodes: int
+) -> FlatDataset:
+    """Plays `episodes` episodes of each behaviour, shuffled and laid out flat as in D4RL.
+
+    Args:
+        env: a control environment that never terminates (see `record_episodes`).
+        controller: observations [..., S] -> actions [..., A] in [-1, 1].
+        key: [] typed random key; the same key gives the same data.
+    """
+    play_key, order_key = jax.random.split(key)
+
+    def one(key: jax.Array, noise: jax.Array, chance: jax.Array) -> Transition:
+        def act(key: jax.Array, observation: jax.Array) -> jax.Array:
+            return disturbed(key, controller(observation), noise, chance)
+
+        return record_episodes(env, act, key, episodes)
+
+    keys = jax.random.split(play_key, len(NOISE))
+    taken = jax.jit(jax.vmap(one))(keys, jnp.array(NOISE), jnp.array(RANDOM))
+    order = np.asarray(jax.random.permutation(order_key, len(NOISE) * episodes))
+
+    def flatten(leaf: jax.Array) -> np.ndarray:
+        whole = np.asarray(leaf).reshape(len(order), env.time_limit, *leaf.shape[3:])
+        return whole[order].reshape(-1, *leaf.shape[3:])
+
+    flat = jax.tree.map(flatten, taken)
+    return FlatDataset(
+        flat.observation,
+        flat.action,
+        flat.reward,
+        flat.terminal,
+        flat.timeout,
+        flat.next_observation,
+    )
+
+
+def disturbed(key: jax.Array, action: jax.Array, noise: jax.Array, chance: jax.Array) -> jax.Array:
+    """Actions [E, A] + N(0, noise^2), or uniform ones with probability `chance`; in [-1, 1]."""
+    noise_key, uniform_key, chance_key = jax.random.split(key, 3)
+    noisy = action + noise * jax.random.normal(noise_key, action.shape)
+    uniform = jax.random.uniform(uniform_key, action.shape, minval=-1.0, maxval=1.0)
+    replaced = jax.random.uniform(chance_key, (len(action), 1)) < chance
+    return jnp.clip(jnp.where(replaced, uniform, noisy), -1.0, 1.0)

@@ -1,0 +1,89 @@
+"""OBD, Offline Behavior Distillation: a large offline dataset in a few hundred pairs.
+
+A synthetic set D of N (state, action) pairs is learnt so that a fresh policy, cloned from it in T
+gradient steps, acts well:
+
+    min_D H(theta_T(D)),    theta_{t+1} = theta_t - alpha grad l_BC(theta_t, D),    theta_0 random
+
+H compares the clone with the data's actions (DBC), with those of a near-expert policy (PBC), or
+with these weighted by their value q* (Av-PBC). The gradient goes through all T steps.
+
+Lei, Zhang and Tao, "Offline Behavior Distillation", NeurIPS 2024, arXiv 2410.22728. Equations and
+sections are named where they are implemented.
+
+    from jaxmethods import obd
+    data, norm = obd.load_offline("hopper.hdf5")
+    source = obd.Source(data, norm, obd.load_teacher("teacher.npz"))
+    method = obd.distiller(obd.OBDConfig(objective="avpbc"))
+    state = method.init(jax.random.key(0), source)
+    step = jax.jit(method.step, donate_argnums=0)
+    state, metrics = step(state, source)  # ... some thousand times
+    students = obd.train_students(jax.random.key(1), state.syn)
+
+Each piece is usable alone: `policy` (students and critics as pytrees), `objectives` (the losses),
+`meta_gradient` (the gradient, in every mode of `jaxmethods.bilevel`), `students` and `zoo`
+(cloning with other optimizers and architectures), `offline_rl` (a teacher from the data alone),
+`density` (state-density weights), `baselines`, `mujoco_returns` and `scores` (evaluation).
+"""
+
+from jaxmethods.obd import (
+    baselines,
+    density,
+    meta_gradient,
+    objectives,
+    offline_rl,
+    policy,
+    scores,
+    students,
+)
+from jaxmethods.obd.config import OBDConfig, StudentConfig
+from jaxmethods.obd.dataset import load_offline, offline_data
+from jaxmethods.obd.distilled import Distilled, load, save
+from jaxmethods.obd.evaluate import EvaluationConfig, judge
+from jaxmethods.obd.method import Rates, State, distiller, used, with_rates
+from jaxmethods.obd.mujoco_returns import evaluate_returns
+from jaxmethods.obd.policy import Policy, PolicyParams, deterministic, tanh_gaussian
+from jaxmethods.obd.scores import normalized_score
+from jaxmethods.obd.students import train_students
+from jaxmethods.obd.teacher import load_corl_calql, load_teacher, save_teacher
+from jaxmethods.obd.types import Norm, OfflineData, Source, SynSet, Teacher
+
+__all__ = [
+    "Distilled",
+    "EvaluationConfig",
+    "Norm",
+    "OBDConfig",
+    "OfflineData",
+    "Policy",
+    "PolicyParams",
+    "Rates",
+    "Source",
+    "State",
+    "StudentConfig",
+    "SynSet",
+    "Teacher",
+    "baselines",
+    "density",
+    "deterministic",
+    "distiller",
+    "evaluate_returns",
+    "judge",
+    "load",
+    "load_corl_calql",
+    "load_offline",
+    "load_teacher",
+    "meta_gradient",
+    "normalized_score",
+    "objectives",
+    "offline_data",
+    "offline_rl",
+    "policy",
+    "save",
+    "save_teacher",
+    "scores",
+    "students",
+    "tanh_gaussian",
+    "train_students",
+    "used",
+    "with_rates",
+]

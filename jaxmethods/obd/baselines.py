@@ -1,0 +1,91 @@
+"""What a distilled set has to beat: real pairs chosen in simpler ways, and cloning all the data."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+import optax
+from pydantic import Field
+
+from jaxmethods.config import Config
+from jaxmethods.method import Method, Metrics
+from jaxmethods.obd.config import Positive, PositiveInt
+from jaxmethods.obd.objectives import bc_loss
+from jaxmethods.obd.policy import Policy, tanh_gaussian
+from jaxmethods.obd.rows import distinct_rows
+from jaxmethods.obd.synthetic import best_of_clusters
+from jaxmethods.obd.types import OfflineData, SynSet
+
+
+class CloningConfig(Config):
+    """Behavioural cloning on the whole data."""
+
+    batch: PositiveInt = 256
+    optimizer: Literal["sgd", "adam"] = "adam"
+    learning_rate: Positive = 3e-4
+    noise: Annotated[float, Field(ge=0.0)] = 1.0
+    """Scale of the action noise; 0 clones with deterministic actions."""
+
+
+class CloningState(NamedTuple):
+    """A policy on its way through the data."""
+
+    key: jax.Array
+    params: Any
+    optimizer: optax.OptState
+
+
+def cloning(config: CloningConfig, policy: Policy | None = None) -> Method:
+    """Behavioural cloning on `OfflineData`; a step is one minibatch drawn with replacement."""
+    policy = tanh_gaussian() if policy is None else policy
+    optimizer = getattr(optax, config.optimizer)(config.learning_rate)
+
+    def init(key: jax.Array, data: OfflineData) -> CloningState:
+        key, init_key = jax.random.split(key)
+        params = policy.init(init_key, data.states.shape[-1], data.actions.shape[-1])
+        return CloningState(key, params, optimizer.init(params))
+
+    def step(state: CloningState, data: OfflineData) -> tuple[CloningState, Metrics]:
+        key, row_key, noise_key = jax.random.split(state.key, 3)
+        rows = jax.random.randint(row_key, (config.batch,), 0, len(data.states))
+        batch = SynSet(data.states[rows], data.actions[rows])
+        noise = config.noise * jax.random.normal(noise_key, batch.actions.shape)
+        loss, gradient = jax.value_and_grad(bc_loss)(state.params, batch, noise, policy.sample)
+        change, moments = optimizer.update(gradient, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, change)
+        return CloningState(key, params, moments), {"loss": loss}
+
+    return Method(init, step)
+
+
+def random_rows(key: jax.Array, data: OfflineData, count: int) -> SynSet:
+    """`count` different rows, uniformly: the paper's baseline."""
+    return _rows(data, distinct_rows(key, len(data.states), count))
+
+
+def top_rows(
+    key: jax.Array, data: OfflineData, score: jax.Array, count: int, share: float = 0.1
+) -> SynSet:
+    """`count` different rows, uniformly among the `share` of the data with the highest scores.
+
+    Args:
+        score: [L], for instance the return of each row's episode or q(s, a).
+        share: in (0, 1], static. At least `count` rows are drawn from.
+    """
+    best = jax.lax.top_k(score, max(count, round(share * len(score))))[1]
+    return _rows(data, best[distinct_rows(key, len(best), count)])
+
+
+def cluster_rows(key: jax.Array, data: OfflineData, count: int) -> SynSet:
+    """One row of each of `count` k-means clusters of the states: a coreset that covers them.
+
+    The row of a cluster is a random one, so that no cluster's typical action is preferred.
+    """
+    cluster_key, score_key = jax.random.split(key)
+    score = jax.random.uniform(score_key, (len(data.states),))
+    return _rows(data, best_of_clusters(cluster_key, data.states, score, count))
+
+
+def _rows(data: OfflineData, rows: jax.Array) -> SynSet:
+    return SynSet(data.states[rows], data.actions[rows])

@@ -1,0 +1,209 @@
+r"""State densities, and the weights of state-density weighted distillation (SDW).
+
+    log r_n = -tau (log p(s_n) - mean log p) / S,    r clipped to its 1 % - 99 % quantiles, mean 1
+
+weighs rare states more: the outer loss multiplies the error at s_n by r_n (see
+`OfflineData.density_weights`). The idea is that of "State Diversity Matters in Offline Behavior
+Distillation" (arXiv 2512.06692), which has no public code; power and normalisation are this
+library's. tau = 0 gives ones, that is, the unweighted objective exactly.
+
+The density is a masked autoregressive flow (Papamakarios et al., NeurIPS 2017, arXiv 1705.07057)
+of MADE blocks (Germain et al., ICML 2015) with the dimensions reversed between blocks:
+
+    u_i = (x_i - mu_i(x_<i)) exp(-alpha_i(x_<i)),   log p(x) = log N(u; 0, I) - sum alpha
+
+or, cheaper, the distance to the k-th nearest neighbour: log p = -S log d_k + const.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from pydantic import Field
+
+from jaxmethods.config import Config
+from jaxmethods.method import Method, Metrics
+from jaxmethods.obd.config import Positive, PositiveInt
+from jaxmethods.obd.policy import Layer
+
+ALPHA_BOUNDS = (-5.0, 3.0)
+Density: TypeAlias = Callable[[jax.Array], jax.Array]
+"""States [..., S] -> log-density [...], up to a constant that is the same for all states."""
+
+
+class FlowConfig(Config):
+    """A masked autoregressive flow and its training."""
+
+    blocks: PositiveInt = 5
+    hidden: PositiveInt = 128
+    """Width of the two hidden layers of a block."""
+    batch: PositiveInt = 1024
+    learning_rate: Positive = 1e-3
+    steps: Annotated[int, Field(ge=0)] = 20_000
+
+
+class FlowParams(NamedTuple):
+    """The blocks of a flow; leaves have a leading axis of the blocks."""
+
+    layers: tuple[Layer, Layer, Layer]
+    """[S, H], [H, H] and [H, 2 S]; the last gives (mu, alpha)."""
+
+
+class FlowState(NamedTuple):
+    """A flow being fitted."""
+
+    key: jax.Array
+    params: FlowParams
+    optimizer: optax.OptState
+
+
+def flow_learner(config: FlowConfig) -> Method:
+    """Fits a flow to states [L, S] by maximum likelihood; a step is one minibatch."""
+    optimizer = optax.adam(config.learning_rate)
+
+    def init(key: jax.Array, states: jax.Array) -> FlowState:
+        key, init_key = jax.random.split(key)
+        params = init_flow(init_key, states.shape[-1], config.blocks, config.hidden)
+        return FlowState(key, params, optimizer.init(params))
+
+    def step(state: FlowState, states: jax.Array) -> tuple[FlowState, Metrics]:
+        key, draw = jax.random.split(state.key)
+        batch = states[jax.random.randint(draw, (config.batch,), 0, len(states))]
+
+        def loss(params: FlowParams) -> jax.Array:
+            return -jnp.mean(flow_log_prob(params, batch))
+
+        value, gradient = jax.value_and_grad(loss)(state.params)
+        change, moments = optimizer.update(gradient, state.optimizer)
+        params = optax.apply_updates(state.params, change)
+        return FlowState(key, params, moments), {"negative_log_likelihood": value}  # type: ignore[arg-type]
+
+    return Method(init, step)
+
+
+def fit_density(key: jax.Array, states: jax.Array, config: FlowConfig) -> Density:
+    """The flow fitted to states [L, S] in one compiled program of `config.steps` steps."""
+    method = flow_learner(config)
+
+    @jax.jit
+    def fit(key: jax.Array, states: jax.Array) -> FlowParams:
+        def step(state: FlowState, _: None) -> tuple[FlowState, None]:
+            return method.step(state, states)[0], None
+
+        return jax.lax.scan(step, method.init(key, states), length=config.steps)[0].params
+
+    return partial(flow_log_prob, fit(key, states))
+
+
+def init_flow(key: jax.Array, size: int, blocks: int, hidden: int) -> FlowParams:
+    """Random hidden layers; last layers near 0, so that the flow begins as the identity."""
+
+    def block(key: jax.Array) -> tuple[Layer, Layer, Layer]:
+        keys = jax.random.split(key, 3)
+        scales = (size**-0.5, hidden**-0.5, 1e-2 * hidden**-0.5)
+        shapes = ((size, hidden), (hidden, hidden), (hidden, 2 * size))
+        first, second, last = (
+            (scale * jax.random.normal(k, shape), jnp.zeros(shape[1]))
+            for k, scale, shape in zip(keys, scales, shapes, strict=True)
+        )
+        return first, second, last
+
+    return FlowParams(jax.vmap(block)(jax.random.split(key, blocks)))
+
+
+def flow_log_prob(params: FlowParams, states: jax.Array) -> jax.Array:
+    """log p [...] of states [..., S]."""
+    noise, log_det = to_noise(params, states)
+    gaussian = -0.5 * jnp.square(noise) - 0.5 * jnp.log(2 * jnp.pi)
+    return jnp.sum(gaussian, axis=-1) + log_det
+
+
+def to_noise(params: FlowParams, states: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """u [..., S], standard normal under the flow, and log |det du/dx| [...]."""
+
+    def block(carry: tuple[jax.Array, jax.Array], layers: tuple) -> tuple[tuple, None]:
+        values, log_det = carry
+        mean, alpha = made(layers, values)
+        values = (values - mean) * jnp.exp(-alpha)
+        return (values[..., ::-1], log_det - jnp.sum(alpha, axis=-1)), None
+
+    start = (states, jnp.zeros(states.shape[:-1], states.dtype))
+    return jax.lax.scan(block, start, params.layers)[0]
+
+
+def made(layers: tuple[Layer, Layer, Layer], values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """mu and alpha [..., S], where the i-th of each depends on values before the i-th only."""
+    size, width = layers[0][0].shape
+    outside = np.arange(1, size + 1)
+    # Hidden degrees 0 .. S-1 in turn: a unit of degree d sees the first d values.
+    inside = np.arange(width) % size
+    masks = (
+        outside[:, None] <= inside,
+        inside[:, None] <= inside,
+        np.tile(inside[:, None] < outside, 2),
+    )
+    hidden = values
+    for index, ((weights, biases), mask) in enumerate(zip(layers, masks, strict=True)):
+        hidden = hidden @ jnp.where(mask, weights, 0.0) + biases
+        hidden = jax.nn.relu(hidden) if index < len(layers) - 1 else hidden
+    mean, alpha = jnp.split(hidden, 2, axis=-1)
+    return mean, jnp.clip(alpha, *ALPHA_BOUNDS)
+
+
+def neighbour_density(
+    states: jax.Array, neighbours: int = 10, sample: int = 4096, key: jax.Array | None = None
+) -> Density:
+    """-S log d_k, d_k the distance to the k-th nearest of at most `sample` of the states [L, S].
+
+    With the whole data as sample (sample >= L) a state of the data is its own first neighbour,
+    which counts. Distances are floored at 1e-6, for data with repeated states.
+
+    Raises:
+        ValueError: fewer states than neighbours.
+    """
+    if sample < len(states):
+        rows = jax.random.choice(
+            jax.random.key(0) if key is None else key, len(states), (sample,), replace=False
+        )
+        states = states[rows]
+    if not 1 <= neighbours <= len(states):
+        raise ValueError(
+            f"neighbours: expected 1 to the {len(states)} states there are, got {neighbours}"
+        )
+    return partial(_neighbour_log_prob, states, neighbours)
+
+
+def _neighbour_log_prob(anchors: jax.Array, neighbours: int, states: jax.Array) -> jax.Array:
+    def one(state: jax.Array) -> jax.Array:
+        squared = jnp.sum(jnp.square(anchors - state), axis=-1)
+        return -jax.lax.top_k(-squared, neighbours)[0][-1]
+
+    flat = states.reshape(-1, states.shape[-1])
+    distance = jnp.sqrt(jax.lax.map(one, flat, batch_size=256))
+    log_prob = -states.shape[-1] * jnp.log(jnp.maximum(distance, 1e-6))
+    return log_prob.reshape(states.shape[:-1])
+
+
+def state_log_prob(density: Density, states: jax.Array, chunk: int = 8192) -> jax.Array:
+    """log p [L] of all states [L, S], `chunk` at a time."""
+    return jax.lax.map(density, states, batch_size=chunk)
+
+
+def sdw_weights(log_p: jax.Array, tau: jax.Array | float, size: int = 1) -> jax.Array:
+    """r [L], mean 1, of the data's log-densities [L].
+
+    Args:
+        log_p: up to a constant.
+        tau: strength in [0, 1]; 0 gives ones. May be traced.
+        size: S, which the log-density is divided by; 1 if it already is per dimension.
+    """
+    log_weights = -tau * (log_p - jnp.mean(log_p)) / size
+    low, high = jnp.quantile(log_weights, jnp.array([0.01, 0.99]))
+    weights = jnp.exp(jnp.clip(log_weights, low, high))
+    return weights / jnp.mean(weights)

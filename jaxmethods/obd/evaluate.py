@@ -1,0 +1,186 @@
+"""How good a synthetic set is: students trained on it from scratch, at work.
+
+One evaluation trains `students` fresh students with the distillation's own inner steps, rate and
+noise, and lets each play `episodes` episodes with deterministic actions, its observations
+normalised by the dataset's statistics (Lei, Zhang and Tao, NeurIPS 2024, section 5.1). Scores are
+normalised returns: 0 a random policy, 100 an expert of that simulator.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import cache, partial
+from importlib.util import find_spec
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxmethods.config import Config, nearest
+from jaxmethods.envs.control import CONTROL, episode_returns, make_control
+from jaxmethods.method import Metrics
+from jaxmethods.obd.baselines import random_rows
+from jaxmethods.obd.config import OBDConfig, PositiveInt
+from jaxmethods.obd.method import State, make_student
+from jaxmethods.obd.mujoco_returns import ENVIRONMENTS, evaluate_returns
+from jaxmethods.obd.policy import Policy
+from jaxmethods.obd.scores import normalized_score
+from jaxmethods.obd.students import offline_loss, train_students
+from jaxmethods.obd.types import Norm, Source, SynSet
+
+
+class EvaluationConfig(Config):
+    """Where students play, how many and how often."""
+
+    environment: str | None = None
+    """hopper, halfcheetah or walker2d (MuJoCo, extra `rl`), pendulum (in JAX), or null: students
+    don't play, and the offline loss is all that is measured."""
+    students: PositiveInt = 10
+    episodes: PositiveInt = 10
+    processes: PositiveInt = 1
+    """MuJoCo's episodes are spread over so many processes."""
+    random_selection: bool = True
+    """Measure students of as many random real pairs beside those of the distilled set."""
+
+
+Play = Callable[[Any, Norm, jax.Array], Any]
+"""(params [K], norm, key) -> normalised scores [K, E]."""
+
+
+def judge(
+    evaluation: EvaluationConfig, config: OBDConfig, states: State, source: Source, keys: jax.Array
+) -> Metrics:
+    """Judges the sets of all seeds; a stage's `judge`.
+
+    Args:
+        states: of the distillation, leading axis [seeds].
+        source: of all seeds together; what differs between seeds isn't looked at.
+        keys: [seeds]; the same keys give the same metrics.
+
+    Returns:
+        Metrics [seeds]: offline_loss, the mean squared error of a student's sampled actions
+        against all of the data's; where students play score (mean over students and episodes) and
+        score_error (standard error over students); the same with `random_` of as many random real
+        pairs.
+    """
+    play = player(evaluation, config)
+    rows = [
+        _judge_one(evaluation, config, play, SynSet(*syn), int(size), source, key)
+        for *syn, size, key in zip(*states.syn, states.rates.size, keys, strict=True)
+    ]
+    return {name: jnp.array([row[name] for row in rows]) for name in rows[0]}
+
+
+def _judge_one(
+    evaluation: EvaluationConfig,
+    config: OBDConfig,
+    play: Play | None,
+    syn: SynSet,
+    size: int,
+    source: Source,
+    key: jax.Array,
+) -> dict[str, float]:
+    train_key, loss_key, play_key, row_key = jax.random.split(key, 4)
+    train = partial(_train, config, evaluation.students)
+    sets = {"": SynSet(syn.states[:size], syn.actions[:size])}
+    if evaluation.random_selection:
+        sets["random_"] = random_rows(row_key, source.data, size)
+    metrics: dict[str, float] = {}
+    for prefix, pairs in sets.items():
+        params = train(train_key, pairs)
+        one = jax.tree.map(lambda leaf: leaf[0], params)
+        metrics[f"{prefix}offline_loss"] = float(_offline_loss(config, loss_key, one, source))
+        if play is not None:
+            scores = np.asarray(play(params, source.norm, play_key), float).mean(1)
+            spread = scores.std(ddof=1) if len(scores) > 1 else 0.0
+            metrics[f"{prefix}score"] = float(scores.mean())
+            metrics[f"{prefix}score_error"] = float(spread / len(scores) ** 0.5)
+    return metrics
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _train(config: OBDConfig, students: int, key: jax.Array, syn: SynSet) -> Any:
+    optimizer = optax.sgd(config.inner_lr, config.inner_momentum or None)
+    policy = make_student(config.student)
+    return train_students(
+        key, syn, policy, students, optimizer, config.inner_steps, config.inner_noise
+    )
+
+
+@partial(jax.jit, static_argnums=0)
+def _offline_loss(config: OBDConfig, key: jax.Array, params: Any, source: Source) -> jax.Array:
+    return offline_loss(key, params, source.data, make_student(config.student).sample)
+
+
+def check_environment(evaluation: EvaluationConfig) -> None:
+    """Raises `ValueError` for an unknown environment."""
+    known = {*ENVIRONMENTS, *CONTROL}
+    if evaluation.environment not in (None, *known):
+        raise ValueError(
+            f"evaluation.environment: unknown environment {evaluation.environment!r}"
+            f"{nearest(str(evaluation.environment), known)}"
+        )
+
+
+def player(evaluation: EvaluationConfig, config: OBDConfig) -> Play | None:
+    """Lets students play; None where they don't, or MuJoCo is not installed (with a warning)."""
+    name = evaluation.environment
+    if name is None:
+        return None
+    if name in CONTROL:
+        return partial(_play_control, name, make_student(config.student), evaluation.episodes)
+    if find_spec("mujoco") is None or find_spec("gymnasium") is None:
+        warnings.warn(
+            "returns are not measured: MuJoCo is not installed; install it with: "
+            "pip install 'jaxmethods[rl]'",
+            stacklevel=2,
+        )
+        return None
+    return partial(_play_mujoco, evaluation, config.student.residual)
+
+
+def _play_mujoco(
+    evaluation: EvaluationConfig, residual: bool, params: Any, norm: Norm, key: jax.Array
+) -> Any:
+    name = str(evaluation.environment)
+    seed = int(jax.random.randint(key, (), 0, 2**30))
+    returns = evaluate_returns(
+        name,
+        params,
+        norm,
+        evaluation.episodes,
+        seed=seed,
+        residual=residual,
+        processes=evaluation.processes,
+    )
+    return normalized_score(name, returns)
+
+
+def _play_control(
+    name: str, policy: Policy, episodes: int, params: Any, norm: Norm, key: jax.Array
+) -> Any:
+    returns = _control_returns(_environment(name), policy, episodes, params, norm, key)
+    return normalized_score(name, returns)
+
+
+@cache
+def _environment(name: str) -> Any:
+    """Made once and outside of the trace: specs look at their bounds' values."""
+    return make_control(name)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _control_returns(
+    env: Any, policy: Policy, episodes: int, params: Any, norm: Norm, key: jax.Array
+) -> jax.Array:
+    def one(params: Any) -> jax.Array:
+        def act(key: jax.Array, observation: jax.Array) -> jax.Array:
+            del key
+            return policy.mode(params, norm.apply(jnp.asarray(observation)))
+
+        return episode_returns(env, act, key, episodes)
+
+    return jax.vmap(one)(params)

@@ -1,0 +1,200 @@
+r"""OBD as a method: one step draws students and rows, clones, and moves the synthetic set.
+
+    G = (1/J) sum_j dH/dD of J fresh students
+    G <- G min(1, 2 / |G|),    u <- beta_1 u + G,    D <- D - alpha_1 u
+
+|G| is the joint norm over states and actions. Everything that a sweep varies (`Rates`: learning
+rates, momenta, beta_w, the number of pairs) is in the state, so that `jax.vmap` of `step` over
+states distils sets of different seeds and hyperparameters in one program:
+
+    method = obd.distiller(config)
+    init = lambda key, beta_w: obd.with_rates(method.init(key, source), beta_w=beta_w)
+    states = jax.vmap(init)(keys, beta_ws)
+    states, metrics = jax.jit(jax.vmap(method.step, (0, None)))(states, source)
+
+Lei, Zhang and Tao, NeurIPS 2024, arXiv 2410.22728, algorithm 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxmethods.method import Method, Metrics
+from jaxmethods.obd.config import OBDConfig, StudentConfig
+from jaxmethods.obd.meta_gradient import MetaGradient, meta_gradient, mode_of
+from jaxmethods.obd.objectives import OuterBatch, make_outer_batch
+from jaxmethods.obd.policy import Policy, deterministic, tanh_gaussian
+from jaxmethods.obd.synthetic import init_syn
+from jaxmethods.obd.types import Source, SynSet
+
+
+class Rates(NamedTuple):
+    """Hyperparameters that may differ between the sets of one vmapped program; each []."""
+
+    inner_lr: jax.Array
+    inner_momentum: jax.Array | None
+    """None where the config has 0: the velocities would be kept for nothing."""
+    outer_lr: jax.Array
+    outer_momentum: jax.Array
+    beta_w: jax.Array
+    size: jax.Array
+    """int32: the first so many of the N pairs are used, the others stay as they are."""
+
+
+class State(NamedTuple):
+    """A distillation under way; a pytree of arrays."""
+
+    syn: SynSet
+    optimizer: optax.OptState
+    key: jax.Array
+    step: jax.Array
+    """[] int32: outer steps done."""
+    rates: Rates
+
+
+def distiller(config: OBDConfig, student: Policy | None = None) -> Method:
+    """Makes the distillation of an offline dataset.
+
+    Args:
+        config: sizes, objective and initial rates; static.
+        student: another architecture than the config names.
+
+    Returns:
+        `init(key, source)` and `step(state, source)` with a `Source` on the device. Metrics: the
+        outer `loss`, `gradient_norm` before clipping, `inner_first` and `inner_last` losses of the
+        cloning, `weight_mean` of the outer loss; means over the `n_inits` students.
+    """
+    policy = student or make_student(config.student)
+
+    def init(key: jax.Array, source: Source) -> State:
+        return init_state(config, key, source)
+
+    def step(state: State, source: Source) -> tuple[State, Metrics]:
+        return outer_step(config, policy, state, source)
+
+    return Method(init, step)
+
+
+def make_student(config: StudentConfig) -> Policy:
+    """The architecture that a config names."""
+    if config.kind == "deterministic":
+        return deterministic()
+    return tanh_gaussian(config.n_layers, config.hidden, config.residual)
+
+
+def init_pool(key: jax.Array, config: OBDConfig, source: Source, student: Policy) -> Any:
+    """`config.init_pool` initial students with a leading axis, for `Source.init_pool`."""
+    sizes = source.data.states.shape[1], source.data.actions.shape[1]
+    # One after the other: orthogonalisation doesn't gain from being mapped.
+    return jax.lax.map(lambda k: student.init(k, *sizes), jax.random.split(key, config.init_pool))
+
+
+def with_rates(state: State, **rates: jax.Array | float) -> State:
+    """The state with some of its `Rates` replaced, each by a value of its dtype."""
+    changed = {
+        name: jnp.asarray(value, getattr(state.rates, name).dtype) for name, value in rates.items()
+    }
+    return state._replace(rates=state.rates._replace(**changed))
+
+
+def used(state: State) -> SynSet:
+    """The pairs that count: the first `rates.size`; of one state, outside of any jit."""
+    return SynSet(*(leaf[: int(state.rates.size)] for leaf in state.syn))
+
+
+def init_state(config: OBDConfig, key: jax.Array, source: Source) -> State:
+    """A fresh synthetic set of `config.n_syn` pairs."""
+    key, syn_key = jax.random.split(key)
+    syn = init_syn(syn_key, source, config)
+    dtype = syn.states.dtype
+    rates = Rates(
+        inner_lr=jnp.asarray(config.inner_lr, dtype),
+        inner_momentum=jnp.asarray(config.inner_momentum, dtype) if config.inner_momentum else None,
+        outer_lr=jnp.asarray(config.outer_lr, dtype),
+        outer_momentum=jnp.asarray(config.outer_momentum, dtype),
+        beta_w=jnp.asarray(config.beta_w, dtype),
+        size=jnp.int32(config.n_syn),
+    )
+    optimizer = outer_optimizer(config.clip, rates.outer_lr, rates.outer_momentum).init(syn)
+    return State(syn, optimizer, key, jnp.int32(0), rates)
+
+
+def outer_optimizer(
+    clip: float, lr: jax.Array | float, momentum: jax.Array | float
+) -> optax.GradientTransformation:
+    """Joint clipping, then SGD with momentum; rates may be traced."""
+    return optax.chain(optax.clip_by_global_norm(clip), optax.sgd(lr, momentum))
+
+
+def outer_step(
+    config: OBDConfig, student: Policy, state: State, source: Source
+) -> tuple[State, Metrics]:
+    """One update of the synthetic set."""
+    key, batch_key, student_key = jax.random.split(state.key, 3)
+    rates = state.rates
+    batch = make_outer_batch(batch_key, source, config, rates.beta_w)
+    found = average_gradient(config, student, state, source, batch, student_key)
+    optimizer = outer_optimizer(config.clip, rates.outer_lr, rates.outer_momentum)
+    updates, optimizer_state = optimizer.update(found.gradient, state.optimizer)
+    syn: Any = optax.apply_updates(state.syn, updates)
+    metrics = {
+        "loss": found.loss,
+        "gradient_norm": optax.tree.norm(found.gradient),
+        "inner_first": found.inner_losses[0],
+        "inner_last": found.inner_losses[-1],
+        "weight_mean": batch.weights.mean(),
+    }
+    return State(syn, optimizer_state, key, state.step + 1, rates), metrics
+
+
+def average_gradient(
+    config: OBDConfig,
+    student: Policy,
+    state: State,
+    source: Source,
+    batch: OuterBatch,
+    key: jax.Array,
+) -> MetaGradient:
+    """The mean over `config.n_inits` fresh students, each with noise of its own."""
+
+    def one(key: jax.Array) -> MetaGradient:
+        init_key, inner_key, outer_key, backward_key = jax.random.split(key, 4)
+        params = initial_student(student, source, init_key)
+
+        def inner_noise(key: jax.Array) -> jax.Array:
+            shape = (config.inner_steps, *state.syn.actions.shape)
+            return config.inner_noise * jax.random.normal(key, shape, state.syn.actions.dtype)
+
+        noise = batch.noise
+        if config.n_inits > 1:
+            noise = jax.random.normal(outer_key, noise.shape, noise.dtype)
+        return meta_gradient(
+            state.syn,
+            params,
+            inner_noise(inner_key),
+            batch._replace(noise=noise),
+            state.rates.inner_lr,
+            state.rates.inner_momentum,
+            sample=student.sample,
+            size=state.rates.size,
+            mode=mode_of(config),
+            backward_noise=None if config.replay_noise else inner_noise(backward_key),
+        )
+
+    if config.n_inits == 1:
+        return one(key)
+    each = jax.vmap(one)(jax.random.split(key, config.n_inits))
+    return jax.tree.map(lambda leaf: leaf.mean(0), each)
+
+
+def initial_student(student: Policy, source: Source, key: jax.Array) -> Any:
+    """theta_0: a fresh one, or one of the pool."""
+    if source.init_pool is None:
+        return student.init(key, source.data.states.shape[1], source.data.actions.shape[1])
+    size = jax.tree.leaves(source.init_pool)[0].shape[0]
+    place = jax.random.randint(key, (), 0, size)
+    return jax.tree.map(lambda leaf: leaf[place], source.init_pool)

@@ -1,0 +1,64 @@
+"""Normalised scores: 0 is a random policy, 100 an expert, by each simulator's reference returns.
+
+    score = 100 (R - R_random) / (R_expert - R_random)
+
+Scores of different simulators are never comparable, which is why the D4RL constants are known by
+the names of the MuJoCo environments and brax's environments have none.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxmethods.config import nearest
+
+
+class ReferenceReturns(NamedTuple):
+    """Undiscounted returns that define 0 and 100."""
+
+    random: float
+    expert: float
+
+
+REFERENCE: dict[str, ReferenceReturns] = {
+    "hopper": ReferenceReturns(-20.272305, 3234.3),
+    "halfcheetah": ReferenceReturns(-280.178953, 12135.0),
+    "walker2d": ReferenceReturns(1.629008, 4592.3),
+    "pendulum": ReferenceReturns(124.7, 190.8),
+}
+"""The first three are D4RL's. Pendulum's are means over 200 episodes, standard error 1.3 and 0.4,
+of uniform actions and of `envs.pendulum.swing_up`."""
+
+
+class Summary(NamedTuple):
+    """Mean and standard error of independent policies' scores."""
+
+    mean: float
+    error: float
+    """Standard deviation (ddof 1) of the policies' means over the square root of their number;
+    nan for a single policy."""
+
+
+def reference_returns(env_name: str) -> ReferenceReturns:
+    """The constants of an environment. Raises `ValueError` where there are none."""
+    if env_name not in REFERENCE:
+        raise ValueError(
+            f"env_name: no reference returns of {env_name!r}{nearest(env_name, REFERENCE)}"
+        )
+    return REFERENCE[env_name]
+
+
+def normalized_score(env_name: str, returns: Any) -> Any:
+    """Returns [...], of a NumPy or JAX type, as scores [...] in percent."""
+    low, high = reference_returns(env_name)
+    return 100.0 * (returns - low) / (high - low)
+
+
+def summarise(scores: Any) -> Summary:
+    """Scores [K, E] of K independently trained policies in E episodes each, or [K]."""
+    scores = np.asarray(scores, float)
+    means = scores.reshape(len(scores), -1).mean(1)
+    error = means.std(ddof=1) / np.sqrt(len(means)) if len(means) > 1 else float("nan")
+    return Summary(float(means.mean()), float(error))

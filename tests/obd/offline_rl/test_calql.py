@@ -1,0 +1,159 @@
+"""Cal-QL's losses against their definitions, and its learning on a known world."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmethods.obd.offline_rl import calql
+from jaxmethods.obd.offline_rl.config import CalQLConfig
+from jaxmethods.obd.offline_rl.critics import twin_values
+from jaxmethods.obd.offline_rl.transitions import minibatch
+from jaxmethods.obd.policy import policy_log_prob, policy_mode, policy_sample
+from tests.obd.offline_rl import random_walk
+
+CONFIG = CalQLConfig(
+    hidden=16,
+    n_layers=3,
+    batch=64,
+    discount=0.9,
+    policy_rate=3e-3,
+    critic_rate=3e-3,
+    target_rate=0.05,
+    alpha=0.5,
+    n_actions=4,
+)
+
+
+@pytest.fixture(scope="module")
+def start():
+    """A fresh state and a minibatch."""
+    data = random_walk.transitions()
+    method = calql.learner(CONFIG)
+    return method.init(jax.random.key(0), data), minibatch(jax.random.key(1), data, 32)
+
+
+def gap_of(config, start, batch=None):
+    state, drawn = start
+    batch = drawn if batch is None else batch
+    networks = state.networks
+    loss = calql.critic_loss(
+        config, jax.random.key(2), networks.critics, state.target, networks, batch
+    )
+    return loss[0], loss[1]
+
+
+def changed(**fields):
+    return CONFIG.model_copy(update=fields)
+
+
+def test_the_soft_maximum_over_one_action_is_its_value():
+    values = jnp.array([[1.0, 2.0], [3.0, 4.0]])
+    np.testing.assert_allclose(calql.conservative_gap(values[:, None], values), 0.0, atol=1e-6)
+
+
+def test_the_soft_maximum_of_equal_values_adds_the_log_of_their_number():
+    values = jnp.ones((2, 5))
+    at_actions = jnp.ones((2, 8, 5))
+    gap = calql.conservative_gap(at_actions, values, temperature=2.0)
+    np.testing.assert_allclose(gap, 2.0 * np.log(8.0), rtol=1e-5)
+
+
+def test_a_small_temperature_takes_the_maximum():
+    at_actions = jnp.array([[[0.0], [3.0], [1.0]]] * 2)
+    gap = calql.conservative_gap(at_actions, jnp.ones((2, 1)), temperature=1e-3)
+    np.testing.assert_allclose(gap, 2.0, rtol=1e-4)
+
+
+def test_without_weight_only_the_bellman_error_is_left(start):
+    loss, metrics = gap_of(changed(alpha=0.0), start)
+    np.testing.assert_allclose(loss, metrics["bellman_error"], rtol=1e-6)
+
+
+def test_calibration_never_lets_the_policys_values_fall_below_the_returns(start):
+    state, batch = start
+    batch = batch._replace(returns=jnp.full_like(batch.returns, 50.0))
+    config = changed(importance_sampling=False)
+    values = calql.values_at_actions(
+        config, jax.random.key(3), state.networks.critics, state.networks.policy, batch
+    )
+    assert np.all(np.asarray(values[:, : config.n_actions]) < 50.0)  # uniform ones are left alone
+    np.testing.assert_allclose(values[:, config.n_actions :], 50.0)
+
+
+def test_calibrated_values_push_no_gradient_into_the_critics(start):
+    """Where the returns win, the policy's actions don't push the critic down any more."""
+    state, batch = start
+    batch = batch._replace(returns=jnp.full_like(batch.returns, 50.0))
+    config = changed(importance_sampling=False)
+
+    def pushed(critics):
+        values = calql.values_at_actions(
+            config, jax.random.key(3), critics, state.networks.policy, batch
+        )
+        return values[:, config.n_actions :].sum()
+
+    assert all(
+        not np.any(leaf) for leaf in jax.tree.leaves(jax.grad(pushed)(state.networks.critics))
+    )
+
+
+def test_returns_below_all_values_make_it_cql(start):
+    state, batch = start
+    low = batch._replace(returns=jnp.full_like(batch.returns, -1e6))
+    calibrated, _ = gap_of(CONFIG, (state, low))
+    plain, _ = gap_of(changed(calibrated=False), (state, batch))
+    np.testing.assert_allclose(calibrated, plain, rtol=1e-6)
+
+
+def test_importance_sampling_divides_by_the_density_the_action_was_drawn_with(start):
+    state, batch = start
+    low = batch._replace(returns=jnp.full_like(batch.returns, -1e6))
+    arguments = (jax.random.key(3), state.networks.critics, state.networks.policy, low)
+    weighted = calql.values_at_actions(CONFIG, *arguments)
+    plain = calql.values_at_actions(changed(importance_sampling=False), *arguments)
+    density = np.asarray(plain - weighted)
+    # Uniform on [-1, 1] has density 1/2; one action dimension.
+    np.testing.assert_allclose(density[:, : CONFIG.n_actions], np.log(0.5), atol=1e-4)
+    assert density[:, CONFIG.n_actions :].std() > 0.01
+
+
+def test_the_bellman_target_takes_the_smaller_target_critic_and_stops_at_terminals(start):
+    state, batch = start
+    batch = batch._replace(terminals=jnp.ones_like(batch.terminals))
+    _, metrics = gap_of(CONFIG, (state, batch))
+    values = twin_values(state.networks.critics, batch.states, batch.actions)
+    expected = jnp.sum(jnp.mean(jnp.square(values - batch.rewards), axis=-1))
+    np.testing.assert_allclose(metrics["bellman_error"], expected, rtol=1e-5)
+
+
+def test_the_density_of_a_given_action_is_that_of_the_noise_that_makes_it(start):
+    state, batch = start
+    policy = state.networks.policy
+    noise = 0.5 * jax.random.normal(jax.random.key(4), batch.actions.shape)
+    actions = policy_sample(policy, batch.states, noise)
+    inside = np.abs(np.asarray(actions[:, 0])) < 0.99  # arctanh loses digits at the bounds
+    np.testing.assert_allclose(
+        np.asarray(calql.squashed_log_prob(policy, batch.states, actions))[inside],
+        np.asarray(policy_log_prob(policy, batch.states, noise))[inside],
+        rtol=2e-3,
+        atol=2e-3,
+    )
+
+
+def test_the_best_actions_of_a_known_world_are_found_in_random_data():
+    method = calql.learner(CONFIG)
+
+    @jax.jit
+    def run(key, data):
+        state = method.init(key, data)
+        return jax.lax.scan(lambda s, _: method.step(s, data), state, length=500)
+
+    state, metrics = run(jax.random.key(0), random_walk.transitions())
+    teacher = calql.teacher(state)
+    states = jnp.array([-0.8, -0.6, 0.6, 0.8])[:, None]
+    actions = policy_mode(teacher.policy, teacher.norm.apply(states))[:, 0]
+    assert np.all(np.asarray(actions) * np.array([1, 1, -1, -1]) > 0.5)
+    assert all(np.all(np.isfinite(values)) for values in metrics.values())
