@@ -123,7 +123,7 @@ def pick(logits: jax.Array, keys: Any, step: Any, sampling: Sampling) -> jax.Arr
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
 
-def restrict(logits: jax.Array, top_k: int = 0, top_p: float = 1.0) -> jax.Array:
+def restrict(logits: jax.Array, top_k: int = 0, top_p: Any = 1.0) -> jax.Array:
     """Logits [..., V] with -inf outside the k most likely tokens and the nucleus of mass p.
 
     The nucleus (Holtzman et al., "The Curious Case of Neural Text Degeneration", arXiv 1904.09751)
@@ -132,7 +132,7 @@ def restrict(logits: jax.Array, top_k: int = 0, top_p: float = 1.0) -> jax.Array
     if 0 < top_k < logits.shape[-1]:
         least = lax.top_k(logits, top_k)[0][..., -1:]
         logits = jnp.where(logits >= least, logits, -jnp.inf)
-    if top_p < 1:
+    if not isinstance(top_p, float | int) or top_p < 1:  # may be traced
         order = jnp.argsort(-logits, axis=-1, stable=True)
         probability = jax.nn.softmax(jnp.take_along_axis(logits, order, -1), axis=-1)
         before = jnp.cumsum(probability, -1) - probability
