@@ -9,7 +9,10 @@ from typing import Any, NamedTuple
 from jaxmethods.config import ConfigError, RunConfig, nearest, validate
 from jaxmethods.method import Stage
 
-METHODS = {"commformer": "jaxmethods.commformer.run"}
+METHODS = {
+    "commformer": "jaxmethods.commformer.run",
+    "misconceptions": "jaxmethods.novo.run",
+}
 """Method name -> module with `Run` (a `RunConfig`) and `stages(run) -> list[Stage]`."""
 
 
