@@ -89,7 +89,9 @@ def probe_predict(weights: jax.Array, norms: jax.Array, mask: jax.Array) -> jax.
 def standardize(norms: jax.Array, mask: jax.Array) -> jax.Array:
     """Norms minus their question's mean, over each head's standard deviation; 0 where masked."""
     there = mask[..., None]
-    mean = jnp.sum(jnp.where(there, norms, 0), -2, keepdims=True) / jnp.sum(there, -2, keepdims=True)
+    mean = jnp.sum(jnp.where(there, norms, 0), -2, keepdims=True) / jnp.sum(
+        there, -2, keepdims=True
+    )
     centred = jnp.where(there, norms - mean, 0)
     variance = jnp.sum(centred**2, axis=(0, 1)) / jnp.maximum(jnp.sum(mask), 1)
     return centred / jnp.sqrt(variance + 1e-12)
@@ -110,5 +112,5 @@ def selected_and_random(
 
 
 def best_on_test(norms: jax.Array, mask: jax.Array, labels: jax.Array) -> jax.Array:
-    """Accuracy of the best head when it is chosen on the very questions: a ceiling, not a method."""
+    """Accuracy of the best head, chosen on the very questions: a ceiling, not a method."""
     return jnp.max(correct_counts(norms, mask, labels)) / labels.shape[0]

@@ -170,7 +170,9 @@ def heads_from_indices(largest: Sequence[int], smallest: Sequence[int], total: i
     twice = np.flatnonzero(masks[0] & masks[1])
     if twice.size:
         raise ValueError(f"heads_max, heads_min: head {twice[0]} is in both lists")
-    return Heads(jnp.asarray(masks[0]), jnp.asarray(masks[1]), jnp.asarray(masks[0] | masks[1]).any())
+    return Heads(
+        jnp.asarray(masks[0]), jnp.asarray(masks[1]), jnp.asarray(masks[0] | masks[1]).any()
+    )
 
 
 def heads_to_indices(heads: Heads) -> tuple[list[int], list[int]]:

@@ -92,9 +92,7 @@ def draw_items(key: jax.Array, facts: Facts, world: World) -> Items:
     return Items(ids.reshape(*values.shape, -1), labels.astype(jnp.int32))
 
 
-def _statement(
-    world: World, entity: jax.Array, relation: jax.Array, value: jax.Array
-) -> jax.Array:
+def _statement(world: World, entity: jax.Array, relation: jax.Array, value: jax.Array) -> jax.Array:
     """BOS ASK e r ANS v . as words, [N, 7] int32."""
     relations = MARKERS + world.entities
     values = relations + world.relations

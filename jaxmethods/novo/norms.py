@@ -47,7 +47,7 @@ class Root(NamedTuple):
     """[L, S, K, d]."""
     length: jax.Array
     """[] int32."""
-    residual: jax.Array | None
+    residual: Any
     """[D]: the residual stream after the last layer at the last token, if it was asked for."""
 
 
@@ -90,8 +90,8 @@ def run_root(
     last = project_keys(config, layer["attention"], normed, angles)
     if earlier is None:  # one layer, unstacked
         return Root(last[0], last[1], length, None)
-    stacks = (jnp.concatenate(pair) for pair in zip(earlier, last, strict=True))
-    return Root(*stacks, length, None)
+    keys, values = (jnp.concatenate(pair) for pair in zip(earlier, last, strict=True))
+    return Root(keys, values, length, None)
 
 
 def row_norms(

@@ -14,7 +14,7 @@ similar length share a batch of one of few shapes. This module runs on the host.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,15 +30,15 @@ Sequences = Sequence[Sequence[Sequence[int]]]
 class Rows(NamedTuple):
     """A batch of rows, each a question with its candidates."""
 
-    ids: np.ndarray
+    ids: Any
     """[B, T] int32."""
-    positions: np.ndarray
+    positions: Any
     """[B, T] int32: where the token stands in its own sequence."""
-    segments: np.ndarray
+    segments: Any
     """[B, T] int32: 0 for the question, c + 1 for its c-th distinct candidate, -1 for padding."""
-    ends: np.ndarray
+    ends: Any
     """[B, C] int32: index in the row of each candidate's last token; 0 where there is none."""
-    starts: np.ndarray
+    starts: Any
     """[B] int32: position of the first token that belongs to the candidates, not to the prompt."""
 
 
@@ -101,9 +101,7 @@ def build_tree(
     if share_root:
         everything = [sequence for question in distinct for sequence in question]
         root = min(_own_end(everything, common_prefix(everything)), *starts, *shared)
-    rows = [
-        _row(question, root, prefix) for question, prefix in zip(distinct, shared, strict=True)
-    ]
+    rows = [_row(question, root, prefix) for question, prefix in zip(distinct, shared, strict=True)]
     lengths = np.array([len(ids) for ids, *_ in rows])
     plan = plan_batches(lengths, batch_tokens, shapes - 1, buckets)
     slots = 1 << (max(map(len, distinct)) - 1).bit_length()
@@ -125,7 +123,7 @@ def build_tree(
     )
 
 
-def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
+def common_prefix(sequences: Sequence[Any]) -> int:
     """How many leading tokens all sequences share."""
     first, last = min(sequences), max(sequences)  # in lexicographic order: the least alike
     for place, (one, other) in enumerate(zip(first, last, strict=False)):

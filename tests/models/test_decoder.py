@@ -75,7 +75,7 @@ def test_what_is_not_asked_for_is_not_returned():
     outputs = forward(params, LLAMA, ids, logits=False)
     assert outputs.residual.shape == (1, 3, LLAMA.width)
     assert all(getattr(outputs, name) is None for name in ("logits", "cache", *decoder.TAPS))
-    with pytest.raises(ValueError, match="taps: expected some of hidden, .*, got 'heads'"):
+    with pytest.raises(ValueError, match=r"taps: expected some of hidden, .*, got 'heads'"):
         decoder.forward(params, LLAMA, ids, taps=("heads",))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="either ids or inputs_embeds, got 0"):
         decoder.forward(params, LLAMA)

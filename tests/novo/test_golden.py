@@ -60,9 +60,7 @@ def test_from_token_ids_to_predictions(file, mode):
     scores = score(params, config, sequences_of(golden), mode=mode)
     mask, n = there(golden), int(golden["n_discovery"])
     np.testing.assert_array_equal(scores.mask, mask)
-    np.testing.assert_allclose(
-        scores.norms[mask], golden["head_norms"][mask], rtol=2e-5, atol=1e-5
-    )
+    np.testing.assert_allclose(scores.norms[mask], golden["head_norms"][mask], rtol=2e-5, atol=1e-5)
     counts = heads.correct_counts(scores.norms[:n], mask[:n], golden["labels"][:n])
     np.testing.assert_array_equal(counts, golden["correct_counts"])
     largest, smallest = check_votes(golden, scores.norms, float(golden["quantile"]), "")

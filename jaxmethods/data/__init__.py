@@ -1,0 +1,1 @@
+"""Readers of the formats users have, safe on bad files."""
