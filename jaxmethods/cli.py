@@ -3,6 +3,7 @@
     jaxmethods train CONFIG.yaml [--out DIR] [--resume] [--quiet] [--distributed]
                      [--FIELD VALUE ...]
     jaxmethods evaluate RUN_DIR [--checkpoint best|latest|STEP]
+    jaxmethods evaluate CONFIG.yaml [--out DIR] [--resume] [--quiet] [--FIELD VALUE ...]
     jaxmethods report RUN_DIR
     jaxmethods compare RUN_DIR [RUN_DIR ...]
     jaxmethods methods
@@ -52,14 +53,21 @@ class Train:
 
 @dataclass
 class Evaluate:
-    """Evaluate a checkpoint of a run on fresh randomness."""
+    """Evaluate a checkpoint of a run on fresh randomness, or what a CONFIG describes: a method
+    with nothing to train, any of whose fields can be set as --FIELD VALUE."""
 
     run: tyro.conf.Positional[Path]
-    """Run folder."""
+    """Run folder, or a YAML file."""
     checkpoint: str = "latest"
-    """`best`, `latest` or a step."""
-    seed: int = 1_000_000
-    """Seed of the evaluation."""
+    """`best`, `latest` or a step (run folder only)."""
+    seed: int | None = None
+    """Seed of the evaluation (default: 1000000, or the config's)."""
+    out: Path | None = None
+    """Where results go (CONFIG only; default: runs/NAME-seedN, after the config file's name)."""
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Go on with the evaluation in the folder (CONFIG only)."""
+    quiet: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print errors only (CONFIG only)."""
 
 
 @dataclass
@@ -108,6 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if isinstance(command, Train):
             return _train(command, unknown)
+        if isinstance(command, Evaluate) and command.run.is_file():
+            return _evaluate_config(command, unknown)
         if unknown:
             raise ConfigError(f"command line: unknown argument {unknown[0]!r}")
         if isinstance(command, Evaluate):
@@ -164,11 +174,38 @@ def _evaluate(command: Evaluate) -> int:
     config, stages = registry.parse(values, str(folder.config))
     table = Table("stage", "step", "metric", "mean over seeds", box=None, header_style="bold")
     for stage, step, metrics in loop.evaluate(
-        stages, config, folder, command.checkpoint, command.seed
+        stages,
+        config,
+        folder,
+        command.checkpoint,
+        1_000_000 if command.seed is None else command.seed,
     ):
         for name, value in metrics.items():
             table.add_row(stage, str(step), name, f"{float(value.mean()):.4g}")
     Console().print(table)
+    return 0
+
+
+def _evaluate_config(command: Evaluate, overrides: Sequence[str]) -> int:
+    from jaxmethods.training import registry
+    from jaxmethods.training.evaluation import run_evaluation
+    from jaxmethods.training.run_folder import RunFolder
+    from jaxmethods.training.sharding import make_mesh
+
+    values = merge(read_yaml(command.run), parse_overrides(overrides))
+    if command.seed is not None:
+        values["seed"] = command.seed
+    config, prepare = registry.find_evaluation(values, str(command.run))
+    mesh = make_mesh(config.mesh)
+    work = prepare(config, mesh if mesh.size > 1 else None)
+    folder = RunFolder(command.out or Path("runs") / f"{command.run.stem}-seed{config.seed}")
+    evaluated = run_evaluation(work, config, folder, command.resume, command.quiet)
+    if not command.quiet:
+        table = Table("metric", "value", box=None, header_style="bold")
+        for name, value in evaluated.metrics.items():
+            table.add_row(name, f"{value:.4g}")
+        Console().print(table)
+        Console(soft_wrap=True).print(f"report: {folder.report}", highlight=False)
     return 0
 
 

@@ -72,3 +72,31 @@ class Stage(NamedTuple):
     batch_axes: Any = None
     """Which leaves of the batch have a leading seed axis, as `jax.vmap`'s `in_axes` (a prefix of
     the batch with 0 and None): by default all seeds share the batch."""
+
+
+class Evaluated(NamedTuple):
+    """What the evaluation of a method with nothing to train leaves behind."""
+
+    metrics: Mapping[str, float]
+    """Name to number, the important ones first."""
+    files: Mapping[str, str]
+    """File name to content."""
+    draw: Callable[[Path], None] | None = None
+    """Writes figures into a folder, for the report."""
+
+
+class Part(NamedTuple):
+    """One piece of an evaluation's work, kept so that a stopped one can go on."""
+
+    name: str
+    """Says what it is the result of: equal names, equal arrays."""
+    compute: Callable[[], Mapping[str, Any]]
+    """() -> arrays."""
+
+
+class Work(NamedTuple):
+    """The evaluation of a method with nothing to train."""
+
+    parts: Sequence[Part]
+    finish: Callable[[Sequence[Mapping[str, Any]]], Evaluated]
+    """(the parts' arrays, in their order) -> what is left behind."""

@@ -7,10 +7,17 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from jaxmethods.config import ConfigError, RunConfig, nearest, validate
-from jaxmethods.method import Stage
+from jaxmethods.method import Stage, Work
 
-METHODS = {"commformer": "jaxmethods.commformer.run", "obd": "jaxmethods.obd.run"}
+METHODS = {
+    "commformer": "jaxmethods.commformer.run",
+    "misconceptions": "jaxmethods.novo.run",
+    "obd": "jaxmethods.obd.run",
+}
 """Method name -> module with `Run` (a `RunConfig`) and `stages(run) -> list[Stage]`."""
+
+EVALUATIONS = {"novo": "jaxmethods.novo.evaluate"}
+"""Method with nothing to train -> module with `Evaluation` (a `Config`) and `prepare`."""
 
 
 class Registered(NamedTuple):
@@ -35,6 +42,17 @@ def find(name: object, source: str) -> Registered:
 def parse_config(values: Mapping[str, Any], source: str) -> RunConfig:
     """Validates a config; no file that it names is opened."""
     return validate(find(values.get("method"), source).config, values, source)
+
+
+def find_evaluation(values: Mapping[str, Any], source: str) -> tuple[Any, Callable[..., Work]]:
+    """Validates the config of a method with nothing to train, and says what does its work."""
+    name = values.get("method")
+    if name not in EVALUATIONS:
+        kind = "is trained, not evaluated from a config" if name in METHODS else "unknown method"
+        hint = nearest(str(name), EVALUATIONS)
+        raise ConfigError(f"config {source}: method: {kind}: {name!r}{hint}")
+    module = importlib.import_module(EVALUATIONS[str(name)])
+    return validate(module.Evaluation, values, source), module.prepare
 
 
 def parse(values: Mapping[str, Any], source: str) -> tuple[RunConfig, list[Stage]]:

@@ -43,6 +43,20 @@ def write_report(folder: RunFolder) -> None:
     write_atomically(folder.report, _page(folder, rows, environment))
 
 
+def write_evaluation(folder: RunFolder, metrics: Mapping[str, float]) -> None:
+    """The page of an evaluation without training: its numbers, and the figures that are there."""
+    drawn = sorted(p for p in folder.figures.iterdir() if p.suffix in IMAGE_TYPES)
+    environment = json.loads(folder.environment.read_text())
+    sections = [
+        f"<h1>{html.escape(folder.path.name)}</h1>",
+        "<h2>Result</h2>" + _table((name, f"{value:.4g}") for name, value in metrics.items()),
+        f"<div class=gallery>{''.join(map(_figure, drawn))}</div>",
+        f"<h2>Config</h2><pre>{html.escape(folder.config.read_text())}</pre>",
+        "<h2>Environment</h2>" + _table(environment.items()),
+    ]
+    write_atomically(folder.report, _document(folder.path.name, sections))
+
+
 def _page(folder: RunFolder, rows: Sequence[Mapping[str, Any]], environment: Mapping) -> str:
     title = html.escape(folder.path.name)
     seconds = rows[-1]["seconds"] if rows else 0.0
@@ -58,8 +72,12 @@ def _page(folder: RunFolder, rows: Sequence[Mapping[str, Any]], environment: Map
         f"<h2>Config</h2><pre>{html.escape(folder.config.read_text())}</pre>",
         "<h2>Environment</h2>" + _table(environment.items()),
     ]
+    return _document(folder.path.name, sections)
+
+
+def _document(title: str, sections: Sequence[str]) -> str:
     return (
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>"
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
         f"<style>{STYLE}</style><body>{''.join(sections)}</body></html>\n"
     )
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from jaxmethods.config import Config, RunConfig, read_yaml
+from jaxmethods.config import Config, read_yaml
 from jaxmethods.errors import UserError
 from jaxmethods.files import write_atomically
 
@@ -44,7 +44,7 @@ class RunFolder:
         return self.config.is_file()
 
     @contextmanager
-    def claim(self, config: RunConfig, resume: bool) -> Iterator[None]:
+    def claim(self, config: Config, resume: bool) -> Iterator[None]:
         """Makes the folder ours for `config`, for as long as the context lasts.
 
         Raises:
@@ -97,7 +97,7 @@ class RunFolder:
                     f"(no config.yaml, but {sorted(foreign)[0]!r}); choose another with --out"
                 )
 
-    def _check_same(self, config: RunConfig) -> None:
+    def _check_same(self, config: Config) -> None:
         before, now = read_yaml(self.config), yaml.safe_load(dump_config(config))
         # The devices may be others: results don't depend on how they are laid out.
         changed = sorted(_differences(before | {"mesh": None}, now | {"mesh": None}))

@@ -1,0 +1,155 @@
+"""Generation with a cache: prefill once, then one program that decodes until all rows are done."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxmethods.models.attention import reserve
+from jaxmethods.models.decoder import forward
+from jaxmethods.models.decoder_config import DecoderConfig
+from jaxmethods.models.decoder_layer import Params
+
+
+class Sampling(NamedTuple):
+    """How the next token is drawn; hashable, a static argument."""
+
+    temperature: float = 0.0
+    """0: the most likely token."""
+    top_k: int = 0
+    """Draw from the k most likely tokens; 0: from all."""
+    top_p: float = 1.0
+    """Draw from the smallest set of most likely tokens that holds this much probability."""
+
+
+GREEDY = Sampling()
+
+
+class Generated(NamedTuple):
+    """New tokens of every row."""
+
+    tokens: jax.Array
+    """[B, N] int32; `pad` behind the end of a row."""
+    lengths: jax.Array
+    """[B] int32: how many of them are the row's, the end token included."""
+
+
+def generate(
+    params: Params,
+    config: DecoderConfig,
+    ids: jax.Array | None = None,
+    key: jax.Array | None = None,
+    *,
+    new_tokens: int,
+    mask: jax.Array | None = None,
+    inputs_embeds: jax.Array | None = None,
+    sampling: Sampling = GREEDY,
+    end: int | None = None,
+    pad: int = 0,
+    dtype: Any = None,
+) -> Generated:
+    """Continues prompts by up to `new_tokens` tokens, or up to and including `end`.
+
+    A row's result depends neither on the padding nor on the rows beside it.
+
+    Args:
+        ids: [B, T] int prompts (or `inputs_embeds` [B, T, D]).
+        key: random key, or one for each row [B]; None where the most likely token is taken.
+        mask: [B, T], False on padding at either end.
+    """
+    given = [prompt for prompt in (ids, inputs_embeds) if prompt is not None]
+    if len(given) != 1:
+        raise ValueError(f"expected either ids or inputs_embeds, got {len(given)} of them")
+    if sampling.temperature > 0 and key is None:
+        raise ValueError("key: is needed to draw tokens (temperature > 0)")
+    keys = _row_keys(key, given[0].shape[0])
+    prompt, mask = _left_padded(given[0], mask)
+    named: dict[str, Any] = {"ids" if inputs_embeds is None else "inputs_embeds": prompt}
+    last = jnp.full((prompt.shape[0], 1), prompt.shape[1] - 1)
+    first = forward(
+        params, config, **named, mask=mask, logits_at=last, keep_cache=True, dtype=dtype
+    )
+
+    def unfinished(state: _Decoding) -> jax.Array:
+        return (state.step < new_tokens) & ~jnp.all(state.done)
+
+    def decode(state: _Decoding) -> _Decoding:
+        out = forward(params, config, state.last[:, None], cache=state.cache, dtype=dtype)
+        token = jnp.where(state.done, pad, pick(out.logits[:, 0], keys, state.step, sampling))
+        return _Decoding(
+            step=state.step + 1,
+            last=token,
+            tokens=state.tokens.at[:, state.step].set(token),
+            cache=out.cache,
+            done=state.done if end is None else state.done | (token == end),
+            lengths=state.lengths + ~state.done,
+        )
+
+    token = pick(first.logits[:, 0], keys, 0, sampling)
+    start = _Decoding(
+        step=jnp.int32(1),
+        last=token,
+        tokens=jnp.full((prompt.shape[0], new_tokens), pad, jnp.int32).at[:, 0].set(token),
+        cache=reserve(first.cache, new_tokens),
+        done=jnp.zeros(token.shape, bool) if end is None else token == end,
+        lengths=jnp.ones(token.shape, jnp.int32),
+    )
+    finished = lax.while_loop(unfinished, decode, start)
+    return Generated(finished.tokens, finished.lengths)
+
+
+class _Decoding(NamedTuple):
+    step: jax.Array
+    last: jax.Array
+    tokens: jax.Array
+    cache: Any
+    done: jax.Array
+    lengths: jax.Array
+
+
+def pick(logits: jax.Array, keys: Any, step: Any, sampling: Sampling) -> jax.Array:
+    """The next token of every row, [B] int32, from logits [B, V].
+
+    Args:
+        keys: one key for each row, folded with `step`; unused where the most likely is taken.
+    """
+    if sampling.temperature == 0:
+        return jnp.argmax(logits, -1).astype(jnp.int32)
+    logits = restrict(logits / sampling.temperature, sampling.top_k, sampling.top_p)
+    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
+    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
+
+
+def restrict(logits: jax.Array, top_k: int = 0, top_p: Any = 1.0) -> jax.Array:
+    """Logits [..., V] with -inf outside the k most likely tokens and the nucleus of mass p.
+
+    The nucleus (Holtzman et al., "The Curious Case of Neural Text Degeneration", arXiv 1904.09751)
+    is the smallest set of most likely tokens that holds at least p; it has one token at least.
+    """
+    if 0 < top_k < logits.shape[-1]:
+        least = lax.top_k(logits, top_k)[0][..., -1:]
+        logits = jnp.where(logits >= least, logits, -jnp.inf)
+    if not isinstance(top_p, float | int) or top_p < 1:  # may be traced
+        order = jnp.argsort(-logits, axis=-1, stable=True)
+        probability = jax.nn.softmax(jnp.take_along_axis(logits, order, -1), axis=-1)
+        before = jnp.cumsum(probability, -1) - probability
+        kept = (before < top_p).at[..., 0].set(True)
+        place = jnp.argsort(order, axis=-1)
+        logits = jnp.where(jnp.take_along_axis(kept, place, -1), logits, -jnp.inf)
+    return logits
+
+
+def _left_padded(prompt: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+    """Moves the padding of [B, T, ...] to the left, so that all rows are continued at one index."""
+    if mask is None:
+        return prompt, None
+    mask = mask.astype(bool)
+    order = jnp.argsort(mask, axis=1, stable=True)  # padding first, tokens in their order
+    return jax.vmap(lambda row, where: row[where])(prompt, order), jnp.sort(mask, axis=1)
+
+
+def _row_keys(key: jax.Array | None, rows: int) -> jax.Array | None:
+    return jax.random.split(key, rows) if key is not None and key.ndim == 0 else key

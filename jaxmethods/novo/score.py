@@ -1,0 +1,169 @@
+"""From token sequences to norms and likelihoods of all candidates of a set of questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxmethods.models.decoder_config import DecoderConfig
+from jaxmethods.models.decoder_layer import Params
+from jaxmethods.novo.norms import (
+    Order,
+    Root,
+    Tokens,
+    row_log_likelihoods,
+    row_norms,
+    run_root,
+    sequence_norms,
+)
+from jaxmethods.novo.tree import Sequences, Tree, build_tree
+
+Mode = Literal["tree", "packed", "naive"]
+"""Share instruction and question; share the question; share nothing."""
+
+_run_root = jax.jit(run_root, static_argnames=("config", "residual", "dtype"))
+_row_norms = jax.jit(row_norms, static_argnames=("config", "order", "tokens", "dtype"))
+_row_log_likelihoods = jax.jit(row_log_likelihoods, static_argnames=("config", "dtype"))
+_sequence_norms = jax.jit(sequence_norms, static_argnames=("config", "order", "dtype"))
+
+
+class Scores(NamedTuple):
+    """Of Q questions with up to C candidates."""
+
+    norms: np.ndarray
+    """[Q, C, L H] float32; 0 where there is no candidate."""
+    mask: np.ndarray
+    """[Q, C] bool: which candidates there are."""
+    likelihood: np.ndarray | None
+    """[Q, C] float32: log-probability of the candidate's tokens; None if it wasn't asked for."""
+    lengths: np.ndarray | None
+    """[Q, C] int: how many tokens that sum has."""
+
+
+class Part(NamedTuple):
+    """The scores of one batch, on the device until they are asked for."""
+
+    norms: jax.Array
+    """[B, C, L H] for distinct candidates."""
+    likelihood: jax.Array | None
+    lengths: jax.Array | None
+
+
+def score(
+    params: Params,
+    config: DecoderConfig,
+    sequences: Sequences,
+    *,
+    mode: Mode = "tree",
+    prompt_lengths: Sequence[int] | None = None,
+    likelihood: bool = False,
+    order: Order = "2",
+    tokens: Tokens = "last",
+    dtype: Any = None,
+    batch_tokens: int = 2048,
+    mesh: Mesh | None = None,
+) -> Scores:
+    """Norms (and log-likelihoods) of all candidates; see `norms` and `tree`.
+
+    Args:
+        mode: what is shared; the numbers are those of one row for each candidate.
+        mesh: split batches over its axis "data".
+
+    Raises:
+        ValueError: norms that are not finite.
+    """
+    if mode == "naive":
+        if likelihood or tokens != "last":
+            raise ValueError("mode: naive reads norms at the last token only")
+        return _score_naive(params, config, sequences, order, dtype, batch_tokens)
+    tree = build_tree(
+        sequences, prompt_lengths, share_root=mode == "tree", batch_tokens=batch_tokens
+    )
+    settings = {"likelihood": likelihood, "order": order, "tokens": tokens, "dtype": dtype}
+    parts = list(score_batches(params, config, tree, mesh=mesh, **settings))
+    return collect(tree, jax.device_get(parts))
+
+
+def score_batches(
+    params: Params,
+    config: DecoderConfig,
+    tree: Tree,
+    *,
+    likelihood: bool = False,
+    order: Order = "2",
+    tokens: Tokens = "last",
+    dtype: Any = None,
+    mesh: Mesh | None = None,
+    first: int = 0,
+) -> Iterator[Part]:
+    """The scores of the tree's batches, from batch `first` on, as they are dispatched."""
+    length = jnp.int32(tree.root_length)
+    root: Root = _run_root(params, config, tree.root, length, residual=likelihood, dtype=dtype)
+    for rows in tree.batches[first:]:
+        if mesh is not None:
+            split = "data" if rows.ids.shape[0] % mesh.shape["data"] == 0 else None
+            rows = jax.device_put(rows, NamedSharding(mesh, PartitionSpec(split)))
+        norms = _row_norms(params, config, root, rows, order=order, tokens=tokens, dtype=dtype)
+        told = (None, None)
+        if likelihood:
+            told = _row_log_likelihoods(params, config, root, rows, dtype=dtype)
+        yield Part(norms, *told)
+
+
+def collect(tree: Tree, parts: Sequence[Part]) -> Scores:
+    """Puts the batches' scores (on the host) where their questions and candidates are."""
+    questions, mask = tree.slots.shape[0], tree.slots >= 0
+    place = np.where(mask, tree.slots, 0)
+
+    def gather(field: str) -> Any:
+        values = [np.asarray(getattr(part, field)) for part in parts]
+        distinct = np.zeros((questions, *values[0].shape[1:]), values[0].dtype)
+        for where, value in zip(tree.questions, values, strict=True):
+            distinct[where[where >= 0]] = value[where >= 0]
+        spread = distinct[np.arange(questions)[:, None], place]
+        return np.where(mask.reshape(mask.shape + (1,) * (spread.ndim - 2)), spread, 0)
+
+    norms = gather("norms")
+    if not np.isfinite(norms).all():
+        where = int(np.argwhere(~np.isfinite(norms))[0][0])
+        raise ValueError(f"norms of question {where} are not finite")
+    if parts[0].likelihood is None:
+        return Scores(norms, mask, None, None)
+    return Scores(norms, mask, gather("likelihood"), gather("lengths"))
+
+
+def _score_naive(
+    params: Params,
+    config: DecoderConfig,
+    sequences: Sequences,
+    order: Order,
+    dtype: Any,
+    batch_tokens: int,
+) -> Scores:
+    """One row for each distinct candidate, in its order, padded to the longest."""
+    tree = build_tree(sequences, share_root=False)
+    flat = list(dict.fromkeys(tuple(s) for question in sequences for s in question))
+    lengths = np.array([len(sequence) for sequence in flat], np.int32)
+    width = -(-int(lengths.max()) // 16) * 16
+    rows = max(1, min(len(flat), batch_tokens // width))
+    ids = np.zeros((-(-len(flat) // rows) * rows, width), np.int32)
+    for place, sequence in enumerate(flat):
+        ids[place, : len(sequence)] = sequence
+    lengths = np.pad(lengths, (0, len(ids) - len(flat)), constant_values=1)
+    found = [
+        _sequence_norms(
+            params, config, ids[i : i + rows], lengths[i : i + rows], order=order, dtype=dtype
+        )
+        for i in range(0, len(ids), rows)
+    ]
+    by_sequence = dict(zip(flat, np.concatenate(jax.device_get(found)), strict=False))
+    norms = np.zeros((*tree.slots.shape, len(by_sequence[flat[0]])), np.float32)
+    for place, question in enumerate(sequences):
+        for number, sequence in enumerate(question):
+            norms[place, number] = by_sequence[tuple(sequence)]
+    return Scores(norms, tree.slots >= 0, None, None)
