@@ -1,0 +1,1 @@
+"""Networks that several methods share, and Hugging Face folders in and out."""

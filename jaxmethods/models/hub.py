@@ -1,0 +1,399 @@
+"""Hugging Face model folders: `config.json` and safetensors, in and out, for any model family.
+
+A family says once which tensors a checkpoint has and which leaves of our parameter tree they hold,
+as a table of `Tensor`s; reading and writing both follow that table:
+
+    table = [
+        linear("model.layers.{}.mlp.up_proj.weight", "layers/mlp/up/kernel", 64, 96, layers=3),
+        whole("model.norm.weight", "final_norm/scale", (64,)),
+    ]
+    folder = open_folder("path/to/model")
+    params = read_params(folder, table, shapes, dtype=jnp.bfloat16)
+    write_folder("path/to/copy", folder.config, table, params)
+
+Weights are views of memory-mapped files until the moment they are put on a device, one leaf after
+the other, and of a sharded leaf only what a device holds is read: the host never holds the model,
+only one leaf of it. Layers of a model are stacked on the leading axis of a leaf. Nothing is ever
+unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from safetensors.numpy import save_file
+
+from jaxmethods.errors import UserError
+
+DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+"""Element types of safetensors files that we read."""
+INDEX = "model.safetensors.index.json"
+LARGEST_HEADER = 100_000_000
+"""Bytes; the format's own limit."""
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "chat_template.jinja",
+)
+
+
+class HubError(UserError):
+    """A model folder that cannot be read or written; the message is one line."""
+
+
+class Stored(NamedTuple):
+    """Where one tensor lies on disk."""
+
+    file: Path
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    offset: int
+    """Bytes from the beginning of the file."""
+
+
+class Folder(NamedTuple):
+    """A model folder whose headers have been read, and nothing else."""
+
+    path: Path
+    config: dict[str, Any]
+    """The content of `config.json`."""
+    tensors: dict[str, Stored]
+
+    def view(self, name: str) -> np.ndarray:
+        """The tensor as a read-only view of the mapped file."""
+        stored = self.tensors[name]
+        if 0 in stored.shape:
+            return np.empty(stored.shape, stored.dtype)
+        return np.memmap(stored.file, stored.dtype, "r", stored.offset, stored.shape)
+
+
+def _identity(tensor: np.ndarray) -> list[np.ndarray]:
+    return [tensor]
+
+
+def _only(leaves: Sequence[np.ndarray]) -> np.ndarray:
+    (leaf,) = leaves
+    return leaf
+
+
+class Tensor(NamedTuple):
+    """One tensor of a checkpoint (of every layer, if it has layers) and the leaves it holds."""
+
+    name: str
+    """In the checkpoint; `{}` stands for the number of the layer."""
+    shape: tuple[int, ...]
+    """In the checkpoint."""
+    leaves: tuple[str, ...]
+    """Paths of leaves of the parameter tree, "layers/mlp/up/kernel"."""
+    layers: int = 0
+    """How many there are, stacked on the leaves' leading axis; 0: one tensor, no such axis."""
+    split: Callable[[np.ndarray], Sequence[np.ndarray]] = _identity
+    """The stored tensor -> the leaves (of one layer). Views, so that nothing is read too early."""
+    join: Callable[[Sequence[np.ndarray]], np.ndarray] = _only
+    """The leaves (of one layer) -> the stored tensor; undoes `split`."""
+
+    def names(self) -> list[str]:
+        """The names in the checkpoint, one for each layer."""
+        if not self.layers:
+            return [self.name]
+        return [self.name.format(layer) for layer in range(self.layers)]
+
+
+def whole(name: str, leaf: str, shape: Sequence[int], layers: int = 0) -> Tensor:
+    """A tensor that is a leaf as it stands: an embedding, a bias, the scale of a norm."""
+    return Tensor(name, tuple(shape), (leaf,), layers)
+
+
+def linear(name: str, leaf: str, inputs: int, outputs: int, layers: int = 0) -> Tensor:
+    """The weight (outputs, inputs) of a linear map, whose leaf is a kernel (inputs, outputs)."""
+    return Tensor(
+        name,
+        (outputs, inputs),
+        (leaf,),
+        layers,
+        split=lambda tensor: [tensor.T],
+        join=lambda leaves: _only(leaves).T,
+    )
+
+
+def open_folder(path: str | Path) -> Folder:
+    """Reads `config.json` and the headers of all safetensors files.
+
+    Raises:
+        HubError: no folder, no or malformed config, no safetensors (only pickled weights, say), a
+            file that is no safetensors file, or an index that doesn't fit its files.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise HubError(f"model {path}: not a folder")
+    config = _read_json(path / "config.json")
+    tensors: dict[str, Stored] = {}
+    index = path / INDEX
+    if index.is_file():
+        weight_map = _weight_map(index)
+        for file in sorted(set(weight_map.values())):
+            tensors |= _read_header(path / file)
+        absent = sorted(set(weight_map) - set(tensors))
+        if absent:
+            raise HubError(f"model {path}: {INDEX} names {_some(absent)}, which no file holds")
+    else:
+        files = sorted(path.glob("*.safetensors"))
+        if not files:
+            pickled = [file.name for file in sorted(path.glob("*.bin"))]
+            hint = f"; {_some(pickled)} may run code when opened and is not read" if pickled else ""
+            raise HubError(f"model {path}: holds no *.safetensors file{hint}")
+        for file in files:
+            tensors |= _read_header(file)
+    return Folder(path, config, tensors)
+
+
+def read_params(
+    folder: Folder,
+    table: Iterable[Tensor],
+    shapes: Any,
+    *,
+    dtype: Any = jnp.float32,
+    shardings: Any = None,
+    ignore: Callable[[str], bool] = lambda name: False,
+) -> Any:
+    """Reads a parameter tree, leaf by leaf, straight into device arrays.
+
+    Args:
+        table: every tensor of the checkpoint, and which leaves it holds.
+        shapes: the tree, with a `jax.ShapeDtypeStruct` (or an array) at every leaf.
+        dtype: of the leaves; None keeps what is stored.
+        shardings: one for all leaves, or a tree with one for each; default: the default device.
+        ignore: says of a stored name that it is no parameter (a buffer), so that its being there
+            is not an error.
+
+    Raises:
+        HubError: tensors are missing, too many, or of another shape than the config says.
+    """
+    table = list(table)
+    _check(folder, table, ignore)
+    source = {leaf: (entry, place) for entry in table for place, leaf in enumerate(entry.leaves)}
+    if shardings is None:
+        shardings = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    if isinstance(shardings, jax.sharding.Sharding):
+        one_for_all = shardings
+        shardings = jax.tree.map(lambda leaf: one_for_all, shapes)
+
+    def read(path: Any, leaf: Any, sharding: Any) -> jax.Array:
+        entry, place = source[path_of(path)]
+        return _read_leaf(folder, entry, place, leaf.shape, dtype, sharding)
+
+    return jax.tree_util.tree_map_with_path(read, shapes, shardings)
+
+
+def write_folder(
+    path: str | Path,
+    config: Mapping[str, Any],
+    table: Iterable[Tensor],
+    params: Any,
+    *,
+    largest_file: int = 5 * 2**30,
+    extra_files: str | Path | None = None,
+) -> None:
+    """Writes a folder that `transformers` opens; one file of weights is on the host at a time.
+
+    The folder appears under its name when it is whole.
+
+    Args:
+        path: must not exist, or be an empty folder.
+        largest_file: bytes; more than that goes into several files and an index.
+        extra_files: a model folder whose tokenizer files are copied along.
+    """
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise HubError(f"model {path}: is there already; write to a new folder")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        _write_weights(temporary, list(table), params, largest_file)
+        (temporary / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n")
+        for name in TOKENIZER_FILES if extra_files is not None else ():
+            if (Path(extra_files or "") / name).is_file():
+                shutil.copyfile(Path(extra_files or "") / name, temporary / name)
+        temporary.chmod(0o755)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def path_of(path: Any) -> str:
+    """A pytree path as `Tensor.leaves` writes it: "layers/mlp/up/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _read_leaf(
+    folder: Folder, entry: Tensor, place: int, shape: tuple, dtype: Any, sharding: Any
+) -> jax.Array:
+    names = entry.names()
+    dtype = folder.tensors[names[0]].dtype if dtype is None else np.dtype(dtype)
+
+    def part(index: Any) -> np.ndarray:
+        if not entry.layers:
+            return np.array(entry.split(folder.view(entry.name))[place][index], dtype, order="C")
+        layers = range(*index[0].indices(entry.layers))
+        sizes = [len(range(*cut.indices(n))) for cut, n in zip(index, shape, strict=True)]
+        stack = np.empty(sizes, dtype)
+        for row, layer in zip(stack, layers, strict=True):
+            row[...] = entry.split(folder.view(names[layer]))[place][index[1:]]
+        return stack
+
+    array = jax.make_array_from_callback(shape, sharding, part, dtype=dtype)
+    # Transfers are asynchronous: without waiting, every leaf would be on the host at once.
+    return jax.block_until_ready(array)
+
+
+def _check(folder: Folder, table: Sequence[Tensor], ignore: Callable[[str], bool]) -> None:
+    expected = {name: entry.shape for entry in table for name in entry.names()}
+    missing = [name for name in expected if name not in folder.tensors]
+    if missing:
+        raise HubError(f"model {folder.path}: tensors are missing: {_some(missing)}")
+    extra = [name for name in folder.tensors if name not in expected and not ignore(name)]
+    if extra:
+        raise HubError(
+            f"model {folder.path}: tensors that its config has no use for: {_some(extra)}"
+        )
+    for name, shape in expected.items():
+        stored = folder.tensors[name]
+        if stored.shape != shape:
+            raise HubError(
+                f"model {folder.path}: {name}: expected shape {shape}, got {stored.shape}"
+            )
+        if not jnp.issubdtype(stored.dtype, jnp.floating):
+            raise HubError(
+                f"model {folder.path}: {name}: expected floating-point weights, got {stored.dtype} "
+                "(quantised checkpoints are not supported)"
+            )
+
+
+def _read_header(file: Path) -> dict[str, Stored]:
+    """The format: 8 bytes (little endian) say how long the JSON header is; then the data."""
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            size = os.fstat(stream.fileno()).st_size
+            if size < 8 or length > min(LARGEST_HEADER, size - 8):
+                raise ValueError("the file is cut off")
+            header = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        return {name: _stored(file, entry, 8 + length, size) for name, entry in header.items()}
+    except OSError as error:
+        raise HubError(f"model file {file}: cannot be read ({error.strerror})") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise HubError(f"model file {file}: not a valid safetensors file ({error})") from error
+
+
+def _stored(file: Path, entry: Mapping[str, Any], start: int, size: int) -> Stored:
+    if entry["dtype"] not in DTYPES:
+        raise ValueError(f"element type {entry['dtype']} is not supported")
+    dtype, shape = DTYPES[entry["dtype"]], tuple(int(n) for n in entry["shape"])
+    begin, end = entry["data_offsets"]
+    if min(shape, default=0) < 0 or end - begin != math.prod(shape) * dtype.itemsize:
+        raise ValueError("a tensor's length doesn't fit its shape")
+    if begin < 0 or start + end > size:
+        raise ValueError("the file is cut off")
+    return Stored(file, dtype, shape, start + begin)
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise HubError(f"model file {index}: expected a weight_map of tensors to files")
+    for file in weight_map.values():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise HubError(f"model file {index}: expected names of files beside it, got {file!r}")
+    return weight_map
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise HubError(f"model file {file}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise HubError(f"model file {file}: not valid JSON") from error
+    if not isinstance(content, dict):
+        raise HubError(f"model file {file}: expected a JSON object")
+    return content
+
+
+def _write_weights(folder: Path, table: Sequence[Tensor], params: Any, largest: int) -> None:
+    leaves = {path_of(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    files = _plan(table, leaves, largest)
+    weight_map: dict[str, str] = {}
+    for number, tensors in enumerate(files, 1):
+        several = f"model-{number:05d}-of-{len(files):05d}.safetensors"
+        file = several if len(files) > 1 else "model.safetensors"
+        content = {name: _stored_form(entry, layer, leaves) for name, entry, layer in tensors}
+        # `transformers` opens a file only if it says whose layout its tensors have.
+        save_file(content, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(content, file)
+    if len(files) > 1:
+        total = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _plan(
+    table: Sequence[Tensor], leaves: Mapping[str, Any], largest: int
+) -> list[list[tuple[str, Tensor, int]]]:
+    """Deals the tensors out to files of at most `largest` bytes (or of one larger tensor)."""
+    files: list[list[tuple[str, Tensor, int]]] = [[]]
+    filled = 0
+    for entry in table:
+        size = math.prod(entry.shape) * leaves[entry.leaves[0]].dtype.itemsize
+        for layer, name in enumerate(entry.names()):
+            if files[-1] and filled + size > largest:
+                files.append([])
+                filled = 0
+            files[-1].append((name, entry, layer))
+            filled += size
+    return files
+
+
+def _stored_form(entry: Tensor, layer: int, leaves: Mapping[str, Any]) -> np.ndarray:
+    parts = [leaves[leaf][layer] if entry.layers else leaves[leaf] for leaf in entry.leaves]
+    tensor = entry.join([np.asarray(jax.device_get(part)) for part in parts])
+    if tensor.shape != entry.shape:
+        raise HubError(
+            f"{entry.name}: expected parameters of shape {entry.shape}, got {tensor.shape}"
+        )
+    return np.ascontiguousarray(tensor)
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
