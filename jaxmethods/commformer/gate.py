@@ -27,6 +27,7 @@ import jax.numpy as jnp
 
 from jaxmethods.commformer.config import GateConfig
 from jaxmethods.commformer.layers import Dense, gelu
+from jaxmethods.models.initializers import orthogonal
 
 
 class Gate(NamedTuple):
@@ -45,10 +46,10 @@ class TemporalGate(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        wide = nn.initializers.orthogonal(math.sqrt(2.0))
+        wide = orthogonal(math.sqrt(2.0))
         hidden = gelu(Dense(x.shape[-1], kernel_init=wide, name="hidden")(x))
         bias = nn.initializers.constant(self.initial_logit)
-        narrow = nn.initializers.orthogonal(0.01)
+        narrow = orthogonal(0.01)
         return Dense(1, kernel_init=narrow, bias_init=bias, name="out")(hidden)[..., 0]
 
 

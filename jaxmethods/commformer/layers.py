@@ -14,6 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxmethods.models.initializers import orthogonal
+
 EPSILON = 1e-5
 """Added to the variance in every normalisation."""
 
@@ -62,8 +64,7 @@ class NormalizedDense(nn.Module):
         width = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (width,))
         shift = self.param("shift", nn.initializers.zeros, (width,))
-        orthogonal = nn.initializers.orthogonal(self.gain)
-        kernel = self.param("kernel", orthogonal, (width, self.features))
+        kernel = self.param("kernel", orthogonal(self.gain), (width, self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         # One-byte types are exact in reduced precision; anything else may lose its variation
         # when it is rounded before the mean is gone.

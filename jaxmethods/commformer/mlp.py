@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxmethods.commformer.config import NetworkConfig
 from jaxmethods.commformer.layers import Dense, LayerNorm
 from jaxmethods.commformer.network import Encoding
+from jaxmethods.models.initializers import orthogonal
 
 
 class IndependentActors(nn.Module):
@@ -36,10 +37,10 @@ class IndependentActors(nn.Module):
         team = self.config.model == "mappo"
         self.actor = Layers(self.config)
         self.critic = Layers(self.config)
-        out = nn.initializers.orthogonal(0.01)
+        out = orthogonal(0.01)
         self.action_out = Dense(self.n_actions, kernel_init=out)
         values = self.n_agents if team else 1
-        self.value_out = Dense(values, kernel_init=nn.initializers.orthogonal(1.0))
+        self.value_out = Dense(values, kernel_init=orthogonal(1.0))
         if self.continuous:
             self.log_std = self.param("log_std", nn.initializers.ones, (self.n_actions,))
 
@@ -99,7 +100,7 @@ class Layers(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        config, gain = self.config, nn.initializers.orthogonal(math.sqrt(2.0))
+        config, gain = self.config, orthogonal(math.sqrt(2.0))
         x = LayerNorm(config.dtype, name="norm")(x)
         for layer in range(config.blocks + 1):
             x = Dense(config.embed, kernel_init=gain, dtype=config.dtype, name=f"hidden_{layer}")(x)

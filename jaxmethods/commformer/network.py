@@ -37,6 +37,7 @@ from jaxmethods.commformer.attention import (
 from jaxmethods.commformer.config import NetworkConfig
 from jaxmethods.commformer.gate import Gate, TemporalGate, decide, gated_graph
 from jaxmethods.commformer.layers import Dense, LayerNorm, NormalizedDense, gelu
+from jaxmethods.models.initializers import orthogonal
 
 RELU_GAIN = math.sqrt(2.0)
 OUTPUT_GAIN = 0.01
@@ -376,7 +377,7 @@ def _dense(
     return Dense(
         features,
         use_bias=use_bias,
-        kernel_init=nn.initializers.orthogonal(gain),
+        kernel_init=orthogonal(gain),
         dtype=dtype or config.dtype,
         name=name,
     )

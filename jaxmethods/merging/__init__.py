@@ -9,6 +9,7 @@ from jaxmethods.merging.sparsify import (
     concrete_mask,
     dare,
     dare_mask,
+    dare_ties,
     dare_with_mask,
     della,
     magnitude_prune,

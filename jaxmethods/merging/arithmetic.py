@@ -6,6 +6,7 @@ arXiv 2212.04089), Model Stock (Jang et al. 2024, arXiv 2403.19522) and spherica
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,6 +29,7 @@ LINEAR_ABOVE = 0.9995
 """Cosine beyond which `slerp` is linear interpolation: the sine of the angle is lost in rounding."""
 
 
+@partial(jax.jit, static_argnames=("normalize",))
 def average(stack: Tree, weights: Coefficients | None = None, normalize: bool = False) -> Tree:
     """sum_t w_t theta_t, by default the mean (1/T) sum_t theta_t.
 
@@ -62,6 +64,7 @@ def task_arithmetic(base: Tree, stack: Tree, coefficients: Coefficients = 0.3) -
     return combine(base, stack, coefficients)
 
 
+@jax.jit
 def analogy(target: Tree, source: Tree, destination: Tree, coefficient: Any = 1.0) -> Tree:
     """a + lambda (c - b): "b is to c as a is to the result"."""
     check_same_structure(target, source, "target", "source")
@@ -76,6 +79,7 @@ def analogy(target: Tree, source: Tree, destination: Tree, coefficient: Any = 1.
     return jax.tree.map(move, target, source, destination)
 
 
+@jax.jit
 def model_stock(base: Tree, stack: Tree) -> Tree:
     """t mean(theta_t) + (1 - t) theta_0 per leaf, t = T c / (1 + (T - 1) c).
 
@@ -98,6 +102,7 @@ def model_stock(base: Tree, stack: Tree) -> Tree:
     return combine(base, stack, jax.tree.map(weight, base, stack))
 
 
+@jax.jit
 def slerp(one: Tree, other: Tree, t: Any) -> Tree:
     """Spherical interpolation per leaf, from `one` (t = 0) to `other` (t = 1).
 

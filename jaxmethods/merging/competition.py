@@ -12,6 +12,7 @@ Order statistics, minima and maxima are over all entries of one task.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +35,7 @@ class Balanced(NamedTuple):
     """In [0, 1]."""
 
 
+@partial(jax.jit, static_argnames=("ratio",))
 def pcb(base: Tree, stack: Tree, ratio: float = 0.1, coefficient: Any = 1.2) -> Tree:
     """theta_0 + lambda m.
 

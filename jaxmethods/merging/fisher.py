@@ -8,6 +8,7 @@ Matena and Raffel, "Merging Models with Fisher-Weighted Averaging", NeurIPS 2022
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -22,6 +23,7 @@ from jaxmethods.merging.trees import (
 )
 
 
+@partial(jax.jit, static_argnames=("normalize",))
 def fisher_merge(
     stack: Tree,
     fisher: Tree,

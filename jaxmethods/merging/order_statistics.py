@@ -32,13 +32,18 @@ def kth_smallest(leaves: Sequence[jax.Array], k: int) -> jax.Array:
     size = sum(leaf[0].size for leaf in leaves)
     if not 1 <= k <= size < 2**32:
         raise ValueError(f"k: expected 1 to {size} (below 2^32), got {k}")
+    return _search(list(leaves), jnp.uint32(k))
+
+
+@jax.jit
+def _search(leaves: list[jax.Array], k: jax.Array) -> jax.Array:
     keys = [_sortable(leaf) for leaf in leaves]
 
     def one_bit(index: jax.Array, found: jax.Array) -> jax.Array:
         # The largest key with fewer than k keys below it is that of the k-th.
         candidate = found | (jnp.uint32(1) << (31 - index).astype(jnp.uint32))
         below = sum((_count_below(key, candidate) for key in keys), jnp.uint32(0))
-        return jnp.where(below < jnp.uint32(k), candidate, found)
+        return jnp.where(below < k, candidate, found)
 
     start = jnp.zeros(leaves[0].shape[:1], jnp.uint32)
     return _value(jax.lax.fori_loop(0, PASSES, one_bit, start))
@@ -51,8 +56,9 @@ def _count_below(keys: jax.Array, candidate: jax.Array) -> jax.Array:
 
 def _sortable(values: jax.Array) -> jax.Array:
     """uint32 in the order of the floats: negative ones inverted, the sign bit set on the others."""
-    bits = jax.lax.bitcast_convert_type(values.astype(jnp.float32) + 0.0, jnp.uint32)
+    bits = jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.uint32)
     sign = jnp.uint32(1 << 31)
+    bits = jnp.where(bits == sign, jnp.uint32(0), bits)  # -0 is 0
     return jnp.where(bits & sign, ~bits, bits | sign)
 
 

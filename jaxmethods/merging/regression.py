@@ -9,6 +9,7 @@ arXiv 2212.09849.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Literal
 
 import jax
@@ -24,6 +25,7 @@ def gram(inputs: jax.Array) -> jax.Array:
     return jnp.einsum("...ni,...nj->...ij", x, x, precision="highest") / x.shape[-2]
 
 
+@partial(jax.jit, static_argnames=("layout",))
 def regmean(
     stack: Tree,
     grams: Mapping[str, jax.Array],

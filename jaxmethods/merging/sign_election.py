@@ -13,6 +13,7 @@ gives the experts themselves where nothing is in their way.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal, TypeAlias
 
 import jax
@@ -37,6 +38,7 @@ Merge: TypeAlias = Literal["sum", "mean", "max"]
 Flavour: TypeAlias = Literal["paper", "mergekit"]
 
 
+@partial(jax.jit, static_argnames=("density", "merge", "scope", "flavour"))
 def ties(
     base: Tree,
     stack: Tree,
@@ -98,6 +100,7 @@ def agreement_weights(
     return jax.tree.map(weigh, tau, kept)
 
 
+@partial(jax.jit, static_argnames=("density", "scope"))
 def ties_split(tau: Tree, density: float = 0.2, scope: Scope = "global") -> Tree:
     """The entries of each task vector that survive trimming and agree with the elected sign.
 

@@ -1,7 +1,7 @@
 r"""Task vectors with fewer entries: DARE, Model Breadcrumbs, DELLA, magnitude pruning.
 
 All take stacked task vectors [T, ...] (`trees.task_vectors`) and return such; merge the result with
-`trees.apply_task_vectors` or feed it to TIES with `sparse_experts`.
+`trees.apply_task_vectors`; `dare_ties` combines DARE with TIES.
 
 - DARE (Yu et al. 2024, arXiv 2311.03099): tau' = m tau / (1 - p), m ~ Bernoulli(1 - p).
 - Breadcrumbs (Davari and Belilovsky 2023, arXiv 2312.06795): drop outliers and small entries.
@@ -12,14 +12,25 @@ All take stacked task vectors [T, ...] (`trees.task_vectors`) and return such; m
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxmethods.merging.order_statistics import kth_smallest
-from jaxmethods.merging.sign_election import largest, share
-from jaxmethods.merging.trees import Tree, compute_dtype, is_merged, map_with_names
+from jaxmethods.merging.sign_election import Merge, Scope, agreement_weights, largest, share
+from jaxmethods.merging.trees import (
+    Coefficients,
+    Tree,
+    combine,
+    compute_dtype,
+    is_merged,
+    map_with_names,
+    per_entry,
+    spread,
+    task_vectors,
+)
 
 
 def dare(
@@ -86,12 +97,41 @@ def dare_with_mask(
     return map_with_names(drop, tau, mask)
 
 
+def dare_ties(
+    key: jax.Array,
+    base: Tree,
+    stack: Tree,
+    p: Any = 0.5,
+    *,
+    density: float = 1.0,
+    coefficients: Coefficients = 0.3,
+    merge: Merge = "sum",
+    scope: Scope = "global",
+) -> Tree:
+    """TIES of the experts that DARE leaves: theta_0 + lambda m of rescaled task vectors.
+
+    Args:
+        p: drop rate in [0, 1).
+        density: share of the entries that TIES then keeps; dropped ones are its smallest.
+    """
+    mask = dare_mask(key, stack, p)
+    sparse = dare_with_mask(task_vectors(base, stack), mask, p)
+    weights = agreement_weights(sparse, density, merge, scope)
+
+    def weigh(path: str, coefficient: jax.Array, weight: jax.Array, keep: jax.Array) -> jax.Array:
+        return per_entry(coefficient, weight, path) * jnp.where(keep, weight, 0) / (1 - p)
+
+    spread_out = spread(coefficients, base)
+    return combine(base, stack, map_with_names(weigh, spread_out, weights, mask))
+
+
 def matrices(path: str, leaf: jax.Array) -> bool:
     """For `where`: linear weights, not biases and norms."""
     del path
     return leaf.ndim >= 2
 
 
+@partial(jax.jit, static_argnames=("density", "gamma"))
 def breadcrumbs(tau: Tree, density: float = 0.9, gamma: float = 0.01) -> Tree:
     """Drops the floor(gamma n) largest of every leaf, then the smallest until floor(rho n) are left.
 
@@ -111,6 +151,7 @@ def breadcrumbs(tau: Tree, density: float = 0.9, gamma: float = 0.01) -> Tree:
     return jax.tree.map(keep, tau)
 
 
+@partial(jax.jit, static_argnames=("density", "epsilon", "rescale"))
 def della(
     key: jax.Array, tau: Tree, density: float = 0.5, epsilon: float = 0.1, rescale: bool = True
 ) -> Tree:
@@ -146,6 +187,7 @@ def della(
     return jax.tree.map(draw, tau, keys)
 
 
+@partial(jax.jit, static_argnames=("ratio", "stacked"))
 def magnitude_prune(tree: Tree, ratio: float, stacked: int = 1) -> Tree:
     """Zeroes the magnitudes of every tensor up to its `ratio`-quantile (E-WEMoE).
 

@@ -12,6 +12,7 @@ are matrices of their own.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 from jaxmethods.merging.trees import Tree, apply_task_vectors, map_with_names, task_vectors
 
 
+@partial(jax.jit, static_argnames=("is_matrix",))
 def tsv_merge(
     base: Tree,
     stack: Tree,
@@ -36,6 +38,7 @@ def tsv_merge(
     return _merge_matrices(base, stack, coefficient, is_matrix, _joint_triples)
 
 
+@partial(jax.jit, static_argnames=("is_matrix",))
 def iso_c(
     base: Tree,
     stack: Tree,

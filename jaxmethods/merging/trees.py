@@ -128,6 +128,7 @@ def compute_dtype(leaf: Any) -> Any:
     return jnp.promote_types(leaf.dtype, jnp.float32)
 
 
+@jax.jit
 def task_vectors(base: Tree, stack: Tree) -> Tree:
     """tau_t = theta_t - theta_0, stacked [T, ...] float32; zeros for leaves that aren't merged."""
     check_stack(base, stack)
@@ -141,6 +142,7 @@ def task_vectors(base: Tree, stack: Tree) -> Tree:
     return jax.tree.map(difference, base, stack)
 
 
+@jax.jit
 def apply_task_vectors(base: Tree, tau: Tree, coefficients: Coefficients = 1.0) -> Tree:
     """theta_0 + sum_t c_t tau_t, leaf by leaf, in the base's dtypes.
 
@@ -166,6 +168,7 @@ def apply_task_vectors(base: Tree, tau: Tree, coefficients: Coefficients = 1.0) 
     return map_with_names(add, base, tau, spread(coefficients, base))
 
 
+@jax.jit
 def combine(base: Tree, stack: Tree, weights: Coefficients) -> Tree:
     """(1 - sum_t w_t) theta_0 + sum_t w_t theta_t: exact where w is zero or one-hot.
 

@@ -81,15 +81,9 @@ def init_state(
         return jax.tree.map(_strongly_typed, state)
 
     placed = place(jax.eval_shape(init, keys, batch))
-    if jax.default_backend() != "cpu":
-        return jax.jit(init, out_shardings=placed)(keys, batch)
-    # Virtual CPU devices share one pool of threads, and LAPACK (orthogonal initial weights) waits
-    # inside it for more threads of it: on all devices at once, it would wait for ever.
-    keys, batch = local_copy((keys, batch))
     # Runs once, so that optimising it would take longer than it saves.
-    lowered = jax.jit(init).lower(keys, batch)
-    state = lowered.compile(compiler_options={"xla_backend_optimization_level": "0"})(keys, batch)
-    return state if placed is None else put(state, placed)
+    quick = {"xla_backend_optimization_level": "0"} if jax.default_backend() == "cpu" else None
+    return jax.jit(init, out_shardings=placed, compiler_options=quick)(keys, batch)
 
 
 def compile_chunk(method: Method, state: State, batch: Batch, length: int) -> Chunk:

@@ -8,11 +8,11 @@ import signal
 import jax
 import numpy as np
 import pytest
-from jax.nn.initializers import orthogonal
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxmethods.config import MeshConfig
 from jaxmethods.method import Method, Rule
+from jaxmethods.models.initializers import orthogonal
 from jaxmethods.training import loop
 from jaxmethods.training.run_folder import RunFolder
 from jaxmethods.training.sharding import make_mesh
