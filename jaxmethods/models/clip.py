@@ -248,11 +248,9 @@ def _byte_pair_tokenizer(tokenizers: Any, path: Path) -> Any:
         ]
     )
     first, last = "<|startoftext|>", "<|endoftext|>"
-    tokenizer.post_processor = tokenizers.processors.RobertaProcessing(
-        sep=(last, tokenizer.token_to_id(last)),
-        cls=(first, tokenizer.token_to_id(first)),
-        add_prefix_space=False,
-        trim_offsets=False,
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{first} $A {last}",
+        special_tokens=[(mark, tokenizer.token_to_id(mark)) for mark in (first, last)],
     )
     return tokenizer
 
