@@ -54,9 +54,7 @@ class State(NamedTuple):
     step: jax.Array
 
 
-def adapter(
-    apply: Callable[[Tree, jax.Array, Any], jax.Array], config: AdaMergingConfig
-) -> Method:
+def adapter(apply: Callable[[Tree, jax.Array, Any], jax.Array], config: AdaMergingConfig) -> Method:
     """Makes the adaptation of a network.
 
     Args:

@@ -1,8 +1,8 @@
-r"""What test-time adaptation has in common: images without labels, heads, the entropy of predictions.
+r"""What test-time adaptation has in common: inputs without labels, heads, entropy.
 
     L = sum_t mean_x H(softmax(logits_t(x))),      H(p) = -sum_c p_c log p_c
 
-Wang et al., "Tent", ICLR 2021 (arXiv 2006.10726); used for merging by AdaMerging (arXiv 2310.02575).
+Wang et al., "Tent", ICLR 2021 (arXiv 2006.10726); for merging in AdaMerging (arXiv 2310.02575).
 No function here or in what builds on it takes a label.
 """
 

@@ -26,7 +26,7 @@ from jaxmethods.merging.trees import (
 )
 
 LINEAR_ABOVE = 0.9995
-"""Cosine beyond which `slerp` is linear interpolation: the sine of the angle is lost in rounding."""
+"""Cosine beyond which `slerp` is linear: the sine of the angle is lost in rounding."""
 
 
 @partial(jax.jit, static_argnames=("normalize",))

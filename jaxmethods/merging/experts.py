@@ -59,9 +59,7 @@ def merge_weights(base: Any, tau: Any, coefficients: jax.Array) -> Any:
 
     def merge(origin: jax.Array, vectors: jax.Array) -> jax.Array:
         # Products in full precision: they are few, and rounded coefficients would shift weights.
-        change = jnp.tensordot(
-            coefficients.astype(vectors.dtype), vectors, 1, precision="highest"
-        )
+        change = jnp.tensordot(coefficients.astype(vectors.dtype), vectors, 1, precision="highest")
         return (origin + change).astype(origin.dtype)
 
     return jax.tree.map(merge, base, tau)

@@ -2,7 +2,8 @@ r"""Fisher merging: an average weighted by how much each parameter matters to it
 
 Matena and Raffel, "Merging Models with Fisher-Weighted Averaging", NeurIPS 2022, arXiv 2111.09832.
 
-    theta = sum_t c_t F_t theta_t / sum_t c_t F_t,      F_t = E_x E_{y ~ p_t(.|x)} (d log p_t(y|x) / d theta)^2
+    theta = sum_t c_t F_t theta_t / sum_t c_t F_t
+    F_t = E_x E_{y ~ p_t(.|x)} (d log p_t(y|x) / d theta)^2
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@ r"""RegMean: the linear layer that is closest to all experts on their own inputs
 Jin et al., "Dataless Knowledge Fusion by Merging Weights of Language Models", ICLR 2023,
 arXiv 2212.09849.
 
-    W = argmin sum_t |X_t W^T - X_t W_t^T|^2 = ((sum_t G_t)^{-1} sum_t G_t W_t^T)^T,   G_t = X_t^T X_t
+    W = argmin sum_t |X_t W^T - X_t W_t^T|^2,
+    W^T = (sum_t G_t)^{-1} sum_t G_t W_t^T,       G_t = X_t^T X_t
 """
 
 from __future__ import annotations
@@ -60,9 +61,7 @@ def regmean(
             weights = weights.mT
         expected = (*weights.shape[:-2], weights.shape[-2], weights.shape[-2])
         if grams[path].shape != expected:
-            raise ValueError(
-                f"grams {path!r}: expected shape {expected}, got {grams[path].shape}"
-            )
+            raise ValueError(f"grams {path!r}: expected shape {expected}, got {grams[path].shape}")
         merged = _solve(grams[path].astype(weights.dtype), weights, alpha, jitter)
         return (merged.mT if layout == "out_in" else merged).astype(experts.dtype)
 

@@ -14,7 +14,7 @@ arXiv 2402.00433. The encoding of the block's number is that of E-WEMoE, arXiv 2
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -109,6 +109,6 @@ def layer_encodings(layers: int, width: int) -> jax.Array:
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
-def _encoded(bias: jax.Array, weight: jax.Array, encoding: jax.Array | None) -> jax.Array:
+def _encoded(bias: Any, weight: jax.Array, encoding: jax.Array | None) -> jax.Array:
     """The bias with what the encoding adds to it, the same for every token."""
     return bias if encoding is None else bias + weight[:, : len(encoding)] @ encoding

@@ -5,7 +5,8 @@ arXiv 2306.01708.
 
     trim    keep the largest |tau_t|, a share rho ("density") of one expert's entries
     elect   s = sign(sum_t trimmed tau_t); where 0, the majority sign of all entries
-    merge   m = sum, mean or largest of the kept entries whose sign is s;  theta = theta_0 + lambda m
+    merge   m = sum, mean or largest of the kept entries of sign s
+    theta = theta_0 + lambda m
 
 Every result is written as weights w_t per entry, m = sum_t w_t tau_t, so that `trees.combine`
 gives the experts themselves where nothing is in their way.
@@ -190,7 +191,7 @@ def mergekit_weights(tau: Tree, density: float, coefficients: Coefficients) -> T
 
 
 def largest(vectors: jax.Array, count: int) -> jax.Array:
-    """Exactly the `count` largest magnitudes of every task; the first of equal ones. [T, ...] bool."""
+    """[T, ...] bool: exactly the `count` largest magnitudes of every task, first of equal ones."""
     if count <= 0:
         return jnp.zeros(vectors.shape, bool)
     flat = jnp.abs(vectors.reshape(vectors.shape[0], -1))

@@ -82,10 +82,10 @@ def dare_with_mask(
     where: Callable[[str, jax.Array], bool] | None = None,
 ) -> Tree:
     """m tau / (1 - p) with given masks (True: keep)."""
-    if not isinstance(p, jax.core.Tracer):
-        if not 0 <= float(p) <= 1:
+    if isinstance(p, int | float):
+        if not 0 <= p <= 1:
             raise ValueError(f"p: expected a drop rate in [0, 1], got {p}")
-        if rescale and float(p) == 1:
+        if rescale and p == 1:
             raise ValueError("p: 1 drops everything, which cannot be rescaled; got 1")
 
     def drop(path: str, vectors: jax.Array, keep: jax.Array) -> jax.Array:
@@ -133,7 +133,7 @@ def matrices(path: str, leaf: jax.Array) -> bool:
 
 @partial(jax.jit, static_argnames=("density", "gamma"))
 def breadcrumbs(tau: Tree, density: float = 0.9, gamma: float = 0.01) -> Tree:
-    """Drops the floor(gamma n) largest of every leaf, then the smallest until floor(rho n) are left.
+    """Drops the floor(gamma n) largest of every leaf, then the smallest down to floor(rho n).
 
     Where both can't be had, fewer of the largest are dropped.
     """

@@ -72,7 +72,8 @@ class State(NamedTuple):
     """A pytree of arrays. Adam works entry by entry: tasks don't touch each other."""
 
     key: jax.Array
-    modules: Modules
+    modules: Any
+    """`Modules`"""
     optimizer: optax.OptState
     step: jax.Array
 
@@ -156,7 +157,7 @@ def aligner(config: SurgeryConfig, encode: Encode | None = None) -> Method:
         tasks, _, width = targets.features.shape
         means = targets.token_means if config.deep else None
         deep = () if means is None else means.shape[2:]
-        modules = init(module_key, tasks, width, config.rank, *deep)
+        modules: Any = init(module_key, tasks, width, config.rank, *deep)
         return State(key, modules, optimizer.init(modules), jnp.int32(0))
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
@@ -169,7 +170,7 @@ def aligner(config: SurgeryConfig, encode: Encode | None = None) -> Method:
             state.modules, batch.model, inputs, targets, config, encode
         )
         updates, optimizer_state = optimizer.update(gradient, state.optimizer)
-        modules = optax.apply_updates(state.modules, updates)
+        modules: Any = optax.apply_updates(state.modules, updates)
         after = State(key, modules, optimizer_state, state.step + 1)
         return after, {"loss": value / len(indices), "gradient_norm": optax.tree.norm(gradient)}
 
@@ -193,7 +194,9 @@ def loss(
 
     def distance(one: jax.Array, other: jax.Array, axes: tuple[int, ...]) -> jax.Array:
         error = one - jax.lax.stop_gradient(other)
-        return jnp.mean(jnp.abs(error) if config.loss == "l1" else jnp.square(error), axis=axes)
+        # Not `abs`, whose derivative at 0 is 1 here: an error of 0 shall move nothing.
+        sign = jax.lax.stop_gradient(jnp.sign(error))
+        return jnp.mean(error * (sign if config.loss == "l1" else error), axis=axes)
 
     if not config.deep:
         features = correct_features(modules, inputs)

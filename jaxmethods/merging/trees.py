@@ -97,7 +97,7 @@ def check_finite(stack: Tree, names: Sequence[str] | None = None) -> None:
             continue
         axes = tuple(range(1, leaf.ndim))
         wrong = np.asarray(jnp.count_nonzero(~jnp.isfinite(leaf), axis=axes))
-        for index in np.flatnonzero(wrong):
+        for index in np.flatnonzero(wrong).tolist():
             name = names[index] if names else f"expert {index}"
             size = int(np.prod(leaf.shape[1:]))
             raise ValueError(f"{name}: leaf {path!r} holds {wrong[index]} of {size} not finite")
@@ -214,9 +214,7 @@ def per_entry(coefficient: Any, stacked: jax.Array, path: str) -> jax.Array:
     return value.reshape(*value.shape, *(1,) * (stacked.ndim - value.ndim))
 
 
-def coefficients_by_name(
-    tree: Tree, rules: Sequence[tuple[str, Any]], default: Any = 1.0
-) -> Tree:
+def coefficients_by_name(tree: Tree, rules: Sequence[tuple[str, Any]], default: Any = 1.0) -> Tree:
     """One coefficient per leaf: that of the first rule whose regular expression is in its path.
 
     `[("head", 0.0), ("layers/.*/mlp", 0.5)]` leaves heads alone and halves the MLPs.

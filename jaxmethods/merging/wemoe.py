@@ -24,7 +24,7 @@ model what task it is looking at; here every image is routed alone unless `group
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,9 @@ from jaxmethods.merging.trees import Tree, check_stack, task_vectors
 from jaxmethods.method import Method, Metrics
 from jaxmethods.models import vit
 from jaxmethods.models.vit import VisionConfig
+
+Routers: TypeAlias = Any
+"""Module ("mlp", "self_attn") -> `Router`: a dict."""
 
 
 class Upcycled(NamedTuple):
@@ -75,7 +78,7 @@ class State(NamedTuple):
     """A pytree of arrays."""
 
     key: jax.Array
-    routers: dict[str, Router]
+    routers: Routers
     optimizer: optax.OptState
     step: jax.Array
 
@@ -109,9 +112,7 @@ def upcycle(base: Tree, stack: Tree, config: WEMoEConfig) -> Upcycled:
     return Upcycled(merged, origin, jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), tau))
 
 
-def init_routers(
-    key: jax.Array, vision: VisionConfig, tasks: int, config: WEMoEConfig
-) -> dict[str, Router]:
+def init_routers(key: jax.Array, vision: VisionConfig, tasks: int, config: WEMoEConfig) -> Routers:
     """Module -> a router, with a leading layer axis unless it is shared."""
 
     def one(key: jax.Array) -> Router:
@@ -135,7 +136,7 @@ def init_routers(
 
 def forward(
     model: Upcycled,
-    routers: dict[str, Router],
+    routers: Routers,
     vision: VisionConfig,
     config: WEMoEConfig,
     pixels: jax.Array,
@@ -223,8 +224,8 @@ def fold(model: Upcycled, coefficients: dict[str, jax.Array]) -> Tree:
     return {**model.merged, "encoder": {**model.merged["encoder"], "layers": layers}}
 
 
-def prune_routers(routers: dict[str, Router], config: WEMoEConfig) -> dict[str, Router]:
-    """Routers with the magnitudes of every tensor cut at `config.prune_router`, after adaptation."""
+def prune_routers(routers: Routers, config: WEMoEConfig) -> Routers:
+    """Routers with every tensor's magnitudes cut at `config.prune_router`, after adaptation."""
     if config.prune_router is None:
         return routers
     ratio, shared = config.prune_router, config.shared_router
@@ -264,7 +265,7 @@ def adapter(vision: VisionConfig, config: WEMoEConfig) -> Method:
 
 
 def loss(
-    routers: dict[str, Router],
+    routers: Routers,
     batch: Batch,
     pixels: jax.Array,
     vision: VisionConfig,

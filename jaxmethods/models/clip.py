@@ -18,7 +18,7 @@ with the blocks of each tower stacked on a leading layer axis.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,7 +83,9 @@ class Text(NamedTuple):
     encoded: vit.Encoded
 
 
-def image_features(params: Any, config: CLIPConfig, pixels: jax.Array, **options: Any) -> vit.Vision:
+def image_features(
+    params: Any, config: CLIPConfig, pixels: jax.Array, **options: Any
+) -> vit.Vision:
     """`vit.forward` with the model's visual projection (if it has one).
 
     Args:

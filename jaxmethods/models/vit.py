@@ -88,6 +88,9 @@ class Hooks(NamedTuple):
     """(x [B, L, D] after the block, extra) -> x that the next block gets."""
 
 
+NO_HOOKS = Hooks()
+
+
 class Encoded(NamedTuple):
     """What the blocks return; None where it wasn't asked for."""
 
@@ -119,7 +122,7 @@ def forward(
     pixels: jax.Array,
     *,
     projection: jax.Array | None = None,
-    hooks: Hooks = Hooks(),
+    hooks: Hooks = NO_HOOKS,
     per_layer: Any = None,
     taps: Sequence[str] = (),
     remat: bool = False,
@@ -157,7 +160,9 @@ def embed(params: Any, config: VisionConfig, pixels: jax.Array) -> jax.Array:
     """[B, L, D]: class token and patches, with positions, before the first norm."""
     size = (config.image_size, config.image_size, config.num_channels)
     if pixels.shape[1:] != size:
-        raise ValueError(f"pixels: expected [B, {size[0]}, {size[1]}, {size[2]}], got {pixels.shape}")
+        raise ValueError(
+            f"pixels: expected [B, {size[0]}, {size[1]}, {size[2]}], got {pixels.shape}"
+        )
     embeddings = params["embeddings"]
     weight = embeddings["patch_embedding"]["weight"]  # [D, C, p, p]
     patch, grid = config.patch_size, config.image_size // config.patch_size
@@ -176,7 +181,7 @@ def encode(
     x: jax.Array,
     *,
     mask: jax.Array | None = None,
-    hooks: Hooks = Hooks(),
+    hooks: Hooks = NO_HOOKS,
     per_layer: Any = None,
     taps: Sequence[str] = (),
     remat: bool = False,
@@ -220,7 +225,7 @@ def block(
     config: EncoderConfig,
     x: jax.Array,
     mask: jax.Array | None = None,
-    hooks: Hooks = Hooks(),
+    hooks: Hooks = NO_HOOKS,
     extra: Any = None,
 ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, Any]]:
     """One block: the residual stream after it, inputs of its linear maps, what hooks read."""
@@ -321,7 +326,7 @@ def init(key: jax.Array, config: VisionConfig) -> Any:
 def init_layers(key: jax.Array, layers: int, width: int, inner: int) -> Any:
     """Stacked blocks [N, ...]: input maps with std (2 N D)^-1/2, output maps D^-1/2, biases 0."""
     names = {
-        **{name: (width, width) for name in ("q_proj", "k_proj", "v_proj", "out_proj")},
+        **dict.fromkeys(("q_proj", "k_proj", "v_proj", "out_proj"), (width, width)),
         "fc1": (inner, width),
         "fc2": (width, inner),
     }

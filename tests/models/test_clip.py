@@ -210,9 +210,7 @@ def test_our_tokens_are_those_of_transformers(tmp_path):
     tokenizers = pytest.importorskip("tokenizers")
     transformers = pytest.importorskip("transformers")
     write_tokenizer(tmp_path, tokenizers)
-    theirs = transformers.CLIPTokenizer(
-        str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt")
-    )
+    theirs = transformers.CLIPTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
     ours = clip.load_tokenizer(tmp_path)
     for text in ["a photo of a cat.", "Photo  of DOG's", "xyz"]:
         assert ours.encode(text).ids == theirs(text)["input_ids"], text
