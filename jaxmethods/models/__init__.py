@@ -1,1 +1,1 @@
-"""Networks that several methods share, and Hugging Face folders in and out."""
+"""Networks that methods share, their initial weights, Hugging Face folders in and out."""

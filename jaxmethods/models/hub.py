@@ -391,7 +391,7 @@ def _stored_form(entry: Tensor, layer: int, leaves: Mapping[str, Any]) -> np.nda
         raise HubError(
             f"{entry.name}: expected parameters of shape {entry.shape}, got {tensor.shape}"
         )
-    return np.ascontiguousarray(tensor)
+    return np.asarray(tensor, order="C")  # ascontiguousarray would make a vector of a number
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:

@@ -1,0 +1,88 @@
+"""Model merging: one model out of several fine-tuned from the same base.
+
+| function | what it needs besides the experts |
+| --- | --- |
+| `average`, `task_arithmetic`, `ties`, `dare`, `pcb`, `model_stock`, `slerp`, ... | nothing |
+| `fisher_merge`, `regmean` | statistics of a few inputs |
+| `adamerging`, `wemoe` (WEMoE, E-WEMoE), `surgery` (Surgery, SurgeryV2) | unlabelled test inputs |
+
+Static merges are pure functions of trees, experts stacked on a leading axis:
+
+    from jaxmethods import merging
+    stack = merging.stack_trees([expert_a, expert_b, expert_c])
+    merged = merging.ties(base, stack, density=0.2, coefficients=0.3)
+
+What is adapted at test time is a `Method`: `init(key, batch)` and `step(state, batch)`. Papers and
+equations are named in the modules: `arithmetic`, `sign_election` (TIES), `sparsify` (DARE,
+Breadcrumbs, DELLA, pruning), `competition` (PCB), `fisher`, `regression` (RegMean), `spectral`
+(TSV-M, Iso-C), `adamerging`, `routers`, `experts`, `wemoe`, `surgery`, `analysis`.
+"""
+
+from jaxmethods.merging import adamerging, adaptation, analysis, experts, routers, surgery, wemoe
+from jaxmethods.merging.arithmetic import analogy, average, model_stock, slerp, task_arithmetic
+from jaxmethods.merging.competition import pcb
+from jaxmethods.merging.config import AdaMergingConfig, SurgeryConfig, WEMoEConfig, ewemoe
+from jaxmethods.merging.fisher import fisher_diagonal, fisher_merge
+from jaxmethods.merging.regression import gram, regmean
+from jaxmethods.merging.sign_election import ties, ties_split
+from jaxmethods.merging.sparsify import (
+    breadcrumbs,
+    concrete_mask,
+    dare,
+    dare_mask,
+    dare_ties,
+    dare_with_mask,
+    della,
+    magnitude_prune,
+)
+from jaxmethods.merging.spectral import iso_c, tsv_merge
+from jaxmethods.merging.trees import (
+    apply_task_vectors,
+    check_finite,
+    coefficients_by_name,
+    combine,
+    stack_trees,
+    task_vectors,
+)
+
+__all__ = [
+    "AdaMergingConfig",
+    "SurgeryConfig",
+    "WEMoEConfig",
+    "adamerging",
+    "adaptation",
+    "analogy",
+    "analysis",
+    "apply_task_vectors",
+    "average",
+    "breadcrumbs",
+    "check_finite",
+    "coefficients_by_name",
+    "combine",
+    "concrete_mask",
+    "dare",
+    "dare_mask",
+    "dare_ties",
+    "dare_with_mask",
+    "della",
+    "ewemoe",
+    "experts",
+    "fisher_diagonal",
+    "fisher_merge",
+    "gram",
+    "iso_c",
+    "magnitude_prune",
+    "model_stock",
+    "pcb",
+    "regmean",
+    "routers",
+    "slerp",
+    "stack_trees",
+    "surgery",
+    "task_arithmetic",
+    "task_vectors",
+    "ties",
+    "ties_split",
+    "tsv_merge",
+    "wemoe",
+]

@@ -1,0 +1,232 @@
+r"""Task vectors with fewer entries: DARE, Model Breadcrumbs, DELLA, magnitude pruning.
+
+All take stacked task vectors [T, ...] (`trees.task_vectors`) and return such; merge the result with
+`trees.apply_task_vectors`; `dare_ties` combines DARE with TIES.
+
+- DARE (Yu et al. 2024, arXiv 2311.03099): tau' = m tau / (1 - p), m ~ Bernoulli(1 - p).
+- Breadcrumbs (Davari and Belilovsky 2023, arXiv 2312.06795): drop outliers and small entries.
+- DELLA (Deep et al. 2024, arXiv 2406.11617): keep probabilities that grow with magnitude.
+- E-WEMoE (arXiv 2410.21804): drop every tensor's magnitudes up to a quantile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmethods.merging.order_statistics import kth_smallest
+from jaxmethods.merging.sign_election import Merge, Scope, agreement_weights, largest, share
+from jaxmethods.merging.trees import (
+    Coefficients,
+    Tree,
+    combine,
+    compute_dtype,
+    is_merged,
+    map_with_names,
+    per_entry,
+    spread,
+    task_vectors,
+)
+
+
+def dare(
+    key: jax.Array,
+    tau: Tree,
+    p: Any = 0.5,
+    rescale: bool = True,
+    where: Callable[[str, jax.Array], bool] | None = None,
+) -> Tree:
+    """Drops every entry with probability p and makes up for it by 1 / (1 - p).
+
+    The mask depends on the key and the leaf's place in the tree alone: the same on any device.
+
+    Args:
+        tau: task vectors [T, ...].
+        p: drop rate, float or []; 1 only without `rescale`.
+        where: (path, one task's leaf) -> whether to drop from this leaf; `matrices` for linear
+            weights alone.
+
+    Raises:
+        ValueError: p is not in [0, 1], or 1 with `rescale`.
+    """
+    return dare_with_mask(tau, dare_mask(key, tau, p, where), p, rescale, where)
+
+
+def dare_mask(
+    key: jax.Array,
+    tau: Tree,
+    p: Any = 0.5,
+    where: Callable[[str, jax.Array], bool] | None = None,
+) -> Tree:
+    """True where an entry is kept; a tree [T, ...] of bool."""
+    leaves = jax.tree.leaves(tau)
+    keys = jax.tree.unflatten(jax.tree.structure(tau), list(jax.random.split(key, len(leaves))))
+
+    def draw(path: str, vectors: jax.Array, leaf_key: jax.Array) -> jax.Array:
+        if where is not None and not where(path, vectors[0]):
+            return jnp.ones(vectors.shape, bool)
+        return jax.random.uniform(leaf_key, vectors.shape) >= p
+
+    return map_with_names(draw, tau, keys)
+
+
+def dare_with_mask(
+    tau: Tree,
+    mask: Tree,
+    p: Any,
+    rescale: bool = True,
+    where: Callable[[str, jax.Array], bool] | None = None,
+) -> Tree:
+    """m tau / (1 - p) with given masks (True: keep)."""
+    if isinstance(p, int | float):
+        if not 0 <= p <= 1:
+            raise ValueError(f"p: expected a drop rate in [0, 1], got {p}")
+        if rescale and p == 1:
+            raise ValueError("p: 1 drops everything, which cannot be rescaled; got 1")
+
+    def drop(path: str, vectors: jax.Array, keep: jax.Array) -> jax.Array:
+        if not is_merged(vectors) or (where is not None and not where(path, vectors[0])):
+            return vectors
+        kept = jnp.where(keep, vectors, 0)
+        return kept / (1 - p) if rescale else kept
+
+    return map_with_names(drop, tau, mask)
+
+
+def dare_ties(
+    key: jax.Array,
+    base: Tree,
+    stack: Tree,
+    p: Any = 0.5,
+    *,
+    density: float = 1.0,
+    coefficients: Coefficients = 0.3,
+    merge: Merge = "sum",
+    scope: Scope = "global",
+) -> Tree:
+    """TIES of the experts that DARE leaves: theta_0 + lambda m of rescaled task vectors.
+
+    Args:
+        p: drop rate in [0, 1).
+        density: share of the entries that TIES then keeps; dropped ones are its smallest.
+    """
+    mask = dare_mask(key, stack, p)
+    sparse = dare_with_mask(task_vectors(base, stack), mask, p)
+    weights = agreement_weights(sparse, density, merge, scope)
+
+    def weigh(path: str, coefficient: jax.Array, weight: jax.Array, keep: jax.Array) -> jax.Array:
+        return per_entry(coefficient, weight, path) * jnp.where(keep, weight, 0) / (1 - p)
+
+    spread_out = spread(coefficients, base)
+    return combine(base, stack, map_with_names(weigh, spread_out, weights, mask))
+
+
+def matrices(path: str, leaf: jax.Array) -> bool:
+    """For `where`: linear weights, not biases and norms."""
+    del path
+    return leaf.ndim >= 2
+
+
+@partial(jax.jit, static_argnames=("density", "gamma"))
+def breadcrumbs(tau: Tree, density: float = 0.9, gamma: float = 0.01) -> Tree:
+    """Drops the floor(gamma n) largest of every leaf, then the smallest down to floor(rho n).
+
+    Where both can't be had, fewer of the largest are dropped.
+    """
+    density = share(density)
+
+    def keep(vectors: jax.Array) -> jax.Array:
+        if not is_merged(vectors):
+            return vectors
+        size = vectors[0].size
+        left = int(density * size)
+        top = min(int(gamma * size), size - left)
+        middle = largest(vectors, left + top) & ~largest(vectors, top)
+        return jnp.where(middle, vectors, 0)
+
+    return jax.tree.map(keep, tau)
+
+
+@partial(jax.jit, static_argnames=("density", "epsilon", "rescale"))
+def della(
+    key: jax.Array, tau: Tree, density: float = 0.5, epsilon: float = 0.1, rescale: bool = True
+) -> Tree:
+    """Keeps the entry of rank r in its row (1 = smallest of n) with probability
+    (rho - epsilon) + 2 epsilon (r - 1) / (n - 1), then restores each leaf's L1 norm.
+
+    Raises:
+        ValueError: a probability would leave [0, 1].
+    """
+    density = share(density)
+    if not epsilon <= density <= 1 - epsilon:
+        raise ValueError(
+            f"epsilon: expected density ± epsilon in [0, 1], got {density} ± {epsilon}"
+        )
+    leaves = jax.tree.leaves(tau)
+    keys = jax.tree.unflatten(jax.tree.structure(tau), list(jax.random.split(key, len(leaves))))
+
+    def draw(vectors: jax.Array, leaf_key: jax.Array) -> jax.Array:
+        if not is_merged(vectors):
+            return vectors
+        rows = vectors if vectors.ndim > 1 else vectors[:, None]  # a number is a row of its own
+        row = rows.shape[-1]
+        rank = jnp.argsort(jnp.argsort(jnp.abs(rows), axis=-1), axis=-1).reshape(vectors.shape)
+        probability = density - epsilon + 2 * epsilon * rank / max(row - 1, 1)
+        kept = jnp.where(jax.random.uniform(leaf_key, vectors.shape) < probability, vectors, 0)
+        if not rescale:
+            return kept
+        axes = tuple(range(1, vectors.ndim))
+        before = jnp.sum(jnp.abs(vectors), axes, keepdims=True)
+        after = jnp.sum(jnp.abs(kept), axes, keepdims=True)
+        return kept * jnp.where(after > 0, before / jnp.where(after > 0, after, 1), 1)
+
+    return jax.tree.map(draw, tau, keys)
+
+
+@partial(jax.jit, static_argnames=("ratio", "stacked"))
+def magnitude_prune(tree: Tree, ratio: float, stacked: int = 1) -> Tree:
+    """Zeroes the magnitudes of every tensor up to its `ratio`-quantile (E-WEMoE).
+
+    Entries above the linearly interpolated quantile q of |tau| stay: |tau| > q. With n entries,
+    that are those above the floor(ratio (n - 1)) + 1 smallest one, so ratio 0 still drops the
+    smallest and 1 drops all.
+
+    Args:
+        ratio: in [0, 1].
+        stacked: how many leading axes index tensors of their own (1: experts; 2: layers too).
+
+    Raises:
+        ValueError: ratio is out of range.
+    """
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"ratio: expected a share in [0, 1], got {ratio}")
+
+    def prune(leaf: jax.Array) -> jax.Array:
+        if not is_merged(leaf):
+            return leaf
+        tensors = leaf.reshape(-1, *leaf.shape[stacked:])
+        rank = int(ratio * (tensors[0].size - 1)) + 1
+        limit = kth_smallest([jnp.abs(tensors)], rank)
+        keep = jnp.abs(tensors) > limit.reshape(-1, *(1,) * (tensors.ndim - 1))
+        return jnp.where(keep, tensors, 0).reshape(leaf.shape)
+
+    return jax.tree.map(prune, tree)
+
+
+def concrete_mask(
+    uniform: jax.Array, logits: jax.Array, temperature: float = 0.5, rescale: bool = True
+) -> jax.Array:
+    """A relaxed binary mask, sigmoid((logit(u) + a) / temperature), divided by its mean.
+
+    Args:
+        uniform: u in (0, 1), of the logits' shape; `jax.random.uniform(key, shape, minval=tiny)`.
+        logits: a, any shape; 0 at the start (Concrete subspace, arXiv 2312.06173).
+    """
+    dtype = compute_dtype(logits)
+    noise = jnp.log(uniform.astype(dtype)) - jnp.log1p(-uniform.astype(dtype))
+    mask = jax.nn.sigmoid((noise + logits) / temperature)
+    return mask / jnp.mean(mask) if rescale else mask

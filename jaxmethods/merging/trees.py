@@ -1,0 +1,236 @@
+r"""Trees of parameters and what every merge is made of.
+
+Experts theta_1..theta_T of one base theta_0 are one tree with a leading task axis T ("stacked").
+A merge gives every expert a weight w_t per tensor or per entry,
+
+    theta = theta_0 + sum_t w_t tau_t = (1 - sum_t w_t) theta_0 + sum_t w_t theta_t,
+    tau_t = theta_t - theta_0                                               (task vector)
+
+and `combine` computes the second form: weights of zero give the base and a one-hot weight gives
+that expert bit for bit, which the first form does only up to the rounding of the subtraction.
+
+Arithmetic is in float32 at least; results have each leaf's own dtype. Integer and boolean leaves
+(position ids, counters) are the base's: they are never merged.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Tree: TypeAlias = Any
+"""A pytree of arrays: Flax, Haiku, plain dictionaries, anything."""
+Coefficients: TypeAlias = Any
+"""float, [] or [T] for all leaves; or a tree like the base with such a leaf each, whose [T, ...]
+may go on with leading axes of the leaf itself (layers)."""
+
+
+def stack_trees(trees: Sequence[Tree], names: Sequence[str] | None = None) -> Tree:
+    """Stacks trees of one structure along a new leading axis T.
+
+    Args:
+        trees: T trees with equal structure and shapes; dtypes may differ and are promoted.
+        names: what errors call them; by default "expert 0", ...
+
+    Raises:
+        ValueError: there are none, or a leaf is missing, extra or of another shape (named).
+    """
+    if not trees:
+        raise ValueError("trees: expected at least one")
+    names = names or [f"expert {index}" for index in range(len(trees))]
+    for name, tree in zip(names[1:], trees[1:], strict=True):
+        check_same_structure(trees[0], tree, names[0], name)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def check_same_structure(one: Tree, other: Tree, one_name: str, other_name: str) -> None:
+    """Raises `ValueError` naming the leaves that only one tree has, or that differ in shape."""
+    shapes, others = _shapes(one), _shapes(other)
+    for here, there, name in [(shapes, others, other_name), (others, shapes, one_name)]:
+        missing = sorted(here.keys() - there.keys())
+        if missing:
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise ValueError(f"{name}: has no leaf {', '.join(map(repr, missing[:3]))}{more}")
+    for path, shape in shapes.items():
+        if others[path] != shape:
+            raise ValueError(
+                f"leaf {path!r}: {one_name} has shape {shape}, {other_name} has {others[path]}"
+            )
+
+
+def check_stack(base: Tree, stack: Tree) -> int:
+    """The number of experts T. Raises `ValueError` where the stack doesn't fit the base."""
+    tasks = number_of_tasks(stack)
+    one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), stack)
+    check_same_structure(base, one, "base", "an expert of the stack")
+    return tasks
+
+
+def number_of_tasks(stack: Tree) -> int:
+    """T, the leading axis that all leaves share. Raises `ValueError` if they don't."""
+    shapes = _shapes(stack)
+    if not shapes:
+        raise ValueError("stack: expected leaves, got an empty tree")
+    first, shape = next(iter(shapes.items()))
+    for path, other in shapes.items():
+        if not other or not shape or other[0] != shape[0]:
+            raise ValueError(
+                f"leaf {path!r}: expected the leading task axis of {first!r} {shape}, got {other}"
+            )
+    if shape[0] == 0:
+        raise ValueError("stack: expected at least one expert, got a task axis of length 0")
+    return shape[0]
+
+
+def check_finite(stack: Tree, names: Sequence[str] | None = None) -> None:
+    """Raises `ValueError` naming the expert and the leaf that hold NaN or infinity.
+
+    Reads values, so it works outside `jit` only.
+    """
+    for path, leaf in leaves_with_names(stack):
+        if not is_merged(leaf):
+            continue
+        axes = tuple(range(1, leaf.ndim))
+        wrong = np.asarray(jnp.count_nonzero(~jnp.isfinite(leaf), axis=axes))
+        for index in np.flatnonzero(wrong).tolist():
+            name = names[index] if names else f"expert {index}"
+            size = int(np.prod(leaf.shape[1:]))
+            raise ValueError(f"{name}: leaf {path!r} holds {wrong[index]} of {size} not finite")
+
+
+def leaves_with_names(tree: Tree) -> list[tuple[str, Any]]:
+    """(path like "layers/mlp/fc1/weight", leaf) in the tree's own order."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
+
+
+def map_with_names(function: Callable, tree: Tree, *others: Tree) -> Tree:
+    """`jax.tree.map` whose function is given the leaf's path first."""
+
+    def named(path: Any, *leaves: Any) -> Any:
+        return function(jax.tree_util.keystr(path, simple=True, separator="/"), *leaves)
+
+    return jax.tree_util.tree_map_with_path(named, tree, *others)
+
+
+def is_merged(leaf: Any) -> bool:
+    """Floating leaves are merged, all others copied from the base."""
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def compute_dtype(leaf: Any) -> Any:
+    """float32, or what is wider."""
+    return jnp.promote_types(leaf.dtype, jnp.float32)
+
+
+@jax.jit
+def task_vectors(base: Tree, stack: Tree) -> Tree:
+    """tau_t = theta_t - theta_0, stacked [T, ...] float32; zeros for leaves that aren't merged."""
+    check_stack(base, stack)
+
+    def difference(origin: jax.Array, experts: jax.Array) -> jax.Array:
+        if not is_merged(experts):
+            return jnp.zeros_like(experts)
+        dtype = compute_dtype(origin)
+        return experts.astype(dtype) - origin.astype(dtype)
+
+    return jax.tree.map(difference, base, stack)
+
+
+@jax.jit
+def apply_task_vectors(base: Tree, tau: Tree, coefficients: Coefficients = 1.0) -> Tree:
+    """theta_0 + sum_t c_t tau_t, leaf by leaf, in the base's dtypes.
+
+    The gradient in c_t of anything computed from the result is <gradient in theta, tau_t>: one
+    backward pass to theta, then T products.
+
+    Args:
+        tau: task vectors, stacked [T, ...].
+        coefficients: see `Coefficients`.
+
+    Raises:
+        ValueError: structures or shapes don't match.
+    """
+    check_stack(base, tau)
+
+    def add(path: str, origin: jax.Array, vectors: jax.Array, coefficient: Any) -> jax.Array:
+        if not is_merged(origin):
+            return origin
+        weights = per_entry(coefficient, vectors, path)
+        total = jnp.sum(weights * vectors.astype(compute_dtype(origin)), axis=0)
+        return (origin.astype(total.dtype) + total).astype(origin.dtype)
+
+    return map_with_names(add, base, tau, spread(coefficients, base))
+
+
+@jax.jit
+def combine(base: Tree, stack: Tree, weights: Coefficients) -> Tree:
+    """(1 - sum_t w_t) theta_0 + sum_t w_t theta_t: exact where w is zero or one-hot.
+
+    Args:
+        weights: see `Coefficients`; leaves may be as large as the stack's, one weight per entry.
+    """
+    check_stack(base, stack)
+
+    def mix(path: str, origin: jax.Array, experts: jax.Array, weight: Any) -> jax.Array:
+        if not is_merged(origin):
+            return origin
+        dtype = compute_dtype(origin)
+        entry = per_entry(weight, experts, path).astype(dtype)
+        rest = 1 - jnp.sum(entry, axis=0)
+        mixed = rest * origin.astype(dtype) + jnp.sum(entry * experts.astype(dtype), axis=0)
+        return mixed.astype(origin.dtype)
+
+    return map_with_names(mix, base, stack, spread(weights, base))
+
+
+def spread(coefficients: Coefficients, base: Tree) -> Tree:
+    """One coefficient for every leaf of the base: the same for all, or those of a tree."""
+    if jax.tree.structure(coefficients) == jax.tree.structure(base):
+        return coefficients
+    if len(jax.tree.leaves(coefficients)) == 1 and np.ndim(coefficients) <= 1:
+        return jax.tree.map(lambda _: coefficients, base)
+    raise ValueError(
+        "coefficients: expected a number, [T] or a tree like the base, got "
+        f"{jax.tree.structure(coefficients)}"
+    )
+
+
+def per_entry(coefficient: Any, stacked: jax.Array, path: str) -> jax.Array:
+    """A coefficient [], [T] or [T, leading axes of the leaf] made to broadcast over [T, ...]."""
+    value = jnp.asarray(coefficient)
+    if value.ndim == 0:
+        value = jnp.broadcast_to(value, stacked.shape[:1])
+    if value.shape != stacked.shape[: value.ndim]:
+        raise ValueError(
+            f"leaf {path!r}: expected coefficients [] or leading axes of {stacked.shape}, "
+            f"got {value.shape}"
+        )
+    return value.reshape(*value.shape, *(1,) * (stacked.ndim - value.ndim))
+
+
+def coefficients_by_name(tree: Tree, rules: Sequence[tuple[str, Any]], default: Any = 1.0) -> Tree:
+    """One coefficient per leaf: that of the first rule whose regular expression is in its path.
+
+    `[("head", 0.0), ("layers/.*/mlp", 0.5)]` leaves heads alone and halves the MLPs.
+
+    Args:
+        rules: (pattern, coefficient); a coefficient is [], [T] or [T, ...].
+        default: of leaves that no rule names.
+    """
+
+    def choose(path: str, leaf: Any) -> jax.Array:
+        del leaf
+        value = next((value for pattern, value in rules if re.search(pattern, path)), default)
+        return jnp.asarray(value, jnp.float32)
+
+    return map_with_names(choose, tree)
+
+
+def _shapes(tree: Tree) -> dict[str, tuple[int, ...]]:
+    return {path: tuple(np.shape(leaf)) for path, leaf in leaves_with_names(tree)}
