@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from benchmarks.bilevel import describe_memory
 from benchmarks.harness import (
     Row,
     Settings,
@@ -53,12 +54,12 @@ def outer_steps(settings: Settings, config: OBDConfig) -> Iterator[Row]:
         yield Row(
             name="obd/outer_step",
             sizes={"mode": mode, **sizes_of(config), "cores": settings.cores},
-            work=1,
-            unit="outer steps/s",
+            work=60,
+            unit="outer steps/min",
             ours=timing,
             reference=reference(f"obd/outer_step_{settings.cores}_cores"),
             torch=theirs,
-            note=f"{timing.temporary_bytes / 1e6:.0f} MB of temporaries",
+            note=describe_memory(timing),
         )
 
 
@@ -71,13 +72,12 @@ def sets(settings: Settings, config: OBDConfig) -> Iterator[Row]:
         yield Row(
             name="obd/sets",
             sizes={"sets": number, **sizes_of(config), "cores": settings.cores},
-            work=number,
-            unit="outer steps/s",
+            work=60 * number,
+            unit="outer steps/min",
             ours=timing,
             reference=reference(f"obd/outer_step_{settings.cores}_cores"),
             note=(
-                f"{timing.temporary_bytes / 1e6:.0f} MB of temporaries, "
-                f"{number * alone / timing.median:.2f}x the rate of one"
+                f"{describe_memory(timing)}, {number * alone / timing.median:.2f}x the rate of one"
             ),
         )
         # A warm-up and three repeats of the next, four times as large.

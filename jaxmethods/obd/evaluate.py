@@ -84,7 +84,7 @@ def _judge_one(
     key: jax.Array,
 ) -> dict[str, float]:
     train_key, loss_key, play_key, row_key = jax.random.split(key, 4)
-    train = partial(_train, config, evaluation.students)
+    train = partial(trained_students, config, evaluation.students)
     sets = {"": SynSet(syn.states[:size], syn.actions[:size])}
     if evaluation.random_selection:
         sets["random_"] = random_rows(row_key, source.data, size)
@@ -102,7 +102,8 @@ def _judge_one(
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _train(config: OBDConfig, students: int, key: jax.Array, syn: SynSet) -> Any:
+def trained_students(config: OBDConfig, students: int, key: jax.Array, syn: SynSet) -> Any:
+    """Parameters, leading axis [students], cloned from a set with the distillation's inner loop."""
     optimizer = optax.sgd(config.inner_lr, config.inner_momentum or None)
     policy = make_student(config.student)
     return train_students(

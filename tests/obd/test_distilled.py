@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 
+import jax
 import numpy as np
 import pytest
 
 from jaxmethods.data.offline import DataError
 from jaxmethods.obd import distilled
-from jaxmethods.obd.types import Norm
+from jaxmethods.obd.__main__ import main
+from jaxmethods.obd.types import Norm, SynSet
 from tests.obd import small
 
 NORM = Norm(np.linspace(-1, 1, small.S), np.linspace(0.5, 2, small.S))
@@ -90,6 +93,21 @@ def test_missing_and_broken_cards_are_refused(saved):
     card.unlink()
     with pytest.raises(DataError, match=r"its card syn.json is missing"):
         distilled.load(saved)
+
+
+def test_a_saved_set_can_be_put_to_work(tmp_path, capsys):
+    """Students of five random pairs play the pendulum: somewhere between nothing and an expert."""
+    keys = jax.random.split(jax.random.key(0))
+    syn = SynSet(jax.random.normal(keys[0], (5, 3)), jax.random.uniform(keys[1], (5, 1)))
+    norm = Norm(np.zeros(3), np.ones(3))
+    path = tmp_path / "syn.npz"
+    distilled.save(path, syn, norm, small.CONFIG, seed=0, outer_steps=0)
+    sizes = ["--students", "3", "--episodes", "2"]
+    assert main([str(path), "--environment", "pendulum", *sizes]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"normalised score: -?\d+\.\d ± \d+\.\d \(3 students\)", said)
+    assert main([str(path), "--environment", "pendulm", *sizes]) == 2
+    assert "did you mean 'pendulum'" in capsys.readouterr().err
 
 
 def test_sets_that_are_not_finite_are_not_written(tmp_path):
