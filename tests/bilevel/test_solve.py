@@ -349,16 +349,19 @@ def test_the_size_of_the_program_does_not_depend_on_the_steps(mode):
             )
             return jnp.sum(solution.params**2)
 
-        return len(str(jax.make_jaxpr(jax.grad(outer))(jnp.array(H))).splitlines())
+        return str(jax.make_jaxpr(jax.grad(outer))(jnp.array(H))).count(" = ")
 
     assert equations(10) == equations(200)
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_other_data_of_the_same_shape_is_no_new_program(mode):
+    traces = []
+
     @jax.jit
-    @chex.assert_max_traces(n=1)
     def gradient(hyper, scales):
+        traces.append(mode)
+
         def outer(hyper):
             batches = (NOISE_KEYS, scales)
             optimizer = OPTIMIZERS["sgd with a learned rate"]
@@ -370,6 +373,7 @@ def test_other_data_of_the_same_shape_is_no_new_program(mode):
     first = gradient(outer_variable(), jnp.full(STEPS, 0.1))
     second = gradient(outer_variable(), jnp.full(STEPS, 0.3))
     assert not np.allclose(first["data"][0], second["data"][0])
+    assert len(traces) == 1
 
 
 def test_mixed_mode_traces_the_loss_once():
