@@ -139,7 +139,7 @@ def test_texts_are_built_from_their_fields():
         "<Say|It rains / {context}?> A:  no.",
     ]
     assert clean_choice(" Yes! ") == "Yes!."
-    with pytest.raises(ConfigError, match="prompt.choice"):
+    with pytest.raises(ConfigError, match=r"prompt\.choice"):
         render(spec._replace(choice_format="{question}"), question)
 
 
