@@ -62,9 +62,9 @@ def measure(name: str, env: Any, environments: int, settings: Settings) -> Row:
 
     def run(carry: tuple) -> tuple:
         state, timestep, key = carry
-        *carry, trajectory = envs.rollout(vectorised, policy, state, timestep, key, STEPS)
+        *after, trajectory = envs.rollout(vectorised, policy, state, timestep, key, STEPS)
         # The roll-out is an output, as training would keep it, or XLA would leave it out.
-        return tuple(carry), trajectory
+        return tuple(after), trajectory
 
     start = (state, timestep, jax.random.key(1))
     timing = time_jax(run, start, settings=settings, donate=(0,))

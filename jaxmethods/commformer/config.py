@@ -31,6 +31,9 @@ class GateConfig(Config):
     """lambda_g: weight of the mean gate in the loss."""
     target: Fraction | None = None
     """Penalise only the share of open gates above this; None: all of it."""
+    penalty_from: Fraction = 0.0
+    """Share of the updates before the penalty begins: a team that has not learned to talk yet
+    would close its gates for good."""
     initial_logit: float = 2.0
     """Bias of the gate's last layer at the start; 2 is open with probability 0.88."""
 

@@ -9,6 +9,7 @@ environments that the network is not trained on.
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -416,7 +417,9 @@ def minibatch_loss(
         out.log_prob, out.entropy, out.value, minibatch.targets, value_norm, training.ppo
     )
     if out.gate is not None and training.network.config.gate is not None:
-        loss += gate.penalty(out.gate, training.network.config.gate)
+        config = training.network.config.gate
+        begun = update >= math.floor(config.penalty_from * training.updates)
+        loss += begun * gate.penalty(out.gate, config)
     return loss, aux
 
 

@@ -8,19 +8,18 @@ after the other on CPU, however often it is mapped; accelerators factorise the w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax.custom_batching import sequential_vmap
-from jax.nn.initializers import Initializer
 
 
-def orthogonal(scale: float = 1.0) -> Initializer:
+def orthogonal(scale: float = 1.0) -> Callable[..., jax.Array]:
     """Uniformly distributed (semi-)orthogonal matrices times `scale` (Saxe et al. 2014).
 
-    The numbers are those of `jax.nn.initializers.orthogonal`; leading axes of a shape of more
-    than two count as rows.
+    Returns `(key, shape, dtype=float32) -> weights`, as Flax's layers take it, with the numbers of
+    `jax.nn.initializers.orthogonal`; leading axes of a shape of more than two count as rows.
     """
     draw = jax.nn.initializers.orthogonal(scale)
 
