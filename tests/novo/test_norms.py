@@ -34,10 +34,11 @@ def random_sequences(seed=0, questions=7, root=5, vocab=40):
     return sets
 
 
-def plain_likelihood(params, config, sequence, start):
-    logits = decoder.forward(params, config, jnp.asarray([sequence])).logits[0]
-    scores = jax.nn.log_softmax(logits)[jnp.arange(len(sequence) - 1), jnp.asarray(sequence[1:])]
-    return float(scores[start - 1 :].sum())
+@partial(jax.jit, static_argnums=1)
+def token_scores(params, config, ids):
+    """Log-probability of every token but the first, [B, T - 1], from whole sequences."""
+    scores = jax.nn.log_softmax(decoder.forward(params, config, ids[:, :-1]).logits)
+    return jnp.take_along_axis(scores, ids[:, 1:, None], -1)[..., 0]
 
 
 @pytest.mark.parametrize("name", ["mistral", "codegen", "opt"])
@@ -70,11 +71,14 @@ def test_likelihoods_are_those_of_whole_sequences():
     scores = score(params, LLAMA, sequences, prompt_lengths=starts, likelihood=True)
     assert scores.likelihood is not None
     assert scores.lengths is not None
+    flat = [sequence for question in sequences for sequence in question]
+    ids = np.array([sequence + [0] * (16 - len(sequence)) for sequence in flat])
+    plain = iter(np.asarray(token_scores(params, LLAMA, ids)))
     for place, (question, start) in enumerate(zip(sequences, starts, strict=True)):
         start = min(start, min(map(len, question)) - 1)
         for number, sequence in enumerate(question):
+            expected = next(plain)[start - 1 : len(sequence) - 1].sum()
             assert scores.lengths[place, number] == len(sequence) - start
-            expected = plain_likelihood(params, LLAMA, sequence, start)
             assert scores.likelihood[place, number] == pytest.approx(expected, abs=2e-4)
 
 

@@ -1,0 +1,67 @@
+"""The world of facts and myths says what it promises, and one step of learning is one."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+from jaxmethods.novo import misconceptions as world_of
+from jaxmethods.novo.config import LearnerConfig, World
+from jaxmethods.novo.run import Run, stages
+
+WORLD = World(entities=5, relations=2, values=6)
+
+
+def test_myths_are_told_more_often_than_the_truth_and_verdicts_are_right():
+    facts = world_of.draw_facts(jax.random.key(0), WORLD)
+    assert (facts.true != facts.myth).all()
+    words = np.asarray(world_of.draw_sentences(jax.random.key(1), facts, WORLD, 4000))
+    assert words.max() < world_of.vocabulary(WORLD)
+    entity, relation = words[:, 2] - 7, words[:, 3] - 12
+    value = words[:, 5] - 14 - relation * WORLD.values
+    assert ((value >= 0) & (value < WORLD.values)).all()
+    true = value == np.asarray(facts.true)[entity, relation]
+    myth = value == np.asarray(facts.myth)[entity, relation]
+    np.testing.assert_array_equal(words[:, -1] == world_of.TRUE, true)
+    # Drawn at random, either is met once in six times too.
+    np.testing.assert_allclose(true.mean(), 0.25 + 0.15 / 6, atol=0.03)
+    np.testing.assert_allclose(myth.mean(), 0.60 + 0.15 / 6, atol=0.03)
+    later = world_of.draw_sentences(
+        jax.random.key(1), facts, WORLD.model_copy(update={"delayed": True}), 4000
+    )
+    np.testing.assert_array_equal(np.delete(later, -2, axis=1), words)
+    assert (later[:, -2] == world_of.LATER).all()
+
+
+def test_every_fact_is_asked_once_with_truth_and_myth_among_four_values():
+    facts = world_of.draw_facts(jax.random.key(0), WORLD)
+    items = jax.tree.map(np.asarray, world_of.draw_items(jax.random.key(2), facts, WORLD))
+    relation = items.ids[:, 0, 3] - 12
+    value = items.ids[..., 5] - 14 - relation[:, None] * WORLD.values
+    assert len({tuple(row) for row in items.ids[:, 0, 2:4]}) == 10
+    assert all(len(set(row)) == 4 for row in value)
+    np.testing.assert_array_equal(
+        value[np.arange(10), items.labels], np.asarray(facts.true).ravel()
+    )
+    assert (value == np.asarray(facts.myth).reshape(-1, 1)).any(1).all()
+    assert len(set(items.labels)) > 1
+
+
+def test_a_learner_learns_and_is_judged_by_every_rule():
+    learner = LearnerConfig(layers=2, width=32, mlp_width=32, heads=4, kv_heads=2, steps=30)
+    run = Run(
+        method="misconceptions", world=WORLD, learner=learner, selection={"samples": 4, "q": 0.5}
+    )
+    (stage,) = stages(run)
+    step = jax.jit(stage.method.step)
+    state = jax.jit(stage.method.init)(jax.random.key(0), None)
+    losses = []
+    for _ in range(learner.steps):
+        state, metrics = step(state, None)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.8 * losses[0]
+    judged = jax.jit(stage.evaluate)(state, jax.random.key(1))
+    shares = {name: float(value) for name, value in judged.items() if name.endswith("accuracy")}
+    assert "likelihood_accuracy" in shares
+    assert all(0 <= share <= 1 for share in shares.values())
+    assert shares["best_head_on_test_accuracy"] >= shares["chosen_head_accuracy"]
