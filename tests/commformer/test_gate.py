@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxmethods.commformer import gate, policy
-from jaxmethods.commformer.config import GateConfig, NetworkConfig
+from jaxmethods import envs
+from jaxmethods.commformer import gate, method, policy, schedule
+from jaxmethods.commformer.config import GateConfig, GraphConfig, NetworkConfig, PPOConfig
 from jaxmethods.commformer.network import CommFormer
 
 B, N, D, A = 5, 4, 6, 3
@@ -123,3 +124,27 @@ def test_the_penalty_is_that_of_the_config():
     above = GateConfig(penalty=0.5, target=0.5)
     np.testing.assert_allclose(gate.penalty(decision, above), 0.125)
     assert gate.penalty(decision, GateConfig(penalty=0.5, target=0.9)) == 0
+
+
+def test_the_penalty_begins_after_its_share_of_the_updates():
+    late = GateConfig(penalty=2.0, penalty_from=0.5)
+    ppo = PPOConfig(environments=2, rollout=2, epochs=1, minibatches=1)
+    env = envs.make("predator_prey", n_predators=3, dim=3)
+    network = NetworkConfig(embed=8, gate=late)
+    training = schedule.prepare(env, network, GraphConfig(), ppo, updates=8)
+    levels = method.both_levels(training)
+    state = method.init_state(training, levels, jax.random.key(0))
+    noise = jnp.zeros((3, 3))
+    _, _, samples = method.collect(training, state, noise, jax.random.key(1))
+    edges, parameters = state.levels.upper, state.levels.lower
+
+    def loss(update, penalised=training):
+        return method.minibatch_loss(
+            penalised, parameters, edges, samples, state.value_norm, noise, update, state.key
+        )[0]
+
+    free = network.model_copy(update={"gate": GateConfig(penalty=0.0)})
+    without = schedule.prepare(env, free, GraphConfig(), ppo, updates=8)
+    # The raw graph of the warm-up is the same in both updates.
+    np.testing.assert_allclose(loss(3), loss(3, without), rtol=1e-6)
+    assert loss(4) > loss(4, without) + 1.0
