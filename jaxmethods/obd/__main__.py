@@ -1,7 +1,8 @@
 """`python -m jaxmethods.obd SYN.npz --environment hopper`: students of a saved set, at work.
 
 Trains fresh students on the set as its card says, lets them play, and prints the mean and the
-standard deviation over students of their returns and normalised scores.
+standard deviation over students of their returns and normalised scores. With
+`--table architectures` or `--table optimizers` it prints one of the paper's cross tables.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -19,7 +20,9 @@ from jaxmethods.errors import UserError
 from jaxmethods.obd.config import OBDConfig
 from jaxmethods.obd.distilled import load
 from jaxmethods.obd.evaluate import EvaluationConfig, check_environment, player, trained_students
-from jaxmethods.obd.scores import reference_returns
+from jaxmethods.obd.mujoco_returns import evaluate_returns
+from jaxmethods.obd.scores import normalized_score, reference_returns, summarise
+from jaxmethods.obd.tables import TABLES
 
 
 @dataclass
@@ -33,12 +36,17 @@ class Options:
     students: int = 10
     episodes: int = 10
     seed: int = 0
+    table: Literal["architectures", "optimizers"] | None = None
+    """Students of every architecture or optimizer in place of the card's own (MuJoCo only)."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Returns the exit code: 0 done, 2 wrong input."""
     options = tyro.cli(Options, args=arguments, prog="python -m jaxmethods.obd")
     try:
+        if options.table is not None:
+            print_table(options, options.table)
+            return 0
         scores = judged(options)
     except (UserError, ValueError) as error:
         print(f"jaxmethods: {error}", file=sys.stderr)
@@ -65,6 +73,19 @@ def judged(options: Options) -> np.ndarray:
     train_key, play_key = jax.random.split(jax.random.key(options.seed))
     params = trained_students(config, options.students, train_key, found.syn)
     return np.asarray(play(params, found.norm, play_key), float)
+
+
+def print_table(options: Options, table: str) -> None:
+    """A Markdown table of normalised scores: mean ± standard error over students."""
+    found = load(options.set)
+    key = jax.random.key(options.seed)
+    print(f"| {table} | normalised score |\n| --- | --- |")
+    for name, params, residual in TABLES[table](key, found.syn, options.students):
+        returns = evaluate_returns(
+            options.environment, params, found.norm, options.episodes, residual=residual
+        )
+        row = summarise(normalized_score(options.environment, returns))
+        print(f"| {name} | {row.mean:.1f} ± {row.error:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

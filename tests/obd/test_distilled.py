@@ -115,3 +115,22 @@ def test_sets_that_are_not_finite_are_not_written(tmp_path):
     with pytest.raises(DataError, match="actions: expected finite numbers"):
         distilled.save(tmp_path / "syn.npz", wrong, NORM, small.CONFIG, seed=0, outer_steps=0)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("table", "rows"), [("optimizers", 4), ("architectures", 6)])
+def test_a_cross_table_has_a_row_for_each_kind_of_student(tmp_path, capsys, table, rows):
+    pytest.importorskip("mujoco")
+    pytest.importorskip("gymnasium")
+    keys = jax.random.split(jax.random.key(0))
+    syn = SynSet(jax.random.normal(keys[0], (4, 11)), jax.random.uniform(keys[1], (4, 3)))
+    path = tmp_path / "syn.npz"
+    norm = Norm(np.zeros(11), np.ones(11))
+    distilled.save(path, syn, norm, small.CONFIG, seed=0, outer_steps=0)
+    sizes = ["--students", "2", "--episodes", "1", "--table", table]
+    assert main([str(path), "--environment", "hopper", *sizes]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == f"| {table} | normalised score |"
+    assert len(said) == 2 + rows
+    assert all(re.search(r"\| -?\d+\.\d ± \d+\.\d \|$", line) for line in said[2:])
+    assert main([str(path), "--environment", "pendulum", *sizes]) == 2
+    assert "unknown MuJoCo environment 'pendulum'" in capsys.readouterr().err

@@ -1,0 +1,52 @@
+"""The paper's cross tables (section 5.3): one set, students of other architectures or optimizers.
+
+All students of a table are trained in one program for 500 steps. The published code re-creates its
+optimizer at every step, so that its rows for other optimizers are plain SGD; here each is what it
+is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import optax
+
+from jaxmethods.obd.students import cross_optimizers
+from jaxmethods.obd.types import SynSet
+from jaxmethods.obd.zoo import ARCHITECTURES, cross_architectures, plain
+
+OPTIMIZERS = {
+    "sgd": optax.sgd(0.1),
+    "sgd, momentum": optax.sgd(0.1, momentum=0.9),
+    "adam": optax.adam(1e-3),
+    "adamw": optax.adamw(1e-3, weight_decay=1e-2),
+}
+"""Rows of the optimizer table; the rates of all but SGD's are this library's choice."""
+Students = Iterator[tuple[str, Any, bool]]
+"""Row's name, parameters [K, ...], and whether they are of a residual policy."""
+
+
+def architectures(key: jax.Array, syn: SynSet, n_students: int) -> Students:
+    """Students of every architecture, trained with SGD (0.1)."""
+    train = jax.jit(lambda key, syn: cross_architectures(key, syn, n_students=n_students))
+    trained = train(key, syn)
+    for row, (name, architecture) in enumerate(ARCHITECTURES.items()):
+        own = jax.tree.map(lambda leaf, row=row: leaf[row], trained)
+        yield name, plain(own, architecture), architecture.residual
+
+
+def optimizers(key: jax.Array, syn: SynSet, n_students: int) -> Students:
+    """Students of the 4-layer policy under every optimizer."""
+    every = tuple(OPTIMIZERS.values())
+    train = jax.jit(lambda key, syn: cross_optimizers(key, syn, every, n_students=n_students))
+    trained = train(key, syn)
+    for row, name in enumerate(OPTIMIZERS):
+        yield name, jax.tree.map(lambda leaf, row=row: leaf[row], trained), False
+
+
+TABLES: dict[str, Callable[[jax.Array, SynSet, int], Students]] = {
+    "architectures": architectures,
+    "optimizers": optimizers,
+}
