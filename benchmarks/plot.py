@@ -1,4 +1,4 @@
-"""Rates of the environments against their number, and how much faster CommFormer is than others."""
+"""Figures: rates of the environments, ratios of CommFormer, time and memory of hypergradients."""
 
 from __future__ import annotations
 
@@ -28,11 +28,17 @@ LABELS = {
 
 
 def draw(rows: Rows, environment: Mapping[str, Any], path: Path) -> None:
-    """Draws a panel for the environments and one for CommFormer, where there are rows, as a PNG."""
+    """Draws the panels for which there are rows, as a PNG."""
     swept = [row for row in rows if row["name"].startswith("environments/")]
     compared = [row for row in rows if row["name"] in LABELS]
     compared = [row for row in compared if any(row[f"ratio_{other}"] for other in OTHERS)]
-    panels = [(draw_rates, swept), (draw_ratios, compared)]
+    unrolled = [row for row in rows if row["name"] == "bilevel/steps"]
+    panels = [
+        (draw_rates, swept),
+        (draw_ratios, compared),
+        (draw_hypergradient_times, unrolled),
+        (draw_hypergradient_memory, unrolled),
+    ]
     panels = [(draw_panel, own) for draw_panel, own in panels if own]
     if not panels:
         return
@@ -102,3 +108,36 @@ def draw_ratios(axis: Axes, rows: Rows) -> None:
     handles, labels = axis.get_legend_handles_labels()
     below = {"loc": "upper center", "bbox_to_anchor": (0.4, -0.13), "ncols": 2}
     axis.legend(handles[::-1], labels[::-1], frameon=False, fontsize=8, **below)
+
+
+def draw_hypergradient_times(axis: Axes, rows: Rows) -> None:
+    """Seconds of a hypergradient against the inner steps, one line a mode."""
+    _draw_modes(axis, [(row, row["ours"]["median"]) for row in rows])
+    axis.set(xlabel="inner steps", ylabel="seconds")
+    axis.set_title("Hypergradients: time", loc="left", fontweight="bold")
+
+
+def draw_hypergradient_memory(axis: Axes, rows: Rows) -> None:
+    """Megabytes of temporaries against the inner steps, one line a mode."""
+    _draw_modes(axis, [(row, row["ours"]["temporary_bytes"] / 1e6) for row in rows])
+    axis.set(xlabel="inner steps", ylabel="temporaries, MB")
+    axis.set_title("Hypergradients: memory", loc="left", fontweight="bold")
+
+
+def _draw_modes(axis: Axes, values: Sequence[tuple[Mapping[str, Any], float]]) -> None:
+    # Modes that need the same would hide each other: markers differ, lines are broken.
+    styles = ("o-", "s--", "^-", "D:", "v-.")
+    modes = list(dict.fromkeys(row["sizes"]["mode"] for row, _ in values))
+    for index, mode in enumerate(modes):
+        own = [(row["sizes"]["steps"], y) for row, y in values if row["sizes"]["mode"] == mode]
+        steps, heights = zip(*own, strict=True)
+        axis.loglog(steps, heights, styles[index % len(styles)], ms=5, label=mode)
+    steps = sorted({row["sizes"]["steps"] for row, _ in values})
+    axis.set_xticks(steps, [str(number) for number in steps])
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    for ticks in (axis.xaxis, axis.yaxis):
+        ticks.set_minor_formatter(NullFormatter())
+    axis.grid(alpha=0.25)
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13), "ncols": 3}
+    axis.legend(frameon=False, fontsize=8, **below)

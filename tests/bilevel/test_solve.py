@@ -417,7 +417,7 @@ def test_memory_of_the_modes():
         ({"steps": None}, "give batches with a leading axis of steps, or steps"),
         ({"batches": jnp.zeros(3), "steps": 4}, r"must agree, got \[3, 4\]"),
         ({"batches": (jnp.zeros(3), jnp.zeros(2)), "steps": None}, r"must agree, got \[2, 3\]"),
-        ({"params": {"w": jnp.arange(3)}}, r"must be floating, got int64 at \['w'\]"),
+        ({"params": {"w": jnp.arange(3)}}, r"must be floating, got int32 at \['w'\]"),
         ({"mode": Truncated(5)}, r"Truncated\(5\) of only 4 steps"),
         ({"mode": Implicit(), "steps": 0}, "needs at least one step"),
         ({"mode": Reverse(), "batches": jnp.ones(4), "backward_batches": jnp.ones(4)}, "Reverse"),
