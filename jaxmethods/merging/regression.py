@@ -16,6 +16,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from jaxmethods.linalg import in_turn
 from jaxmethods.merging.arithmetic import average
 from jaxmethods.merging.trees import Tree, compute_dtype, leaves_with_names, map_with_names
 
@@ -76,4 +77,4 @@ def _solve(grams: jax.Array, weights: jax.Array, alpha: float, jitter: float) ->
     mean_diagonal = jnp.trace(total, axis1=-2, axis2=-1) / total.shape[-1]
     total = total + jitter * mean_diagonal[..., None, None] * unit
     right = jnp.sum(jnp.matmul(grams, weights, precision="highest"), axis=0)
-    return jnp.linalg.solve(total, right)
+    return in_turn(jnp.linalg.solve, total, right)

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxmethods.linalg import in_turn
 from jaxmethods.merging.trees import Tree, apply_task_vectors, map_with_names, task_vectors
 
 
@@ -68,7 +69,7 @@ def _merge_matrices(
 def _joint_triples(vectors: jax.Array) -> jax.Array:
     """[T, ..., m, n] -> [..., m, n]."""
     tasks = vectors.shape[0]
-    left, values, right = jnp.linalg.svd(vectors, full_matrices=False)
+    left, values, right = in_turn(_svd, vectors)
     rank = max(values.shape[-1] // tasks, 1)
     left = jnp.concatenate(list(left[..., :rank]), axis=-1)  # [..., m, T rank]
     right = jnp.concatenate(list(right[..., :rank, :]), axis=-2)  # [..., T rank, n]
@@ -77,11 +78,16 @@ def _joint_triples(vectors: jax.Array) -> jax.Array:
 
 
 def _isotropic(vectors: jax.Array) -> jax.Array:
-    left, values, right = jnp.linalg.svd(jnp.sum(vectors, axis=0), full_matrices=False)
+    left, values, right = in_turn(_svd, jnp.sum(vectors, axis=0))
     return jnp.mean(values, axis=-1)[..., None, None] * (left @ right)
 
 
 def _orthonormal(matrix: jax.Array) -> jax.Array:
     """The nearest matrix with orthonormal columns (or rows): P Q^T of the SVD P S Q^T."""
-    left, _, right = jnp.linalg.svd(matrix, full_matrices=False)
+    left, _, right = in_turn(_svd, matrix)
     return left @ right
+
+
+def _svd(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    left, values, right = jnp.linalg.svd(matrix, full_matrices=False)
+    return left, values, right
