@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import yaml
 
 from jaxmethods.training.run_folder import RunFolder
+from tests.on_eight_devices import assert_passes_on_eight_devices
 from tests.training import distributed_toy
 from tests.training.test_distributed import ends, start_two
-from tests.training.test_loop import ROOT, rows_without_times
+from tests.training.test_loop import rows_without_times
 
 SMALL = {
     "method": "commformer",
@@ -28,16 +25,7 @@ SMALL = {
 
 
 def test_eight_devices_give_the_team_of_one():
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    tests = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "tests/commformer/eight_devices.py"],
-        cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert tests.returncode == 0, tests.stdout[-5000:]
+    assert_passes_on_eight_devices("tests/commformer/eight_devices.py")
 
 
 def test_two_processes_stopped_and_resumed_give_the_team_of_one(tmp_path):

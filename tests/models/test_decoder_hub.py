@@ -18,6 +18,7 @@ from jaxmethods.models import decoder, decoder_hub
 from jaxmethods.models.generate import generate
 from jaxmethods.models.hub import open_folder
 from tests.models.decoders import CONFIGS, LLAMA, random_ids, random_params
+from tests.on_eight_devices import assert_passes_on_eight_devices
 
 ROOT = Path(__file__).parents[2]
 
@@ -183,13 +184,4 @@ def test_loading_never_holds_the_model_twice(tmp_path):
 
 
 def test_one_result_on_a_mesh_of_eight_devices():
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    tests = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "tests/models/eight_devices.py"],
-        cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert tests.returncode == 0, tests.stdout[-5000:]
+    assert_passes_on_eight_devices("tests/models/eight_devices.py")

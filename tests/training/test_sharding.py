@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 from jaxmethods.config import ConfigError, MeshConfig
 from jaxmethods.training.sharding import make_mesh
-
-ROOT = Path(__file__).parents[2]
+from tests.on_eight_devices import assert_passes_on_eight_devices
 
 
 def test_more_devices_than_there_are_is_an_error_that_says_so():
@@ -21,13 +15,4 @@ def test_more_devices_than_there_are_is_an_error_that_says_so():
 
 
 def test_one_result_on_any_mesh_of_eight_devices():
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    tests = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "tests/training/eight_devices.py"],
-        cwd=ROOT,
-        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert tests.returncode == 0, tests.stdout[-5000:]
+    assert_passes_on_eight_devices("tests/training/eight_devices.py")
