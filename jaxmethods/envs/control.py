@@ -18,6 +18,8 @@ from jaxmethods.envs.pendulum import Pendulum
 
 CONTROL: dict[str, type] = {"pendulum": Pendulum}
 """Name in a config to class."""
+BRAX = "brax:"
+"""Before the name of one of brax's tasks, as in "brax:hopper"."""
 
 Act = Callable[[jax.Array, jax.Array], jax.Array]
 """(typed key, observations [E, S]) -> actions [E, A]."""
@@ -41,11 +43,17 @@ class Transition(NamedTuple):
 
 
 def make_control(name: str, **arguments: Any) -> Any:
-    """Builds the control environment `name` of `CONTROL`.
+    """Builds the control environment `name` of `CONTROL`, or brax's task after `BRAX`.
 
     Raises:
         ValueError: an unknown name or argument, with the nearest right one.
+        MissingExtraError: brax is not installed.
     """
+    if name.startswith(BRAX):
+        # The adapter imports an optional dependency.
+        from jaxmethods.envs.adapters.brax_control import BraxControl
+
+        return BraxControl(name.removeprefix(BRAX), **arguments)
     if name not in CONTROL:
         raise ValueError(f"unknown environment {name!r}{nearest(name, CONTROL)}")
     known = list(inspect.signature(CONTROL[name]).parameters)

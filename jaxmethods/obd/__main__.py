@@ -19,9 +19,15 @@ import tyro
 from jaxmethods.errors import UserError
 from jaxmethods.obd.config import OBDConfig
 from jaxmethods.obd.distilled import load
-from jaxmethods.obd.evaluate import EvaluationConfig, check_environment, player, trained_students
-from jaxmethods.obd.mujoco_returns import evaluate_returns
-from jaxmethods.obd.scores import normalized_score, reference_returns, summarise
+from jaxmethods.obd.evaluate import (
+    EvaluationConfig,
+    check_environment,
+    check_spaces,
+    player,
+    trained_students,
+)
+from jaxmethods.obd.mujoco_returns import check_mujoco, evaluate_returns
+from jaxmethods.obd.scores import REFERENCE, normalized_score, score_name, summarise
 from jaxmethods.obd.tables import TABLES
 
 
@@ -32,7 +38,7 @@ class Options:
     set: tyro.conf.Positional[Path]
     """SYN.npz, its card SYN.json beside it."""
     environment: str
-    """hopper, halfcheetah, walker2d (MuJoCo) or pendulum."""
+    """hopper, halfcheetah, walker2d (MuJoCo), pendulum or brax:TASK."""
     students: int = 10
     episodes: int = 10
     seed: int = 0
@@ -51,10 +57,12 @@ def main(arguments: list[str] | None = None) -> int:
     except (UserError, ValueError) as error:
         print(f"jaxmethods: {error}", file=sys.stderr)
         return 2
-    low, high = reference_returns(options.environment)
     means = scores.mean(1)
-    returns = low + means * (high - low) / 100
-    for name, values in (("normalised score", means), ("return", returns)):
+    measures = {score_name(options.environment): means}
+    if options.environment in REFERENCE:
+        low, high = REFERENCE[options.environment]
+        measures["return"] = low + means * (high - low) / 100
+    for name, values in measures.items():
         print(f"{name}: {values.mean():.1f} ± {values.std():.1f} ({len(values)} students)")
     return 0
 
@@ -66,6 +74,7 @@ def judged(options: Options) -> np.ndarray:
     )
     check_environment(evaluation)
     found = load(options.set)
+    check_spaces(options.environment, found.syn.states.shape[1], found.syn.actions.shape[1])
     config = OBDConfig.model_validate(found.card["distillation"])
     play: Any = player(evaluation, config)
     if play is None:
@@ -77,7 +86,9 @@ def judged(options: Options) -> np.ndarray:
 
 def print_table(options: Options, table: str) -> None:
     """A Markdown table of normalised scores: mean ± standard error over students."""
+    check_mujoco(options.environment)
     found = load(options.set)
+    check_spaces(options.environment, found.syn.states.shape[1], found.syn.actions.shape[1])
     key = jax.random.key(options.seed)
     print(f"| {table} | normalised score |\n| --- | --- |")
     for name, params, residual in TABLES[table](key, found.syn, options.students):

@@ -27,7 +27,7 @@ from jaxmethods.obd.config import OBDConfig
 from jaxmethods.obd.evaluate import EvaluationConfig, player
 from jaxmethods.obd.method import make_student
 from jaxmethods.obd.objectives import bc_loss
-from jaxmethods.obd.scores import Summary, summarise
+from jaxmethods.obd.scores import Summary, score_name, summarise
 from jaxmethods.obd.types import Norm, OfflineData, SynSet
 
 INK, ACCENT = "#8fa3b5", "#1f3b57"
@@ -185,10 +185,11 @@ def draw(evaluation: EvaluationConfig, config: OBDConfig, state: State, folder: 
     played = scores(evaluation, config, state, jax.random.key(0))
     if played:
         summaries = {name: summarise(values) for name, values in played.items()}
-        draw_scores(summaries, folder / "scores.png", f"{config.n_syn} pairs")
+        measure = score_name(str(evaluation.environment))
+        draw_scores(summaries, folder / "scores.png", f"{config.n_syn} pairs", measure)
 
 
-def draw_scores(summaries: Mapping[str, Summary], path: Path, title: str) -> None:
+def draw_scores(summaries: Mapping[str, Summary], path: Path, title: str, measure: str) -> None:
     """A bar for each competitor, best on top, with its standard error over students."""
     ordered = sorted(summaries.items(), key=lambda item: item[1].mean)
     names = [name.replace("_", " ") for name, _ in ordered]
@@ -202,6 +203,6 @@ def draw_scores(summaries: Mapping[str, Summary], path: Path, title: str) -> Non
     for place, mean in enumerate(means):
         panel.text(max(mean, 0.0) + 2.0, place + 0.28, f"{mean:.1f}", fontsize=8, va="center")
     panel.axvline(0.0, color="#555", linewidth=0.8)
-    panel.set(xlabel="normalised return (0 random, 100 expert)", title=title)
+    panel.set(xlabel=measure, title=title)
     panel.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)

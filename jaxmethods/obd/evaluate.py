@@ -3,7 +3,7 @@
 One evaluation trains `students` fresh students with the distillation's own inner steps, rate and
 noise, and lets each play `episodes` episodes with deterministic actions, its observations
 normalised by the dataset's statistics (Lei, Zhang and Tao, NeurIPS 2024, section 5.1). Scores are
-normalised returns: 0 a random policy, 100 an expert of that simulator.
+normalised returns, 0 a random policy, 100 an expert of that simulator; brax's are returns.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import numpy as np
 import optax
 
 from jaxmethods.config import Config, nearest
-from jaxmethods.envs.control import CONTROL, episode_returns, make_control
+from jaxmethods.envs.control import BRAX, CONTROL, episode_returns, make_control
 from jaxmethods.method import Metrics
 from jaxmethods.obd.baselines import random_rows
 from jaxmethods.obd.config import OBDConfig, PositiveInt
 from jaxmethods.obd.method import State, make_student
-from jaxmethods.obd.mujoco_returns import ENVIRONMENTS, evaluate_returns
+from jaxmethods.obd.mujoco_returns import ENVIRONMENTS, SPACES, evaluate_returns
 from jaxmethods.obd.policy import Policy
-from jaxmethods.obd.scores import normalized_score
+from jaxmethods.obd.scores import score
 from jaxmethods.obd.students import offline_loss, train_students
 from jaxmethods.obd.types import Norm, Source, SynSet
 
@@ -36,8 +36,9 @@ class EvaluationConfig(Config):
     """Where students play, how many and how often."""
 
     environment: str | None = None
-    """hopper, halfcheetah or walker2d (MuJoCo, extra `rl`), pendulum (in JAX), or null: students
-    don't play, and the offline loss is all that is measured."""
+    """hopper, halfcheetah or walker2d (MuJoCo, extra `rl`); pendulum, or brax:TASK with one of
+    brax's tasks (in JAX; extra `brax`); or null: students don't play, and the offline loss is all
+    that is measured."""
     students: PositiveInt = 10
     episodes: PositiveInt = 10
     processes: PositiveInt = 1
@@ -117,12 +118,29 @@ def _offline_loss(config: OBDConfig, key: jax.Array, params: Any, source: Source
 
 
 def check_environment(evaluation: EvaluationConfig) -> None:
-    """Raises `ValueError` for an unknown environment."""
-    known = {*ENVIRONMENTS, *CONTROL}
-    if evaluation.environment not in (None, *known):
+    """Raises `ValueError` for an unknown environment, `MissingExtraError` for one without brax."""
+    name, known = evaluation.environment, {*ENVIRONMENTS, *CONTROL}
+    if name is not None and name.startswith(BRAX):
+        _environment(name)
+    elif name not in (None, *known):
         raise ValueError(
-            f"evaluation.environment: unknown environment {evaluation.environment!r}"
-            f"{nearest(str(evaluation.environment), known)}"
+            f"evaluation.environment: unknown environment {name!r}{nearest(str(name), known)}"
+        )
+
+
+def check_spaces(environment: str | None, states: int, actions: int) -> None:
+    """Raises `ValueError` if policies of these dimensions cannot act in a known environment."""
+    if environment is None:
+        return
+    if environment in ENVIRONMENTS:
+        expected = SPACES[environment]
+    else:
+        env = _environment(environment)
+        expected = env.observation_spec.shape[0], env.action_spec.shape[0]
+    if expected != (states, actions):
+        raise ValueError(
+            f"evaluation.environment: {environment} has {expected[0]} observations and "
+            f"{expected[1]} actions, got data with {states} and {actions}"
         )
 
 
@@ -131,7 +149,7 @@ def player(evaluation: EvaluationConfig, config: OBDConfig) -> Play | None:
     name = evaluation.environment
     if name is None:
         return None
-    if name in CONTROL:
+    if name not in ENVIRONMENTS:
         return partial(_play_control, name, make_student(config.student), evaluation.episodes)
     if find_spec("mujoco") is None or find_spec("gymnasium") is None:
         warnings.warn(
@@ -157,14 +175,14 @@ def _play_mujoco(
         residual=residual,
         processes=evaluation.processes,
     )
-    return normalized_score(name, returns)
+    return score(name, returns)
 
 
 def _play_control(
     name: str, policy: Policy, episodes: int, params: Any, norm: Norm, key: jax.Array
 ) -> Any:
     returns = _control_returns(_environment(name), policy, episodes, params, norm, key)
-    return normalized_score(name, returns)
+    return score(name, returns)
 
 
 @cache

@@ -27,6 +27,8 @@ from jaxmethods.obd.types import Norm
 
 ENVIRONMENTS = {"hopper": "Hopper-v4", "halfcheetah": "HalfCheetah-v4", "walker2d": "Walker2d-v4"}
 """Name in a config to gymnasium's id."""
+SPACES = {"hopper": (11, 3), "halfcheetah": (17, 6), "walker2d": (17, 6)}
+"""Numbers of observations and of actions."""
 MAX_STEPS = 1000
 
 
@@ -58,11 +60,7 @@ def evaluate_returns(
         ValueError: unknown environment.
         MissingExtraError: gymnasium's MuJoCo environments are not installed.
     """
-    if env_name not in ENVIRONMENTS:
-        raise ValueError(
-            f"env_name: unknown MuJoCo environment {env_name!r}{nearest(env_name, ENVIRONMENTS)}"
-        )
-    import_extra("mujoco", "rl")
+    check_mujoco(env_name)
     gaussian = isinstance(params, PolicyParams)
     layers = [(np.asarray(w), np.asarray(b)) for w, b in (params.layers if gaussian else params)]
     policies = (layers, gaussian, residual, np.asarray(norm.mean), np.asarray(norm.std))
@@ -75,6 +73,15 @@ def evaluate_returns(
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(len(jobs), mp_context=spawn) as pool:
         return np.concatenate(list(pool.map(_play, *zip(*jobs, strict=True))), axis=-1)
+
+
+def check_mujoco(env_name: str) -> None:
+    """Raises what `evaluate_returns` says of an environment that cannot be played in."""
+    if env_name not in ENVIRONMENTS:
+        raise ValueError(
+            f"env_name: unknown MuJoCo environment {env_name!r}{nearest(env_name, ENVIRONMENTS)}"
+        )
+    import_extra("mujoco", "rl")
 
 
 def _play(name: str, policies: tuple, seeds: np.ndarray, ensemble: bool) -> np.ndarray:

@@ -32,7 +32,7 @@ from jaxmethods.obd.comparison import (
 )
 from jaxmethods.obd.config import NonNegative, OBDConfig, PositiveInt
 from jaxmethods.obd.dataset import offline_data
-from jaxmethods.obd.evaluate import EvaluationConfig, check_environment, judge
+from jaxmethods.obd.evaluate import EvaluationConfig, check_environment, check_spaces, judge
 from jaxmethods.obd.offline_rl import calql, iql
 from jaxmethods.obd.offline_rl.config import CalQLConfig, IQLConfig
 from jaxmethods.obd.offline_rl.transitions import (
@@ -181,6 +181,8 @@ class Inputs:
     def _check(self) -> None:
         data, norm = self.offline()
         check_teacher(Source(data, norm, self.teacher))
+        sizes = data.states.shape[1], data.actions.shape[1]
+        check_spaces(self.run.evaluation.environment, *sizes)
         config = self.run.distillation
         for name in ("n_syn", "batch"):
             if getattr(config, name) > len(data.states):

@@ -3,7 +3,7 @@
     score = 100 (R - R_random) / (R_expert - R_random)
 
 Scores of different simulators are never comparable, which is why the D4RL constants are known by
-the names of the MuJoCo environments and brax's environments have none.
+the names of the MuJoCo environments and brax's environments have none: their scores are returns.
 """
 
 from __future__ import annotations
@@ -54,6 +54,16 @@ def normalized_score(env_name: str, returns: Any) -> Any:
     """Returns [...], of a NumPy or JAX type, as scores [...] in percent."""
     low, high = reference_returns(env_name)
     return 100.0 * (returns - low) / (high - low)
+
+
+def score(env_name: str, returns: Any) -> Any:
+    """Normalised scores of returns [...] where 0 and 100 are known, else the returns themselves."""
+    return normalized_score(env_name, returns) if env_name in REFERENCE else returns
+
+
+def score_name(env_name: str) -> str:
+    """What the numbers of `score` are, for axes and tables."""
+    return "normalised score" if env_name in REFERENCE else "return"
 
 
 def summarise(scores: Any) -> Summary:

@@ -11,19 +11,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import optax
 
-from jaxmethods.obd.students import cross_optimizers
+from jaxmethods.obd.students import OPTIMIZERS, cross_optimizers
 from jaxmethods.obd.types import SynSet
 from jaxmethods.obd.zoo import ARCHITECTURES, cross_architectures, plain
 
-OPTIMIZERS = {
-    "sgd": optax.sgd(0.1),
-    "sgd, momentum": optax.sgd(0.1, momentum=0.9),
-    "adam": optax.adam(1e-3),
-    "adamw": optax.adamw(1e-3, weight_decay=1e-2),
-}
-"""Rows of the optimizer table; the rates of all but SGD's are this library's choice."""
 Students = Iterator[tuple[str, Any, bool]]
 """Row's name, parameters [K, ...], and whether they are of a residual policy."""
 

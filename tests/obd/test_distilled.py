@@ -108,6 +108,27 @@ def test_a_saved_set_can_be_put_to_work(tmp_path, capsys):
     assert re.search(r"normalised score: -?\d+\.\d ± \d+\.\d \(3 students\)", said)
     assert main([str(path), "--environment", "pendulm", *sizes]) == 2
     assert "did you mean 'pendulum'" in capsys.readouterr().err
+    assert main([str(path), "--environment", "hopper", *sizes]) == 2
+    assert "hopper has 11 observations and 3 actions, got data with 3" in capsys.readouterr().err
+
+
+def test_a_saved_set_can_be_put_to_work_in_brax(tmp_path, capsys):
+    """Balancing is paid 1 a step: returns are positive and have no normalisation."""
+    pytest.importorskip("brax")
+    keys = jax.random.split(jax.random.key(0))
+    syn = SynSet(jax.random.normal(keys[0], (5, 4)), jax.random.uniform(keys[1], (5, 1)))
+    path = tmp_path / "syn.npz"
+    norm = Norm(np.zeros(4), np.ones(4))
+    distilled.save(path, syn, norm, small.CONFIG, seed=0, outer_steps=0)
+    sizes = ["--students", "2", "--episodes", "1"]
+    assert main([str(path), "--environment", "brax:inverted_pendulum", *sizes]) == 0
+    said = capsys.readouterr().out
+    found = re.search(r"^return: (\d+\.\d) ± \d+\.\d \(2 students\)$", said, re.MULTILINE)
+    assert found
+    assert float(found[1]) >= 1.0
+    assert "normalised" not in said
+    assert main([str(path), "--environment", "brax:inverted_pendulu", *sizes]) == 2
+    assert "inverted_pendulum" in capsys.readouterr().err
 
 
 def test_sets_that_are_not_finite_are_not_written(tmp_path):

@@ -84,6 +84,7 @@ def test_files_that_cannot_be_used_are_refused_before_anything_is_written(files,
         (["--distillation.batch", "500"], "distillation.batch: expected at most the 45 rows"),
         (["--teacher.path", "null"], "teacher: expected a path, or `learn`"),
         (["--evaluation.environment", "hoper"], "did you mean 'hopper'"),
+        (["--evaluation.environment", "hopper"], "hopper has 11 observations and 3 actions, got"),
         (["--distillation.mode", "mixd"], "distillation.mode"),
     ]:
         assert main(["train", str(files), "--out", str(out), *change]) == 2
