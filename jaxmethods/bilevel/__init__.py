@@ -14,17 +14,16 @@
 | `Mixed(save=True)` | exact | arithmetic is dear and memory isn't | 0.87 s | 275 MB: T (P + R) |
 | `Reverse()` | exact | forward mode is needed | 0.89 s | 275 MB: T (P + R) |
 | `Reverse("step")` | exact | as `Reverse()`, in less memory | 0.90 s | 73 MB: T P + R |
-| `Reverse("sqrt")` | exact | T is large: one more forward pass | 1.09 s | 24 MB: 2 sqrt(T) P + R |
+| `Reverse("sqrt")` | exact | T is large: one more forward pass | 1.08 s | 24 MB: 2 sqrt(T) P + R |
 | `Reverse("offload")` | exact | the device's memory is too small | - | T P on the host |
-| `Truncated(20)` | the last steps' share | early steps hardly matter | 0.42 x | 30 MB: 20 P + R |
-| `Implicit(iterations=20)` | exact at a stationary point | it converged | 0.39 x | 22 MB: P + R |
+| `Truncated(20)` | the last steps' share | early steps hardly matter | 0.38 s | 30 MB: 20 P + R |
+| `Implicit(iterations=20)` | exact at a stationary point | it converged | 0.35 s | 22 MB: P + R |
 
 Measured: 100 steps of SGD on a policy of 136,200 parameters with 256 synthetic pairs for outer
-variable, float32, jax 0.10.2, one pinned core of a shared AMD EPYC machine; time of the outer loss
-and its gradient (of the last two: CPU seconds, as a part of those of `Mixed()` in the same run),
-memory of XLA's temporaries. `python -m benchmarks --only bilevel` measures it again, against other
-numbers of steps and beside PyTorch. P is the size of parameters and optimizer state, R that of a
-step's activations.
+variable, float32, jax 0.10.2, one pinned core of a shared AMD EPYC machine, November 2026; time of
+the outer loss and its gradient, memory of XLA's temporaries. `python -m benchmarks --only bilevel`
+measures it again, against other numbers of steps and beside PyTorch. P is the size of parameters
+and optimizer state, R that of a step's activations.
 
 A ridge penalty, chosen by what it does on other data:
 
