@@ -1,9 +1,15 @@
-"""Causal attention over new tokens and a cache of earlier ones, and what a token may see."""
+"""Causal attention over new tokens and a cache of earlier ones, and what a token may see.
+
+A cache has its heads before its tokens, so that a head's keys lie side by side and decoding is one
+batched product, and it is read as it is: new tokens are scored beside it and written once, behind
+the last layer. On CPU that is several times faster than writing them into every layer's cache
+first, which copies it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +18,16 @@ from jax import lax
 Kernel: TypeAlias = Literal["xla", "cudnn"]
 """`jax.nn.dot_product_attention`'s implementation; cuDNN wants half precision on a GPU."""
 Past: TypeAlias = tuple[jax.Array, jax.Array] | None
-"""Cached keys and values of one layer, [B, S, K, d] each."""
+"""Cached keys and values of one layer, [B, K, S, d] each."""
 
 
 class Cache(NamedTuple):
     """Keys and values of the tokens so far; one write index serves all rows."""
 
     keys: jax.Array
-    """[L, B, S, K, d], rotated."""
+    """[L, B, K, S, d], rotated."""
     values: jax.Array
-    """[L, B, S, K, d]."""
+    """[L, B, K, S, d]."""
     mask: jax.Array
     """[B, S] bool: what is a token, as opposed to padding or not yet written."""
     length: jax.Array
@@ -41,6 +47,7 @@ def causal_attention(
     Args:
         mask: [B, T] bool, False on padding; None: none that a token could see.
         window: a token sees itself and `window - 1` tokens before it.
+        kernel: of attention without a cache.
 
     Returns:
         (queries [B, T, H, d], keys, values [B, T, K, d], past) -> head outputs [B, T, H, d]. A
@@ -55,30 +62,66 @@ def causal_attention(
             )
 
         return fresh
-    start = 0 if cache is None else cache.length
     known = _ones(batch, new) if mask is None else mask
-    if cache is not None:
-        known = lax.dynamic_update_slice(cache.mask, known, (0, start))
-    visible = known[:, None, None, :] & _earlier(start, new, known.shape[1], window)
+    fresh_visible = known[:, None, :] & _earlier(0, new, new, window)  # [B, T, T]
+    if cache is None:
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array, past: Past) -> jax.Array:
-        if past is not None:
-            k, v = (
-                lax.dynamic_update_slice(old, new, (0, start, 0, 0))
-                for old, new in zip(past, (k, v), strict=True)
+        def masked(q: jax.Array, k: jax.Array, v: jax.Array, past: Past) -> jax.Array:
+            return jax.nn.dot_product_attention(
+                q, k, v, mask=fresh_visible[:, None], implementation=kernel
             )
-        return jax.nn.dot_product_attention(q, k, v, mask=visible, implementation=kernel)
 
-    return attend
+        return masked
+    cached = cache.mask[:, None, :] & _earlier(cache.length, new, cache.mask.shape[1], window)
+    visible = jnp.concatenate([cached, fresh_visible], axis=-1)  # [B, T, S + T]
+
+    def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, past: Past) -> jax.Array:
+        return _attend_beside(visible, past, q, k, v)  # type: ignore[arg-type]
+
+    return cached_attention
+
+
+def _attend_beside(
+    visible: jax.Array, past: tuple[jax.Array, jax.Array], q: jax.Array, k: jax.Array, v: jax.Array
+) -> jax.Array:
+    """Attention of q [B, T, H, d] to a layer's cache and to k, v [B, T, K, d], as `visible` says."""
+    (batch, new, heads, width), size = k.shape, past[0].shape[2]
+    grouped = jnp.moveaxis(q.reshape(batch, new, heads, -1, width), 1, 3)  # [B, K, G, T, d]
+    rows = grouped.reshape(batch, heads, -1, width)  # [B, K, G T, d]
+
+    def products(keys: jax.Array) -> jax.Array:
+        return _each_head(rows, keys.astype(q.dtype), 3, jnp.float32).reshape(
+            *grouped.shape[:4], keys.shape[2]
+        )
+
+    scores = jnp.concatenate([products(past[0]), products(jnp.swapaxes(k, 1, 2))], axis=-1)
+    scores = scores * width**-0.5
+    # Finite, so that a row that sees nothing isn't NaN.
+    scores = jnp.where(visible[:, None, None], scores, -0.7 * jnp.finfo(scores.dtype).max)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    weights = weights.reshape(batch, heads, -1, size + new)
+    found = _each_head(weights[..., :size], past[1].astype(v.dtype), 2)
+    found = found + _each_head(weights[..., size:], jnp.swapaxes(v, 1, 2), 2)
+    return jnp.moveaxis(found.reshape(grouped.shape), 3, 1).reshape(q.shape)
+
+
+def _each_head(rows: jax.Array, tokens: jax.Array, axis: int, dtype: Any = None) -> jax.Array:
+    """Products of [B, K, R, n] and [B, K, S, d] over n and the axis of tokens that it is.
+
+    An einsum would put the cache first and transpose it.
+    """
+    contract = ((3,), (axis,))
+    return lax.dot_general(rows, tokens, (contract, ((0, 1), (0, 1))), preferred_element_type=dtype)
 
 
 def grow(cache: Cache | None, mask: jax.Array | None, keys: jax.Array, values: jax.Array) -> Cache:
     """The cache with the keys and values [L, B, T, K, d] of new tokens written behind the old."""
     batch, new = keys.shape[1:3]
     mask = _ones(batch, new) if mask is None else mask
+    keys, values = jnp.swapaxes(keys, 2, 3), jnp.swapaxes(values, 2, 3)
     if cache is None:
         return Cache(keys, values, mask, jnp.int32(new))
-    start = (0, 0, cache.length, 0, 0)
+    start = (0, 0, 0, cache.length, 0)
     return Cache(
         lax.dynamic_update_slice(cache.keys, keys.astype(cache.keys.dtype), start),
         lax.dynamic_update_slice(cache.values, values.astype(cache.values.dtype), start),
@@ -89,11 +132,11 @@ def grow(cache: Cache | None, mask: jax.Array | None, keys: jax.Array, values: j
 
 def reserve(cache: Cache, more: int) -> Cache:
     """The cache with room for `more` further tokens."""
-    room = [(0, 0), (0, 0), (0, more), (0, 0), (0, 0)]
+    room = [(0, 0), (0, 0), (0, 0), (0, more), (0, 0)]
     return Cache(
         jnp.pad(cache.keys, room),
         jnp.pad(cache.values, room),
-        jnp.pad(cache.mask, room[1:3]),
+        jnp.pad(cache.mask, room[2:4]),
         cache.length,
     )
 
