@@ -124,6 +124,12 @@ def prepare_jax(function: Callable, *arguments: Any, donate: tuple = ()) -> Work
     return Work(call, compile_seconds, *_bytes(compiled))
 
 
+def prepare_call(call: Callable[[], Any]) -> Work:
+    """Work that is more than one program; its first call compiles what it needs."""
+    first = _seconds(call)
+    return Work(call, max(0.0, first - _seconds(call)))
+
+
 def prepare_torch(make: Callable[[str], Callable[[], Any]], settings: Settings) -> Work | None:
     """Builds PyTorch's work (see `time_torch`)."""
     if find_spec("torch") is None:
@@ -136,10 +142,11 @@ def prepare_torch(make: Callable[[str], Callable[[], Any]], settings: Settings) 
     torch.set_num_threads(settings.cores or len(os.sched_getaffinity(0)))
     work = make(device)
 
-    def call() -> None:
-        work()
+    def call() -> Any:
+        result = work()
         if device == "cuda":
             torch.cuda.synchronize()
+        return result
 
     return Work(call)
 

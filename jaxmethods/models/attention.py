@@ -84,7 +84,7 @@ def causal_attention(
 def _attend_beside(
     visible: jax.Array, past: tuple[jax.Array, jax.Array], q: jax.Array, k: jax.Array, v: jax.Array
 ) -> jax.Array:
-    """Attention of q [B, T, H, d] to a layer's cache and to k, v [B, T, K, d], as `visible` says."""
+    """Of q [B, T, H, d] to a layer's cache and to k, v [B, T, K, d], as `visible` says."""
     (batch, new, heads, width), size = k.shape, past[0].shape[2]
     grouped = jnp.moveaxis(q.reshape(batch, new, heads, -1, width), 1, 3)  # [B, K, G, T, d]
     rows = grouped.reshape(batch, heads, -1, width)  # [B, K, G T, d]
