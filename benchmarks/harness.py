@@ -32,6 +32,8 @@ class Settings:
     """Roughly the longest time for one row, warm-up included."""
     cores: int = 0
     """CPU cores the process is pinned to; 0: all."""
+    questions: Path | None = None
+    """Multiple-choice questions for `benchmarks/novo.py`; None: drawn."""
 
 
 @dataclass(frozen=True)
