@@ -64,9 +64,11 @@ def causal_attention(
     def attend(q: jax.Array, k: jax.Array, v: jax.Array, past: Past) -> jax.Array:
         if past is not None:
             k, v = (
-                lax.dynamic_update_slice(old, new, (0, start, 0, 0))
-                for old, new in zip(past, (k, v), strict=True)
+                lax.dynamic_update_slice(old, fresh, (0, start, 0, 0))
+                for old, fresh in zip(past, (k, v), strict=True)
             )
+            if new == 1 and jax.default_backend() == "cpu":
+                return _attend_one(q, k, v, visible)
         return jax.nn.dot_product_attention(q, k, v, mask=visible, implementation=kernel)
 
     return attend
@@ -103,6 +105,21 @@ def token_positions(batch: int, new: int, mask: jax.Array | None, cache: Cache |
     counts = jnp.cumsum(_ones(batch, new) if mask is None else mask, axis=1, dtype=jnp.int32)
     earlier = 0 if cache is None else jnp.sum(cache.mask, 1, keepdims=True, dtype=jnp.int32)
     return jnp.maximum(earlier + counts - 1, 0)
+
+
+def _attend_one(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
+    """Attention of one new token [B, 1, H, d] to keys and values [B, S, K, d].
+
+    On CPU, XLA would move each head's keys into columns, element by element. Heads are put before
+    positions instead, which copies whole rows and lets the products read them as they lie.
+    """
+    batch, _, heads, size = q.shape
+    k, v = lax.optimization_barrier((jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)))
+    q = q.reshape(batch, k.shape[1], -1, size)  # [B, K, H / K, d]
+    scores = jnp.einsum("bkgd,bksd->bkgs", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.where(visible, scores / size**0.5, 0.7 * jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bkgs,bksd->bkgd", weights, v).reshape(batch, 1, heads, size)
 
 
 def _earlier(start: jax.Array | int, new: int, keys: int, window: int | None) -> jax.Array:

@@ -16,6 +16,7 @@ from jaxmethods.novo import tree
 from jaxmethods.novo.norms import row_norms, run_root
 from jaxmethods.novo.score import score
 from tests.models.decoders import CONFIGS, LLAMA, random_params
+from tests.on_eight_devices import assert_passes_on_eight_devices
 
 
 def random_sequences(seed=0, questions=7, root=5, vocab=40):
@@ -115,6 +116,23 @@ def test_what_comes_after_the_last_heads_is_not_computed():
     more = decoder.unstack_layers(jax.tree.map(lambda leaf: leaf, params))
     more["layers"][-1]["mlp"]["up"]["kernel"] = jnp.zeros((LLAMA.width, 10 * LLAMA.mlp_width))
     assert jax.jit(run).lower(more, *sizes[1:]).cost_analysis()["flops"] == flops
+
+
+def test_weights_without_influence_leave_norms_bitwise_equal():
+    params, sequences = random_params(LLAMA), random_sequences()
+    before = score(params, LLAMA, sequences).norms
+    changed = jax.tree.map(lambda leaf: leaf, params)
+    layers = changed["layers"]
+    for part in (layers["mlp"], layers["mlp_norm"], {"out": layers["attention"]["out"]}):
+        for leaf in jax.tree.leaves(part, is_leaf=lambda node: isinstance(node, dict)):
+            for name, value in leaf.items():
+                replaced = value["kernel"] if isinstance(value, dict) else value
+                replaced = replaced.at[-1].multiply(-3.0)
+                leaf[name] = {"kernel": replaced} if isinstance(value, dict) else replaced
+    layers["attention"]["out"] = {"kernel": params["layers"]["attention"]["out"]["kernel"].at[-1].multiply(-3.0)}
+    changed["final_norm"]["scale"] = -changed["final_norm"]["scale"]
+    changed["head"]["kernel"] = 5 * changed["head"]["kernel"]
+    np.testing.assert_array_equal(score(changed, LLAMA, sequences).norms, before)
 
 
 @pytest.mark.parametrize("order", ["1", "inf"])
