@@ -120,19 +120,39 @@ def test_what_comes_after_the_last_heads_is_not_computed():
 
 def test_weights_without_influence_leave_norms_bitwise_equal():
     params, sequences = random_params(LLAMA), random_sequences()
-    before = score(params, LLAMA, sequences).norms
-    changed = jax.tree.map(lambda leaf: leaf, params)
-    layers = changed["layers"]
-    for part in (layers["mlp"], layers["mlp_norm"], {"out": layers["attention"]["out"]}):
-        for leaf in jax.tree.leaves(part, is_leaf=lambda node: isinstance(node, dict)):
-            for name, value in leaf.items():
-                replaced = value["kernel"] if isinstance(value, dict) else value
-                replaced = replaced.at[-1].multiply(-3.0)
-                leaf[name] = {"kernel": replaced} if isinstance(value, dict) else replaced
-    layers["attention"]["out"] = {"kernel": params["layers"]["attention"]["out"]["kernel"].at[-1].multiply(-3.0)}
-    changed["final_norm"]["scale"] = -changed["final_norm"]["scale"]
-    changed["head"]["kernel"] = 5 * changed["head"]["kernel"]
-    np.testing.assert_array_equal(score(changed, LLAMA, sequences).norms, before)
+    last = partial(jax.tree.map, lambda leaf: leaf.at[-1].multiply(-3.0))
+    layers = params["layers"]
+    unread = {name: last(layers[name]) for name in ("mlp", "mlp_norm")}
+    unread["attention"] = layers["attention"] | {"out": last(layers["attention"]["out"])}
+    ends = {
+        name: jax.tree.map(lambda leaf: -3 * leaf, params[name]) for name in ("final_norm", "head")
+    }
+    changed = params | {"layers": layers | unread} | ends
+    before, after = (score(weights, LLAMA, sequences).norms for weights in (params, changed))
+    np.testing.assert_array_equal(after, before)
+
+
+def test_the_compiled_program_has_no_more_operations_than_are_needed():
+    config = LLAMA.model_copy(
+        update={"width": 256, "mlp_width": 512, "head_dim": 64, "rotary_dim": 64, "layers": 3}
+    )
+    params = decoder.unstack_layers(random_params(config))  # of a scan, XLA counts one layer
+    plan = tree.build_tree(random_sequences(5, questions=12, root=30), batch_tokens=512)
+    rows = plan.batches[0]
+    root = jax.jit(run_root, static_argnums=1)(params, config, plan.root, plan.root_length)
+    program = jax.jit(row_norms, static_argnums=1).lower(params, config, root, rows).compile()
+    analysis = program.cost_analysis()
+    counted = (analysis[0] if isinstance(analysis, list) else analysis)["flops"]
+
+    tokens, ends = rows.ids.size, rows.ends.size
+    keys = rows.ids.shape[1] + plan.root.size
+    width, heads = config.width, config.heads * config.head_dim
+    kv = 2 * width * config.kv_heads * config.head_dim
+    attention = 2 * keys * heads
+    layer = kv + 2 * width * heads + attention + 3 * width * config.mlp_width
+    last = tokens * kv + ends * (width * heads + attention)
+    needed = 2 * (tokens * (config.layers - 1) * layer + last)
+    assert needed < counted < 1.05 * needed
 
 
 @pytest.mark.parametrize("order", ["1", "inf"])
@@ -180,3 +200,7 @@ def test_norms_that_are_not_finite_are_an_error():
     params["embed"]["tokens"] = params["embed"]["tokens"].at[9].set(jnp.nan)
     with pytest.raises(ValueError, match="norms of question 1 are not finite"):
         partial(score, params, LLAMA)([[[1, 5]], [[1, 9]]])
+
+
+def test_norms_on_meshes():
+    assert_passes_on_eight_devices("tests/novo/eight_devices.py")
