@@ -59,8 +59,8 @@ Questions = list[list[list[int]]]
 class Sizes(NamedTuple):
     """How much is run; the slow ways run a part of it, and are compared by the candidate."""
 
-    questions: int = 48
-    batch_tokens: int = 2048
+    questions: int = 64
+    batch_tokens: int = 1024
     naive: int = 64
     """Candidates, evenly spaced."""
     one: int = 24

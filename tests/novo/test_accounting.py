@@ -11,8 +11,8 @@ import yaml
 
 from jaxmethods.data.mcq import read_questions
 from jaxmethods.data.tokenizer import byte_tokenizer
-from jaxmethods.novo import score as scoring
 from jaxmethods.novo.prompts import PromptSpec, tokenize_questions
+from jaxmethods.novo.score import _row_norms, _run_root, score
 from jaxmethods.novo.tree import build_tree
 from tests.models.decoders import LLAMA, random_params
 from tests.novo.test_norms import random_sequences
@@ -31,12 +31,12 @@ def test_programs_are_as_many_as_counted_and_serve_other_questions_of_the_same_l
     params, sequences = random_params(config), random_sequences(6, questions=9)
     sequences += random_sequences(7, questions=3, root=40)
     plan = build_tree(sequences, batch_tokens=96)
-    scoring._run_root.clear_cache()
-    scoring._row_norms.clear_cache()
+    _run_root.clear_cache()
+    _row_norms.clear_cache()
     found = []
     for questions in (sequences, other_tokens(sequences)):
-        scoring.score(params, config, questions, batch_tokens=96)
-        found.append(scoring._run_root._cache_size() + scoring._row_norms._cache_size())
+        score(params, config, questions, batch_tokens=96)
+        found.append(_run_root._cache_size() + _row_norms._cache_size())
     assert found == [plan.cost.shapes, plan.cost.shapes]
     assert plan.cost.shapes > 2
 
