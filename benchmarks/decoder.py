@@ -1,12 +1,13 @@
-"""A decoder language model: prefill and greedy decoding, beside `transformers`.
+"""Language models: tokens a second of prefill and of decoding, beside `transformers`.
 
-On CPU a random Llama of 58 million parameters (8 layers of width 512, vocabulary 32,000) in
-float32; on an accelerator one of the shape of Llama 7B in bfloat16. Prefill runs prompts and keeps
-their keys and values; decoding continues a short prompt, so that its time is that of reading the
-parameters once a token. Both sides give the same tokens, or the benchmark stops.
+Random weights, the same in both, read from one folder; greedy decoding of so many tokens from a
+short prompt with a cache, and the logits that follow a long one. Decoding reads every weight for
+every token, so it is also given as a share of the bandwidth at which the device copies memory;
+prefill on a known accelerator as a share of its peak. On CPU: float32, 58 million parameters. On a
+GPU: bfloat16, 7 billion.
 """
 
-# PyTorch and transformers are optional:
+# PyTorch is optional:
 # pyright: reportMissingImports=false
 from __future__ import annotations
 
@@ -19,14 +20,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from benchmarks.harness import Row, Settings, prepare_jax, prepare_torch, time_in_turns
+from benchmarks.harness import Row, Settings, Work, prepare_jax, prepare_torch, time_in_turns
 from jaxmethods.models import decoder, decoder_hub
 from jaxmethods.models.decoder_config import DecoderConfig
-from jaxmethods.models.generate import generate
+from jaxmethods.models.generate import Generated, generate
 
-SMALL = DecoderConfig(
+LLAMA = DecoderConfig(
     family="llama",
     vocab_size=32_000,
     width=512,
@@ -38,153 +38,210 @@ SMALL = DecoderConfig(
     rotary_dim=64,
     max_positions=4096,
 )
-LARGE = SMALL.model_copy(
-    update={
-        "width": 4096,
-        "mlp_width": 11_008,
-        "layers": 32,
-        "heads": 32,
-        "kv_heads": 32,
-        "head_dim": 128,
-        "rotary_dim": 128,
-    }
+QWEN = LLAMA.model_copy(
+    update={"family": "qwen2", "kv_heads": 2, "qkv_bias": True, "tied": True, "norm_eps": 1e-6}
 )
-"""Llama 2 7B."""
-BATCHES = (1, 8)
-PROMPT, SHORT, NEW = 256, 16, 64
-"""Tokens of a prompt that is only run, of one that is continued, and of its continuation."""
+LLAMA_7B = LLAMA.model_copy(
+    update={"width": 4096, "mlp_width": 11008, "layers": 32, "heads": 32, "kv_heads": 32}
+    | {"head_dim": 128, "rotary_dim": 128}
+)
+QWEN_7B = QWEN.model_copy(
+    update={"width": 3584, "mlp_width": 18944, "layers": 28, "heads": 28, "kv_heads": 4}
+    | {"head_dim": 128, "rotary_dim": 128, "vocab_size": 152_064, "tied": False}
+)
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+"""Dense bfloat16 operations a second, by what the device's kind contains."""
+
+
+class Sizes(NamedTuple):
+    """What is run."""
+
+    prompt: int = 16
+    """Tokens before those that are decoded."""
+    new: int = 48
+    """Tokens decoded."""
+    prefill: int = 128
+    """Tokens of a prompt of which only the logits at its end are wanted."""
+    batches: tuple[int, ...] = (1, 8)
 
 
 class Model(NamedTuple):
-    """A random decoder for the device at hand."""
+    """A model in memory."""
 
     config: DecoderConfig
-    dtype: Any
-    stacked: Any
     params: Any
-    """What is timed: unstacked on CPU, where a scanned layer is copied first."""
-
-    @property
-    def layer_size(self) -> int:
-        """Parameters of all layers."""
-        return sum(leaf.size for leaf in jax.tree.leaves(self.stacked["layers"]))
-
-    @property
-    def read_bytes(self) -> int:
-        """Of the parameters that a decoded token needs: layers and head."""
-        head = self.config.vocab_size * self.config.width
-        return (self.layer_size + head) * jnp.dtype(self.dtype).itemsize
+    """On CPU with unstacked layers."""
+    theirs: Any
+    """The same of `transformers`; None without it."""
 
 
 def rows(settings: Settings) -> Iterator[Row]:
-    """Prefill and decoding at batch 1 and 8."""
-    model = make_model()
-    for batch in BATCHES:
-        yield from compare(settings, model, "prefill", batch)
-    for batch in BATCHES:
-        yield from compare(settings, model, "decode", batch)
+    """Decoding and prefill for every family and batch."""
+    on_cpu = jax.default_backend() == "cpu"
+    sizes = Sizes() if on_cpu else Sizes(new=128, prefill=2048)
+    for config in (LLAMA, QWEN) if on_cpu else (LLAMA_7B, QWEN_7B):
+        yield from family(settings, config, sizes, jnp.float32 if on_cpu else jnp.bfloat16)
 
 
-def make_model(config: DecoderConfig | None = None) -> Model:
-    """Random parameters, made on the device."""
-    accelerated = jax.default_backend() != "cpu"
-    config = config or (LARGE if accelerated else SMALL)
-    dtype = jnp.bfloat16 if accelerated else jnp.float32
-    make = jax.jit(lambda key: decoder.init_params(key, config, dtype))
-    stacked = make(jax.random.key(0))
-    params = stacked if accelerated else decoder.unstack_layers(stacked)
-    return Model(config, dtype, stacked, params)
+def family(settings: Settings, config: DecoderConfig, sizes: Sizes, dtype: Any) -> Iterator[Row]:
+    """All rows of one model."""
+    model = random_model(config, dtype)
+    for batch in sizes.batches:
+        yield decoding(settings, model, sizes, batch)
+        yield prefill(settings, model, sizes, batch)
 
 
-def compare(settings: Settings, model: Model, what: str, batch: int) -> Iterator[Row]:
-    """One row: ours and `transformers` in turns."""
-    length = PROMPT if what == "prefill" else SHORT
-    ids = jax.random.randint(jax.random.key(1), (batch, length), 3, model.config.vocab_size)
-    function = run_prompts if what == "prefill" else continue_prompts
-    ours = prepare_jax(partial(function, model.config), model.params, ids)
-    with Exported(model) as theirs:
-        make = partial(theirs, what, np.asarray(ids))
-        torch_work = prepare_torch(make, settings) if has_transformers() else None
-        if torch_work:
-            check_same(jax.jit(partial(function, model.config))(model.params, ids), theirs.result)
-        works = [ours, *([torch_work] if torch_work else [])]
-        timings = time_in_turns(works, settings)
-    tokens = batch * (PROMPT if what == "prefill" else NEW)
-    yield Row(
-        name=f"decoder/{what}",
-        sizes={"batch": batch, "prompt": length, "cores": settings.cores},
-        work=tokens,
+def decoding(settings: Settings, model: Model, sizes: Sizes, batch: int) -> Row:
+    """Greedy continuation of `batch` prompts, prompt included on both sides."""
+    ids = random_ids(model.config, batch, sizes.prompt)
+    run = partial(continued, config=model.config, new=sizes.new)
+    works = [prepare_jax(run, model.params, ids), copy_work()]
+    theirs = None
+    if model.theirs is not None:
+        theirs = prepare_torch(lambda device: torch_decoding(model, ids, sizes.new), settings)
+    timings = time_in_turns([*works, *([theirs] if theirs else [])], settings)
+    ours, copy = timings[:2]
+    bandwidth = bytes_read(model, sizes, batch) * sizes.new / ours.median
+    return Row(
+        name="decoder/decode",
+        sizes=described(model, settings, batch=batch, prompt=sizes.prompt, new=sizes.new),
+        work=batch * sizes.new,
         unit="tokens/s",
-        ours=timings[0],
-        torch=timings[1] if torch_work else None,
-        note=describe(model, what, batch, timings[0].median),
+        ours=ours,
+        torch=timings[2] if theirs else None,
+        note=f"{bandwidth / 1e9:.1f} GB/s, {bandwidth * copy.median / (2 * COPIED):.0%} of a copy",
     )
 
 
-def run_prompts(config: DecoderConfig, params: Any, ids: jax.Array) -> tuple[jax.Array, Any]:
-    """The most likely next token of every prompt, and the cache."""
+def prefill(settings: Settings, model: Model, sizes: Sizes, batch: int) -> Row:
+    """Logits at the end of `batch` prompts, keys and values kept."""
+    ids = random_ids(model.config, batch, sizes.prefill)
+    works = [prepare_jax(partial(last_logits, config=model.config), model.params, ids)]
+    theirs = None
+    if model.theirs is not None:
+        theirs = prepare_torch(lambda device: torch_prefill(model, ids), settings)
+    timings = time_in_turns([*works, *([theirs] if theirs else [])], settings)
+    speed = operations(model.config, sizes.prefill) * batch / timings[0].median
+    peak = next((p for kind, p in PEAKS.items() if kind in jax.devices()[0].device_kind), None)
+    return Row(
+        name="decoder/prefill",
+        sizes=described(model, settings, batch=batch, tokens=sizes.prefill),
+        work=batch * sizes.prefill,
+        unit="tokens/s",
+        ours=timings[0],
+        torch=timings[1] if theirs else None,
+        note=f"{speed / 1e9:,.0f} GFLOP/s" + (f", {speed / peak:.0%} of the peak" if peak else ""),
+    )
+
+
+def continued(params: Any, ids: jax.Array, *, config: DecoderConfig, new: int) -> Generated:
+    return generate(params, config, ids, new_tokens=new)
+
+
+def last_logits(params: Any, ids: jax.Array, *, config: DecoderConfig) -> tuple[jax.Array, Any]:
     last = jnp.full((ids.shape[0], 1), ids.shape[1] - 1)
     outputs = decoder.forward(params, config, ids, logits_at=last, keep_cache=True)
-    return jnp.argmax(outputs.logits, -1), outputs.cache
+    return outputs.logits, outputs.cache
 
 
-def continue_prompts(config: DecoderConfig, params: Any, ids: jax.Array) -> tuple[jax.Array]:
-    """Greedy continuations."""
-    return (generate(params, config, ids, new_tokens=NEW).tokens,)
+def random_ids(config: DecoderConfig, batch: int, length: int) -> jax.Array:
+    return jax.random.randint(jax.random.key(batch), (batch, length), 3, config.vocab_size)
 
 
-class Exported:
-    """The model as `transformers` loads it, from a folder that is there for as long as needed."""
-
-    def __init__(self, model: Model) -> None:
-        self.model = model
-        self.result = np.zeros(0)
-        """The tokens that were found."""
-
-    def __enter__(self) -> Exported:
-        self.folder = tempfile.TemporaryDirectory()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.folder.cleanup()
-
-    def load(self, device: str) -> Any:
-        from benchmarks import torch_decoder
-
-        path = Path(self.folder.name) / "model"
-        if not path.exists():
-            decoder_hub.save(path, self.model.config, self.model.stacked)
-        return torch_decoder.load(path, device, jnp.dtype(self.model.dtype).name)
-
-    def __call__(self, what: str, ids: np.ndarray, device: str) -> Callable[[], Any]:
-        import torch
-
-        from benchmarks import torch_decoder
-
-        model, tokens = self.load(device), torch.as_tensor(ids, device=device).long()
-        if what == "prefill":
-            call = partial(torch_decoder.prefill, model, tokens)
-        else:
-            call = partial(torch_decoder.continued, model, tokens, NEW)
-        result = call()
-        self.result = (result.argmax(-1)[:, None] if what == "prefill" else result).cpu().numpy()
-        return call
+def random_model(config: DecoderConfig, dtype: Any) -> Model:
+    """Random weights, and `transformers`' model that has read them from a folder."""
+    init = jax.jit(partial(decoder.init_params, config=config, dtype=dtype))
+    params = init(jax.random.key(0))
+    theirs = transformers_model(config, params)
+    unstacked = decoder.unstack_layers(params) if jax.default_backend() == "cpu" else params
+    return Model(config, unstacked, theirs)
 
 
-def check_same(ours: tuple, theirs: np.ndarray) -> None:
-    """Raises `RuntimeError` unless the tokens are the same (all but a twentieth in bfloat16)."""
-    same = np.mean(np.asarray(ours[0]) == theirs)
-    if same < (1.0 if jax.default_backend() == "cpu" else 0.95):
-        raise RuntimeError(f"only {same:.0%} of the tokens are those of transformers")
+def transformers_model(config: DecoderConfig, params: Any) -> Any:
+    """The same weights in `transformers`, on JAX's device; None where it is not installed."""
+    if find_spec("torch") is None or find_spec("transformers") is None:
+        return None
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        return None
+    dtype = torch.bfloat16 if params["embed"]["tokens"].dtype == jnp.bfloat16 else torch.float32
+    with tempfile.TemporaryDirectory() as folder:
+        decoder_hub.save(Path(folder) / "model", config, params)
+        read = AutoModelForCausalLM.from_pretrained(Path(folder) / "model", dtype=dtype)
+        # Weights stay mapped files until they are copied.
+        return read.to(device).eval().apply(_owned)
 
 
-def has_transformers() -> bool:
-    return find_spec("transformers") is not None and find_spec("torch") is not None
+def torch_decoding(model: Model, ids: jax.Array, new: int) -> Callable[[], Any]:
+    """`generate` of `transformers`, which may not stop early."""
+    import torch
+
+    prompt = _tensor(ids, model.theirs.device)
+    options = {"do_sample": False, "max_new_tokens": new, "min_new_tokens": new}
+    options["attention_mask"] = torch.ones_like(prompt)
+
+    def run() -> Any:
+        with torch.inference_mode():
+            return model.theirs.generate(prompt, pad_token_id=0, **options)[:, prompt.shape[1] :]
+
+    return run
 
 
-def describe(model: Model, what: str, batch: int, seconds: float) -> str:
-    """What the chip did: arithmetic of a prefill, bytes of parameters read by decoding."""
-    if what == "prefill":
-        flops = 2 * batch * PROMPT * model.layer_size / seconds
-        return f"{flops / 1e9:,.0f} GFLOP/s in the layers' products"
-    return f"parameters read at {NEW * model.read_bytes / seconds / 1e9:.1f} GB/s"
+def torch_prefill(model: Model, ids: jax.Array) -> Callable[[], Any]:
+    """The forward pass of `transformers` with a cache, and logits at the end only."""
+    import torch
+
+    prompt = _tensor(ids, model.theirs.device)
+
+    def run() -> Any:
+        with torch.inference_mode():
+            return model.theirs(prompt, use_cache=True, logits_to_keep=1).logits
+
+    return run
+
+
+COPIED = 2**28
+"""Bytes of the copy that memory bandwidth is measured with; it reads and writes them."""
+
+
+def copy_work() -> Work:
+    """What the device's memory gives: an array is read and written in place."""
+    return prepare_jax(lambda x: x + 1.0, jnp.zeros(COPIED // 4, jnp.float32), donate=(0,))
+
+
+def bytes_read(model: Model, sizes: Sizes, batch: int) -> float:
+    """Bytes that one decoding step must read: all weights that are multiplied, and the cache."""
+    config = model.config
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
+    embedding = model.params["embed"]["tokens"]
+    if not config.tied:
+        weights -= embedding.nbytes
+    token = 2 * config.layers * config.kv_heads * config.head_dim * embedding.dtype.itemsize
+    return weights + batch * token * (sizes.prompt + sizes.new / 2)
+
+
+def operations(config: DecoderConfig, tokens: int) -> float:
+    """Multiplications and additions of one sequence's prefill, with causal attention."""
+    attention = config.width * config.head_dim * (2 * config.heads + 2 * config.kv_heads)
+    mlp = (3 if config.gated else 2) * config.width * config.mlp_width
+    scores = config.heads * config.head_dim * tokens  # 2 products over T / 2 tokens on average
+    head = config.width * config.vocab_size
+    return 2.0 * (tokens * config.layers * (attention + mlp + scores) + head)
+
+
+def described(model: Model, settings: Settings, **sizes: Any) -> dict[str, Any]:
+    return {"family": model.config.family, **sizes, "cores": settings.cores}
+
+
+def _tensor(ids: jax.Array, device: Any) -> Any:
+    import torch
+
+    return torch.tensor(jax.device_get(ids), dtype=torch.long, device=device)
+
+
+def _owned(module: Any) -> None:
+    for parameter in module.parameters(recurse=False):
+        parameter.data = parameter.data.clone()

@@ -32,6 +32,8 @@ class Settings:
     """Roughly the longest time for one row, warm-up included."""
     cores: int = 0
     """CPU cores the process is pinned to; 0: all."""
+    questions: Path | None = None
+    """Multiple-choice questions for `benchmarks/novo.py`; None: drawn."""
 
 
 @dataclass(frozen=True)
@@ -124,12 +126,6 @@ def prepare_jax(function: Callable, *arguments: Any, donate: tuple = ()) -> Work
     return Work(call, compile_seconds, *_bytes(compiled))
 
 
-def prepare_call(call: Callable[[], Any]) -> Work:
-    """Work that is more than one program; its first call compiles what it needs."""
-    first = _seconds(call)
-    return Work(call, max(0.0, first - _seconds(call)))
-
-
 def prepare_torch(make: Callable[[str], Callable[[], Any]], settings: Settings) -> Work | None:
     """Builds PyTorch's work (see `time_torch`)."""
     if find_spec("torch") is None:
@@ -142,11 +138,10 @@ def prepare_torch(make: Callable[[str], Callable[[], Any]], settings: Settings) 
     torch.set_num_threads(settings.cores or len(os.sched_getaffinity(0)))
     work = make(device)
 
-    def call() -> Any:
-        result = work()
+    def call() -> None:
+        work()
         if device == "cuda":
             torch.cuda.synchronize()
-        return result
 
     return Work(call)
 

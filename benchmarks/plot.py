@@ -1,4 +1,4 @@
-"""Figures: rates of the environments, ratios of CommFormer, time and memory of hypergradients."""
+"""Figures: environments, CommFormer, hypergradients, norm voting and language models."""
 
 from __future__ import annotations
 
@@ -38,6 +38,8 @@ def draw(rows: Rows, environment: Mapping[str, Any], path: Path) -> None:
         (draw_ratios, compared),
         (draw_hypergradient_times, unrolled),
         (draw_hypergradient_memory, unrolled),
+        (draw_scoring, [row for row in rows if row["name"] == "novo/score"]),
+        (draw_decoders, [row for row in rows if row["name"].startswith("decoder/")]),
     ]
     panels = [(draw_panel, own) for draw_panel, own in panels if own]
     if not panels:
@@ -122,6 +124,50 @@ def draw_hypergradient_memory(axis: Axes, rows: Rows) -> None:
     _draw_modes(axis, [(row, row["ours"]["temporary_bytes"] / 1e6) for row in rows])
     axis.set(xlabel="inner steps", ylabel="temporaries, MB")
     axis.set_title("Hypergradients: memory", loc="left", fontweight="bold")
+
+
+def draw_scoring(axis: Axes, rows: Rows) -> None:
+    """Candidates per second of every way to score them, ours and others'."""
+    names = {
+        "tree": "all prefixes shared",
+        "packed": "questions shared",
+        "naive": "batches of whole sequences",
+        "one": "one at a time",
+    }
+    bars = [(names[row["sizes"]["mode"]], row["rate"], "#81b29a") for row in rows]
+    first = rows[0]
+    for other, label in (("torch", "PyTorch, one at a time"), ("reference", "published code")):
+        if first[f"ratio_{other}"]:
+            bars.append((label, first["rate"] / first[f"ratio_{other}"], OTHERS[other][1]))
+    labels, rates, colours = zip(*bars, strict=True)
+    places = range(len(bars) - 1, -1, -1)
+    drawn = axis.barh(places, rates, 0.7, color=colours)
+    axis.bar_label(drawn, [f"{rate:.3g}" for rate in rates], padding=3, fontsize=9)
+    axis.set_yticks(places, labels)
+    axis.tick_params(axis="y", length=0)
+    axis.set_xlabel("candidates per second")
+    axis.set_title("NoVo: questions like TruthfulQA's", loc="left", fontweight="bold")
+    axis.grid(alpha=0.25, axis="x")
+
+
+def draw_decoders(axis: Axes, rows: Rows) -> None:
+    """How many times faster than `transformers`, a bar each for prefill and decoding."""
+    rows = [row for row in rows if row["ratio_torch"]]
+    labels = [
+        f"{row['sizes']['family']}, {row['name'].split('/')[1]}, batch {row['sizes']['batch']}"
+        for row in rows
+    ]
+    places, ratios = range(len(rows) - 1, -1, -1), [row["ratio_torch"] for row in rows]
+    drawn = axis.barh(places, ratios, 0.7, color=OTHERS["torch"][1])
+    texts = [f"{row['rate']:,.0f} tokens/s" for row in rows]
+    axis.bar_label(drawn, texts, padding=3, fontsize=9)
+    axis.margins(x=0.25)
+    axis.axvline(1.0, color="#555555", linewidth=1)
+    axis.set_yticks(places, labels)
+    axis.tick_params(axis="y", length=0)
+    axis.set_xlabel("times faster than transformers, same session")
+    axis.set_title("Language models", loc="left", fontweight="bold")
+    axis.grid(alpha=0.25, axis="x")
 
 
 def _draw_modes(axis: Axes, values: Sequence[tuple[Mapping[str, Any], float]]) -> None:

@@ -24,7 +24,8 @@ def load_tokenizer(folder: str | Path) -> Tokenize:
     """The tokenizer of a model folder, `tokenizer.json`, through the package `tokenizers`.
 
     Raises:
-        TokenizerError: there is none, or it can't be read.
+        TokenizerError: there is none, or it can't be read; when called, a text that has words
+            it doesn't know and no token for them.
         MissingExtraError: `tokenizers` is not installed.
     """
     file = Path(folder) / "tokenizer.json"
@@ -42,7 +43,10 @@ def load_tokenizer(folder: str | Path) -> Tokenize:
     tokenizer.no_padding()
 
     def tokenize(texts: Sequence[str]) -> list[list[int]]:
-        return [encoded.ids for encoded in tokenizer.encode_batch(list(texts))]
+        try:
+            return [encoded.ids for encoded in tokenizer.encode_batch(list(texts))]
+        except Exception as error:
+            raise TokenizerError(f"tokenizer {file}: cannot write the texts ({error})") from error
 
     return tokenize
 

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 NEITHER, LARGEST, SMALLEST = "#edf1f5", "#1f3b57", "#d98a2b"
 COMPARED = {
@@ -58,6 +59,8 @@ def draw_heads(
     below.bar(layers, numbers[1], bottom=numbers[0], color=SMALLEST, label="for the smallest")
     below.set_xlabel("layer")
     below.set_ylabel("voters")
+    for axis in (above.yaxis, below.xaxis, below.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
     below.legend(fontsize=8, frameon=False)
     figure.savefig(path, dpi=110)
 
@@ -85,8 +88,12 @@ def draw_margins(path: Path, votes: np.ndarray, labels: np.ndarray) -> None:
     others[rows, labels] = -1
     figure = _figure(6.0, 2.6)
     panel = figure.subplots()
-    panel.hist(votes[rows, labels] - others.max(1), bins=30, color="#9fb2c4")
+    margins = votes[rows, labels] - others.max(1)
+    step = max(1, int(np.ptp(margins)) // 40)  # votes are whole numbers, and 0 a bar of its own
+    edges = np.arange(margins.min() // step * step, margins.max() + step + 1, step) - 0.5
+    panel.hist(margins, bins=edges, color="#9fb2c4", rwidth=0.9)
     panel.axvline(0, color=SMALLEST)
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set_xlabel("votes of the right candidate minus those of the best other one")
     panel.set_ylabel("questions")
     panel.spines[["top", "right"]].set_visible(False)

@@ -13,10 +13,11 @@ after the last scored token, and voting finds nothing to read: the negative cont
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmethods.novo.config import World
 
@@ -90,6 +91,63 @@ def draw_items(key: jax.Array, facts: Facts, world: World) -> Items:
     entity, relation = (jnp.repeat(x, 4) for x in (entity, relation))
     ids = _statement(world, entity, relation, values.reshape(-1))
     return Items(ids.reshape(*values.shape, -1), labels.astype(jnp.int32))
+
+
+def words(world: World) -> list[str]:
+    """The word of every token id, as questions in words and a tokenizer write it."""
+    relations = range(world.relations)
+    return [
+        *("<s>", "ask", "answer", ".", "true", "false", "later"),
+        *(f"entity{number}" for number in range(world.entities)),
+        *(f"relation{number}" for number in relations),
+        *(f"value{r}x{number}" for r in relations for number in range(world.values)),
+    ]
+
+
+def questions_in_words(items: Items, world: World) -> list[dict[str, Any]]:
+    """The items as rows of a question file: the prompt, and its candidates without full stop."""
+    known, rows = words(world), []
+    for ids, label in zip(np.asarray(items.ids), np.asarray(items.labels), strict=True):
+        said = [[known[word] for word in candidate] for candidate in ids]
+        question, choices = " ".join(said[0][1:5]), [one[5] for one in said]
+        rows.append({"question": question, "choices": choices, "label": int(label)})
+    return rows
+
+
+def tokenizer_of(world: World) -> dict[str, Any]:
+    """A `tokenizer.json` (package `tokenizers`) that writes such questions as the world's ids."""
+    known = words(world)
+    begin = {"id": known[BOS], "ids": [BOS], "tokens": [known[BOS]]}
+    return {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": BOS, "content": known[BOS], "special": True}
+            | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        ],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Whitespace"},  # apart: words and punctuation
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [
+                {"SpecialToken": {"id": known[BOS], "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+            ],
+            "pair": [
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"Sequence": {"id": "B", "type_id": 1}},
+            ],
+            "special_tokens": {known[BOS]: begin},
+        },
+        "decoder": None,
+        "truncation": None,
+        "padding": None,
+        # Words that are not of this world are an error: the unknown word is not in the vocabulary.
+        "model": {
+            "type": "WordLevel",
+            "vocab": {word: number for number, word in enumerate(known)},
+            "unk_token": "<unknown>",
+        },
+    }
 
 
 def _statement(world: World, entity: jax.Array, relation: jax.Array, value: jax.Array) -> jax.Array:

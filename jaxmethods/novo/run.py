@@ -2,11 +2,17 @@
 
 The stage trains a small Llama on sentences of `misconceptions` (next-token loss at every position,
 AdamW, one cycle) and evaluates, on facts that didn't choose the heads, norm voting beside the
-likelihood of the candidates and other baselines.
+likelihood of the candidates and other baselines. It leaves behind what `method: novo` takes: the
+model as a Hugging Face folder with its tokenizer, `model/`, and the questions, `questions.jsonl`
+(with several seeds, `model_0/`, `questions_0.jsonl` and so on).
 """
 
 from __future__ import annotations
 
+import json
+import shutil
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -15,8 +21,9 @@ import optax
 from pydantic import model_validator
 
 from jaxmethods.config import RunConfig
+from jaxmethods.files import write_atomically
 from jaxmethods.method import Batch, Method, Metrics, Stage
-from jaxmethods.models import decoder
+from jaxmethods.models import decoder, decoder_hub
 from jaxmethods.models.decoder_config import DecoderConfig
 from jaxmethods.novo import baselines, heads
 from jaxmethods.novo.config import LearnerConfig, SelectionConfig, World
@@ -26,6 +33,8 @@ from jaxmethods.novo.misconceptions import (
     draw_facts,
     draw_items,
     draw_sentences,
+    questions_in_words,
+    tokenizer_of,
     vocabulary,
 )
 
@@ -68,8 +77,26 @@ def stages(run: Run) -> list[Stage]:
             steps=run.learner.steps,
             evaluate=lambda state, key: evaluate(state, key, model, run.world, run.selection),
             score="novo_accuracy",
+            export=partial(export, run),
         )
     ]
+
+
+def export(run: Run, states: State, folder: Path) -> None:
+    """Writes every seed's model, tokenizer and questions into the run folder."""
+    states = jax.device_get(states._replace(key=jax.random.key_data(states.key)))
+    number = len(states.key)
+    for seed in range(number):
+        state = jax.tree.map(lambda leaf, seed=seed: leaf[seed], states)
+        ending = f"_{seed}" if number > 1 else ""
+        model = folder / f"model{ending}"
+        if model.exists():  # of a run that was resumed when it had finished
+            shutil.rmtree(model)
+        decoder_hub.save(model, learner_config(run), state.params)
+        write_atomically(model / "tokenizer.json", json.dumps(tokenizer_of(run.world)) + "\n")
+        items = draw_items(jax.random.key(run.seed + seed), state.facts, run.world)
+        rows = [json.dumps(row) + "\n" for row in questions_in_words(items, run.world)]
+        write_atomically(folder / f"questions{ending}.jsonl", "".join(rows))
 
 
 def learner_config(run: Run) -> DecoderConfig:

@@ -21,10 +21,11 @@ from jaxmethods.novo.norms import (
     run_root,
     sequence_norms,
 )
-from jaxmethods.novo.tree import Sequences, Tree, build_tree
+from jaxmethods.novo.tree import Sequences, Tree, build_tree, plan_batches
 
 Mode = Literal["tree", "packed", "naive"]
 """Share instruction and question; share the question; share nothing."""
+NAIVE_SHAPES = 12
 
 _run_root = jax.jit(run_root, static_argnames=("config", "residual", "dtype"))
 _row_norms = jax.jit(row_norms, static_argnames=("config", "order", "tokens", "dtype"))
@@ -145,24 +146,24 @@ def _score_naive(
     dtype: Any,
     batch_tokens: int,
 ) -> Scores:
-    """One row for each distinct candidate, in its order, padded to the longest."""
+    """One row for each distinct candidate, those of similar length together."""
     tree = build_tree(sequences, share_root=False)
     flat = list(dict.fromkeys(tuple(s) for question in sequences for s in question))
-    lengths = np.array([len(sequence) for sequence in flat], np.int32)
-    width = -(-int(lengths.max()) // 16) * 16
-    rows = max(1, min(len(flat), batch_tokens // width))
-    ids = np.zeros((-(-len(flat) // rows) * rows, width), np.int32)
-    for place, sequence in enumerate(flat):
-        ids[place, : len(sequence)] = sequence
-    lengths = np.pad(lengths, (0, len(ids) - len(flat)), constant_values=1)
-    found = [
-        _sequence_norms(
-            params, config, ids[i : i + rows], lengths[i : i + rows], order=order, dtype=dtype
-        )
-        for i in range(0, len(ids), rows)
-    ]
-    by_sequence = dict(zip(flat, np.concatenate(jax.device_get(found)), strict=False))
-    norms = np.zeros((*tree.slots.shape, len(by_sequence[flat[0]])), np.float32)
+    every = np.array([len(sequence) for sequence in flat])
+    found, places = [], []
+    for chosen, rows, width in plan_batches(every, batch_tokens, NAIVE_SHAPES):
+        ids, lengths = np.zeros((rows, width), np.int32), np.ones(rows, np.int32)
+        lengths[: len(chosen)] = every[chosen]
+        for row, place in zip(ids, chosen, strict=False):
+            row[: every[place]] = flat[place]
+        found.append(_sequence_norms(params, config, ids, lengths, order=order, dtype=dtype))
+        places.append(chosen)
+    by_sequence = {
+        flat[place]: norms
+        for chosen, batch in zip(places, jax.device_get(found), strict=True)
+        for place, norms in zip(chosen, batch, strict=False)
+    }
+    norms = np.zeros((*tree.slots.shape, config.layers * config.heads), np.float32)
     for place, question in enumerate(sequences):
         for number, sequence in enumerate(question):
             norms[place, number] = by_sequence[tuple(sequence)]

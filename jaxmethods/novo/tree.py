@@ -145,7 +145,7 @@ def plan_batches(
     plan = []
     while order.size:
         length = int(sizes[np.searchsorted(sizes, lengths[order[0]])])
-        number = max(1, batch_tokens // length)
+        number = max(1, min(batch_tokens // length, len(lengths)))
         plan.append((order[:number], number, length))
         order = order[number:]
     return plan

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import jax
 import numpy as np
+import pytest
 
+from jaxmethods import cli
 from jaxmethods.novo import misconceptions as world_of
 from jaxmethods.novo.config import LearnerConfig, World
 from jaxmethods.novo.run import Run, stages
 
+CONFIGS = Path(__file__).parents[2] / "configs" / "novo"
 WORLD = World(entities=5, relations=2, values=6)
 
 
@@ -65,3 +71,41 @@ def test_a_learner_learns_and_is_judged_by_every_rule():
     assert "likelihood_accuracy" in shares
     assert all(0 <= share <= 1 for share in shares.values())
     assert shares["best_head_on_test_accuracy"] >= shares["chosen_head_accuracy"]
+
+
+def test_a_learnt_world_is_answered_through_its_files(tmp_path, capsys):
+    pytest.importorskip("tokenizers")
+    small = {"entities": 16, "relations": 2, "values": 6}
+    learner = {"layers": 3, "width": 64, "mlp_width": 128, "steps": 450}
+    sizes = [f"--world.{name}={value}" for name, value in small.items()]
+    sizes += [f"--learner.{name}={value}" for name, value in learner.items()]
+    every = [f"--training.{name}_every=450" for name in ("evaluate", "checkpoint")]
+    world, answers = tmp_path / "world", tmp_path / "answers"
+    chosen = ["--selection.samples", "10", "--quiet"]
+    train = ["train", str(CONFIGS / "misconceptions.yaml"), "--out", str(world)]
+    assert cli.main([*train, *sizes, *every, *chosen]) == 0
+    evaluate = ["evaluate", str(CONFIGS / "misconceptions_questions.yaml")]
+    evaluate += ["--model", str(world / "model"), "--data"]
+    files = [str(world / "questions.jsonl"), "--out", str(answers), "--draws", "0"]
+    assert cli.main([*evaluate, *files, *chosen]) == 0
+    result = json.loads((answers / "result.json").read_text())
+    assert result["accuracy"] >= result["likelihood_accuracy"] + 0.4
+    assert result["accuracy"] >= result["random_heads_accuracy"] + 0.15
+
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"question": "What is it?", "choices": ["a", "b"], "label": 0}\n' * 1)
+    capsys.readouterr()
+    assert cli.main([*evaluate, str(other), "--heads", str(answers / "heads.json")]) == 2
+    assert "cannot write the texts" in capsys.readouterr().err
+
+
+def test_questions_in_words_are_tokenised_as_the_items():
+    tokenizers = pytest.importorskip("tokenizers")
+    facts = world_of.draw_facts(jax.random.key(0), WORLD)
+    items = world_of.draw_items(jax.random.key(2), facts, WORLD)
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(world_of.tokenizer_of(WORLD)))
+    assert tokenizer.get_vocab_size() == world_of.vocabulary(WORLD)
+    rows = world_of.questions_in_words(items, WORLD)
+    for row, ids in zip(rows, np.asarray(items.ids), strict=True):
+        texts = [f"{row['question']} {choice}." for choice in row["choices"]]
+        np.testing.assert_array_equal([one.ids for one in tokenizer.encode_batch(texts)], ids)

@@ -16,6 +16,7 @@ from jaxmethods.novo import tree
 from jaxmethods.novo.norms import row_norms, run_root
 from jaxmethods.novo.score import score
 from tests.models.decoders import CONFIGS, LLAMA, random_params
+from tests.on_eight_devices import assert_passes_on_eight_devices
 
 
 def random_sequences(seed=0, questions=7, root=5, vocab=40):
@@ -117,6 +118,43 @@ def test_what_comes_after_the_last_heads_is_not_computed():
     assert jax.jit(run).lower(more, *sizes[1:]).cost_analysis()["flops"] == flops
 
 
+def test_weights_without_influence_leave_norms_bitwise_equal():
+    params, sequences = random_params(LLAMA), random_sequences()
+    last = partial(jax.tree.map, lambda leaf: leaf.at[-1].multiply(-3.0))
+    layers = params["layers"]
+    unread = {name: last(layers[name]) for name in ("mlp", "mlp_norm")}
+    unread["attention"] = layers["attention"] | {"out": last(layers["attention"]["out"])}
+    ends = {
+        name: jax.tree.map(lambda leaf: -3 * leaf, params[name]) for name in ("final_norm", "head")
+    }
+    changed = params | {"layers": layers | unread} | ends
+    before, after = (score(weights, LLAMA, sequences).norms for weights in (params, changed))
+    np.testing.assert_array_equal(after, before)
+
+
+def test_the_compiled_program_has_no_more_operations_than_are_needed():
+    config = LLAMA.model_copy(
+        update={"width": 256, "mlp_width": 512, "head_dim": 64, "rotary_dim": 64, "layers": 3}
+    )
+    params = decoder.unstack_layers(random_params(config))  # of a scan, XLA counts one layer
+    plan = tree.build_tree(random_sequences(5, questions=12, root=30), batch_tokens=512)
+    rows = plan.batches[0]
+    root = jax.jit(run_root, static_argnums=1)(params, config, plan.root, plan.root_length)
+    program = jax.jit(row_norms, static_argnums=1).lower(params, config, root, rows).compile()
+    analysis = program.cost_analysis()
+    counted = (analysis[0] if isinstance(analysis, list) else analysis)["flops"]
+
+    tokens, ends = rows.ids.size, rows.ends.size
+    keys = rows.ids.shape[1] + plan.root.size
+    width, heads = config.width, config.heads * config.head_dim
+    kv = 2 * width * config.kv_heads * config.head_dim
+    attention = 2 * keys * heads
+    layer = kv + 2 * width * heads + attention + 3 * width * config.mlp_width
+    last = tokens * kv + ends * (width * heads + attention)
+    needed = 2 * (tokens * (config.layers - 1) * layer + last)
+    assert needed < counted < 1.05 * needed
+
+
 @pytest.mark.parametrize("order", ["1", "inf"])
 def test_other_orders_of_the_norm(order):
     params, sequences = random_params(LLAMA), random_sequences(4, questions=2)
@@ -162,3 +200,7 @@ def test_norms_that_are_not_finite_are_an_error():
     params["embed"]["tokens"] = params["embed"]["tokens"].at[9].set(jnp.nan)
     with pytest.raises(ValueError, match="norms of question 1 are not finite"):
         partial(score, params, LLAMA)([[[1, 5]], [[1, 9]]])
+
+
+def test_norms_on_meshes():
+    assert_passes_on_eight_devices("tests/novo/eight_devices.py")
