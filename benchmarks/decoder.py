@@ -170,7 +170,7 @@ def transformers_model(config: DecoderConfig, params: Any) -> Any:
     dtype = torch.bfloat16 if params["embed"]["tokens"].dtype == jnp.bfloat16 else torch.float32
     with tempfile.TemporaryDirectory() as folder:
         decoder_hub.save(Path(folder) / "model", config, params)
-        read = AutoModelForCausalLM.from_pretrained(Path(folder) / "model", dtype=dtype)
+        read: Any = AutoModelForCausalLM.from_pretrained(Path(folder) / "model", dtype=dtype)
         # Weights stay mapped files until they are copied.
         return read.to(device).eval().apply(_owned)
 

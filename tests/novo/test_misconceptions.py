@@ -76,10 +76,10 @@ def test_a_learner_learns_and_is_judged_by_every_rule():
 def test_a_learnt_world_is_answered_through_its_files(tmp_path, capsys):
     pytest.importorskip("tokenizers")
     small = {"entities": 16, "relations": 2, "values": 6}
-    learner = {"layers": 3, "width": 64, "mlp_width": 128, "steps": 450}
+    learner = {"layers": 3, "width": 64, "mlp_width": 128, "steps": 320}
     sizes = [f"--world.{name}={value}" for name, value in small.items()]
     sizes += [f"--learner.{name}={value}" for name, value in learner.items()]
-    every = [f"--training.{name}_every=450" for name in ("evaluate", "checkpoint")]
+    every = [f"--training.{name}_every=320" for name in ("evaluate", "checkpoint")]
     world, answers = tmp_path / "world", tmp_path / "answers"
     chosen = ["--selection.samples", "10", "--quiet"]
     train = ["train", str(CONFIGS / "misconceptions.yaml"), "--out", str(world)]
