@@ -85,20 +85,21 @@ def agreement_weights(
 ) -> Tree:
     """w_t per entry with m = sum_t w_t tau_t, a tree [T, ...] float32."""
     kept = kept_entries(tau, density, scope)
+    return jax.tree.map(lambda vectors, keep: leaf_weights(vectors, keep, merge), tau, kept)
 
-    def weigh(vectors: jax.Array, keep: jax.Array) -> jax.Array:
-        if merge == "sum":
-            return keep.astype(jnp.float32)
-        if merge == "mean":
-            return keep / jnp.maximum(jnp.sum(keep, axis=0), 1)
-        if merge == "max":
-            magnitude = jnp.where(keep, jnp.abs(vectors), -1.0)
-            largest = jnp.argmax(magnitude, axis=0)
-            chosen = jnp.arange(len(keep)).reshape(-1, *(1,) * (keep.ndim - 1)) == largest
-            return (chosen & keep).astype(jnp.float32)
-        raise ValueError(f"merge: expected 'sum', 'mean' or 'max', got {merge!r}")
 
-    return jax.tree.map(weigh, tau, kept)
+def leaf_weights(vectors: jax.Array, keep: jax.Array, merge: Merge) -> jax.Array:
+    """w_t of one leaf [T, ...] float32, from which of its entries take part."""
+    if merge == "sum":
+        return keep.astype(jnp.float32)
+    if merge == "mean":
+        return keep / jnp.maximum(jnp.sum(keep, axis=0), 1)
+    if merge == "max":
+        magnitude = jnp.where(keep, jnp.abs(vectors), -1.0)
+        largest = jnp.argmax(magnitude, axis=0)
+        chosen = jnp.arange(len(keep)).reshape(-1, *(1,) * (keep.ndim - 1)) == largest
+        return (chosen & keep).astype(jnp.float32)
+    raise ValueError(f"merge: expected 'sum', 'mean' or 'max', got {merge!r}")
 
 
 @partial(jax.jit, static_argnames=("density", "scope"))
@@ -118,10 +119,12 @@ def kept_entries(tau: Tree, density: float, scope: Scope = "global") -> Tree:
     trimmed = trim_mask(tau, density, scope)
     signs = elected_signs(tau, trimmed, scope)
 
-    def agrees(vectors: jax.Array, keep: jax.Array, sign: jax.Array) -> jax.Array:
-        return keep & jnp.where(sign > 0, vectors > 0, vectors < 0)
-
     return jax.tree.map(agrees, tau, trimmed, signs)
+
+
+def agrees(vectors: jax.Array, keep: jax.Array, sign: jax.Array) -> jax.Array:
+    """Which kept entries of one leaf [T, ...] have the elected sign."""
+    return keep & jnp.where(sign > 0, vectors > 0, vectors < 0)
 
 
 def trim_mask(tau: Tree, density: float, scope: Scope = "global") -> Tree:
@@ -159,10 +162,7 @@ def elected_signs(tau: Tree, trimmed: Tree, scope: Scope = "global") -> Tree:
     the leaf, with scope "leaf"), which may itself be 0.
     """
 
-    def elect(vectors: jax.Array, keep: jax.Array) -> jax.Array:
-        return jnp.sign(jnp.sum(jnp.where(keep, vectors, 0), axis=0).astype(jnp.float32))
-
-    signs = jax.tree.map(elect, tau, trimmed)
+    signs = jax.tree.map(leaf_signs, tau, trimmed)
     ballots = jax.tree.map(lambda sign: jnp.sum(sign.astype(jnp.int32)), signs)
     whole = sum(jax.tree.leaves(ballots), jnp.int32(0))
 
@@ -171,6 +171,11 @@ def elected_signs(tau: Tree, trimmed: Tree, scope: Scope = "global") -> Tree:
         return jnp.where(sign == 0, majority, sign)
 
     return jax.tree.map(settle, signs, ballots)
+
+
+def leaf_signs(vectors: jax.Array, keep: jax.Array) -> jax.Array:
+    """Sign of the sum of one leaf's kept entries, float32; 0 where they cancel or there is none."""
+    return jnp.sign(jnp.sum(jnp.where(keep, vectors, 0), axis=0).astype(jnp.float32))
 
 
 def mergekit_weights(tau: Tree, density: float, coefficients: Coefficients) -> Tree:
