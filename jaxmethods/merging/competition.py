@@ -98,9 +98,7 @@ def order_ranks(size: int, ratio: float) -> Ranks:
     if not 0 < ratio <= 1:
         raise ValueError(f"ratio: expected a share in (0, 1], got {ratio}")
     high = max(int(size * (1 - OUTLIERS) - 1), 0)
-    return Ranks(
-        (int(OUTLIERS * size) + 1, high + 1), min(int(size * (1 - ratio)), size - 1) + 1
-    )
+    return Ranks((int(OUTLIERS * size) + 1, high + 1), min(int(size * (1 - ratio)), size - 1) + 1)
 
 
 def competitiveness(vectors: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:

@@ -76,7 +76,7 @@ class TensorFiles:
         if values.dtype != spec.dtype:
             raise TypeError(f"{name}: expected {spec.dtype}, got {values.dtype}")
         file.seek(offset + start * spec.dtype.itemsize)
-        data = memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+        data = np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
         while data:
             data = data[file.write(data) :]
 
