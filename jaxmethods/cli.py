@@ -73,7 +73,7 @@ class Evaluate:
 
 @dataclass
 class Merge:
-    """Merge checkpoints into a new model folder; any field of CONFIG can be set as --FIELD VALUE."""
+    """Merge checkpoints into a new model folder; CONFIG's fields can be set as --FIELD VALUE."""
 
     config: tyro.conf.Positional[Path]
     """A YAML file; `jaxmethods merge CONFIG --help` lists its fields."""
@@ -298,11 +298,8 @@ def _default_folder(config_file: Path, config: RunConfig) -> Path:
 
 def _asks_for_fields(arguments: Sequence[str]) -> bool:
     helps = {"-h", "--help"} & set(arguments)
-    return (
-        bool(helps)
-        and arguments[:1] in (["train"], ["merge"])
-        and arguments[1:2] not in ([], ["--help"])
-    )
+    has_fields = arguments[:1] in (["train"], ["merge"])
+    return bool(helps) and has_fields and arguments[1:2] not in ([], ["--help"])
 
 
 def _show_fields(command: str, config_file: Path) -> int:

@@ -75,7 +75,7 @@ def dare_mask(
 
 
 def leaf_key(key: jax.Array, path: str) -> jax.Array:
-    """The key of one leaf's masks, the same for "a/b" of a nested tree and "a.b" of a checkpoint."""
+    """The key of a leaf's masks, the same for "a/b" of a nested tree and "a.b" of a checkpoint."""
     return jax.random.fold_in(key, zlib.crc32(path.replace("/", ".").encode()))
 
 
