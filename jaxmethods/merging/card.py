@@ -54,6 +54,8 @@ def describe(inputs: Inputs, hashes: Hashes) -> str:
     config = inputs.config
     settings = {name: config.value(name) for name in USED[config.method]}
     given = config.model_dump(mode="json", exclude_none=True, exclude={"card"})
+    if config.flavour == "mergekit":  # which has no choice of these
+        del settings["merge"], settings["scope"]
     given |= {name: value for name, value in settings.items() if value is not None}
     rerun = yaml.safe_dump(given, sort_keys=False, default_flow_style=None, width=100)
     kept = len(inputs.base.tensors) - len(inputs.merged)

@@ -88,7 +88,7 @@ def open_inputs(config: MergeConfig) -> Inputs:
     base = open_checkpoint(config.base, "base")
     experts = [open_checkpoint(path, "expert") for path in config.experts]
     for pattern in [*config.exclude, *(rule.pattern for rule in config.rules)]:
-        if not any(re.search(pattern, name) for name in base.tensors):
+        if not any(re.search(pattern, name) for tree in [base, *experts] for name in tree.tensors):
             raise MergeError(f"pattern {pattern!r}: no tensor of {base.path} has such a name")
     for expert in experts:
         _check_config(base, expert)
@@ -199,7 +199,8 @@ def _load(inputs: Inputs, part: Part) -> Loaded:
     base = _aligned(part.shape, origin.dtype)
     read_entries(origin, part.start, base)
     stack = _aligned((len(stored), *part.shape), dtype)
-    for tensor, row in zip(stored, stack, strict=True):
+    rows = stack.reshape(len(stored), part.stop - part.start)  # of numbers too, a row is a view
+    for tensor, row in zip(stored, rows, strict=True):
         if tensor.dtype == dtype:
             read_entries(tensor, part.start, row)
         else:

@@ -344,9 +344,22 @@ def test_a_file_alone_is_a_checkpoint_too(tmp_path):
     assert_same(found, merged(tmp_path, paths, method="ties"))
 
 
-def test_the_result_has_the_base_s_files_and_a_card_that_makes_it_again(grid, tmp_path):
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"method": "dare_ties", "drop": 0.3, "seed": 7},
+        {"method": "ties", "flavour": "mergekit", "coefficient": WEIGHTS},
+        {
+            "method": "average",
+            "rules": (Rule(pattern=r"layers[.](\d+)[.]mlp", over_depth=(0.1, 1)),),
+            "exclude": ("embed",),
+        },
+    ],
+    ids=lambda given: given["method"],
+)
+def test_the_result_has_the_base_s_files_and_a_card_that_makes_it_again(given, grid, tmp_path):
     _, _, paths = grid
-    first = merged(tmp_path, paths, method="dare_ties", drop=0.3, seed=7)
+    first = merged(tmp_path, paths, **given)
     out = tmp_path / "out"
     assert {file.name for file in out.iterdir()} == {
         "README.md",
