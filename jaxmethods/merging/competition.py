@@ -19,7 +19,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.merging.order_statistics import kth_smallest
-from jaxmethods.merging.trees import Tree, apply_task_vectors, is_merged, task_vectors
+from jaxmethods.merging.trees import (
+    Tree,
+    apply_task_vectors,
+    is_merged,
+    sum_over_tasks,
+    task_vectors,
+)
 
 OUTLIERS = 1e-4
 """Share of the magnitudes clipped at either end."""
@@ -105,7 +111,7 @@ def competitiveness(vectors: jax.Array, low: jax.Array, high: jax.Array) -> jax.
     """q of one leaf [T, ...]; the limits [T] are the extremes of the clipped magnitudes."""
     magnitude = jnp.clip(jnp.abs(vectors), _over(low, vectors), _over(high, vectors))
     relative = _minmax(magnitude, low, high)
-    cross = jnp.tanh(vectors * jnp.sum(vectors, axis=0))
+    cross = jnp.tanh(vectors * sum_over_tasks(vectors))
     return jnp.exp(vectors.shape[0] * jnp.square(relative)) * cross
 
 
@@ -120,8 +126,8 @@ def balance_leaf(vectors: jax.Array, limits: Limits) -> Balanced:
 
 def merge_balanced(clipped: jax.Array, scale: jax.Array) -> jax.Array:
     """m of one leaf, [1, ...]."""
-    total = jnp.maximum(jnp.sum(scale, axis=0, keepdims=True), FLOOR)
-    return jnp.sum(clipped * scale / total, axis=0, keepdims=True)
+    total = jnp.maximum(sum_over_tasks(scale), FLOOR)
+    return sum_over_tasks(clipped * scale / total)[None]
 
 
 def _minmax(values: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:

@@ -109,16 +109,11 @@ def _elect(
     coefficient: Any,
     merge: Merge,
 ) -> Elected:
-    tau = task_vectors(base, stack)
-    tau = tau if mask is None else sparsify.drop_entries(tau, mask, drop)
-    keep = jnp.abs(tau) >= thresholds.reshape(-1, *(1,) * (tau.ndim - 1))
-    signs = sign_election.leaf_signs(tau, keep)
-    agreeing = sign_election.agrees(tau, keep, jnp.where(signs == 0, majority, signs))
-    weights = sign_election.leaf_weights(tau, agreeing, merge)
-    weights = weights if mask is None else sparsify.drop_entries(weights, mask, drop)
-    merged = combine(base, stack, per_entry(coefficient, weights, "") * weights)
-    undecided = jnp.any((signs == 0) & jnp.any(keep & (tau != 0), axis=0))
-    return Elected(merged, jnp.sum(signs.astype(jnp.int32)), undecided)
+    experts = sign_election.Experts(base, stack, mask, drop)
+    coefficient = per_entry(coefficient, stack, "")
+    merged = sign_election.merge_leaf(experts, thresholds, majority, coefficient, merge)
+    undecided = sign_election.is_undecided(experts, thresholds)
+    return Elected(merged, sign_election.leaf_ballot(experts, thresholds), undecided)
 
 
 @jax.jit
@@ -160,24 +155,11 @@ def _ties_of_leaf(config: MergeConfig, loaded: Loaded, coefficient: Any) -> jax.
 def _dare_ties_of_leaf(config: MergeConfig, loaded: Loaded, coefficient: Any) -> jax.Array:
     mask = _mask(config, loaded.part.name, loaded.stack)
     drop, density, merge = map(config.value, ("drop", "density", "merge"))
-    given = (loaded.base, loaded.stack, mask, drop, coefficient)
-    return _sparse_ties(*given, density=density, merge=merge)
+    given = (loaded.base, loaded.stack, mask, drop, density, coefficient)
+    return _merge_elected(*given, merge=merge, scope="leaf")
 
 
-@partial(jax.jit, static_argnames=("density", "merge"))
-def _sparse_ties(
-    base: jax.Array,
-    stack: jax.Array,
-    mask: jax.Array,
-    drop: Any,
-    coefficient: Any,
-    density: float,
-    merge: Merge,
-) -> jax.Array:
-    sparse = sparsify.drop_entries(task_vectors(base, stack), mask, drop)
-    weights = sign_election.agreement_weights(sparse, density, merge, "leaf")
-    weights = sparsify.drop_entries(weights, mask, drop)
-    return combine(base, stack, per_entry(coefficient, weights, "") * weights)
+_merge_elected = jax.jit(sign_election.merge_elected, static_argnames=("density", "merge", "scope"))
 
 
 def _dare(config: MergeConfig, name: str, tau: jax.Array) -> jax.Array:

@@ -20,17 +20,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.merging.order_statistics import kth_smallest
-from jaxmethods.merging.sign_election import Merge, Scope, agreement_weights, largest, share
+from jaxmethods.merging.sign_election import Merge, Scope, largest, merge_elected, share
 from jaxmethods.merging.trees import (
     Coefficients,
     Tree,
-    combine,
+    check_stack,
     compute_dtype,
     is_merged,
     map_with_names,
-    per_entry,
-    spread,
-    task_vectors,
 )
 
 
@@ -130,15 +127,12 @@ def dare_ties(
         p: drop rate in [0, 1).
         density: share of the entries that TIES then keeps; dropped ones are its smallest.
     """
-    mask = dare_mask(key, stack, p)
-    sparse = dare_with_mask(task_vectors(base, stack), mask, p)
-    weights = agreement_weights(sparse, density, merge, scope)
+    check_stack(base, stack)
+    masks = dare_mask(key, stack, p)
+    return _merge_elected(base, stack, masks, p, density, coefficients, merge, scope)
 
-    def weigh(path: str, coefficient: jax.Array, weight: jax.Array, keep: jax.Array) -> jax.Array:
-        return per_entry(coefficient, weight, path) * drop_entries(weight, keep, p)
 
-    spread_out = spread(coefficients, base)
-    return combine(base, stack, map_with_names(weigh, spread_out, weights, mask))
+_merge_elected = jax.jit(merge_elected, static_argnames=("density", "merge", "scope"))
 
 
 def matrices(path: str, leaf: jax.Array) -> bool:
