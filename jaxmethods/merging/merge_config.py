@@ -76,8 +76,8 @@ class Rule(Config):
 class MergeConfig(Config):
     """One checkpoint out of several that were fine-tuned from the same base.
 
-    Parameters of the method that aren't given have the defaults of `USED`; those that the method
-    doesn't have are an error.
+    Parameters that aren't given have the method's defaults; those that it doesn't have are an
+    error.
     """
 
     base: Path

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ def trees(tasks=TASKS, shapes=SHAPES, grid=None, seed=0):
     """A base and a list of experts; on a grid, sums of task vectors cancel now and then."""
     rng = np.random.default_rng(seed)
 
-    def draw(scale):
+    def draw(scale) -> dict[str, Any]:
         tree = {name: scale * rng.normal(size=shape) for name, shape in shapes.items()}
         rounded = {k: np.round(v / grid) * grid if grid else v for k, v in tree.items()}
         return {name: np.asarray(value, np.float32) for name, value in rounded.items()}
