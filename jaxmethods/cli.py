@@ -1,9 +1,10 @@
-"""`jaxmethods train | evaluate | report | compare`: the command line.
+"""`jaxmethods train | evaluate | merge | report | compare`: the command line.
 
     jaxmethods train CONFIG.yaml [--out DIR] [--resume] [--quiet] [--distributed]
                      [--FIELD VALUE ...]
     jaxmethods evaluate RUN_DIR [--checkpoint best|latest|STEP]
     jaxmethods evaluate CONFIG.yaml [--out DIR] [--resume] [--quiet] [--FIELD VALUE ...]
+    jaxmethods merge CONFIG.yaml OUT_DIR [--quiet] [--FIELD VALUE ...]
     jaxmethods report RUN_DIR
     jaxmethods compare RUN_DIR [RUN_DIR ...]
     jaxmethods methods
@@ -71,6 +72,18 @@ class Evaluate:
 
 
 @dataclass
+class Merge:
+    """Merge checkpoints into a new model folder; CONFIG's fields can be set as --FIELD VALUE."""
+
+    config: tyro.conf.Positional[Path]
+    """A YAML file; `jaxmethods merge CONFIG --help` lists its fields."""
+    out: tyro.conf.Positional[Path]
+    """New model folder."""
+    quiet: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print errors only."""
+
+
+@dataclass
 class Report:
     """Rebuild a run's report.html from what is in its folder."""
 
@@ -94,6 +107,7 @@ class Methods:
 Command = (
     Annotated[Train, tyro.conf.subcommand("train")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Merge, tyro.conf.subcommand("merge")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Methods, tyro.conf.subcommand("methods")]
@@ -105,7 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax talks to programmers there
     if _asks_for_fields(arguments):
-        return _show_fields(Path(arguments[1]))
+        return _show_fields(arguments[0], Path(arguments[1]))
     command, unknown = tyro.cli(
         Command,  # type: ignore[arg-type]
         args=arguments,
@@ -118,6 +132,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _train(command, unknown)
         if isinstance(command, Evaluate) and command.run.is_file():
             return _evaluate_config(command, unknown)
+        if isinstance(command, Merge):
+            return _merge(command, unknown)
         if unknown:
             raise ConfigError(f"command line: unknown argument {unknown[0]!r}")
         if isinstance(command, Evaluate):
@@ -209,6 +225,33 @@ def _evaluate_config(command: Evaluate, overrides: Sequence[str]) -> int:
     return 0
 
 
+def _merge(command: Merge, overrides: Sequence[str]) -> int:
+    from jaxmethods.config import validate
+    from jaxmethods.merging.merge_config import MergeConfig
+    from jaxmethods.merging.streaming import merge_checkpoints
+    from jaxmethods.training.progress import ByteProgress
+
+    values = merge(read_yaml(command.config), parse_overrides(overrides))
+    config = validate(MergeConfig, values, str(command.config))
+    with ByteProgress(config.method, command.quiet) as progress:
+        summary = merge_checkpoints(config, command.out, progress.advance)
+    if not command.quiet:
+        print(
+            f"{command.out}: {summary.merged} tensors merged, {summary.copied} copied; "
+            f"{summary.read / 1e9:.2f} GB read, {summary.written / 1e9:.2f} GB written in "
+            f"{summary.seconds:.1f} s, at most {_peak_memory() / 1e9:.2f} GB of memory"
+        )
+    return 0
+
+
+def _peak_memory() -> int:
+    """Bytes that this process has had resident at most."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
 def _report(command: Report) -> int:
     from jaxmethods.training.run_folder import RunFolder
 
@@ -255,19 +298,27 @@ def _default_folder(config_file: Path, config: RunConfig) -> Path:
 
 def _asks_for_fields(arguments: Sequence[str]) -> bool:
     helps = {"-h", "--help"} & set(arguments)
-    return bool(helps) and arguments[:1] == ["train"] and arguments[1:2] not in ([], ["--help"])
+    has_fields = arguments[:1] in (["train"], ["merge"])
+    return bool(helps) and has_fields and arguments[1:2] not in ([], ["--help"])
 
 
-def _show_fields(config_file: Path) -> int:
+def _show_fields(command: str, config_file: Path) -> int:
     """Prints the fields of a config file's method with the file's values as defaults."""
+    from jaxmethods.config import validate
+    from jaxmethods.merging.merge_config import MergeConfig
     from jaxmethods.training import registry
 
     try:
-        config = registry.parse_config(read_yaml(config_file), str(config_file))
+        values = read_yaml(config_file)
+        if command == "merge":
+            config = validate(MergeConfig, values, str(config_file))
+        else:
+            config = registry.parse_config(values, str(config_file))
     except UserError as error:
         print(f"jaxmethods: {error}", file=sys.stderr)
         return error.code
-    tyro.cli(type(config), default=config, args=["--help"], prog=f"jaxmethods train {config_file}")
+    prog = f"jaxmethods {command} {config_file}"
+    tyro.cli(type(config), default=config, args=["--help"], prog=prog)
     return 0
 
 

@@ -23,6 +23,7 @@ from jaxmethods.merging.trees import (
     number_of_tasks,
     per_entry,
     spread,
+    sum_over_tasks,
 )
 
 LINEAR_ABOVE = 0.9995
@@ -50,7 +51,8 @@ def average(stack: Tree, weights: Coefficients | None = None, normalize: bool = 
         weight = per_entry(weight, experts, "weights")
         if normalize:
             weight = weight / jnp.sum(weight, axis=0)
-        return jnp.sum(weight * experts.astype(compute_dtype(experts)), 0).astype(experts.dtype)
+        terms = weight * experts.astype(compute_dtype(experts))
+        return sum_over_tasks(terms).astype(experts.dtype)
 
     return jax.tree.map(mean, stack, spread(weights, stack))
 

@@ -19,7 +19,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.merging.order_statistics import kth_smallest
-from jaxmethods.merging.trees import Tree, apply_task_vectors, is_merged, task_vectors
+from jaxmethods.merging.trees import (
+    Tree,
+    apply_task_vectors,
+    is_merged,
+    sum_over_tasks,
+    task_vectors,
+)
 
 OUTLIERS = 1e-4
 """Share of the magnitudes clipped at either end."""
@@ -35,6 +41,17 @@ class Balanced(NamedTuple):
     """In [0, 1]."""
 
 
+class Limits(NamedTuple):
+    """What a leaf has to know of whole tasks, all [T]."""
+
+    low: jax.Array
+    """Order statistics that the magnitudes are clipped to."""
+    high: jax.Array
+    floor: jax.Array
+    """Order statistic that q is clipped to from below, and the largest q."""
+    top: jax.Array
+
+
 @partial(jax.jit, static_argnames=("ratio",))
 def pcb(base: Tree, stack: Tree, ratio: float = 0.1, coefficient: Any = 1.2) -> Tree:
     """theta_0 + lambda m.
@@ -47,12 +64,7 @@ def pcb(base: Tree, stack: Tree, ratio: float = 0.1, coefficient: Any = 1.2) -> 
         ValueError: ratio is out of range or the trees don't match.
     """
     balanced = balance(task_vectors(base, stack), ratio)
-
-    def merge(clipped: jax.Array, scale: jax.Array) -> jax.Array:
-        total = jnp.maximum(jnp.sum(scale, axis=0, keepdims=True), FLOOR)
-        return jnp.sum(clipped * scale / total, axis=0, keepdims=True)
-
-    merged = jax.tree.map(merge, balanced.clipped, balanced.scale)
+    merged = jax.tree.map(merge_balanced, balanced.clipped, balanced.scale)
     return apply_task_vectors(base, merged, coefficient)
 
 
@@ -61,45 +73,67 @@ def balance(tau: Tree, ratio: float = 0.1) -> Balanced:
 
     A task whose magnitudes (or q) are all equal has minmax 0 everywhere: it doesn't compete.
     """
-    if not 0 < ratio <= 1:
-        raise ValueError(f"ratio: expected a share in (0, 1], got {ratio}")
     all_leaves, structure = jax.tree.flatten(tau)
     leaves = [leaf for leaf in all_leaves if is_merged(leaf)]
-    tasks, size = leaves[0].shape[0], sum(leaf[0].size for leaf in leaves)
+    ranks = order_ranks(sum(leaf[0].size for leaf in leaves), ratio)
     magnitudes = [jnp.abs(leaf) for leaf in leaves]
-    low = _order_statistic(magnitudes, int(OUTLIERS * size))
-    high = _order_statistic(magnitudes, int(size * (1 - OUTLIERS) - 1))
-    magnitudes = [jnp.clip(a, _over(low, a), _over(high, a)) for a in magnitudes]
-    competing = [
-        jnp.exp(tasks * jnp.square(relative)) * jnp.tanh(leaf * jnp.sum(leaf, axis=0))
-        for relative, leaf in zip(_minmax(magnitudes), leaves, strict=True)
+    low, high = (kth_smallest(magnitudes, rank) for rank in ranks.magnitude)
+    competing = [competitiveness(leaf, low, high) for leaf in leaves]
+    floor = kth_smallest(competing, ranks.competitiveness)
+    top = jnp.max(jnp.stack([jnp.max(q, axis=tuple(range(1, q.ndim))) for q in competing]), axis=0)
+    limits = Limits(low, high, floor, top)
+    balanced = [
+        balance_leaf(leaf, limits) if is_merged(leaf) else Balanced(leaf, leaf)
+        for leaf in all_leaves
     ]
-    floor = _order_statistic(competing, min(int(size * (1 - ratio)), size - 1))
-    scales = iter(_minmax([jnp.maximum(q, _over(floor, q)) for q in competing]))
-    clipped = iter([jnp.sign(leaf) * a for leaf, a in zip(leaves, magnitudes, strict=True)])
-
-    def place(values: Any) -> Tree:
-        placed = [next(values) if is_merged(leaf) else leaf for leaf in all_leaves]
-        return jax.tree.unflatten(structure, placed)
-
-    return Balanced(place(clipped), place(scales))
+    return Balanced(
+        jax.tree.unflatten(structure, [leaf.clipped for leaf in balanced]),
+        jax.tree.unflatten(structure, [leaf.scale for leaf in balanced]),
+    )
 
 
-def _order_statistic(leaves: list[jax.Array], index: int) -> jax.Array:
-    """[T]: the 0-based ascending order statistic over all leaves."""
-    return kth_smallest(leaves, max(index, 0) + 1)
+class Ranks(NamedTuple):
+    """1-based ranks of the order statistics."""
+
+    magnitude: tuple[int, int]
+    competitiveness: int
 
 
-def _minmax(leaves: list[jax.Array]) -> list[jax.Array]:
-    """(x - min) / (max - min) over all leaves of a task, 0 where that is 0 / 0."""
+def order_ranks(size: int, ratio: float) -> Ranks:
+    """Of `size` entries. Raises `ValueError` where the ratio is out of range."""
+    if not 0 < ratio <= 1:
+        raise ValueError(f"ratio: expected a share in (0, 1], got {ratio}")
+    high = max(int(size * (1 - OUTLIERS) - 1), 0)
+    return Ranks((int(OUTLIERS * size) + 1, high + 1), min(int(size * (1 - ratio)), size - 1) + 1)
 
-    def extreme(function: Any) -> jax.Array:
-        parts = [function(leaf, axis=tuple(range(1, leaf.ndim))) for leaf in leaves]
-        return function(jnp.stack(parts), axis=0)
 
-    low, high = extreme(jnp.min), extreme(jnp.max)
+def competitiveness(vectors: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+    """q of one leaf [T, ...]; the limits [T] are the extremes of the clipped magnitudes."""
+    magnitude = jnp.clip(jnp.abs(vectors), _over(low, vectors), _over(high, vectors))
+    relative = _minmax(magnitude, low, high)
+    cross = jnp.tanh(vectors * sum_over_tasks(vectors))
+    return jnp.exp(vectors.shape[0] * jnp.square(relative)) * cross
+
+
+def balance_leaf(vectors: jax.Array, limits: Limits) -> Balanced:
+    """`balance` of one leaf [T, ...]."""
+    low, high, floor, top = limits
+    magnitude = jnp.clip(jnp.abs(vectors), _over(low, vectors), _over(high, vectors))
+    q = competitiveness(vectors, low, high)
+    scale = _minmax(jnp.maximum(q, _over(floor, q)), floor, top)
+    return Balanced(jnp.sign(vectors) * magnitude, scale)
+
+
+def merge_balanced(clipped: jax.Array, scale: jax.Array) -> jax.Array:
+    """m of one leaf, [1, ...]."""
+    total = jnp.maximum(sum_over_tasks(scale), FLOOR)
+    return sum_over_tasks(clipped * scale / total)[None]
+
+
+def _minmax(values: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+    """(x - min) / (max - min) with a task's extremes [T], 0 where that is 0 / 0."""
     span = jnp.where(high > low, high - low, 1)
-    return [(leaf - _over(low, leaf)) / _over(span, leaf) for leaf in leaves]
+    return (values - _over(low, values)) / _over(span, values)
 
 
 def _over(values: jax.Array, leaf: jax.Array) -> jax.Array:

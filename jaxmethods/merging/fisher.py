@@ -21,6 +21,7 @@ from jaxmethods.merging.trees import (
     compute_dtype,
     is_merged,
     number_of_tasks,
+    sum_over_tasks,
 )
 
 
@@ -56,8 +57,8 @@ def fisher_merge(
         dtype = compute_dtype(experts)
         importance = weights.reshape(-1, *(1,) * (experts.ndim - 1)) * (information + floor)
         # Shares are formed first: products of tiny importances would underflow.
-        importance = importance / jnp.sum(importance, axis=0)
-        return jnp.sum(importance * experts.astype(dtype), axis=0).astype(experts.dtype)
+        importance = importance / sum_over_tasks(importance)
+        return sum_over_tasks(importance * experts.astype(dtype)).astype(experts.dtype)
 
     return jax.tree.map(merge, stack, fisher)
 

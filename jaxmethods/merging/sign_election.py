@@ -14,22 +14,27 @@ gives the experts themselves where nothing is in their way.
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Literal, TypeAlias
+from collections.abc import Sequence
+from functools import partial, reduce
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from jaxmethods.merging.order_statistics import kth_smallest
+from jaxmethods.merging.order_statistics import kth_smallest, sum_over_entries
 from jaxmethods.merging.trees import (
     Coefficients,
     Tree,
+    check_stack,
     combine,
+    compute_dtype,
     is_merged,
+    leaves_with_names,
     map_with_names,
     number_of_tasks,
     per_entry,
     spread,
+    sum_over_tasks,
     task_vectors,
 )
 
@@ -72,12 +77,172 @@ def ties(
         return combine(base, stack, weights)
     if flavour != "paper":
         raise ValueError(f"flavour: expected 'paper' or 'mergekit', got {flavour!r}")
-    agreeing = agreement_weights(task_vectors(base, stack), density, merge, scope)
+    check_stack(base, stack)
+    return merge_elected(base, stack, None, 0.0, density, coefficients, merge, scope)
 
-    def scale(path: str, coefficient: jax.Array, weight: jax.Array) -> jax.Array:
-        return per_entry(coefficient, weight, path) * weight
 
-    return combine(base, stack, map_with_names(scale, spread(coefficients, base), agreeing))
+def merge_elected(
+    base: Tree,
+    stack: Tree,
+    masks: Tree | None,
+    drop: Any,
+    density: float,
+    coefficients: Coefficients,
+    merge: Merge,
+    scope: Scope,
+) -> Tree:
+    """TIES of the experts, or of what DARE's masks and rescaling leave of their task vectors."""
+    if scope not in ("global", "leaf"):
+        raise ValueError(f"scope: expected 'global' or 'leaf', got {scope!r}")
+    names = [name for name, _ in leaves_with_names(base)]
+    origins, structure = jax.tree.flatten(base)
+    stacks = jax.tree.leaves(stack)
+    mask_of = [None] * len(origins) if masks is None else jax.tree.leaves(masks)
+    given = [
+        Experts(origin, experts, mask, drop)
+        for origin, experts, mask in zip(origins, stacks, mask_of, strict=True)
+    ]
+    merged = [place for place, origin in enumerate(origins) if is_merged(origin)]
+    groups = [merged] if scope == "global" else [[place] for place in merged]
+    weights = jax.tree.leaves(spread(coefficients, base))
+    result = list(origins)
+    for group in groups if merged else []:
+        limits = thresholds([given[place] for place in group], density)
+        ballots = [leaf_ballot(given[place], limits) for place in group]
+        majority = jnp.sign(sum(ballots, jnp.int32(0))).astype(jnp.float32)
+        for place in group:
+            coefficient = per_entry(weights[place], stacks[place], names[place])
+            result[place] = merge_leaf(given[place], limits, majority, coefficient, merge)
+    return jax.tree.unflatten(structure, result)
+
+
+class Experts(NamedTuple):
+    """One leaf of everything that TIES merges."""
+
+    base: jax.Array
+    stack: jax.Array
+    """[T, ...]."""
+    mask: jax.Array | None = None
+    """[T, ...] of bool: the entries that DARE keeps."""
+    drop: Any = 0.0
+    """DARE's p, by which they are rescaled."""
+
+    def arrays(self) -> tuple[jax.Array, ...]:
+        """All [T or 1, ...]."""
+        given = (self.base[None], self.stack)
+        return given if self.mask is None else (*given, self.mask)
+
+
+def thresholds(leaves: Sequence[Experts], density: float) -> jax.Array:
+    """[T] float32: the smallest magnitude that is kept, within all leaves together."""
+    density = share(density)
+    tasks, size = len(leaves[0].stack), sum(leaf.base.size for leaf in leaves)
+    rank = size - int(density * size)
+    if density == 0 or rank == 0:  # nothing or all
+        return jnp.full(tasks, 0.0 if density else jnp.inf)
+    drop = leaves[0].drop
+
+    def magnitude(base: jax.Array, stack: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        return jnp.abs(_vectors(base, stack, mask, drop))
+
+    return kth_smallest([leaf.arrays() for leaf in leaves], rank, magnitude)
+
+
+def leaf_ballot(experts: Experts, limits: jax.Array) -> jax.Array:
+    """[] int32: how many more entries have a positive total than a negative one."""
+
+    def vote(base: jax.Array, stack: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        leaf = Experts(base[0], stack, mask, experts.drop)
+        return jnp.sign(_totals(leaf, limits)).astype(jnp.int32)[None]
+
+    return sum_over_entries(vote, experts.arrays())[0]
+
+
+def is_undecided(experts: Experts, limits: jax.Array) -> jax.Array:
+    """[] bool: kept entries cancel exactly somewhere, so that the majority decides."""
+
+    def cancel(base: jax.Array, stack: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        leaf = Experts(base[0], stack, mask, experts.drop)
+        vectors = [_vectors_of(leaf, t) for t in range(len(stack))]
+        kept = [(jnp.abs(v) >= limits[t]) & (v != 0) for t, v in enumerate(vectors)]
+        return ((_totals(leaf, limits) == 0) & reduce(jnp.logical_or, kept)).astype(jnp.int32)[None]
+
+    return sum_over_entries(cancel, experts.arrays())[0] > 0
+
+
+def merge_leaf(
+    experts: Experts, limits: jax.Array, majority: Any, coefficient: jax.Array, merge: Merge
+) -> jax.Array:
+    """TIES of one leaf, in the base's dtype.
+
+    Tasks are written out one by one: then all of it is one pass over memory.
+
+    Args:
+        limits: [T], see `thresholds`.
+        majority: [] float32, the sign of entries whose total is 0.
+        coefficient: lambda, [T, ...] that broadcasts over the stack.
+    """
+    total = _totals(experts, limits)
+    sign = jnp.where(total == 0, majority, jnp.sign(total))
+    tasks = range(len(experts.stack))
+    vectors = [_vectors_of(experts, t) for t in tasks]
+    keep = [
+        (jnp.abs(v) >= limits[t]) & jnp.where(sign > 0, v > 0, v < 0) for t, v in enumerate(vectors)
+    ]
+    weights = [_rescaled(experts, w, t) for t, w in enumerate(_weights(vectors, keep, merge))]
+    weights = [coefficient[t] * weight for t, weight in enumerate(weights)]
+    dtype = compute_dtype(experts.base)
+    rest = 1 - reduce(jnp.add, weights)
+    terms = [weights[t] * experts.stack[t].astype(dtype) for t in tasks]
+    mixed = rest * experts.base.astype(dtype) + reduce(jnp.add, terms)
+    return mixed.astype(experts.base.dtype)
+
+
+def _totals(experts: Experts, limits: jax.Array) -> jax.Array:
+    """Sum of the kept entries, in the shape of one expert."""
+    vectors = [_vectors_of(experts, t) for t in range(len(experts.stack))]
+    kept = [jnp.where(jnp.abs(v) >= limits[t], v, 0) for t, v in enumerate(vectors)]
+    return reduce(jnp.add, kept).astype(jnp.float32)
+
+
+def _vectors_of(experts: Experts, task: int) -> jax.Array:
+    mask = None if experts.mask is None else experts.mask[task]
+    return _vectors(experts.base, experts.stack[task], mask, experts.drop)
+
+
+def _vectors(base: jax.Array, stack: jax.Array, mask: jax.Array | None, drop: Any) -> jax.Array:
+    dtype = compute_dtype(base)
+    vectors = stack.astype(dtype) - base.astype(dtype)
+    return vectors if mask is None else jnp.where(mask, vectors, 0) / (1 - drop)
+
+
+def _rescaled(experts: Experts, weight: jax.Array, task: int) -> jax.Array:
+    if experts.mask is None:
+        return weight
+    return jnp.where(experts.mask[task], weight, 0) / (1 - experts.drop)
+
+
+def _weights(
+    vectors: Sequence[jax.Array], keep: Sequence[jax.Array], merge: Merge
+) -> list[jax.Array]:
+    """w_t with m = sum_t w_t tau_t."""
+    if merge == "sum":
+        return [kept.astype(jnp.float32) for kept in keep]
+    if merge == "mean":
+        count = reduce(jnp.add, [kept.astype(jnp.int32) for kept in keep])
+        return [kept / jnp.maximum(count, 1) for kept in keep]
+    if merge == "max":
+        magnitudes = [
+            jnp.where(kept, jnp.abs(v), -1) for v, kept in zip(vectors, keep, strict=True)
+        ]
+        largest = reduce(jnp.maximum, magnitudes)
+        weights, free = [], jnp.ones(largest.shape, bool)
+        for magnitude, kept in zip(magnitudes, keep, strict=True):  # the first of equal ones
+            chosen = free & (magnitude == largest)
+            weights.append((chosen & kept).astype(jnp.float32))
+            free = free & ~chosen
+        return weights
+    raise ValueError(f"merge: expected 'sum', 'mean' or 'max', got {merge!r}")
 
 
 def agreement_weights(
@@ -85,20 +250,12 @@ def agreement_weights(
 ) -> Tree:
     """w_t per entry with m = sum_t w_t tau_t, a tree [T, ...] float32."""
     kept = kept_entries(tau, density, scope)
+    return jax.tree.map(lambda vectors, keep: leaf_weights(vectors, keep, merge), tau, kept)
 
-    def weigh(vectors: jax.Array, keep: jax.Array) -> jax.Array:
-        if merge == "sum":
-            return keep.astype(jnp.float32)
-        if merge == "mean":
-            return keep / jnp.maximum(jnp.sum(keep, axis=0), 1)
-        if merge == "max":
-            magnitude = jnp.where(keep, jnp.abs(vectors), -1.0)
-            largest = jnp.argmax(magnitude, axis=0)
-            chosen = jnp.arange(len(keep)).reshape(-1, *(1,) * (keep.ndim - 1)) == largest
-            return (chosen & keep).astype(jnp.float32)
-        raise ValueError(f"merge: expected 'sum', 'mean' or 'max', got {merge!r}")
 
-    return jax.tree.map(weigh, tau, kept)
+def leaf_weights(vectors: jax.Array, keep: jax.Array, merge: Merge) -> jax.Array:
+    """w_t of one leaf [T, ...] float32, from which of its entries take part."""
+    return jnp.stack(_weights(list(vectors), list(keep), merge))
 
 
 @partial(jax.jit, static_argnames=("density", "scope"))
@@ -118,10 +275,12 @@ def kept_entries(tau: Tree, density: float, scope: Scope = "global") -> Tree:
     trimmed = trim_mask(tau, density, scope)
     signs = elected_signs(tau, trimmed, scope)
 
-    def agrees(vectors: jax.Array, keep: jax.Array, sign: jax.Array) -> jax.Array:
-        return keep & jnp.where(sign > 0, vectors > 0, vectors < 0)
-
     return jax.tree.map(agrees, tau, trimmed, signs)
+
+
+def agrees(vectors: jax.Array, keep: jax.Array, sign: jax.Array) -> jax.Array:
+    """Which kept entries of one leaf [T, ...] have the elected sign."""
+    return keep & jnp.where(sign > 0, vectors > 0, vectors < 0)
 
 
 def trim_mask(tau: Tree, density: float, scope: Scope = "global") -> Tree:
@@ -159,10 +318,7 @@ def elected_signs(tau: Tree, trimmed: Tree, scope: Scope = "global") -> Tree:
     the leaf, with scope "leaf"), which may itself be 0.
     """
 
-    def elect(vectors: jax.Array, keep: jax.Array) -> jax.Array:
-        return jnp.sign(jnp.sum(jnp.where(keep, vectors, 0), axis=0).astype(jnp.float32))
-
-    signs = jax.tree.map(elect, tau, trimmed)
+    signs = jax.tree.map(leaf_signs, tau, trimmed)
     ballots = jax.tree.map(lambda sign: jnp.sum(sign.astype(jnp.int32)), signs)
     whole = sum(jax.tree.leaves(ballots), jnp.int32(0))
 
@@ -173,6 +329,11 @@ def elected_signs(tau: Tree, trimmed: Tree, scope: Scope = "global") -> Tree:
     return jax.tree.map(settle, signs, ballots)
 
 
+def leaf_signs(vectors: jax.Array, keep: jax.Array) -> jax.Array:
+    """Sign of the sum of one leaf's kept entries, float32; 0 where they cancel or there is none."""
+    return jnp.sign(sum_over_tasks(jnp.where(keep, vectors, 0)).astype(jnp.float32))
+
+
 def mergekit_weights(tau: Tree, density: float, coefficients: Coefficients) -> Tree:
     """w_t per entry of the mergekit flavour, a tree [T, ...] float32."""
     density = share(density)
@@ -181,10 +342,10 @@ def mergekit_weights(tau: Tree, density: float, coefficients: Coefficients) -> T
     def weigh(path: str, vectors: jax.Array, coefficient: jax.Array) -> jax.Array:
         keep = largest(vectors, int(density * vectors[0].size))
         weight = jnp.where(keep, per_entry(coefficient, vectors, path), 0.0)
-        total = jnp.sum(weight * vectors, axis=0)
+        total = sum_over_tasks(weight * vectors)
         sign = jnp.where(total >= 0, 1.0, -1.0)
         agrees = jnp.where(jnp.sign(weight * vectors) == sign, weight, 0.0)
-        divisor = jnp.sum(agrees, axis=0)
+        divisor = sum_over_tasks(agrees)
         return agrees / jnp.where(divisor == 0, 1.0, divisor)
 
     return map_with_names(weigh, tau, spread(coefficients, one))

@@ -11,6 +11,7 @@ All take stacked task vectors [T, ...] (`trees.task_vectors`) and return such; m
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -19,17 +20,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.merging.order_statistics import kth_smallest
-from jaxmethods.merging.sign_election import Merge, Scope, agreement_weights, largest, share
+from jaxmethods.merging.sign_election import Merge, Scope, largest, merge_elected, share
 from jaxmethods.merging.trees import (
     Coefficients,
     Tree,
-    combine,
+    check_stack,
     compute_dtype,
     is_merged,
     map_with_names,
-    per_entry,
-    spread,
-    task_vectors,
 )
 
 
@@ -42,7 +40,8 @@ def dare(
 ) -> Tree:
     """Drops every entry with probability p and makes up for it by 1 / (1 - p).
 
-    The mask depends on the key and the leaf's place in the tree alone: the same on any device.
+    The mask depends on the key and the leaf's path alone: the same on any device, in a larger tree
+    and for one tensor by itself; experts added at the end leave those of the others as they are.
 
     Args:
         tau: task vectors [T, ...].
@@ -63,15 +62,24 @@ def dare_mask(
     where: Callable[[str, jax.Array], bool] | None = None,
 ) -> Tree:
     """True where an entry is kept; a tree [T, ...] of bool."""
-    leaves = jax.tree.leaves(tau)
-    keys = jax.tree.unflatten(jax.tree.structure(tau), list(jax.random.split(key, len(leaves))))
 
-    def draw(path: str, vectors: jax.Array, leaf_key: jax.Array) -> jax.Array:
+    def draw(path: str, vectors: jax.Array) -> jax.Array:
         if where is not None and not where(path, vectors[0]):
             return jnp.ones(vectors.shape, bool)
-        return jax.random.uniform(leaf_key, vectors.shape) >= p
+        return leaf_mask(leaf_key(key, path), vectors.shape, p)
 
-    return map_with_names(draw, tau, keys)
+    return map_with_names(draw, tau)
+
+
+def leaf_key(key: jax.Array, path: str) -> jax.Array:
+    """The key of a leaf's masks, the same for "a/b" of a nested tree and "a.b" of a checkpoint."""
+    return jax.random.fold_in(key, zlib.crc32(path.replace("/", ".").encode()))
+
+
+@partial(jax.jit, static_argnames=("shape",))
+def leaf_mask(key: jax.Array, shape: tuple[int, ...], p: Any) -> jax.Array:
+    """True with probability 1 - p."""
+    return jax.random.uniform(key, shape) >= p
 
 
 def dare_with_mask(
@@ -91,10 +99,15 @@ def dare_with_mask(
     def drop(path: str, vectors: jax.Array, keep: jax.Array) -> jax.Array:
         if not is_merged(vectors) or (where is not None and not where(path, vectors[0])):
             return vectors
-        kept = jnp.where(keep, vectors, 0)
-        return kept / (1 - p) if rescale else kept
+        return drop_entries(vectors, keep, p if rescale else 0)
 
     return map_with_names(drop, tau, mask)
+
+
+@jax.jit
+def drop_entries(vectors: jax.Array, keep: jax.Array, p: Any) -> jax.Array:
+    """m tau / (1 - p) of one leaf."""
+    return jnp.where(keep, vectors, 0) / (1 - p)
 
 
 def dare_ties(
@@ -114,15 +127,12 @@ def dare_ties(
         p: drop rate in [0, 1).
         density: share of the entries that TIES then keeps; dropped ones are its smallest.
     """
-    mask = dare_mask(key, stack, p)
-    sparse = dare_with_mask(task_vectors(base, stack), mask, p)
-    weights = agreement_weights(sparse, density, merge, scope)
+    check_stack(base, stack)
+    masks = dare_mask(key, stack, p)
+    return _merge_elected(base, stack, masks, p, density, coefficients, merge, scope)
 
-    def weigh(path: str, coefficient: jax.Array, weight: jax.Array, keep: jax.Array) -> jax.Array:
-        return per_entry(coefficient, weight, path) * jnp.where(keep, weight, 0) / (1 - p)
 
-    spread_out = spread(coefficients, base)
-    return combine(base, stack, map_with_names(weigh, spread_out, weights, mask))
+_merge_elected = jax.jit(merge_elected, static_argnames=("density", "merge", "scope"))
 
 
 def matrices(path: str, leaf: jax.Array) -> bool:
@@ -151,12 +161,13 @@ def breadcrumbs(tau: Tree, density: float = 0.9, gamma: float = 0.01) -> Tree:
     return jax.tree.map(keep, tau)
 
 
-@partial(jax.jit, static_argnames=("density", "epsilon", "rescale"))
 def della(
     key: jax.Array, tau: Tree, density: float = 0.5, epsilon: float = 0.1, rescale: bool = True
 ) -> Tree:
     """Keeps the entry of rank r in its row (1 = smallest of n) with probability
     (rho - epsilon) + 2 epsilon (r - 1) / (n - 1), then restores each leaf's L1 norm.
+
+    Masks depend on the key and the leaf's path, as those of `dare`.
 
     Raises:
         ValueError: a probability would leave [0, 1].
@@ -166,25 +177,31 @@ def della(
         raise ValueError(
             f"epsilon: expected density ± epsilon in [0, 1], got {density} ± {epsilon}"
         )
-    leaves = jax.tree.leaves(tau)
-    keys = jax.tree.unflatten(jax.tree.structure(tau), list(jax.random.split(key, len(leaves))))
 
-    def draw(vectors: jax.Array, leaf_key: jax.Array) -> jax.Array:
+    def draw(path: str, vectors: jax.Array) -> jax.Array:
         if not is_merged(vectors):
             return vectors
-        rows = vectors if vectors.ndim > 1 else vectors[:, None]  # a number is a row of its own
-        row = rows.shape[-1]
-        rank = jnp.argsort(jnp.argsort(jnp.abs(rows), axis=-1), axis=-1).reshape(vectors.shape)
-        probability = density - epsilon + 2 * epsilon * rank / max(row - 1, 1)
-        kept = jnp.where(jax.random.uniform(leaf_key, vectors.shape) < probability, vectors, 0)
-        if not rescale:
-            return kept
-        axes = tuple(range(1, vectors.ndim))
-        before = jnp.sum(jnp.abs(vectors), axes, keepdims=True)
-        after = jnp.sum(jnp.abs(kept), axes, keepdims=True)
-        return kept * jnp.where(after > 0, before / jnp.where(after > 0, after, 1), 1)
+        return della_leaf(leaf_key(key, path), vectors, density, epsilon, rescale)
 
-    return jax.tree.map(draw, tau, keys)
+    return map_with_names(draw, tau)
+
+
+@partial(jax.jit, static_argnames=("rescale",))
+def della_leaf(
+    key: jax.Array, vectors: jax.Array, density: Any, epsilon: Any, rescale: bool = True
+) -> jax.Array:
+    """`della` of one leaf [T, ...]."""
+    rows = vectors if vectors.ndim > 1 else vectors[:, None]  # a number is a row of its own
+    row = rows.shape[-1]
+    rank = jnp.argsort(jnp.argsort(jnp.abs(rows), axis=-1), axis=-1).reshape(vectors.shape)
+    probability = density - epsilon + 2 * epsilon * rank / max(row - 1, 1)
+    kept = jnp.where(jax.random.uniform(key, vectors.shape) < probability, vectors, 0)
+    if not rescale:
+        return kept
+    axes = tuple(range(1, vectors.ndim))
+    before = jnp.sum(jnp.abs(vectors), axes, keepdims=True)
+    after = jnp.sum(jnp.abs(kept), axes, keepdims=True)
+    return kept * jnp.where(after > 0, before / jnp.where(after > 0, after, 1), 1)
 
 
 @partial(jax.jit, static_argnames=("ratio", "stacked"))

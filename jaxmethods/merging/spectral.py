@@ -19,7 +19,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.linalg import in_turn
-from jaxmethods.merging.trees import Tree, apply_task_vectors, map_with_names, task_vectors
+from jaxmethods.merging.trees import (
+    Tree,
+    apply_task_vectors,
+    map_with_names,
+    sum_over_tasks,
+    task_vectors,
+)
 
 
 @partial(jax.jit, static_argnames=("is_matrix",))
@@ -60,10 +66,14 @@ def _merge_matrices(
     chosen = is_matrix or (lambda path, leaf: leaf.ndim == 2)
 
     def one(path: str, vectors: jax.Array) -> jax.Array:
-        merged = merge(vectors) if chosen(path, vectors[0]) else jnp.mean(vectors, axis=0)
+        merged = merge(vectors) if chosen(path, vectors[0]) else _mean(vectors)
         return merged[None].astype(vectors.dtype)
 
     return apply_task_vectors(base, map_with_names(one, task_vectors(base, stack)), coefficient)
+
+
+def _mean(vectors: jax.Array) -> jax.Array:
+    return sum_over_tasks(vectors) / len(vectors)
 
 
 def _joint_triples(vectors: jax.Array) -> jax.Array:
@@ -78,7 +88,7 @@ def _joint_triples(vectors: jax.Array) -> jax.Array:
 
 
 def _isotropic(vectors: jax.Array) -> jax.Array:
-    left, values, right = in_turn(_svd, jnp.sum(vectors, axis=0))
+    left, values, right = in_turn(_svd, sum_over_tasks(vectors))
     return jnp.mean(values, axis=-1)[..., None, None] * (left @ right)
 
 

@@ -177,6 +177,11 @@ def open_folder(path: str | Path) -> Folder:
     return Folder(path, config, tensors)
 
 
+def open_file(path: str | Path) -> Folder:
+    """Reads the header of one safetensors file: a folder without a config."""
+    return Folder(Path(path), {}, _read_header(Path(path)))
+
+
 def read_params(
     folder: Folder,
     table: Iterable[Tensor],

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -59,6 +60,33 @@ class Progress:
             self._console.print(f"step {row['step']:>6} {seconds:>7}  {describe(evaluation)}")
 
     def close(self) -> None:
+        self._bar.stop()
+
+
+class ByteProgress:
+    """A bar of bytes for work without metrics; nothing where the output is not a terminal."""
+
+    def __init__(self, name: str, quiet: bool = False, console: Console | None = None):
+        console = Console(quiet=True) if quiet else console or Console()
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=quiet or not console.is_terminal,
+        )
+        self._task = self._bar.add_task(name, total=None)
+
+    def advance(self, done: int, total: int) -> None:
+        self._bar.update(self._task, completed=done, total=total)
+
+    def __enter__(self) -> ByteProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
 
