@@ -204,8 +204,8 @@ def _apply_module(
 ) -> jax.Array:
     if name == "mlp":
         return merged_mlp(vit.activation(vision.hidden_act), base, tau, h, c, config.strategy)
-    weights = sum(leaf.size for leaf in jax.tree.leaves(base))
-    chunk = choose(len(c), h.shape[1] * len(h) // len(c), c.shape[1], weights, 4).chunk
+    sizes = [leaf.size for leaf in jax.tree.leaves(base)]
+    chunk = choose(len(c), h.shape[1] * len(h) // len(c), c.shape[1], sum(sizes), 1).chunk
     return apply_merged(
         lambda params, x: vit.self_attention(params, vision, x), base, tau, h, c, chunk
     )
