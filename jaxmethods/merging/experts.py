@@ -158,10 +158,11 @@ def merged_mlp(
     block = best.block if block is None else block
     if strategy in ("blocks", "fused"):
         if layer is None:
-            base, tau, layer = *jax.tree.map(lambda leaf: leaf[None], (base, tau)), jnp.int32(0)
+            base, tau = jax.tree.map(lambda leaf: leaf[None], (base, tau))
+        index = jnp.int32(0) if layer is None else layer
         grouped = h.reshape(groups, tokens, width)
         way = in_blocks if strategy == "blocks" else fused_mlp
-        out = way(activation, block, base, tau, grouped, coefficients, layer)
+        out = way(activation, block, base, tau, grouped, coefficients, index)
         return out.reshape(*h.shape[:-1], out.shape[-1])
     if layer is not None:
         base, tau = jax.tree.map(lambda leaf: leaf[layer], (base, tau))
