@@ -261,7 +261,9 @@ def build_surgery(way: str, batch: int, tasks: int, rank: int, **sizes: Any) -> 
     return run, lambda out: out
 
 
-def build_surgery_loop(way: str, steps: int, batch: int, rank: int, **sizes: Any) -> Any:
+def build_surgery_loop(
+    way: str, steps: int, count: int, batch: int, rank: int, **sizes: Any
+) -> Any:
     """Steps of Surgery on one task: "loop" runs merged model and expert in every step, as the
     published code does; "vectorised" reads their cached features."""
     size = inputs.Size(**sizes)
@@ -281,7 +283,7 @@ def build_surgery_loop(way: str, steps: int, batch: int, rank: int, **sizes: Any
                 x = tower.mlp(p, tower.attend(p, x))
             return tower.pool(x, projection)
 
-    features, targets = (torch.from_numpy(x[0]) for x in inputs.cached(size, 1))
+    features, targets = (torch.from_numpy(x[0]) for x in inputs.cached(size, 1, count))
 
     def run() -> Tensor:
         for _ in range(steps):
