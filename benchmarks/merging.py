@@ -195,13 +195,17 @@ def surgery_loop(settings: Settings, steps: int = 1000) -> Row:
     with Torch(settings) as torch:
         if torch.exists:
             found = small.call()[1]["loss"][-1:]
-            torch.build("surgery_loop", {"way": "vectorised", "steps": 50, "count": BATCH, **arguments})
+            torch.build(
+                "surgery_loop", {"way": "vectorised", "steps": 50, "count": BATCH, **arguments}
+            )
             agree(row.name, found, torch.numbers, 1e-2)
     work = surgery_scan(TASKS, 2000, steps)
     with Torch(settings) as torch, Torch(settings) as cached:
         works = [work]
         if torch.exists:
-            once = torch.build("surgery_loop", {"way": "loop", "steps": 1, "count": 2000, **arguments})
+            once = torch.build(
+                "surgery_loop", {"way": "loop", "steps": 1, "count": 2000, **arguments}
+            )
             many = cached.build(
                 "surgery_loop", {"way": "vectorised", "steps": 100, "count": 2000, **arguments}
             )

@@ -38,9 +38,15 @@ from jaxmethods.merging.experts import apply_merged, choose, merge_weights, merg
 from jaxmethods.merging.routers import Groups, Router
 from jaxmethods.merging.sparsify import magnitude_prune
 from jaxmethods.merging.trees import Tree, check_stack, task_vectors
-from jaxmethods.method import Method, Metrics
+from jaxmethods.method import Method, Metrics, Rule
 from jaxmethods.models import vit
 from jaxmethods.models.vit import VisionConfig
+
+RULES = (
+    Rule(r"(^|/)tau/", (None, "fsdp")),  # [N, T, ...]
+    Rule(r"(^|/)unlabelled/", ("data",)),  # [T, ...]
+)
+"""Experts over `fsdp`, whose sums of merged weights are added up; tasks' images over `data`."""
 
 Routers: TypeAlias = Any
 """Module ("mlp", "self_attn") -> `Router`: a dict."""
