@@ -40,4 +40,3 @@ def test_a_step_of_128_images_each_with_weights_of_its_own_fits_into_12_gigabyte
     # A gradient of the experts, or what all samples merge to in one layer, would be more than this.
     assert analysis.temp_size_in_bytes < frozen
     assert frozen > 2e9
-    print(total, analysis.temp_size_in_bytes, frozen)
