@@ -97,7 +97,8 @@ def test_a_sample_does_not_see_the_others_and_a_layer_is_read_out_of_a_stack(str
     @jax.jit
     def run(stacks, h, c, layer):
         mlp = partial(experts.merged_mlp, ACT, strategy=strategy)
-        return mlp(*layers[1], h, c), mlp(*stacks, h[order], c[order], layer=layer)
+        (base, tau), (bases, taus) = layers[1], stacks
+        return mlp(base, tau, h, c), mlp(bases, taus, h[order], c[order], layer=layer)
 
     every, some = run(stacks, h, c, 1)
     np.testing.assert_allclose(some, every[order], rtol=0, atol=1e-5 * np.abs(every).max())

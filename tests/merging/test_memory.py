@@ -30,6 +30,7 @@ def test_a_step_of_128_images_each_with_weights_of_its_own_fits_into_12_gigabyte
     method = wemoe.adapter(VISION, config)
     state = jax.eval_shape(method.init, jax.random.key(0), shapes)
     analysis = jax.jit(method.step).lower(state, shapes).compile().memory_analysis()
+    assert analysis is not None
     frozen = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes.model))
     total = (
         analysis.argument_size_in_bytes
