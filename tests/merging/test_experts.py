@@ -141,7 +141,7 @@ def test_the_cheapest_strategy_is_chosen_by_shape():
     choose = partial(experts.choose, **size)
     assert choose(16, 50, device="cpu").strategy == "blocks"
     assert choose(1, 800, device="cpu").strategy == "merge"
-    assert choose(16, 1, device="cpu").strategy == "expertwise"
+    assert choose(16, 1, device="cpu").strategy == "blocks"
     gpu = choose(16, 50, itemsize=2, device="gpu")
     assert gpu == ("blocks", 16, 3072)
     many = choose(10_000, 257, device="gpu")
