@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-MODULES = ("environments", "commformer", "bilevel", "obd", "decoder", "novo")
+MODULES = ("environments", "commformer", "bilevel", "obd", "decoder", "novo", "merging")
 ON_REQUEST = ("time_to_99",)
 """Slow ones, measured only when named."""
 

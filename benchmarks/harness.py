@@ -118,10 +118,11 @@ def prepare_jax(function: Callable, *arguments: Any, donate: tuple = ()) -> Work
     arguments = jax.block_until_ready(jax.tree.map(lambda x: x, arguments))
     values = list(arguments)
 
-    def call() -> None:
+    def call() -> Any:
         output = jax.block_until_ready(compiled(*values))
         for place in donate:
             values[place] = output[0] if isinstance(output, tuple) else output
+        return output
 
     return Work(call, compile_seconds, *_bytes(compiled))
 

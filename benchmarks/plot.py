@@ -27,6 +27,22 @@ LABELS = {
 }
 
 
+MERGING = {
+    "merging/layer_sample_forward": "routed MLP, forward",
+    "merging/layer_sample_gradient": "routed MLP, gradient",
+    "merging/layer_batch_forward": "one routing a batch, forward",
+    "merging/layer_batch_gradient": "one routing a batch, gradient",
+    "merging/tower_sample": "routed tower",
+    "merging/tower_batch": "routed tower,\none routing a batch",
+    "merging/adapt_sample": "adaptation step",
+    "merging/adapt_batch": "adaptation step,\none routing a batch",
+    "merging/surgery_loop": "Surgery, 1000 steps",
+    "merging/surgery_v2": "SurgeryV2 step",
+    "merging/average": "averaging",
+    "merging/task_arithmetic": "task arithmetic",
+}
+
+
 def draw(rows: Rows, environment: Mapping[str, Any], path: Path) -> None:
     """Draws the panels for which there are rows, as a PNG."""
     swept = [row for row in rows if row["name"].startswith("environments/")]
@@ -40,6 +56,8 @@ def draw(rows: Rows, environment: Mapping[str, Any], path: Path) -> None:
         (draw_hypergradient_memory, unrolled),
         (draw_scoring, [row for row in rows if row["name"] == "novo/score"]),
         (draw_decoders, [row for row in rows if row["name"].startswith("decoder/")]),
+        (draw_merging_ratios, [row for row in rows if row["name"] in MERGING]),
+        (draw_strategies, [row for row in rows if row["name"] == "merging/strategies"]),
     ]
     panels = [(draw_panel, own) for draw_panel, own in panels if own]
     if not panels:
@@ -82,7 +100,12 @@ def draw_rates(axis: Axes, rows: Rows) -> None:
     axis.legend(title=dotted, frameon=False, fontsize=8, title_fontsize=8, **below)
 
 
-def draw_ratios(axis: Axes, rows: Rows) -> None:
+def draw_ratios(
+    axis: Axes,
+    rows: Rows,
+    labels: Mapping[str, str] = LABELS,
+    title: str = "CommFormer on Predator-Prey",
+) -> None:
     """Horizontal bars of how many times faster ours is, on a logarithmic axis from 1."""
     width = 0.36
     places = [len(rows) - 1 - index for index in range(len(rows))]
@@ -99,17 +122,42 @@ def draw_ratios(axis: Axes, rows: Rows) -> None:
     axis.set_xscale("log")
     axis.set_xlim(min(0.9, 0.8 * min(every)), 1.8 * max(every))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:g}x"))
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    wide = max(every) > 500 * min(every)
+    axis.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.axvline(1.0, color="#555555", linewidth=1, zorder=0.5)
-    axis.set_yticks(places, [LABELS[row["name"]] for row in rows])
+    axis.set_yticks(places, [labels[row["name"]] for row in rows])
     axis.tick_params(axis="y", length=0)
     axis.set_xlabel("times faster")
-    axis.set_title("CommFormer on Predator-Prey", loc="left", fontweight="bold")
+    axis.set_title(title, loc="left", fontweight="bold")
     axis.grid(alpha=0.25, axis="x")
-    handles, labels = axis.get_legend_handles_labels()
+    handles, names = axis.get_legend_handles_labels()
     below = {"loc": "upper center", "bbox_to_anchor": (0.4, -0.13), "ncols": 2}
-    axis.legend(handles[::-1], labels[::-1], frameon=False, fontsize=8, **below)
+    axis.legend(handles[::-1], names[::-1], frameon=False, fontsize=8, **below)
+
+
+def draw_merging_ratios(axis: Axes, rows: Rows) -> None:
+    """How many times faster merging is, ViT-B/32 and eight experts."""
+    draw_ratios(axis, rows, MERGING, "Merging, ViT-B/32, 8 experts, batch 16")
+
+
+def draw_strategies(axis: Axes, rows: Rows) -> None:
+    """Milliseconds of one routed MLP against the batch: full lines 50 tokens, dashed one token."""
+    colours = matplotlib.color_sequences["tab10"]
+    for index, name in enumerate(dict.fromkeys(row["sizes"]["strategy"] for row in rows)):
+        for tokens, style in ((50, "o-"), (1, "s--")):
+            own = [row for row in rows if row["sizes"]["strategy"] == name]
+            own = [row for row in own if row["sizes"]["tokens"] == tokens]
+            batches = [row["sizes"]["batch"] for row in own]
+            times = [1e3 * row["ours"]["median"] for row in own]
+            label = name if tokens == 50 else None
+            axis.loglog(batches, times, style, ms=4, color=colours[index], label=label)
+    axis.set(xlabel="images in the batch", ylabel="milliseconds")
+    axis.set_title("Where each way of merging wins", loc="left", fontweight="bold")
+    axis.grid(alpha=0.25)
+    title = "full: 50 tokens, dashed: 1 token; once: one routing for all"
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.13), "ncols": 4}
+    axis.legend(title=title, frameon=False, fontsize=8, title_fontsize=8, **below)
 
 
 def draw_hypergradient_times(axis: Axes, rows: Rows) -> None:

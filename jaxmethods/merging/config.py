@@ -52,7 +52,7 @@ class WEMoEConfig(Config):
     routing: Literal["sample", "batch"] = "sample"
     """Coefficients in training: every image its own, or one mean for a task's batch (faster).
     Evaluation is always per image unless asked otherwise."""
-    strategy: Literal["auto", "merge", "expertwise"] = "auto"
+    strategy: Literal["auto", "merge", "blocks", "expertwise", "fused"] = "auto"
     """How merged modules are computed, see `experts`."""
     batch_size: PositiveInt = 16
     """Images of each task in a step."""

@@ -6,52 +6,75 @@ group, T experts and W weights,
 | strategy | multiply-adds | weights read and written |
 | --- | --- | --- |
 | merge | G T W + G M W | (T + 1) W for every chunk of groups, and 2 W for every group |
+| blocks | G T W + G M W | (T + 1) W; what is merged stays in the cache |
 | expertwise | G M (T + 1) W | (T + 1) W |
+| fused | G T W + G M W | (T + 1) W; what is merged stays in registers |
 
-"merge" builds W(c) for a few groups at a time (one on CPU, where it then stays in the cache; on
-accelerators as many as fit into `SCRATCH_BYTES`, as one product c tau) and forgets it: the backward
-pass builds it again, so nothing of the size of G weights is ever kept. "expertwise" never builds
-it: the pre-activation is linear in c. It wins for single tokens, where merging would cost more
-than it serves; `choose` decides by shape. Batch routing is G = 1: merged once.
+"merge" builds W(c) for a few groups at a time (one on CPU, on accelerators as many as fit into
+`SCRATCH_BYTES`, as one product c tau) and forgets it; it works for any module. "blocks" takes an
+MLP's hidden units a block at a time, merges the block's weights for all groups and adds what the
+block contributes to the output: every expert is read once, however many groups there are.
+"expertwise" merges nothing: the pre-activation is linear in c. It wins for single tokens, where
+merging would cost more than it serves. "fused" is a kernel for accelerators (`fused`).
+
+Nothing of the size of G weights is kept for the backward pass: it merges again, unless G is 1
+(batch routing, merged once). `choose` decides by shape and device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-Strategy = Literal["auto", "merge", "expertwise"]
+from jaxmethods.merging.fused import merged_linear
+
+Strategy = Literal["auto", "merge", "blocks", "expertwise", "fused"]
 SCRATCH_BYTES = 2**30
 """Merged weights that may exist at once on an accelerator."""
-FLOPS_PER_BYTE = {"cpu": 8.0, "gpu": 125.0, "tpu": 200.0}
-"""How many multiply-adds a device does in the time of moving one byte; orders of magnitude."""
+CACHE_BLOCK = 128
+"""Hidden units of a block on CPU: their base and experts stay in the cache for all groups."""
+FLOPS_PER_BYTE = {"cpu": 0.0, "gpu": 125.0, "tpu": 200.0}
+"""How many multiply-adds a device does in the time of moving one byte; orders of magnitude.
+On CPU blocks stay in the cache, and expertwise was never faster, not for single tokens either."""
 
 
 class Choice(NamedTuple):
-    """How merged modules are computed."""
+    """How a merged MLP is computed."""
 
-    strategy: Literal["merge", "expertwise"]
+    strategy: Literal["merge", "blocks", "expertwise"]
     chunk: int
-    """Groups merged at once."""
+    """Groups merged at once by "merge"."""
+    block: int
+    """Hidden units merged at once by "blocks"."""
 
 
 def choose(
-    groups: int, tokens: int, tasks: int, weights: int, itemsize: int = 4, device: str | None = None
+    groups: int,
+    tokens: int,
+    tasks: int,
+    weights: int,
+    units: int,
+    itemsize: int = 4,
+    device: str | None = None,
 ) -> Choice:
-    """The cheaper strategy for G groups of M tokens, T experts and W weights of a module.
+    """The cheapest strategy for G groups of M tokens, T experts, an MLP of W weights and I units.
 
     Expertwise costs M T more multiply-adds per weight and saves moving it about twice, so it wins
-    where M T < itemsize x FLOPS_PER_BYTE.
+    where M T < itemsize x FLOPS_PER_BYTE. One group is merged at once, several block by block.
     """
     device = device or jax.default_backend()
+    scratch = max(1, SCRATCH_BYTES // (weights * itemsize))  # groups whose merged weights fit
+    chunk = 1 if device == "cpu" else min(groups, scratch)
+    block = CACHE_BLOCK if device == "cpu" else max(1, units * scratch // groups)
+    block = min(block, units)
     if tokens * tasks < itemsize * FLOPS_PER_BYTE.get(device, FLOPS_PER_BYTE["gpu"]):
-        return Choice("expertwise", groups)
-    if device == "cpu":
-        return Choice("merge", 1)
-    return Choice("merge", max(1, min(groups, SCRATCH_BYTES // (weights * itemsize))))
+        return Choice("expertwise", chunk, block)
+    return Choice("merge" if groups == 1 else "blocks", chunk, block)
 
 
 def merge_weights(base: Any, tau: Any, coefficients: jax.Array) -> Any:
@@ -82,17 +105,19 @@ def apply_merged(
         coefficients: [G, T], of G equal groups of consecutive samples.
 
     Returns:
-        [B, L, D]. Differentiable in everything; only h and the coefficients are kept for it.
+        [B, L, D]. Differentiable in everything; of several groups only h and the coefficients are
+        kept for it.
     """
     groups = len(coefficients)
 
-    @jax.checkpoint
-    def one(h: jax.Array, c: jax.Array) -> jax.Array:
+    def once(h: jax.Array, c: jax.Array) -> jax.Array:
         return apply(merge_weights(base, tau, c), h)
 
-    grouped = h.reshape(groups, -1, *h.shape[1:])
     if groups == 1:
-        return one(grouped[0], coefficients[0])
+        # One set of merged weights is small enough to be kept, which saves a third of the time.
+        return once(h, coefficients[0])
+    one = jax.checkpoint(once)
+    grouped = h.reshape(groups, -1, *h.shape[1:])
     if chunk >= groups:
         out = jax.vmap(one)(grouped, coefficients)
     else:
@@ -109,6 +134,8 @@ def merged_mlp(
     coefficients: jax.Array,
     strategy: Strategy = "auto",
     chunk: int | None = None,
+    block: int | None = None,
+    layer: jax.Array | None = None,
 ) -> jax.Array:
     """W_2(c) act(W_1(c) h + b_1(c)) + b_2(c) of {"fc1", "fc2"} with (out, in) weights and biases.
 
@@ -116,27 +143,180 @@ def merged_mlp(
         h: [B, L, D].
         coefficients: [G, T], of G equal groups of consecutive samples.
         strategy: "auto" is `choose`.
-        chunk: groups merged at once; None: what `choose` says.
+        chunk, block: see `Choice`; None: what `choose` says.
+        layer: index into a leading layer axis that all leaves of `base` and `tau` then have.
+            Slices are read where they are needed, without a copy of the whole layer.
 
     Returns:
-        [B, L, D'].
+        [B, L, D']. Differentiable in everything; what isn't asked for isn't computed.
     """
-    weight = base["fc1"]["weight"]
     groups, tasks = coefficients.shape
     tokens = h.shape[0] * h.shape[1] // groups
-    weights = sum(leaf.size for leaf in jax.tree.leaves(base))
-    best = choose(groups, tokens, tasks, weights, weight.dtype.itemsize)
+    first = base["fc1"]["weight"]
+    units, width = first.shape[-2:]
+    weights = 2 * units * width
+    best = choose(groups, tokens, tasks, weights, units, first.dtype.itemsize)
     if strategy == "auto":
         strategy = best.strategy
+    block = best.block if block is None else block
+    if strategy in ("blocks", "fused"):
+        if layer is None:
+            base, tau = jax.tree.map(lambda leaf: leaf[None], (base, tau))
+        index = jnp.int32(0) if layer is None else layer
+        grouped = h.reshape(groups, tokens, width)
+        way = in_blocks if strategy == "blocks" else fused_mlp
+        out = way(activation, block, base, tau, grouped, coefficients, index)
+        return out.reshape(*h.shape[:-1], out.shape[-1])
+    if layer is not None:
+        base, tau = jax.tree.map(lambda leaf: leaf[layer], (base, tau))
     if strategy == "expertwise":
         return _expertwise(activation, base, tau, h, coefficients)
     if strategy != "merge":
-        raise ValueError(f"strategy: expected auto, merge or expertwise, got {strategy!r}")
+        raise ValueError(
+            f"strategy: expected auto, merge, blocks, expertwise or fused, got {strategy!r}"
+        )
 
     def mlp(params: Any, h: jax.Array) -> jax.Array:
         return _linear(params["fc2"], activation(_linear(params["fc1"], h)))
 
     return apply_merged(mlp, base, tau, h, coefficients, best.chunk if chunk is None else chunk)
+
+
+def in_blocks(
+    activation: Callable[[jax.Array], jax.Array],
+    block: int,
+    base: Any,
+    tau: Any,
+    x: jax.Array,
+    coefficients: jax.Array,
+    layer: jax.Array,
+) -> jax.Array:
+    """The merged MLP of one layer, `block` hidden units at a time.
+
+    On CPU one group after the other, whose merged block of a few hundred kB is used while it is in
+    the cache; the backward pass, and accelerators, take all groups at once.
+
+    Args:
+        base, tau: with a leading layer axis, as `layer` chooses one.
+        x: [G, M, D].
+        coefficients: [G, T].
+
+    Returns:
+        [G, M, D']
+    """
+    in_turn = jax.default_backend() == "cpu" and len(x) > 1
+    forward = partial(sum_of_blocks, activation, block, in_turn)
+    backward = partial(sum_of_blocks, activation, block, False)
+    return with_gradient_of(backward, forward)(base, tau, x, coefficients, layer)
+
+
+def fused_mlp(
+    activation: Callable[[jax.Array], jax.Array],
+    block: int,
+    base: Any,
+    tau: Any,
+    x: jax.Array,
+    coefficients: jax.Array,
+    layer: jax.Array,
+) -> jax.Array:
+    """`in_blocks` with its values from a kernel (`fused.merged_linear`)."""
+
+    def forward(base: Any, tau: Any, x: jax.Array, c: jax.Array, layer: jax.Array) -> jax.Array:
+        base, tau = jax.tree.map(lambda leaf: leaf[layer], (base, tau))
+        hidden = activation(merged_linear(x, c, base["fc1"], tau["fc1"]))
+        return merged_linear(hidden, c, base["fc2"], tau["fc2"])
+
+    backward = partial(sum_of_blocks, activation, block, False)
+    return with_gradient_of(backward, forward)(base, tau, x, coefficients, layer)
+
+
+def with_gradient_of(backward: Callable, forward: Callable) -> Callable:
+    """A function that has the values of one and the gradient of another; they must be the same.
+
+    Only gradients that are asked for are computed, so that those of frozen weights never exist,
+    and only the arguments are kept for them.
+    """
+
+    @jax.custom_vjp
+    def call(*arguments: Any) -> Any:
+        return forward(*arguments)
+
+    def run(*primals: Any) -> tuple[Any, tuple[Any, _Asked]]:
+        arguments = jax.tree.map(lambda p: p.value, primals)
+        asked = tuple(any(p.perturbed for p in jax.tree.leaves(own)) for own in primals)
+        return call(*arguments), (arguments, _Asked(asked))
+
+    def pull(residuals: tuple[Any, _Asked], cotangent: jax.Array) -> tuple[Any, ...]:
+        arguments, asked = residuals[0], residuals[1].arguments
+
+        def of_asked(*wanted: Any) -> Any:
+            given = iter(wanted)
+            return backward(
+                *(next(given) if a else v for a, v in zip(asked, arguments, strict=True))
+            )
+
+        wanted = [value for a, value in zip(asked, arguments, strict=True) if a]
+        gradients = iter(jax.vjp(of_asked, *wanted)[1](cotangent))
+        return tuple(next(gradients) if a else None for a in asked)
+
+    call.defvjp(run, pull, symbolic_zeros=True)
+    return call
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class _Asked:
+    """Which arguments are differentiated: known while tracing."""
+
+    arguments: tuple[bool, ...]
+
+
+def sum_of_blocks(
+    activation: Callable,
+    block: int,
+    in_turn: bool,
+    base: Any,
+    tau: Any,
+    x: jax.Array,
+    c: jax.Array,
+    layer: jax.Array,
+) -> jax.Array:
+    """`in_blocks`, of groups one after the other or all at once."""
+    # Products in full precision: they are few, and rounded coefficients would shift weights.
+    mix = partial(jnp.tensordot, axes=1, precision="highest")
+
+    def contribution(start: Any, x: jax.Array, c: jax.Array, size: int) -> jax.Array:
+        """Of hidden units start, ..., start + size - 1; [G, M, D']."""
+        cut = partial(_cut, layer=layer, start=start, size=size)
+        weights = [
+            (cut(base[name][part], axis), cut(tau[name][part], axis + 1))
+            for name, part, axis in (("fc1", "weight", 1), ("fc1", "bias", 1), ("fc2", "weight", 2))
+        ]
+
+        def one(x: jax.Array, c: jax.Array) -> jax.Array:
+            w1, b1, w2 = ((w + mix(c.astype(v.dtype), v)).astype(w.dtype) for w, v in weights)
+            return activation(x @ w1.T + b1) @ w2.T
+
+        if len(c) == 1:
+            return one(x[0], c[0])[None]
+        return jax.lax.map(lambda own: one(*own), (x, c)) if in_turn else jax.vmap(one)(x, c)
+
+    def add(total: jax.Array, start: jax.Array) -> tuple[jax.Array, None]:
+        return total + jax.checkpoint(partial(contribution, size=block))(start, x, c), None
+
+    origin, vectors = base["fc2"]["bias"][layer], tau["fc2"]["bias"][layer]
+    bias = (origin + mix(c.astype(vectors.dtype), vectors)).astype(origin.dtype)
+    total = jnp.broadcast_to(bias[:, None], (*x.shape[:2], bias.shape[-1])).astype(x.dtype)
+    whole, rest = divmod(base["fc1"]["bias"].shape[-1], block)
+    total, _ = jax.lax.scan(add, total, block * jnp.arange(whole))
+    return total + contribution(whole * block, x, c, rest) if rest else total
+
+
+def _cut(leaf: jax.Array, axis: int, layer: Any, start: Any, size: int) -> jax.Array:
+    """leaf[layer] from `start` on along an axis of `leaf`, `size` entries."""
+    starts, sizes = [layer] + [0] * (leaf.ndim - 1), [1, *leaf.shape[1:]]
+    starts[axis], sizes[axis] = start, size
+    return jax.lax.dynamic_slice(leaf, starts, sizes)[0]
 
 
 def _expertwise(

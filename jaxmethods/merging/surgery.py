@@ -28,7 +28,13 @@ import optax
 
 from jaxmethods.merging.adaptation import Unlabelled, draw_indices, take
 from jaxmethods.merging.config import SurgeryConfig
-from jaxmethods.method import Method, Metrics
+from jaxmethods.method import Method, Metrics, Rule
+
+RULES = (
+    Rule(r"(^|/)(modules|unlabelled|targets)(/|$)", ("data",)),
+    Rule(r"^optimizer/.*(mu|nu)/", ("data",)),
+)
+"""Of a state and of a batch: tasks over `data`. Nothing is exchanged but the merged model."""
 
 Encode: TypeAlias = Callable[..., tuple[jax.Array, jax.Array]]
 """(model, inputs [b, ...], correct, corrections) -> (features [b, P], token means [N, b, D]).

@@ -24,8 +24,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmethods.method import Rule
+
 Tree: TypeAlias = Any
 """A pytree of arrays: Flax, Haiku, plain dictionaries, anything."""
+STACK_RULES = (Rule("", ("fsdp",)),)
+"""How a stack lives on several devices: experts over `fsdp`."""
 Coefficients: TypeAlias = Any
 """float, [] or [T] for all leaves; or a tree like the base with such a leaf each, whose [T, ...]
 may go on with leading axes of the leaf itself (layers)."""

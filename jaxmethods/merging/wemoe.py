@@ -38,9 +38,15 @@ from jaxmethods.merging.experts import apply_merged, choose, merge_weights, merg
 from jaxmethods.merging.routers import Groups, Router
 from jaxmethods.merging.sparsify import magnitude_prune
 from jaxmethods.merging.trees import Tree, check_stack, task_vectors
-from jaxmethods.method import Method, Metrics
+from jaxmethods.method import Method, Metrics, Rule
 from jaxmethods.models import vit
 from jaxmethods.models.vit import VisionConfig
+
+RULES = (
+    Rule(r"(^|/)tau/", (None, "fsdp")),  # [N, T, ...]
+    Rule(r"(^|/)unlabelled/", ("data",)),  # [T, ...]
+)
+"""Experts over `fsdp`, whose sums of merged weights are added up; tasks' images over `data`."""
 
 Routers: TypeAlias = Any
 """Module ("mlp", "self_attn") -> `Router`: a dict."""
@@ -153,20 +159,20 @@ def forward(
     Args:
         pixels: [B, H, W, C].
         groups: which images share coefficients (see `routers.Groups`); None: nobody.
-        after, per_layer, taps, projection, remat: see `vit.forward`.
+        after, per_layer, taps, projection, remat: see `vit.forward`. Without `after` and taps the
+            last block computes the class token alone (routers read all tokens there too).
     """
     layers = vision.num_hidden_layers
     width = config.layer_encoding
-    encodings = routing.layer_encodings(layers, width) if width else None
+    # Experts are read by the block's number: as a scanned axis every block's would be copied.
     scanned = {
-        "base": model.base,
-        "tau": model.tau,
+        "layer": jnp.arange(layers),
         "routers": None if config.shared_router else routers,
-        "encoding": encodings,
+        "encoding": routing.layer_encodings(layers, width) if width else None,
         "after": per_layer,
     }
 
-    def module(name: str) -> Callable | None:
+    def module(name: str, first_only: bool = False) -> Callable | None:
         if name not in model.base:
             return None
 
@@ -174,8 +180,8 @@ def forward(
             del layer
             router = (routers if config.shared_router else extra["routers"])[name]
             c = routing.coefficients(router, h, groups, extra["encoding"])
-            base, tau = extra["base"][name], extra["tau"][name]
-            return _apply_module(name, vision, config, base, tau, h, c), c
+            x = h[:, :1] if first_only else h
+            return _apply_module(name, vision, config, model, extra["layer"], x, c), c
 
         return run
 
@@ -183,6 +189,7 @@ def forward(
         attention=module("self_attn"),
         mlp=module("mlp"),
         after=None if after is None else lambda x, extra: after(x, extra["after"]),
+        last_mlp=module("mlp", first_only=True),
     )
     out = vit.forward(
         model.merged,
@@ -193,6 +200,7 @@ def forward(
         per_layer=scanned,
         taps=taps,
         remat=remat,
+        pooled_only=not taps and after is None,
     )
     names = {"attention": "self_attn", "mlp": "mlp"}
     read = out.encoded.read or {}
@@ -200,12 +208,21 @@ def forward(
 
 
 def _apply_module(
-    name: str, vision: VisionConfig, config: WEMoEConfig, base: Any, tau: Any, h: Any, c: Any
+    name: str,
+    vision: VisionConfig,
+    config: WEMoEConfig,
+    model: Upcycled,
+    layer: Any,
+    h: Any,
+    c: Any,
 ) -> jax.Array:
+    base, tau = model.base[name], model.tau[name]
     if name == "mlp":
-        return merged_mlp(vit.activation(vision.hidden_act), base, tau, h, c, config.strategy)
-    weights = sum(leaf.size for leaf in jax.tree.leaves(base))
-    chunk = choose(len(c), h.shape[1] * len(h) // len(c), c.shape[1], weights, 4).chunk
+        activation = vit.activation(vision.hidden_act)
+        return merged_mlp(activation, base, tau, h, c, config.strategy, layer=layer)
+    base, tau = jax.tree.map(lambda leaf: leaf[layer], (base, tau))
+    sizes = [leaf.size for leaf in jax.tree.leaves(base)]
+    chunk = choose(len(c), h.shape[1] * len(h) // len(c), c.shape[1], sum(sizes), 1).chunk
     return apply_merged(
         lambda params, x: vit.self_attention(params, vision, x), base, tau, h, c, chunk
     )

@@ -86,6 +86,9 @@ class Hooks(NamedTuple):
     """(LN_2 x [B, L, D], layer, extra) -> (what is added to x, anything to be read)."""
     after: Callable[[jax.Array, Any], jax.Array] | None = None
     """(x [B, L, D] after the block, extra) -> x that the next block gets."""
+    last_mlp: Callable[[jax.Array, Any, Any], tuple[jax.Array, Any]] | None = None
+    """`mlp` of the last block where only the class token is asked for: gets all tokens, gives what
+    is added to the first one, [B, 1, D]. None: `mlp`, and the other tokens are thrown away."""
 
 
 NO_HOOKS = Hooks()
@@ -95,7 +98,7 @@ class Encoded(NamedTuple):
     """What the blocks return; None where it wasn't asked for."""
 
     last: jax.Array
-    """[B, L, D] after the last block."""
+    """[B, L, D] after the last block; [B, 1, D] where only the class token was asked for."""
     hidden: jax.Array | None = None
     """[N + 1, B, L, D]: before the first block and after every block."""
     token_means: jax.Array | None = None
@@ -126,6 +129,7 @@ def forward(
     per_layer: Any = None,
     taps: Sequence[str] = (),
     remat: bool = False,
+    pooled_only: bool = False,
 ) -> Vision:
     """Encodes images.
 
@@ -136,9 +140,12 @@ def forward(
         hooks, per_layer: see `Hooks`.
         taps: what to return besides: "hidden", "token_means", "inputs" (see `Encoded`).
         remat: compute blocks again in the backward pass instead of storing their insides.
+        pooled_only: the last block computes the class token alone, which is all that `features`
+            and `pooled` need.
 
     Raises:
-        ValueError: images of another size, or an unknown tap.
+        ValueError: images of another size, an unknown tap, or taps and `hooks.after` with
+            `pooled_only`: they read all tokens.
     """
     x = embed(params, config, pixels)
     x = layer_norm(params["pre_layrnorm"], x, config.layer_norm_eps)
@@ -150,6 +157,7 @@ def forward(
         per_layer=per_layer,
         taps=taps,
         remat=remat,
+        first_only=pooled_only,
     )
     pooled = layer_norm(params["post_layernorm"], encoded.last[:, 0], config.layer_norm_eps)
     features = pooled if projection is None else pooled @ projection.T.astype(pooled.dtype)
@@ -185,6 +193,7 @@ def encode(
     per_layer: Any = None,
     taps: Sequence[str] = (),
     remat: bool = False,
+    first_only: bool = False,
 ) -> Encoded:
     """All blocks, one after the other, by `lax.scan`.
 
@@ -192,7 +201,12 @@ def encode(
         layers: stacked parameters of the blocks, [N, ...] each.
         x: [B, L, D].
         mask: [B or 1, 1, L, L] bool, True where row may look at column; None: everywhere.
+        first_only: `last` is the first token's, [B, 1, D]; the last block computes no other.
     """
+    if first_only and (taps or hooks.after is not None):
+        raise ValueError(
+            "pooled_only: expected neither taps nor hooks.after, which read all tokens"
+        )
     unknown = [tap for tap in taps if tap not in TAPS]
     if unknown:
         raise ValueError(f"taps: expected some of {', '.join(TAPS)}, got {unknown[0]!r}")
@@ -209,7 +223,20 @@ def encode(
             found["inputs"] = inputs
         return x, found
 
-    last, found = jax.lax.scan(jax.checkpoint(one) if remat else one, x, (layers, per_layer))
+    def last_one(x: jax.Array, scanned: tuple[Any, Any]) -> tuple[jax.Array, dict[str, Any]]:
+        return first_token_block(scanned[0], config, x, mask, hooks, scanned[1])
+
+    if remat:
+        one, last_one = jax.checkpoint(one), jax.checkpoint(last_one)
+    if first_only:
+        stacks = (layers, per_layer)
+        x, found = jax.lax.scan(one, x, jax.tree.map(lambda leaf: leaf[:-1], stacks))
+        last, read = last_one(x, jax.tree.map(lambda leaf: leaf[-1], stacks))
+        found["read"] = jax.tree.map(
+            lambda before, own: jnp.concatenate([before, own[None]]), found["read"], read
+        )
+    else:
+        last, found = jax.lax.scan(one, x, (layers, per_layer))
     hidden = found.get("hidden")
     return Encoded(
         last,
@@ -249,6 +276,34 @@ def block(
     return x if hooks.after is None else hooks.after(x, extra), inputs, read
 
 
+def first_token_block(
+    layer: Any,
+    config: EncoderConfig,
+    x: jax.Array,
+    mask: jax.Array | None,
+    hooks: Hooks,
+    extra: Any,
+) -> tuple[jax.Array, dict[str, Any]]:
+    """The first token after a block, [B, 1, D], and what hooks read."""
+    read: dict[str, Any] = {}
+    h = layer_norm(layer["layer_norm1"], x, config.layer_norm_eps)
+    # A hook of the MLP may read all tokens, so they all must have attended.
+    rows = 1 if hooks.mlp is None else x.shape[1]
+    if hooks.attention is None:
+        change = linear(
+            layer["self_attn"]["out_proj"], attend(layer["self_attn"], config, h, mask, rows)
+        )
+    else:
+        change, read["attention"] = hooks.attention(h, layer, extra)
+    x = x[:, :rows] + change[:, :rows]
+    h = layer_norm(layer["layer_norm2"], x, config.layer_norm_eps)
+    if hooks.mlp is None:
+        change = mlp(layer["mlp"], config, h)
+    else:
+        change, read["mlp"] = (hooks.last_mlp or hooks.mlp)(h, layer, extra)
+    return x[:, :1] + change[:, :1], read
+
+
 def self_attention(
     params: Any, config: EncoderConfig, h: jax.Array, mask: jax.Array | None = None
 ) -> jax.Array:
@@ -256,20 +311,26 @@ def self_attention(
     return linear(params["out_proj"], attend(params, config, h, mask))
 
 
-def attend(params: Any, config: EncoderConfig, h: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """The heads' outputs side by side, [B, L, D]."""
+def attend(
+    params: Any,
+    config: EncoderConfig,
+    h: jax.Array,
+    mask: jax.Array | None,
+    rows: int | None = None,
+) -> jax.Array:
+    """The heads' outputs side by side, [B, L, D], or of the first so many rows."""
     heads = config.num_attention_heads
 
-    def split(name: str) -> jax.Array:
+    def split(name: str, h: jax.Array) -> jax.Array:
         y = linear(params[name], h)
         return y.reshape(*y.shape[:-1], heads, -1)  # [B, L, H, d]
 
-    q, k, v = split("q_proj"), split("k_proj"), split("v_proj")
+    q, k, v = split("q_proj", h[:, :rows]), split("k_proj", h), split("v_proj", h)
     scores = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k)
     if mask is not None:
-        scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
+        scores = jnp.where(mask[:, :, :rows], scores, jnp.finfo(scores.dtype).min)
     weights = jax.nn.softmax(scores.astype(jnp.float32), axis=-1).astype(v.dtype)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(h.shape)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(*q.shape[:2], -1)
 
 
 def mlp(params: Any, config: EncoderConfig, h: jax.Array) -> jax.Array:

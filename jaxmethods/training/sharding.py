@@ -64,6 +64,18 @@ def shardings(state: State, rules: Sequence[Rule], seeds: int, mesh: Mesh) -> An
     return jax.tree_util.tree_map_with_path(one, state)
 
 
+def by_rules(tree: Any, rules: Sequence[Rule], mesh: Mesh) -> Any:
+    """A sharding for every leaf of a tree without an axis of seeds: a model, data."""
+
+    def one(path: Any, leaf: jax.Array) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        spec = next((rule.spec for rule in rules if re.search(rule.pattern, name)), ())
+        fitting = [_divides(a, size, mesh) for a, size in zip(spec, leaf.shape, strict=False)]
+        return NamedSharding(mesh, PartitionSpec(*fitting))
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
 def put(tree: Any, shardings: Any) -> Any:
     """Places arrays of the mesh, or host values that are the same in every process.
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmethods.merging import experts, routers
+from jaxmethods.merging import experts, fused, routers
 from jaxmethods.models import vit
 
 ACT = vit.activation("quick_gelu")
@@ -28,14 +30,14 @@ def module(tasks, width, inner, seed=0):
 
 
 def by_definition(base, tau, h, coefficients):
-    """Sample after sample, with merged weights."""
-    per_group = len(h) // len(coefficients)
-    rows = []
-    for index, tokens in enumerate(h):
-        c = coefficients[index // per_group]
-        merged = jax.tree.map(lambda w, v, c=c: w + jnp.tensordot(c, v, 1), base, tau)
-        rows.append(vit.mlp(merged, vit.VisionConfig(), tokens))
-    return jnp.stack(rows)
+    """Every sample with merged weights of its own."""
+    c = jnp.repeat(coefficients, len(h) // len(coefficients), axis=0)
+
+    def one(h, c):
+        merged = jax.tree.map(lambda w, v: w + jnp.tensordot(c, v, 1), base, tau)
+        return vit.mlp(merged, vit.VisionConfig(), h)
+
+    return jax.vmap(one)(h, c)
 
 
 SHAPES = [(1, 1, 1, 1), (1, 5, 3, 1), (6, 1, 3, 6), (6, 5, 3, 6), (6, 3, 2, 2), (7, 4, 5, 7)]
@@ -49,13 +51,14 @@ def test_all_strategies_agree_in_value_and_gradient(batch, length, tasks, groups
     h = jnp.asarray(rng.normal(size=(batch, length, 5)), jnp.float32)
     c = jnp.asarray(rng.normal(size=(groups, tasks)), jnp.float32)
     cotangent = jnp.asarray(rng.normal(size=h.shape), jnp.float32)
-    ways = [("expertwise", None), ("merge", 1), ("merge", 2), ("merge", groups)]
+    ways = [("expertwise", {}), ("fused", {}), ("blocks", {"block": 3})]
+    ways += [("merge", {"chunk": chunk}) for chunk in (1, min(2, groups))]
 
     @jax.jit
     def run(h, c):
         def of(way):
             def call(h, c):
-                return experts.merged_mlp(ACT, base, tau, h, c, way[0], chunk=way[1])
+                return experts.merged_mlp(ACT, base, tau, h, c, way[0], **way[1])
 
             out, pullback = jax.vjp(call, h, c)
             return out, pullback(cotangent)
@@ -82,14 +85,69 @@ def test_zero_and_one_hot_coefficients_give_base_and_expert_exactly():
         jax.tree.map(np.testing.assert_array_equal, merged, expected)
 
 
-def test_the_cheaper_strategy_is_chosen_by_shape():
-    size = {"tasks": 8, "weights": 4_700_000}
-    assert experts.choose(16, 50, **size, device="cpu") == ("merge", 1)
-    assert experts.choose(16, 1, **size, device="cpu").strategy == "expertwise"
-    gpu = experts.choose(16, 50, **size, itemsize=2, device="gpu")
-    assert gpu == ("merge", 16)
-    assert experts.choose(10_000, 257, **size, device="gpu").chunk * 4 * 4_700_000 <= 2**30
-    assert experts.choose(16, 25, **size, itemsize=2, device="gpu").strategy == "expertwise"
+@pytest.mark.parametrize("strategy", ["merge", "blocks", "expertwise", "fused"])
+def test_a_sample_does_not_see_the_others_and_a_layer_is_read_out_of_a_stack(strategy):
+    layers = [module(3, 5, 7, seed) for seed in range(2)]
+    stacks = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+    rng = np.random.default_rng(1)
+    h = jnp.asarray(rng.normal(size=(6, 4, 5)), jnp.float32)
+    c = jnp.asarray(rng.normal(size=(6, 3)), jnp.float32)
+    order = jnp.asarray([3, 0, 5])
+
+    @jax.jit
+    def run(stacks, h, c, layer):
+        mlp = partial(experts.merged_mlp, ACT, strategy=strategy)
+        (base, tau), (bases, taus) = layers[1], stacks
+        return mlp(base, tau, h, c), mlp(bases, taus, h[order], c[order], layer=layer)
+
+    every, some = run(stacks, h, c, 1)
+    np.testing.assert_allclose(some, every[order], rtol=0, atol=1e-5 * np.abs(every).max())
+
+
+@pytest.mark.parametrize("strategy", ["blocks", "fused"])
+def test_the_gradient_of_the_experts_themselves_is_that_of_merging(strategy):
+    base, tau = module(2, 3, 5)
+    h, c = jnp.linspace(-1, 1, 24).reshape(4, 2, 3), jnp.linspace(-1, 1, 8).reshape(4, 2)
+
+    def total(base, tau, strategy):
+        return jnp.sum(experts.merged_mlp(ACT, base, tau, h, c, strategy, block=2) ** 2)
+
+    gradient = jax.jit(jax.grad(total, (0, 1)), static_argnums=2)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        gradient(base, tau, strategy),
+        gradient(base, tau, "merge"),
+    )
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_kernel_lowers_for_accelerators(platform, dtype):
+    def of(*shape):
+        return {
+            "weight": jax.ShapeDtypeStruct(shape, dtype),
+            "bias": jax.ShapeDtypeStruct(shape[:-1], dtype),
+        }
+
+    x, c = jax.ShapeDtypeStruct((5, 50, 96), dtype), jax.ShapeDtypeStruct((5, 3), jnp.float32)
+    tiles = {"cuda": "gpu", "tpu": "tpu"}[platform]
+    run = jax.jit(partial(fused.merged_linear, platform=tiles, interpret=False))
+    lowered = run.trace(x, c, of(160, 96), of(3, 160, 96)).lower(lowering_platforms=(platform,))
+    assert {"cuda": "triton", "tpu": "tpu_custom_call"}[platform] in lowered.as_text()
+
+
+def test_the_cheapest_strategy_is_chosen_by_shape():
+    size = {"tasks": 8, "weights": 4_700_000, "units": 3072}
+    choose = partial(experts.choose, **size)
+    assert choose(16, 50, device="cpu").strategy == "blocks"
+    assert choose(1, 800, device="cpu").strategy == "merge"
+    assert choose(16, 1, device="cpu").strategy == "blocks"
+    gpu = choose(16, 50, itemsize=2, device="gpu")
+    assert gpu == ("blocks", 16, 3072)
+    many = choose(10_000, 257, device="gpu")
+    assert 10_000 * many.block / 3072 * 4 * 4_700_000 <= 2**30
+    assert many.chunk * 4 * 4_700_000 <= 2**30
+    assert choose(16, 25, itemsize=2, device="gpu").strategy == "expertwise"
 
 
 @pytest.mark.parametrize("depth", [0, 1, 2])

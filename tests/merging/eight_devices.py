@@ -1,0 +1,88 @@
+"""Experts over `fsdp`, tasks over `data`; `test_devices.py` runs these with eight devices."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from jaxmethods import merging
+from jaxmethods.config import MeshConfig
+from jaxmethods.merging import adaptation, surgery, trees, wemoe
+from jaxmethods.merging.config import SurgeryConfig, WEMoEConfig
+from jaxmethods.models import vit
+from jaxmethods.training.sharding import by_rules, make_mesh, put
+from tests.merging import tiny
+
+SETTING = tiny.setting(tasks=4)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(MeshConfig(data=2, fsdp=4))
+
+
+def spread(tree, rules, mesh):
+    return put(tree, by_rules(tree, rules, mesh))
+
+
+def assert_close(many, one, **tolerances):
+    for left, right in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):
+        if not jax.dtypes.issubdtype(left.dtype, jax.dtypes.prng_key):
+            np.testing.assert_allclose(left, right, **tolerances)
+
+
+def test_static_merges(mesh):
+    stack = spread(SETTING.stack, trees.STACK_RULES, mesh)
+    assert jax.tree.leaves(stack)[0].sharding.spec[0] == "fsdp"
+    base = spread(SETTING.base, (), mesh)
+    for merge in (merging.task_arithmetic, merging.ties):
+        assert_close(merge(base, stack), merge(SETTING.base, SETTING.stack), atol=1e-6)
+
+
+@pytest.mark.parametrize("routing", ["sample", "batch"])
+def test_routed_towers_and_their_adaptation(mesh, routing):
+    config = WEMoEConfig(routing=routing, strategy="blocks", batch_size=4, learning_rate=1e-2)
+    method = wemoe.adapter(tiny.VISION, config)
+    batch = tiny.wemoe_batch(SETTING, config)
+    state = method.init(jax.random.key(0), batch)
+    shared = spread(batch, wemoe.RULES, mesh)
+    assert jax.tree.leaves(shared.model.tau)[0].sharding.spec[:2] == (None, "fsdp")
+    assert shared.unlabelled.inputs.sharding.spec[0] == "data"
+
+    @jax.jit
+    def run(state, batch):
+        state, metrics = method.step(state, batch)
+        pixels = batch.unlabelled.inputs.reshape(-1, 8, 8, 3)
+        out = wemoe.forward(batch.model, state.routers, tiny.VISION, config, pixels)
+        return state.routers, metrics, out.vision.features, out.coefficients
+
+    many = run(spread(state, wemoe.RULES, mesh), shared)
+    assert_close(many, run(state, batch), rtol=1e-4, atol=1e-5)
+
+
+def test_deep_surgery(mesh):
+    def encode(model, pixels, correct, corrections):
+        out = vit.forward(
+            model,
+            tiny.VISION,
+            pixels,
+            hooks=vit.Hooks(after=correct),
+            per_layer=corrections,
+            taps=("token_means",),
+        )
+        return out.features, out.encoded.token_means
+
+    merged = merging.task_arithmetic(SETTING.base, SETTING.stack, 0.3)
+    features, means = jax.jit(jax.vmap(lambda p, x: encode(p, x, None, None)))(
+        SETTING.stack, SETTING.unlabelled.inputs
+    )
+    targets = surgery.Targets(features, means.swapaxes(1, 2))
+    batch = surgery.Batch(adaptation.Unlabelled(*SETTING.unlabelled), targets, merged)
+    method = surgery.aligner(SurgeryConfig(deep=True, rank=4, batch_size=4), encode)
+    state = method.init(jax.random.key(0), batch)
+    shared = spread(state, surgery.RULES, mesh), spread(batch, surgery.RULES, mesh)
+    assert shared[0].modules.block_down.sharding.spec[0] == "data"
+    assert shared[0].optimizer[0].mu.down.sharding.spec[0] == "data"
+    step = jax.jit(method.step)
+    assert_close(step(*shared), step(state, batch), rtol=1e-4, atol=1e-5)
