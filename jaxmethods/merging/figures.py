@@ -93,7 +93,8 @@ def _bias(content: Mapping[str, Any], titles: Mapping[str, str]) -> Figure:
 def _routing(content: Mapping[str, Any], titles: Mapping[str, str]) -> Figure:
     """One line of panels a routed method, one panel a block: images' task against expert."""
     tasks, routing = content["tasks"], content["routing"]
-    means = {name: np.mean(value, 0)[0] for name, value in routing.items()}  # [N, T, T]
+    names = [name for name in titles if name in routing]
+    means = {name: np.mean(routing[name], 0)[0] for name in names}  # [N, T, T]
     blocks = len(next(iter(means.values())))
     size = 0.36 * len(tasks)
     figure = _figure(1.6 + (size + 0.25) * blocks, 1.7 + (size + 0.45) * len(means))
