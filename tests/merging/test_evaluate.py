@@ -9,7 +9,7 @@ import pytest
 
 from jaxmethods import merging
 from jaxmethods.merging import adamerging, adaptation, evaluate, surgery, wemoe
-from jaxmethods.merging.config import AdaMergingConfig, WEMoEConfig, ewemoe
+from jaxmethods.merging.config import AdaMergingConfig, WEMoEConfig
 from jaxmethods.merging.evaluate import METHODS
 from jaxmethods.merging.finetuning import Base, Images, to_pixels
 from jaxmethods.models import vit
@@ -191,8 +191,3 @@ def test_one_task_is_that_expert():
     results = jax.jit(lambda batch: method.step(None, batch)[0])(batch)
     distance = np.delete(results.distance, METHODS.index("base"), axis=0)
     np.testing.assert_allclose(distance, 0.0, atol=1e-6)
-
-
-def test_the_efficient_variant_keeps_its_settings():
-    assert ewemoe(0.5).prune == 0.5
-    assert evaluate.ROUTED == ("wemoe", "ewemoe")
