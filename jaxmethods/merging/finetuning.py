@@ -1,12 +1,16 @@
 r"""What there is to merge: a base with few labels, its frozen heads, and one expert for each task.
 
-    base      min over theta_0, V, heads   sum_t CE_t          on the labelled share of every task
+    base      min over theta_0, V, heads   CE over the classes of all tasks together, on a labelled
+                                           share of every task, and CE of the task alone (the sum
+                                           of its classes' probabilities) on all of its images
     heads     h_tc = normalise(mean_{x of class c} z(x) - mean_x z(x)),    z = V f(x; theta_0) / |.|
     experts   min over theta_t             CE_t                on all of task t, V and heads frozen
 
 with logits exp(s) z h^T. Prototypes take the place of CLIP's zero-shot heads: they come from the
 base alone and stay as they are, so that features of base, experts and merged models can be compared
 (setting of Ilharco et al., "Editing Models with Task Arithmetic", ICLR 2023, arXiv 2212.04089).
+One space for the classes of all tasks, as CLIP has it, keeps the tasks' features apart; without it
+an expert moves what the others need.
 """
 
 from __future__ import annotations
@@ -86,6 +90,15 @@ class Base(NamedTuple):
     """V [P, D]"""
 
 
+class BaseBatch(NamedTuple):
+    """What the base is trained on."""
+
+    images: Images
+    """All, of which it uses only the labels of the first ones."""
+    labelled: jax.Array
+    """[T] int32: how many of each task those are."""
+
+
 class BaseState(NamedTuple):
     """A pytree of arrays."""
 
@@ -115,21 +128,24 @@ class ExpertsState(NamedTuple):
     step: jax.Array
 
 
-def stack_images(splits: Sequence[Split], classes: Sequence[int], share: float = 1.0) -> Images:
-    """Puts tasks' images into one array, the first `share` of each (one image at least)."""
-    counts = [max(1, round(share * len(split.labels))) for split in splits]
-    longest = max(counts)
+def stack_images(splits: Sequence[Split], classes: Sequence[int]) -> Images:
+    """Puts tasks' images into one array, padded with zeros."""
+    counts = [len(split.labels) for split in splits]
 
-    def padded(values: np.ndarray, count: int) -> np.ndarray:
-        kept = values[:count]
-        return np.concatenate([kept, np.zeros((longest - count, *kept.shape[1:]), kept.dtype)])
+    def padded(values: np.ndarray) -> np.ndarray:
+        return np.pad(values, [(0, max(counts) - len(values)), *[(0, 0)] * (values.ndim - 1)])
 
     return Images(
-        jnp.asarray(np.stack([padded(s.images, n) for s, n in zip(splits, counts, strict=True)])),
-        jnp.asarray(np.stack([padded(s.labels, n) for s, n in zip(splits, counts, strict=True)])),
+        jnp.asarray(np.stack([padded(split.images) for split in splits])),
+        jnp.asarray(np.stack([padded(split.labels) for split in splits])),
         jnp.asarray(counts, jnp.int32),
         jnp.asarray(np.arange(max(classes)) < np.asarray(classes)[:, None]),
     )
+
+
+def count_labelled(images: Images, share: float) -> jax.Array:
+    """[T] int32: the share of each task's images, one at least."""
+    return jnp.maximum(1, jnp.round(share * images.counts)).astype(jnp.int32)
 
 
 def stratified(split: Split, seed: int) -> Split:
@@ -162,33 +178,50 @@ def shift(key: jax.Array, images: jax.Array, most: int) -> jax.Array:
 
 
 def pretrainer(vision: VisionConfig, config: BaseConfig, logit_scale: float) -> Method:
-    """Makes the training of the base with one cosine classifier for each task; takes `Images`."""
+    """Makes the training of the base with one cosine classifier of all tasks; takes a `BaseBatch`.
+
+    A step takes as many labelled as unlabelled images of each task.
+    """
     optimizer = make_optimizer(config)
 
-    def init(key: jax.Array, batch: Images) -> BaseState:
+    def init(key: jax.Array, batch: BaseBatch) -> BaseState:
         key, *keys = jax.random.split(key, 4)
         width = vision.projection_dim
         projection = jax.random.normal(keys[1], (width, vision.hidden_size))
         base = Base(vit.init(keys[0], vision), projection * vision.hidden_size**-0.5)
-        heads = jax.random.normal(keys[2], (*batch.classes.shape, width)) * width**-0.5
+        heads = jax.random.normal(keys[2], (*batch.images.classes.shape, width)) * width**-0.5
         return BaseState(key, base, heads, optimizer.init((base, heads)), jnp.int32(0))
 
     def objective(params: Any, pixels: jax.Array, labels: jax.Array, classes: jax.Array) -> Any:
         base, heads = params
-        features = encode(base, vision, pixels)
-        logits = classify(features, Heads(normalize(heads), classes), jnp.log(logit_scale))
-        return _loss_and_accuracy(logits, labels)
+        tasks = jnp.arange(len(classes))
+        z = normalize(encode(base, vision, pixels))  # [T, 2 b, P]
+        logits = logit_scale * jnp.einsum("tbp,scp->tbsc", z, normalize(heads))
+        logits = jnp.where(classes, logits, -jnp.inf)
+        total = jax.nn.logsumexp(logits, axis=(2, 3))
+        own = logits[tasks, :, tasks]  # [T, 2 b, C]
+        supervised = own[:, : labels.shape[1]]
+        right = jnp.take_along_axis(supervised, labels[..., None], 2)[..., 0]
+        of_class = jnp.mean(total[:, : labels.shape[1]] - right)
+        of_task = jnp.mean((total - jax.nn.logsumexp(own, -1))[:, labels.shape[1] :])
+        accuracy = jnp.mean(jnp.argmax(supervised, -1) == labels)
+        metrics = {"loss": of_class, "task_loss": of_task, "accuracy": accuracy}
+        return of_class + of_task, metrics
 
-    def step(state: BaseState, batch: Images) -> tuple[BaseState, Metrics]:
-        key, batch_key = jax.random.split(state.key)
-        pixels, labels = draw(batch_key, batch, config)
+    def step(state: BaseState, batch: BaseBatch) -> tuple[BaseState, Metrics]:
+        key, *keys = jax.random.split(state.key, 3)
+        seen = batch.images._replace(counts=batch.labelled)
+        pixels, labels = draw(keys[0], seen, config)
+        others, _ = draw(keys[1], batch.images, config)
         (_, metrics), gradient = jax.value_and_grad(objective, has_aux=True)(
-            (state.base, state.heads), pixels, labels, batch.classes
+            (state.base, state.heads),
+            jnp.concatenate([pixels, others], 1),
+            labels,
+            batch.images.classes,
         )
         params = state.base, state.heads
         updates, moments = optimizer.update(gradient, state.optimizer, params)
         base, heads = optax.apply_updates(params, updates)  # type: ignore[misc]
-        metrics = {name: jnp.mean(value) for name, value in metrics.items()}
         return BaseState(key, base, heads, moments, state.step + 1), metrics
 
     return Method(init, step)

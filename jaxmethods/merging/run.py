@@ -31,10 +31,12 @@ from jaxmethods.merging.config import (
 )
 from jaxmethods.merging.finetuning import (
     Base,
+    BaseBatch,
     BaseConfig,
     ExpertsBatch,
     ExpertsConfig,
     Images,
+    count_labelled,
     finetuner,
     pretrainer,
     prototypes,
@@ -169,9 +171,10 @@ class Inputs:
         self.heads = jax.jit(jax.vmap(self._heads, (0, None)))
         self.merged = jax.jit(jax.vmap(self._merged, (0, 0)))
 
-    def labelled(self) -> Images:
-        """The share that the base may see."""
-        return stack_images(self.train, self.classes, self.run.base.labelled)
+    def labelled(self) -> BaseBatch:
+        """All training images, and how many of them the base may see the labels of."""
+        images = self.all_train()
+        return BaseBatch(images, count_labelled(images, self.run.base.labelled))
 
     def test(self) -> Images:
         """With labels: for the comparison alone."""

@@ -9,7 +9,7 @@ import pytest
 
 from jaxmethods.data.images import Split
 from jaxmethods.merging import finetuning
-from jaxmethods.merging.finetuning import Base, BaseConfig, ExpertsBatch, ExpertsConfig
+from jaxmethods.merging.finetuning import Base, BaseBatch, BaseConfig, ExpertsBatch, ExpertsConfig
 from jaxmethods.models import vit
 from tests.merging import tiny
 
@@ -26,8 +26,8 @@ def split(seed, count, classes):
 SPLITS = [split(0, 21, 4), split(1, 30, 6)]
 
 
-def images(share=1.0):
-    return finetuning.stack_images(SPLITS, CLASSES, share)
+def images():
+    return finetuning.stack_images(SPLITS, CLASSES)
 
 
 def base(seed=0):
@@ -50,10 +50,12 @@ def test_every_beginning_of_a_stratified_order_has_all_classes_in_proportion():
 
 
 def test_a_share_is_the_beginning_and_padding_belongs_to_no_task():
-    some = images(0.5)
+    everything = images()
+    np.testing.assert_array_equal(everything.images[0, :21], SPLITS[0].images)
+    assert not everything.images[0, 21:].any()
+    some = everything._replace(counts=finetuning.count_labelled(everything, 0.5))
     np.testing.assert_array_equal(some.counts, [10, 15])
-    np.testing.assert_array_equal(some.images[0, :10], SPLITS[0].images[:10])
-    assert not some.images[0, 10:].any()
+    np.testing.assert_array_equal(finetuning.count_labelled(everything, 0.0), [1, 1])
     np.testing.assert_array_equal(some.classes.sum(1), CLASSES)
     drawn, labels = finetuning.draw(jax.random.key(0), some, BaseConfig(batch_size=15, shift=0))
     known = {x.tobytes() for x in np.asarray(finetuning.to_pixels(some.images[0, :10]))}
@@ -116,12 +118,13 @@ def test_the_base_learns(optimizer):
         steps=30, batch_size=16, learning_rate=3e-2, optimizer=optimizer, shift=1, weight_decay=0.0
     )
     method = finetuning.pretrainer(tiny.VISION, config, SCALE)
-    batch = images(0.5)
+    batch = BaseBatch(images(), jnp.asarray([10, 15]))
     state = method.init(jax.random.key(0), batch)
     _, history = jax.jit(
         lambda state: jax.lax.scan(lambda s, _: method.step(s, batch), state, length=30)
     )(state)
-    assert history["loss"][-5:].mean() < 0.8 * history["loss"][:5].mean()
+    for name in ("loss", "task_loss"):
+        assert history[name][-5:].mean() < 0.8 * history[name][:5].mean()
 
 
 def test_a_shift_moves_images_by_no_more_than_it_may():
