@@ -125,7 +125,7 @@ def _measure(
     size: int,
     logit_scale: float,
 ) -> Results:
-    tasks, longest = batch.test.labels.shape
+    longest = batch.test.labels.shape[1]
     counts = batch.test.counts[:, None]
 
     def one(start: jax.Array) -> Results:
@@ -146,10 +146,7 @@ def _measure(
         return Results(
             jnp.sum(right * real, -1),
             jnp.sum(distance * real[:, None], -1),
-            {
-                name: jnp.einsum("mntbe,tb->mnte", value, real)
-                for name, value in routing.items()
-            },
+            {name: jnp.einsum("mntbe,tb->mnte", value, real) for name, value in routing.items()},
         )
 
     def add(total: Results, start: jax.Array) -> tuple[Results, None]:
@@ -185,7 +182,8 @@ def _encode_all(
 
     def corrected(model: Any, pixels: jax.Array, after: Any, corrections: Any) -> Any:
         hooks = vit.Hooks(after=after)
-        return encode(*model, vision, pixels, hooks=hooks, per_layer=corrections)
+        tower, projection = model
+        return encode(tower, projection, vision, pixels, hooks=hooks, per_layer=corrections)
 
     found = {"base": plain(batch.base.tower), "individual": jax.vmap(own)(batch.stack, pixels)}
     merges = jax.lax.map(plain, batch.plain)

@@ -71,9 +71,7 @@ def _bias(content: Mapping[str, Any], titles: Mapping[str, str]) -> Figure:
         for method, (color, line, marker) in BIAS.items():
             of_tasks = np.mean(content["distance"][method], 0)  # [T, N + 1]
             values = of_tasks.mean(0) if place == len(tasks) else of_tasks[place]
-            panel.plot(
-                values, line, color=color, marker=marker, markersize=4, label=titles[method]
-            )
+            panel.plot(values, line, color=color, marker=marker, markersize=4, label=titles[method])
         blocks = len(values) - 1
         panel.set_xticks(range(blocks + 1), [*map(str, range(1, blocks + 1)), "feature"])
         panel.set_title(name.replace("_", " "), fontsize=10, loc="left")

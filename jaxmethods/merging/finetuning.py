@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
@@ -221,7 +220,8 @@ def pretrainer(vision: VisionConfig, config: BaseConfig, logit_scale: float) -> 
         )
         params = state.base, state.heads
         updates, moments = optimizer.update(gradient, state.optimizer, params)
-        base, heads = optax.apply_updates(params, updates)  # type: ignore[misc]
+        updated: Any = optax.apply_updates(params, updates)
+        base, heads = updated
         return BaseState(key, base, heads, moments, state.step + 1), metrics
 
     return Method(init, step)
@@ -237,7 +237,12 @@ def finetuner(vision: VisionConfig, config: ExpertsConfig, logit_scale: float) -
         return ExpertsState(key, stack, jax.vmap(optimizer.init)(stack), jnp.int32(0))
 
     def one(
-        tower: Tree, moments: Any, pixels: jax.Array, labels: jax.Array, head: Heads, projection: Any
+        tower: Tree,
+        moments: Any,
+        pixels: jax.Array,
+        labels: jax.Array,
+        head: Heads,
+        projection: Any,
     ) -> Any:
         def objective(tower: Tree) -> Any:
             features = encode(Base(tower, projection), vision, pixels[None])

@@ -7,7 +7,7 @@ test images and never a label.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -299,9 +299,7 @@ def surgery_stage(run: Run, inputs: Inputs) -> Stage:
         return surgery.Batch(Unlabelled(features, counts), surgery.Targets(targets))
 
     config = run.surgery.model_copy(update={"deep": False})
-    return Stage(
-        "surgery", surgery.aligner(config), run.surgery.steps, data, batch_axes=0
-    )
+    return Stage("surgery", surgery.aligner(config), run.surgery.steps, data, batch_axes=0)
 
 
 def deep_surgery_stage(run: Run, inputs: Inputs) -> Stage:
@@ -309,9 +307,9 @@ def deep_surgery_stage(run: Run, inputs: Inputs) -> Stage:
 
     def encode(model: Any, pixels: jax.Array, after: Any, corrections: Any) -> Any:
         hooks = vit.Hooks(after=after)
-        return evaluate.encode(
-            *model, inputs.vision, pixels, hooks=hooks, per_layer=corrections
-        )
+        tower, projection = model
+        options = {"hooks": hooks, "per_layer": corrections}
+        return evaluate.encode(tower, projection, inputs.vision, pixels, **options)
 
     def data(finished: Sequence[State]) -> Batch:
         base, stack, _ = inputs.experts(finished)

@@ -1,6 +1,6 @@
 """What a comparison leaves behind: `table.json`, `table.md` and figures.
 
-    python -m jaxmethods.merging.table RUN_DIR     # prints table.md from table.json
+python -m jaxmethods.merging.table RUN_DIR     # prints table.md from table.json
 """
 
 from __future__ import annotations

@@ -76,14 +76,14 @@ def test_damaged_files_and_absent_ones_are_named(tmp_path):
     whole = path.read_bytes()
     for content in (whole[: len(whole) // 2], b"", b"no archive", whole[:900] + whole[1000:]):
         path.write_bytes(content)
-        with pytest.raises(DataError, match="shapes.npz: cannot be read as npz"):
+        with pytest.raises(DataError, match=r"shapes\.npz: cannot be read as npz"):
             read_tasks(tmp_path)
-    with pytest.raises(DataError, match="other.npz: no such file"):
+    with pytest.raises(DataError, match=r"other\.npz: no such file"):
         read_tasks(tmp_path, ["other"])
     with pytest.raises(DataError, match="no such folder"):
         read_tasks(tmp_path / "nowhere")
     path.unlink()
-    with pytest.raises(DataError, match="holds no .npz file"):
+    with pytest.raises(DataError, match=r"holds no \.npz file"):
         read_tasks(tmp_path)
 
 

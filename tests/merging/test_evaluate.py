@@ -142,7 +142,8 @@ def test_the_order_of_experts_does_not_matter(three):
             stack=by_task(batch.stack),
             heads=by_task(batch.heads),
             routed={
-                name: (tau_by_task(model), routers) for name, (model, routers) in batch.routed.items()
+                name: (tau_by_task(model), routers)
+                for name, (model, routers) in batch.routed.items()
             },
             surgery=by_task(batch.surgery),
             surgery_v2=by_task(batch.surgery_v2),
