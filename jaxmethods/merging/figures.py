@@ -62,8 +62,9 @@ def _accuracies(content: Mapping[str, Any], titles: Mapping[str, str]) -> Figure
 def _bias(content: Mapping[str, Any], titles: Mapping[str, str]) -> Figure:
     """One panel a task, and all tasks together: mean |merged - expert| by layer."""
     tasks = content["tasks"]
-    columns = min(3, len(tasks) + 1)
-    lines = -(-(len(tasks) + 1) // columns)
+    count = len(tasks) + 1
+    columns = min(count, 4 if count % 3 == 1 else 3)  # few empty places
+    lines = -(-count // columns)
     figure = _figure(3.4 * columns, 2.5 * lines + 0.5)
     panels = figure.subplots(lines, columns, squeeze=False, sharex=True).ravel()
     names = [*tasks, "mean over tasks"]
