@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmethods.merging.adaptation import Unlabelled, draw, entropy
+from jaxmethods.merging.adaptation import Unlabelled, draw, objective
 from jaxmethods.merging.config import AdaMergingConfig
 from jaxmethods.merging.trees import Tree, apply_task_vectors, map_with_names, number_of_tasks
 from jaxmethods.method import Method, Metrics
@@ -73,8 +73,9 @@ def adapter(apply: Callable[[Tree, jax.Array, Any], jax.Array], config: AdaMergi
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         key, draw_key = jax.random.split(state.key)
         inputs = draw(draw_key, batch.unlabelled, config.batch_size)
-        objective = partial(loss, batch=batch, inputs=inputs, apply=apply, config=config)
-        (value, _), gradient = jax.value_and_grad(objective, has_aux=True)(state.coefficients)
+        of_coefficients = partial(loss, batch=batch, inputs=inputs, apply=apply, config=config)
+        grad = jax.value_and_grad(of_coefficients, has_aux=True)
+        (value, _), gradient = grad(state.coefficients)
         updates, optimizer_state = optimizer.update(gradient, state.optimizer)
         coefficients = optax.apply_updates(state.coefficients, updates)
         mean = jnp.mean(jnp.concatenate([c.ravel() for c in jax.tree.leaves(coefficients)]))
@@ -91,10 +92,10 @@ def loss(
     apply: Callable[[Tree, jax.Array, Any], jax.Array],
     config: AdaMergingConfig,
 ) -> tuple[jax.Array, jax.Array]:
-    """The sum over tasks of the mean entropy, and its terms [T]; inputs [T, b, ...]."""
+    """The sum over tasks of `adaptation.objective`, and its terms [T]; inputs [T, b, ...]."""
     params = merged(coefficients, batch, config)
     logits = jax.vmap(apply, (None, 0, 0))(params, inputs, batch.heads)
-    of_tasks = jnp.mean(entropy(logits, epsilon=config.entropy_epsilon), axis=-1)
+    of_tasks = objective(logits, None, config.entropy_epsilon, config.diversity)
     return jnp.sum(of_tasks), of_tasks
 
 

@@ -98,6 +98,33 @@ def entropy(
     return -jnp.sum(p * log, axis=-1)
 
 
+def objective(
+    logits: jax.Array,
+    classes: jax.Array | None = None,
+    epsilon: float | None = None,
+    diversity: float = 0.0,
+) -> jax.Array:
+    """[T]: mean_x H(p(x)) - diversity * H(mean_x p(x)) of logits [T, b, C].
+
+    The second term is not in the merging papers (diversity 0). It is information maximisation
+    (Liang et al., "SHOT", ICML 2020, arXiv 2002.08546), which keeps a weak start from giving one
+    answer to everything: the entropy's trivial minimum.
+
+    Args:
+        classes: bool, broadcasts to the logits; others don't take part.
+        epsilon: see `entropy`.
+    """
+    value = jnp.mean(entropy(logits, classes, epsilon), axis=-1)
+    if diversity == 0.0:
+        return value
+    if classes is not None:
+        logits = jnp.where(classes, logits, -jnp.inf)
+    mean = jnp.mean(jax.nn.softmax(logits, axis=-1), axis=-2)
+    # log 0 is left out before the product, so that gradients of padded classes are 0.
+    log = jnp.log(jnp.where(mean > 0, mean, 1.0))
+    return value + diversity * jnp.sum(mean * log, axis=-1)
+
+
 def classify(features: jax.Array, heads: Heads, logit_scale: jax.Array) -> jax.Array:
     """exp(s) normalise(features) head_t^T: features [T, b, P] -> logits [T, b, C].
 

@@ -26,6 +26,9 @@ class AdaMergingConfig(Config):
     learning_rate: Positive = 1e-3
     entropy_epsilon: float | None = None
     """None: exact entropy; 1e-8: log(p + 1e-8)."""
+    diversity: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of the entropy of the mean prediction, which is made large. Not in the paper (0);
+    it keeps a weak start from collapsing to one class, see `adaptation.objective`."""
     stacked: str | None = "/layers/"
     """Leaves whose path has this regular expression in it have a leading layer axis, and every
     layer a coefficient of its own; null: none."""
@@ -62,6 +65,9 @@ class WEMoEConfig(Config):
     steps: PositiveInt = 1000
     entropy_epsilon: float | None = None
     """None: exact entropy; 1e-8: log(p + 1e-8)."""
+    diversity: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of the entropy of the mean prediction, which is made large. Not in the paper (0);
+    it keeps a weak start from collapsing to one class, see `adaptation.objective`."""
 
 
 def ewemoe(prune: float = 0.9) -> WEMoEConfig:

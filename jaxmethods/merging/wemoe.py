@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmethods.merging import routers as routing
-from jaxmethods.merging.adaptation import Heads, Unlabelled, classify, draw, entropy
+from jaxmethods.merging.adaptation import Heads, Unlabelled, classify, draw, objective
 from jaxmethods.merging.arithmetic import task_arithmetic
 from jaxmethods.merging.config import WEMoEConfig
 from jaxmethods.merging.experts import apply_merged, choose, merge_weights, merged_mlp
@@ -288,7 +288,7 @@ def loss(
     vision: VisionConfig,
     config: WEMoEConfig,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """The sum over tasks of the mean entropy, and (its terms [T], logits [T, b, C]).
+    """The sum over tasks of `adaptation.objective`, and (its terms [T], logits [T, b, C]).
 
     Args:
         pixels: [T, b, H, W, C]; with batch routing each task's b images share coefficients.
@@ -307,5 +307,5 @@ def loss(
     ).vision.features
     logits = classify(features.reshape(tasks, size, -1), batch.heads, batch.logit_scale)
     classes = batch.heads.classes[:, None]
-    of_tasks = jnp.mean(entropy(logits, classes, config.entropy_epsilon), axis=-1)
+    of_tasks = objective(logits, classes, config.entropy_epsilon, config.diversity)
     return jnp.sum(of_tasks), (of_tasks, logits)

@@ -11,6 +11,7 @@ from jaxmethods.method import Stage, Work
 
 METHODS = {
     "commformer": "jaxmethods.commformer.run",
+    "merging": "jaxmethods.merging.run",
     "misconceptions": "jaxmethods.novo.run",
     "obd": "jaxmethods.obd.run",
 }

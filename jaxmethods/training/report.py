@@ -66,7 +66,7 @@ def _page(folder: RunFolder, rows: Sequence[Mapping[str, Any]], environment: Map
     others = [path for path in drawn if path not in curves]
     sections = [
         f"<h1>{title}</h1><p class=lead>{html.escape(steps)}, {seconds:.0f} s</p>",
-        "<h2>Result</h2>" + _results(rows),
+        "<h2>Result</h2>" + _written_table(folder) + _results(rows),
         f"<div class=gallery>{''.join(map(_figure, others))}</div>",
         "<h2>Learning curves</h2>" + "".join(map(_figure, curves)),
         f"<h2>Config</h2><pre>{html.escape(folder.config.read_text())}</pre>",
@@ -80,6 +80,21 @@ def _document(title: str, sections: Sequence[str]) -> str:
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>"
         f"<style>{STYLE}</style><body>{''.join(sections)}</body></html>\n"
     )
+
+
+def _written_table(folder: RunFolder) -> str:
+    """`table.md` of the run folder, if a stage exported one, as HTML."""
+    file = folder.path / "table.md"
+    if not file.is_file():
+        return ""
+    lines = [line.strip("| \n").split(" | ") for line in file.read_text().splitlines()]
+    head, _, *body = [[html.escape(cell) for cell in line] for line in lines]
+    first = "".join(f"<th>{cell}</th>" for cell in head)
+    rows = "".join(
+        f"<tr><td>{name}</td>{''.join(f'<td class=number>{cell}</td>' for cell in cells)}</tr>"
+        for name, *cells in body
+    )
+    return f"<table><tr>{first}</tr>{rows}</table>"
 
 
 def _results(rows: Sequence[Mapping[str, Any]]) -> str:

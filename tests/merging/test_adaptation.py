@@ -93,3 +93,19 @@ def test_adamerging_lowers_the_entropy(layerwise):
         state, data
     )
     assert metrics["loss"][-3:].mean() < metrics["loss"][:3].mean()
+
+
+def test_diversity_tells_a_collapse_from_good_predictions():
+    """Both have no entropy; only predictions that differ have the least objective, -log C."""
+    classes = jnp.arange(6) < 4
+    sure = 200.0 * jnp.eye(6)[jnp.arange(8) % 4]
+    same = 200.0 * jnp.eye(6)[jnp.zeros(8, int)]
+    for logits, expected in [(sure, -np.log(4)), (same, 0.0), (jnp.zeros((8, 6)), 0.0)]:
+        value = adaptation.objective(logits[None], classes, diversity=1.0)
+        np.testing.assert_allclose(value, [expected], atol=1e-6)
+    plain = adaptation.objective(logits[None], classes)
+    np.testing.assert_allclose(plain, [np.log(4)], atol=1e-6)
+    padded = jnp.where(classes, sure, -jnp.inf)[None]
+    gradient = jax.grad(lambda x: jnp.sum(adaptation.objective(x, classes, diversity=0.5)))(padded)
+    assert np.isfinite(gradient).all()
+    assert not gradient[..., 4:].any()
