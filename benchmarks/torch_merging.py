@@ -85,7 +85,8 @@ def build_layer(routing: str, way: str, backward: bool, batch: int, **sizes: Any
     base, tau = (tensors(tree) for tree in inputs.layer(**sizes))
     h, c = (torch.from_numpy(x) for x in inputs.tokens(batch, **sizes))
     c = c[:1] if routing == "batch" else c
-    h.requires_grad_(backward), c.requires_grad_(backward)
+    for differentiated in (h, c):
+        differentiated.requires_grad_(backward)
 
     def run() -> Tensor:
         if not backward:
