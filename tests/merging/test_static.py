@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxmethods import merging
-from jaxmethods.merging import sign_election
+from jaxmethods.merging import order_statistics, sign_election
 from jaxmethods.merging.order_statistics import kth_smallest
 
 
@@ -205,6 +205,22 @@ def test_order_statistics_equal_a_sort(k, seed):
     values[:, rng.integers(0, 60, 20)] = rng.choice([0.0, -0.0, 1.0, -1e30, 1e-40], 20)
     found = kth_smallest([jnp.asarray(values[:, :7]), jnp.asarray(values[:, 7:])], k)
     np.testing.assert_array_equal(found, np.sort(values, axis=1)[:, k - 1])
+
+
+@pytest.mark.parametrize("kind", ["heavy tails", "mostly equal", "unlike its sample"])
+def test_order_statistics_of_many_numbers_equal_a_sort(kind):
+    """Beyond `SAMPLE` numbers the search starts from a sample, which may be wrong."""
+    size = 3 * order_statistics.SAMPLE
+    values = np.random.default_rng(0).normal(size=(2, size)).astype(np.float32)
+    if kind == "heavy tails":
+        values = np.sign(values) * np.exp(10 * np.abs(values))
+    elif kind == "mostly equal":
+        values[:, : size // 2] = 1.5
+    else:  # every third is taken
+        values[:, ::3] += 100
+    for k in (1, size // 5, size // 2, size):
+        found = kth_smallest([jnp.asarray(values)], k)
+        np.testing.assert_array_equal(found, np.sort(values, axis=1)[:, k - 1], err_msg=str(k))
 
 
 def test_global_ties_does_not_depend_on_how_leaves_are_cut():
