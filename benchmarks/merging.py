@@ -240,7 +240,10 @@ def surgery_scan(tasks: int, count: int, steps: int) -> Work:
 
 
 def static(settings: Settings) -> Iterator[Row]:
-    """Merges of eight towers: bytes read and written, against those of copying one tower."""
+    """Merges of eight towers: bytes read and written once, against those of copying one tower.
+
+    TIES must read everything several times, to find its thresholds, to vote and to merge.
+    """
     base, stack = (nested(tree) for tree in inputs.towers(SIZE, TASKS))
     leaf_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(base))
     source = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(base)])
@@ -248,6 +251,7 @@ def static(settings: Settings) -> Iterator[Row]:
     ways: dict[str, tuple[Callable, tuple, int]] = {
         "average": (merging.average, (stack,), TASKS + 1),
         "task_arithmetic": (merging.task_arithmetic, (base, stack), TASKS + 2),
+        "ties": (merging.ties, (base, stack), TASKS + 2),
     }
     for method, (merge, arguments, trees) in ways.items():
         row = compare(
@@ -257,6 +261,7 @@ def static(settings: Settings) -> Iterator[Row]:
             lambda out: [np.ravel(flat(out)[name])[0] for name in list(inputs.shapes(SIZE))[:5]],
             "static",
             {"method": method, "tasks": TASKS, **asdict(SIZE)},
+            ways=("loop",) if method == "ties" else ("loop", "vectorised"),
             extra=Work(lambda: np.copyto(target, source)),
         )
         yield row

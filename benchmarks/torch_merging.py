@@ -312,7 +312,23 @@ def build_static(method: str, way: str, tasks: int, **sizes: Any) -> Any:
         for tree in inputs.towers(inputs.Size(**sizes), tasks)
     )
 
+    def trim_and_elect() -> Tensor:
+        origin = torch.cat([value.flatten() for value in base.values()])
+        vectors = torch.cat([value.flatten(1) for value in stack.values()], 1) - origin
+        for vector in vectors:  # one by one, for memory
+            size = vector.abs()
+            vector[size < size.kthvalue(len(size) - int(0.2 * len(size))).values] = 0
+        sign = vectors.sum(0).sign()
+        sign[sign == 0] = sign.sum().sign()
+        for vector in vectors:
+            vector[vector.sign() != sign] = 0
+        return origin + 0.3 * vectors.sum(0)
+
     def run() -> Tensor:
+        if method == "ties":
+            merged = trim_and_elect()
+            lengths = [0, *(value.numel() for value in base.values())]
+            return merged[torch.tensor(lengths[:-1]).cumsum(0)]
         merged = {}
         for key, origin in base.items():
             experts = stack[key]

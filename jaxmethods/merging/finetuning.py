@@ -58,6 +58,9 @@ class BaseConfig(TrainingConfig):
 
     labelled: Fraction = 0.05
     """Share of every task's training images whose labels the base sees."""
+    logit_scale: Positive | None = None
+    """exp(s) in its training; null: the network's. A larger one asks for less distance between
+    classes, so that with the network's the base is the less sure the more there is to learn."""
 
 
 class ExpertsConfig(TrainingConfig):

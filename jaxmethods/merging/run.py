@@ -221,7 +221,8 @@ def vision_config(network: NetworkConfig, tasks: Sequence[Task]) -> VisionConfig
 
 def base_stage(run: Run, inputs: Inputs) -> Stage:
     """The base, on the labelled share of all tasks."""
-    method = pretrainer(inputs.vision, run.base, run.network.logit_scale)
+    scale = run.base.logit_scale or run.network.logit_scale
+    method = pretrainer(inputs.vision, run.base, scale)
     return Stage("base", method, run.base.steps, lambda finished: inputs.labelled())
 
 
