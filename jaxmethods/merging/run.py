@@ -55,9 +55,13 @@ class DataConfig(Config):
     """The tasks: files, or made of scikit-learn's digits."""
 
     path: Path | None = None
-    """Folder of npz files, see `jaxmethods.data.images`."""
+    """Folder that holds an npz file `NAME.npz` or a folder of image files `NAME/train/CLASS/*.png`,
+    `NAME/test/CLASS/*.png` for each task, see `jaxmethods.data.images`."""
     tasks: tuple[str, ...] | None = None
-    """Names of files without `.npz`, or of `images.DIGIT_TASKS`; null: all there are."""
+    """Of files without `.npz`, of folders, or of `images.DIGIT_TASKS`; null: all there are."""
+    image_size: PositiveInt | None = None
+    """Height and width: image files are resized (shorter side, bicubic, then the middle), npz
+    files must have it. null: as the files are, all of one size."""
     generate: Literal["digits"] | None = None
     """Instead of files: tasks made of digits."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -69,6 +73,8 @@ class DataConfig(Config):
             raise ValueError("path: expected either a folder or `generate`")
         if self.generate is not None and not self.tasks:
             raise ValueError("tasks: expected some with `generate`, got none")
+        if self.generate is not None and self.image_size is not None:
+            raise ValueError("image_size: expected null with `generate`")
         return self
 
 
@@ -198,7 +204,7 @@ class Inputs:
 
 def _read(data: DataConfig) -> list[Task]:
     if data.path is not None:
-        return read_tasks(data.path, data.tasks)
+        return read_tasks(data.path, data.tasks, data.image_size)
     assert data.tasks is not None
     return digit_tasks(data.tasks, seed=data.seed)
 
