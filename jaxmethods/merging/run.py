@@ -30,6 +30,8 @@ from jaxmethods.merging.config import (
     WEMoEConfig,
 )
 from jaxmethods.merging.finetuning import (
+    BASE_RULES,
+    EXPERTS_RULES,
     Base,
     BaseBatch,
     BaseConfig,
@@ -228,7 +230,13 @@ def vision_config(network: NetworkConfig, tasks: Sequence[Task]) -> VisionConfig
 def base_stage(run: Run, inputs: Inputs) -> Stage:
     """The base, on the labelled share of all tasks."""
     method = pretrainer(inputs.vision, run.base, run.network.logit_scale)
-    return Stage("base", method, run.base.steps, lambda finished: inputs.labelled())
+    return Stage(
+        "base",
+        method,
+        run.base.steps,
+        lambda finished: inputs.labelled(),
+        batch_rules=BASE_RULES,
+    )
 
 
 def experts_stage(run: Run, inputs: Inputs) -> Stage:
@@ -244,6 +252,8 @@ def experts_stage(run: Run, inputs: Inputs) -> Stage:
         finetuner(inputs.vision, run.experts, run.network.logit_scale),
         run.experts.steps,
         data,
+        rules=EXPERTS_RULES,
+        batch_rules=EXPERTS_RULES,
         batch_axes=ExpertsBatch(None, 0, 0),  # type: ignore[arg-type]
     )
 
@@ -270,6 +280,7 @@ def adamerging_stage(run: Run, inputs: Inputs) -> Stage:
         adamerging.adapter(apply, run.adamerging),
         run.adamerging.steps,
         data,
+        batch_rules=adamerging.RULES,
         batch_axes=adamerging.Batch(0, 0, None, 0),  # type: ignore[arg-type]
     )
 
@@ -288,6 +299,7 @@ def wemoe_stage(name: str, config: WEMoEConfig, run: Run, inputs: Inputs) -> Sta
         wemoe.adapter(inputs.vision, config),
         config.steps,
         data,
+        batch_rules=wemoe.RULES,
         batch_axes=wemoe.Batch(0, None, 0, 0, None),  # type: ignore[arg-type]
     )
 
@@ -305,7 +317,15 @@ def surgery_stage(run: Run, inputs: Inputs) -> Stage:
         return surgery.Batch(Unlabelled(features, counts), surgery.Targets(targets))
 
     config = run.surgery.model_copy(update={"deep": False})
-    return Stage("surgery", surgery.aligner(config), run.surgery.steps, data, batch_axes=0)
+    return Stage(
+        "surgery",
+        surgery.aligner(config),
+        run.surgery.steps,
+        data,
+        rules=surgery.RULES,
+        batch_axes=0,
+        batch_rules=surgery.RULES,
+    )
 
 
 def deep_surgery_stage(run: Run, inputs: Inputs) -> Stage:
@@ -330,6 +350,8 @@ def deep_surgery_stage(run: Run, inputs: Inputs) -> Stage:
         surgery.aligner(config, encode),
         run.surgery.steps,
         data,
+        rules=surgery.RULES,
+        batch_rules=surgery.RULES,
         batch_axes=surgery.Batch(None, 0, 0),  # type: ignore[arg-type]
     )
 
@@ -351,7 +373,14 @@ def comparison_stage(run: Run, inputs: Inputs) -> Stage:
     )
     axes = evaluate.Contestants(None, 0, 0, 0, 0, 0, 0, 0)  # type: ignore[arg-type]
     return Stage(
-        "comparison", method, 1, data, judge=evaluate.judge, export=export, batch_axes=axes
+        "comparison",
+        method,
+        1,
+        data,
+        judge=evaluate.judge,
+        export=export,
+        batch_axes=axes,
+        batch_rules=evaluate.RULES,
     )
 
 
