@@ -37,13 +37,18 @@ def no_data(finished: Sequence[State]) -> Batch:
     del finished
 
 
+Axes: TypeAlias = str | tuple[str, ...] | None
+"""Mesh axis ("data", "fsdp", "tensor") that an axis of an array is split over; or several, of which
+as many of the first are used as divide its size; or none."""
+
+
 class Rule(NamedTuple):
-    """How leaves of a state are split over the devices of a mesh."""
+    """How leaves of a state or a batch are split over the devices of a mesh."""
 
     pattern: str
     """Regular expression, searched in a leaf's path ("levels/lower/params/encoder/...")."""
-    spec: tuple[str | None, ...]
-    """Mesh axis ("data", "fsdp", "tensor") of each leading axis of the leaf, of one seed."""
+    spec: tuple[Axes, ...]
+    """Of each leading axis of the leaf, of one seed."""
 
 
 class Stage(NamedTuple):
@@ -61,7 +66,7 @@ class Stage(NamedTuple):
     score: str | None = None
     """The evaluation metric (higher is better) that picks the best checkpoint."""
     rules: Sequence[Rule] = ()
-    """The first that matches a leaf splits it; the others are replicated."""
+    """Of the state: the first that matches a leaf splits it; the others are replicated."""
     draw: Callable[[State, Path], None] | None = None
     """Writes figures of one seed's final state into a folder, for the report."""
     judge: Callable[[State, Batch, jax.Array], Metrics] | None = None
@@ -72,6 +77,9 @@ class Stage(NamedTuple):
     batch_axes: Any = None
     """Which leaves of the batch have a leading seed axis, as `jax.vmap`'s `in_axes` (a prefix of
     the batch with 0 and None): by default all seeds share the batch."""
+    batch_rules: Sequence[Rule] = ()
+    """Of the batch, as `rules`. Where seeds are split over `data`, so is their axis in the batch,
+    and what all seeds share is not."""
 
 
 class Evaluated(NamedTuple):

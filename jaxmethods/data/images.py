@@ -1,6 +1,7 @@
-"""Image-classification tasks: npz files of small images, and tasks made of scikit-learn's digits.
+"""Image-classification tasks: files of small images, and tasks made of scikit-learn's digits.
 
-A folder holds one npz file for each task, `NAME.npz`, with
+A folder holds for each task either a folder of image files, `NAME/train/CLASS/*.png` and
+`NAME/test/CLASS/*.png` (see `image_folders`), or an npz file, `NAME.npz`, with
 
     train_images, test_images   uint8 [N, H, W, C], C = 1 or 3
     train_labels, test_labels   integers [N] in 0..K-1
@@ -18,10 +19,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxmethods.data.image_folders import SPLITS, read_image_folder
 from jaxmethods.data.offline import DataError, read_npz
 from jaxmethods.errors import import_extra
 
-SPLITS = ("train", "test")
 KEYS = (*(f"{split}_{what}" for split in SPLITS for what in ("images", "labels")), "class_names")
 DIGITS_TEST = 397
 """Images of scikit-learn's 1797 digits that are kept for testing."""
@@ -45,44 +46,76 @@ class Task(NamedTuple):
     class_names: tuple[str, ...]
 
 
-def read_tasks(folder: Path | str, names: Sequence[str] | None = None) -> list[Task]:
-    """Reads the tasks of a folder.
+def read_tasks(
+    folder: Path | str, names: Sequence[str] | None = None, image_size: int | None = None
+) -> list[Task]:
+    """Reads the tasks of a folder. All of their images are held in memory, N H W 3 bytes.
 
     Args:
-        names: which, in this order; None: all npz files, by name.
+        names: which, in this order; None: all npz files and all folders that have a folder
+            `train`, by name.
+        image_size: height and width. Image files are resized to it; None: they stay as they are.
+            Those of npz files must have it.
 
     Raises:
-        DataError: there is no such folder or file, a file is damaged, or tasks differ in size.
+        DataError: there is no such folder or file, a task has both, a file is damaged, or tasks
+            differ in size.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"data {folder}: no such folder")
-    files = (
-        sorted(folder.glob("*.npz"))
-        if names is None
-        else [folder / f"{name}.npz" for name in names]
-    )
-    if not files:
-        raise DataError(f"data {folder}: holds no .npz file")
-    tasks = [read_task(file) for file in files]
-    for file, task in zip(files, tasks, strict=True):
+    paths = [_find(folder, name) for name in (_all_names(folder) if names is None else names)]
+    if not paths:
+        raise DataError(f"data {folder}: holds no .npz file, and no folder with a folder train")
+    tasks = [read_task(path, image_size) for path in paths]
+    for path, task in zip(paths, tasks, strict=True):
         size, first = task.train.images.shape[1:], tasks[0].train.images.shape[1:]
         if size != first:
             raise DataError(
-                f"data {file}: train_images: expected images of {first[0]} x {first[1]} like "
-                f"those of {files[0].name}, got {size[0]} x {size[1]}"
+                f"data {path}: expected images of {first[0]} x {first[1]} like "
+                f"those of {paths[0].name}, got {size[0]} x {size[1]}"
             )
     return tasks
 
 
-def read_task(file: Path | str) -> Task:
-    """Reads one task.
+def _all_names(folder: Path) -> list[str]:
+    files = {path.stem for path in folder.glob("*.npz")}
+    folders = {path.parent.name for path in folder.glob("*/train") if path.is_dir()}
+    return sorted(name for name in files | folders if not name.startswith("."))
+
+
+def _find(folder: Path, name: str) -> Path:
+    file, images = folder / f"{name}.npz", folder / name
+    if images.is_dir() and file.exists():
+        raise DataError(f"data {folder}: expected one of {file.name} and {images.name}/, got both")
+    if not images.is_dir() and not file.exists():
+        raise DataError(f"data {file}: no such file, and no folder {images.name}/ beside it")
+    return images if images.is_dir() else file
+
+
+def read_task(path: Path | str, image_size: int | None = None) -> Task:
+    """Reads one task: an npz file, or a folder of image files.
+
+    Args:
+        image_size: see `read_tasks`.
 
     Raises:
         DataError: names the file, the array, what came and what was expected.
     """
-    file = Path(file)
-    arrays = _read_npz(file)
+    path = Path(path)
+    if path.is_dir():
+        return _checked(read_image_folder(path, image_size), path, path.name)
+    task = _checked(_read_npz(path), path, path.stem)
+    height, width = task.train.images.shape[1:3]
+    if image_size not in (None, height) or image_size not in (None, width):
+        raise DataError(
+            f"data {path}: train_images: expected {image_size} x {image_size} like image_size, "
+            f"got {height} x {width}"
+        )
+    return task
+
+
+def _checked(arrays: dict[str, np.ndarray], file: Path, name: str) -> Task:
     names = arrays["class_names"]
     if names.ndim != 1 or names.dtype.kind not in "US" or len(names) < 2:
         raise DataError(
@@ -101,7 +134,7 @@ def read_task(file: Path | str) -> Task:
             f"data {file}: train_labels: expected images of all {len(names)} classes, "
             f"got none of class {absent[0]} ({names[absent[0]]})"
         )
-    return Task(file.stem, train, test, tuple(str(name) for name in names))
+    return Task(name, train, test, tuple(str(name) for name in names))
 
 
 def _read_npz(file: Path) -> dict[str, np.ndarray]:

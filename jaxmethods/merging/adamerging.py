@@ -30,7 +30,13 @@ import optax
 from jaxmethods.merging.adaptation import Unlabelled, draw, objective
 from jaxmethods.merging.config import AdaMergingConfig
 from jaxmethods.merging.trees import Tree, apply_task_vectors, map_with_names, number_of_tasks
-from jaxmethods.method import Method, Metrics
+from jaxmethods.method import Method, Metrics, Rule
+
+RULES = (
+    Rule(r"(^|/)task_vectors/", ("fsdp",)),  # [T, ...]
+    Rule(r"(^|/)unlabelled/", ("data",)),  # [T, ...]
+)
+"""Of a batch: task vectors over `fsdp`, tasks' inputs over `data`."""
 
 
 class Batch(NamedTuple):

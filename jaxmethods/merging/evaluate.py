@@ -16,7 +16,7 @@ from jaxmethods.merging.adaptation import Heads, classify, take
 from jaxmethods.merging.config import WEMoEConfig
 from jaxmethods.merging.finetuning import Base, Images, to_pixels
 from jaxmethods.merging.trees import Tree
-from jaxmethods.method import Method, Metrics
+from jaxmethods.method import Method, Metrics, Rule
 from jaxmethods.models import vit
 from jaxmethods.models.vit import VisionConfig
 
@@ -33,6 +33,13 @@ METHODS = (
 )
 """Rows of every table. Surgeries correct task arithmetic; `_batch` routes all images of a batch of
 one task alike, which tells the model what task they are of."""
+
+RULES = (
+    Rule(r"^stack/", ("fsdp",)),
+    Rule(r"^test/(images|labels)$", ("data",)),
+    *wemoe.RULES,
+)
+"""Of `Contestants`: experts over `fsdp`, tasks' images over `data`."""
 
 
 class Contestants(NamedTuple):

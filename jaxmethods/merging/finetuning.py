@@ -30,10 +30,19 @@ from jaxmethods.data.images import Split
 from jaxmethods.merging.adaptation import Heads, Unlabelled, classify, draw_indices, take
 from jaxmethods.merging.config import Fraction, Positive, PositiveInt
 from jaxmethods.merging.trees import Tree, map_with_names
-from jaxmethods.method import Method, Metrics
+from jaxmethods.method import Method, Metrics, Rule
 from jaxmethods.models import vit
 from jaxmethods.models.clip import normalize
 from jaxmethods.models.vit import VisionConfig
+
+BASE_RULES = (Rule(r"^images/(images|labels)$", ("data",)),)
+"""Of a `BaseBatch`: tasks over `data`; gradients of the base are added up."""
+EXPERTS_RULES = (
+    Rule(r"^(stack|optimizer|heads)/", (("fsdp", "data"),)),
+    Rule(r"^images/(images|labels)$", (("fsdp", "data"),)),
+)
+"""Of an `ExpertsState` and an `ExpertsBatch`: tasks over all devices, over `fsdp` first. An expert
+and its images are on one device, and nothing is exchanged."""
 
 
 class TrainingConfig(Config):

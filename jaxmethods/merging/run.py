@@ -30,6 +30,8 @@ from jaxmethods.merging.config import (
     WEMoEConfig,
 )
 from jaxmethods.merging.finetuning import (
+    BASE_RULES,
+    EXPERTS_RULES,
     Base,
     BaseBatch,
     BaseConfig,
@@ -55,9 +57,13 @@ class DataConfig(Config):
     """The tasks: files, or made of scikit-learn's digits."""
 
     path: Path | None = None
-    """Folder of npz files, see `jaxmethods.data.images`."""
+    """Folder that holds an npz file `NAME.npz` or a folder of image files `NAME/train/CLASS/*.png`,
+    `NAME/test/CLASS/*.png` for each task, see `jaxmethods.data.images`."""
     tasks: tuple[str, ...] | None = None
-    """Names of files without `.npz`, or of `images.DIGIT_TASKS`; null: all there are."""
+    """Of files without `.npz`, of folders, or of `images.DIGIT_TASKS`; null: all there are."""
+    image_size: PositiveInt | None = None
+    """Height and width: image files are resized (shorter side, bicubic, then the middle), npz
+    files must have it. null: as the files are, all of one size."""
     generate: Literal["digits"] | None = None
     """Instead of files: tasks made of digits."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
@@ -69,6 +75,8 @@ class DataConfig(Config):
             raise ValueError("path: expected either a folder or `generate`")
         if self.generate is not None and not self.tasks:
             raise ValueError("tasks: expected some with `generate`, got none")
+        if self.generate is not None and self.image_size is not None:
+            raise ValueError("image_size: expected null with `generate`")
         return self
 
 
@@ -198,7 +206,7 @@ class Inputs:
 
 def _read(data: DataConfig) -> list[Task]:
     if data.path is not None:
-        return read_tasks(data.path, data.tasks)
+        return read_tasks(data.path, data.tasks, data.image_size)
     assert data.tasks is not None
     return digit_tasks(data.tasks, seed=data.seed)
 
@@ -222,8 +230,13 @@ def vision_config(network: NetworkConfig, tasks: Sequence[Task]) -> VisionConfig
 def base_stage(run: Run, inputs: Inputs) -> Stage:
     """The base, on the labelled share of all tasks."""
     scale = run.base.logit_scale or run.network.logit_scale
-    method = pretrainer(inputs.vision, run.base, scale)
-    return Stage("base", method, run.base.steps, lambda finished: inputs.labelled())
+    return Stage(
+        "base",
+        pretrainer(inputs.vision, run.base, scale),
+        run.base.steps,
+        lambda finished: inputs.labelled(),
+        batch_rules=BASE_RULES,
+    )
 
 
 def experts_stage(run: Run, inputs: Inputs) -> Stage:
@@ -239,6 +252,8 @@ def experts_stage(run: Run, inputs: Inputs) -> Stage:
         finetuner(inputs.vision, run.experts, run.network.logit_scale),
         run.experts.steps,
         data,
+        rules=EXPERTS_RULES,
+        batch_rules=EXPERTS_RULES,
         batch_axes=ExpertsBatch(None, 0, 0),  # type: ignore[arg-type]
     )
 
@@ -265,6 +280,7 @@ def adamerging_stage(run: Run, inputs: Inputs) -> Stage:
         adamerging.adapter(apply, run.adamerging),
         run.adamerging.steps,
         data,
+        batch_rules=adamerging.RULES,
         batch_axes=adamerging.Batch(0, 0, None, 0),  # type: ignore[arg-type]
     )
 
@@ -283,6 +299,7 @@ def wemoe_stage(name: str, config: WEMoEConfig, run: Run, inputs: Inputs) -> Sta
         wemoe.adapter(inputs.vision, config),
         config.steps,
         data,
+        batch_rules=wemoe.RULES,
         batch_axes=wemoe.Batch(0, None, 0, 0, None),  # type: ignore[arg-type]
     )
 
@@ -300,7 +317,15 @@ def surgery_stage(run: Run, inputs: Inputs) -> Stage:
         return surgery.Batch(Unlabelled(features, counts), surgery.Targets(targets))
 
     config = run.surgery.model_copy(update={"deep": False})
-    return Stage("surgery", surgery.aligner(config), run.surgery.steps, data, batch_axes=0)
+    return Stage(
+        "surgery",
+        surgery.aligner(config),
+        run.surgery.steps,
+        data,
+        rules=surgery.RULES,
+        batch_axes=0,
+        batch_rules=surgery.RULES,
+    )
 
 
 def deep_surgery_stage(run: Run, inputs: Inputs) -> Stage:
@@ -325,6 +350,8 @@ def deep_surgery_stage(run: Run, inputs: Inputs) -> Stage:
         surgery.aligner(config, encode),
         run.surgery.steps,
         data,
+        rules=surgery.RULES,
+        batch_rules=surgery.RULES,
         batch_axes=surgery.Batch(None, 0, 0),  # type: ignore[arg-type]
     )
 
@@ -346,7 +373,14 @@ def comparison_stage(run: Run, inputs: Inputs) -> Stage:
     )
     axes = evaluate.Contestants(None, 0, 0, 0, 0, 0, 0, 0)  # type: ignore[arg-type]
     return Stage(
-        "comparison", method, 1, data, judge=evaluate.judge, export=export, batch_axes=axes
+        "comparison",
+        method,
+        1,
+        data,
+        judge=evaluate.judge,
+        export=export,
+        batch_axes=axes,
+        batch_rules=evaluate.RULES,
     )
 
 

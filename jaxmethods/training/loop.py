@@ -260,7 +260,7 @@ class _StageRun:
         )
 
     def to_the_end(self, finished: Sequence[State]) -> State:
-        batch = put(self.stage.data(finished), NamedSharding(self.mesh, PartitionSpec()))
+        batch = self._placed(self.stage.data(finished))
         step, state = self._begin(batch)
         if step >= self.stage.steps:
             return state
@@ -288,6 +288,10 @@ class _StageRun:
             if self._due(step, self.loop.checkpoint_every):
                 self.checkpoints.save(step, state, self._score(evaluation))
         return state
+
+    def _placed(self, batch: Batch) -> Batch:
+        rules, axes = self.stage.batch_rules, self.stage.batch_axes
+        return put(batch, shardings(batch, rules, self.seeds, self.mesh, axes))
 
     def _begin(self, batch: Batch) -> tuple[int, State]:
         def place(state: State) -> Any:

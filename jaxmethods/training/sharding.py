@@ -7,6 +7,7 @@ doesn't divide evenly, is replicated.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmethods.config import ConfigError, MeshConfig
-from jaxmethods.method import Rule, State
+from jaxmethods.method import Axes, Rule, State
 from jaxmethods.training import distributed
 
 AXES = ("data", "fsdp", "tensor")
@@ -45,35 +46,41 @@ def make_mesh(config: MeshConfig) -> Mesh:
     return Mesh(devices[: data * rest].reshape(data, config.fsdp, config.tensor), AXES)
 
 
-def shardings(state: State, rules: Sequence[Rule], seeds: int, mesh: Mesh) -> Any:
-    """A sharding for every leaf of a state with a leading axis of `seeds`.
+def shardings(tree: Any, rules: Sequence[Rule], seeds: int, mesh: Mesh, seed_axes: Any = 0) -> Any:
+    """A sharding for every leaf of a state or batch of `seeds`.
 
-    Several seeds are split over `data` if it divides their number (the rules' own `data` then
-    gives way); otherwise each seed is split by the rules.
+    Several seeds are split over `data` if it divides their number: leaves with an axis of seeds
+    along it, and the rules' own `data` gives way, also in what seeds share, since every device
+    then needs all of that. Otherwise each seed is split by the rules.
+
+    Args:
+        seed_axes: which leaves have a leading axis of seeds, as `jax.vmap`'s `in_axes`: a prefix
+            of the tree with 0 and None.
     """
     by_seed = seeds > 1 and seeds % mesh.shape["data"] == 0
+    seeded = jax.tree.map(
+        lambda axis, part: jax.tree.map(lambda _: axis is not None, part),
+        seed_axes,
+        tree,
+        is_leaf=lambda axis: axis is None,
+    )
 
-    def one(path: Any, leaf: jax.Array) -> NamedSharding:
+    def one(path: Any, leaf: jax.Array, has_seeds: bool) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         spec = next((rule.spec for rule in rules if re.search(rule.pattern, name)), ())
-        axes = ["data" if by_seed else None, *(_without(a, "data") if by_seed else a for a in spec)]
+        axes: list[Axes] = [_without(a, "data") if by_seed else a for a in spec]
+        if has_seeds:
+            axes.insert(0, "data" if by_seed else None)
         # A rule may be longer than the leaf has axes: a scalar counter beside sharded arrays.
         fitting = [_divides(a, size, mesh) for a, size in zip(axes, leaf.shape, strict=False)]
         return NamedSharding(mesh, PartitionSpec(*fitting))
 
-    return jax.tree_util.tree_map_with_path(one, state)
+    return jax.tree_util.tree_map_with_path(one, tree, seeded)
 
 
 def by_rules(tree: Any, rules: Sequence[Rule], mesh: Mesh) -> Any:
     """A sharding for every leaf of a tree without an axis of seeds: a model, data."""
-
-    def one(path: Any, leaf: jax.Array) -> NamedSharding:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        spec = next((rule.spec for rule in rules if re.search(rule.pattern, name)), ())
-        fitting = [_divides(a, size, mesh) for a, size in zip(spec, leaf.shape, strict=False)]
-        return NamedSharding(mesh, PartitionSpec(*fitting))
-
-    return jax.tree_util.tree_map_with_path(one, tree)
+    return shardings(tree, rules, 1, mesh, seed_axes=None)
 
 
 def put(tree: Any, shardings: Any) -> Any:
@@ -112,9 +119,19 @@ def replicated(state: State) -> NamedSharding | None:
     return NamedSharding(sharding.mesh, PartitionSpec()) if hasattr(sharding, "mesh") else None
 
 
-def _without(axis: str | None, name: str) -> str | None:
-    return None if axis == name else axis
+def _without(axes: Axes, name: str) -> Axes:
+    return tuple(axis for axis in _names(axes) if axis != name)
 
 
-def _divides(axis: str | None, size: int, mesh: Mesh) -> str | None:
-    return axis if axis is not None and size % mesh.shape[axis] == 0 else None
+def _divides(axes: Axes, size: int, mesh: Mesh) -> Axes:
+    """The longest beginning of `axes` whose devices divide `size`."""
+    names = _names(axes)
+    while names and size % math.prod(mesh.shape[axis] for axis in names):
+        names = names[:-1]
+    return names if len(names) > 1 else next(iter(names), None)
+
+
+def _names(axes: Axes) -> tuple[str, ...]:
+    if axes is None:
+        return ()
+    return (axes,) if isinstance(axes, str) else axes

@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 
 from jaxmethods import merging
-from jaxmethods.config import MeshConfig
-from jaxmethods.merging import adaptation, surgery, trees, wemoe
+from jaxmethods.config import MeshConfig, validate
+from jaxmethods.merging import adaptation, run, surgery, trees, wemoe
 from jaxmethods.merging.config import SurgeryConfig, WEMoEConfig
 from jaxmethods.models import vit
+from jaxmethods.training import loop
+from jaxmethods.training.run_folder import RunFolder
 from jaxmethods.training.sharding import by_rules, make_mesh, put
 from tests.merging import tiny
 
@@ -86,3 +88,62 @@ def test_deep_surgery(mesh):
     assert shared[0].optimizer[0].mu.down.sharding.spec[0] == "data"
     step = jax.jit(method.step)
     assert_close(step(*shared), step(state, batch), rtol=1e-4, atol=1e-5)
+
+
+STAGES = ("base", "experts", "wemoe")
+STEPS = {"steps": 2, "batch_size": 4}
+PIPELINE = {
+    "method": "merging",
+    "network": {"width": 8, "depth": 1, "heads": 2, "patch": 4, "features": 6},
+    # Adam's first steps are signs of gradients, those of zero but for rounding too.
+    "base": {"optimizer": "sgd", "learning_rate": 1e-2, "labelled": 0.5, **STEPS},
+    "experts": {"optimizer": "sgd", "learning_rate": 1e-2, **STEPS},
+    "wemoe": STEPS,
+    "adamerging": STEPS,
+    "ewemoe": STEPS,
+    "surgery": STEPS,
+    "training": {"log_every": 2, "evaluate_every": 2, "checkpoint_every": 2},
+}
+
+
+def train(folder, mesh):
+    """Final states of three stages of the pipeline."""
+    values = {**PIPELINE, "data": {"path": str(folder)}, "mesh": mesh}
+    config = validate(run.Run, values, "test")
+    stages = [stage for stage in run.stages(config) if stage.name in STAGES]
+    return loop.train(stages, config, RunFolder(folder / f"run{len(list(folder.iterdir()))}"))
+
+
+def test_the_pipeline_on_a_mesh_gives_the_models_of_one_device(tmp_path, monkeypatch):
+    random = np.random.default_rng(0)
+    for name in "abcd":
+        images = random.integers(0, 256, (16, 8, 8, 3), dtype=np.uint8)
+        labels = np.arange(8) % 2
+        np.savez(
+            tmp_path / f"{name}.npz",
+            train_images=images[:8],
+            train_labels=labels,
+            test_images=images[8:],
+            test_labels=labels,
+            class_names=np.array(["even", "odd"]),
+        )
+    batches = []
+    compile_chunk = loop.compile_chunk
+
+    def recorded(method, state, batch, *others):
+        batches.append(batch)
+        return compile_chunk(method, state, batch, *others)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "compile_chunk", recorded)
+        many = train(tmp_path, {"data": 2, "fsdp": 2})
+    assert_close(many, train(tmp_path, {}), rtol=1e-4, atol=1e-5)
+    base, experts, routed = batches
+    assert parts(many[1].stack) == parts(experts.images.images) == {4}
+    assert parts(base.images.images) == parts(routed.unlabelled) == parts(routed.model.tau) == {2}
+    assert parts(many[0].base) == parts(routed.model.base) == {1}
+
+
+def parts(tree):
+    """Into how many the leaves of a tree are split."""
+    return {leaf.size // leaf.addressable_shards[0].data.size for leaf in jax.tree.leaves(tree)}

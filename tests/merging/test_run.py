@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from jaxmethods.cli import main
 from jaxmethods.data.images import DIGIT_TASKS, Task, digit_tasks
@@ -179,6 +180,17 @@ def test_what_is_wrong_with_the_data_is_said_before_anything_is_written(tmp_path
     whole = (tmp_path / "parity.npz").read_bytes()
     (tmp_path / "parity.npz").write_bytes(whole[:2000])
     refused("parity.npz: cannot be read as npz")
+    broken = tmp_path / "letters/test/b/1.png"
+    for name in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / "letters" / name).mkdir(parents=True)
+        Image.new("RGB", (16, 16)).save(tmp_path / "letters" / name / "1.png")
+    broken.write_bytes(broken.read_bytes()[:-30])
+    assert main(["train", str(config), "--out", str(out), "--data.tasks", "[letters]"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"data {broken}: cannot be read as an image (" in line
+    assert not out.exists()
+    sized = [*generate, "--data.tasks", "[digits]", "--data.image_size", "16"]
+    refused("image_size: expected null with `generate`", *sized)
 
 
 def test_the_first_labels_are_the_ones_that_the_base_sees():

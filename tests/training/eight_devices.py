@@ -15,7 +15,7 @@ from jaxmethods.method import Method, Rule
 from jaxmethods.models.initializers import orthogonal
 from jaxmethods.training import loop
 from jaxmethods.training.run_folder import RunFolder
-from jaxmethods.training.sharding import make_mesh
+from jaxmethods.training.sharding import make_mesh, shardings
 from tests.training import toy
 from tests.training.test_loop import StopAt, key_data, rows_without_times
 
@@ -110,3 +110,25 @@ def test_initial_weights_may_be_orthogonal_on_every_device():
     np.testing.assert_allclose(
         weights @ weights.swapaxes(-1, -2), np.broadcast_to(np.eye(64), weights.shape), atol=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    ("seeds", "shared", "own"),
+    [
+        (1, (("fsdp", "data"), None), (None, ("fsdp", "data"), None)),
+        (2, ("fsdp", None), ("data", "fsdp", None)),
+        (3, (("fsdp", "data"), None), (None, ("fsdp", "data"), None)),
+    ],
+)
+def test_a_batch_is_split_by_seeds_first_and_then_by_its_rules(seeds, shared, own):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2))
+    batch = {"shared": np.zeros((4, 3)), "own": np.zeros((seeds, 4, 3)), "nothing": None}
+    batch["few"], batch["unnamed"] = np.zeros((6, 3)), np.zeros(4)
+    rules = (Rule("^(shared|own|few)", (("fsdp", "data"), "tensor")),)
+    axes = {"shared": None, "own": 0, "nothing": None, "few": None, "unnamed": None}
+    found = shardings(batch, rules, seeds, mesh, axes)
+    expected = {"shared": shared, "own": own, "few": ("fsdp", None), "unnamed": (None,)}
+    assert found.pop("nothing") is None
+    for name, spec in expected.items():
+        place = NamedSharding(mesh, PartitionSpec(*spec))
+        assert found[name].is_equivalent_to(place, batch[name].ndim)
