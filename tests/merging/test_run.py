@@ -156,6 +156,19 @@ def test_frozen_things_stay_and_trained_ones_move(runs):
     assert (np.abs(deep.modules.block_up).max(axis=(3, 4)) > 0).all()
 
 
+def test_the_base_may_have_a_logit_scale_of_its_own(monkeypatch):
+    pytest.importorskip("sklearn")
+    scales = []
+    monkeypatch.setattr(run, "pretrainer", lambda vision, config, scale: scales.append(scale))
+    data = {"generate": "digits", "tasks": ["digits"]}
+    for of_base in (None, 20.0):
+        network = CONFIG["network"] | {"logit_scale": 8.0, "patch": 4}
+        base = CONFIG["base"] | {"logit_scale": of_base}
+        config = run.Run.model_validate(CONFIG | {"data": data, "network": network, "base": base})
+        run.base_stage(config, run.Inputs(config))
+    assert scales == [8.0, 20.0]
+
+
 def test_what_is_wrong_with_the_data_is_said_before_anything_is_written(tmp_path, capsys):
     pytest.importorskip("sklearn")
     for task in digit_tasks(TASKS):
