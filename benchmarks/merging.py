@@ -270,7 +270,7 @@ def static(settings: Settings) -> Iterator[Row]:
 def strategies(settings: Settings) -> Iterator[Row]:
     """One routed MLP, forward, by every strategy and batch size."""
     base, tau = (nested(tree) for tree in inputs.layer(**LAYER))
-    for batch in (1, 4, 16, 64):
+    for batch in (1, 2, 4, 16, 64):
         for length in (1, 50):
             h, c = inputs.tokens(batch, **LAYER, length=length)
             works = []
