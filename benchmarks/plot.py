@@ -40,6 +40,7 @@ MERGING = {
     "merging/surgery_v2": "SurgeryV2 step",
     "merging/average": "averaging",
     "merging/task_arithmetic": "task arithmetic",
+    "merging/ties": "global TIES",
 }
 
 
