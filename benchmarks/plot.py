@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 Rows = Sequence[Mapping[str, Any]]
 
 OTHERS = {
-    "torch": ("ours / PyTorch, same session", "#e07a5f"),
+    "torch": ("ours / PyTorch, same run", "#e07a5f"),
     "reference": ("ours / published code, 1 thread", "#1f3b57"),
 }
 LABELS = {
@@ -214,7 +214,7 @@ def draw_decoders(axis: Axes, rows: Rows) -> None:
     axis.axvline(1.0, color="#555555", linewidth=1)
     axis.set_yticks(places, labels)
     axis.tick_params(axis="y", length=0)
-    axis.set_xlabel("times faster than transformers, same session")
+    axis.set_xlabel("times faster than transformers, same run")
     axis.set_title("Language models", loc="left", fontweight="bold")
     axis.grid(alpha=0.25, axis="x")
 
