@@ -73,7 +73,7 @@ class Row:
     reference: dict[str, Any] | None = None
     """The entry of reference.json for the same work: rate, who measured it, where."""
     torch: Timing | None = None
-    """The same work in PyTorch, in the same session on the same device and cores."""
+    """The same work in PyTorch, in the same run on the same device and cores."""
     note: str = ""
 
     @property

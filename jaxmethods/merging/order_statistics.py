@@ -1,4 +1,4 @@
-"""Exact order statistics of large and sharded trees, without sorting or gathering.
+"""Exact order statistics of large and sharded trees, without sorting or gathering them as a whole.
 
 Floating numbers are ordered like integers made from their bit patterns, their keys. The k-th
 smallest of n numbers lies in a bracket of keys, and every pass over the numbers counts how many lie
