@@ -12,14 +12,14 @@ import warnings
 from collections.abc import Callable
 from functools import cache, partial
 from importlib.util import find_spec
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmethods.config import Config, nearest
+from jaxmethods.config import Config, OnResume, nearest
 from jaxmethods.envs.control import BRAX, CONTROL, episode_returns, make_control
 from jaxmethods.method import Metrics
 from jaxmethods.obd.baselines import random_rows
@@ -41,7 +41,7 @@ class EvaluationConfig(Config):
     that is measured."""
     students: PositiveInt = 10
     episodes: PositiveInt = 10
-    processes: PositiveInt = 1
+    processes: Annotated[PositiveInt, OnResume.CHANGE] = 1
     """MuJoCo's episodes are spread over so many processes."""
     random_selection: bool = True
     """Measure students of as many random real pairs beside those of the distilled set."""

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from pydantic import Field, model_validator
 
-from jaxmethods.config import Config, RunConfig
+from jaxmethods.config import Config, OnResume, RunConfig
 from jaxmethods.data.generated import mixed_quality
 from jaxmethods.data.offline import FlatDataset, q_learning_rows, read_offline
 from jaxmethods.envs.control import make_control
@@ -73,7 +73,7 @@ class TeacherConfig(Config):
     path: Path | None = None
     """npz, see `jaxmethods.obd.teacher`."""
     learn: Literal["calql", "iql"] | None = None
-    steps: PositiveInt = 1_000_000
+    steps: Annotated[PositiveInt, OnResume.GROW] = 1_000_000
     """Gradient steps of the offline reinforcement learning."""
     calql: CalQLConfig = CalQLConfig()
     iql: IQLConfig = IQLConfig()
@@ -101,7 +101,7 @@ class Run(RunConfig):
     teacher: TeacherConfig = TeacherConfig()
     density: DensityConfig = DensityConfig()
     distillation: OBDConfig = OBDConfig()
-    outer_steps: PositiveInt = 50_000
+    outer_steps: Annotated[PositiveInt, OnResume.GROW] = 50_000
     """M: updates of the synthetic set."""
     evaluation: EvaluationConfig = EvaluationConfig()
     comparison: ComparisonConfig | None = None
