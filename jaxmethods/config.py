@@ -123,8 +123,13 @@ def validate(model: type[ConfigT], values: Mapping[str, Any], source: str) -> Co
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        lines = [_describe(model, dict(problem)) for problem in error.errors()]
-        raise ConfigError("\n".join(f"config {source}: {line}" for line in lines)) from error
+        raise refusal(error, model, source) from error
+
+
+def refusal(error: ValidationError, model: type[BaseModel], source: str) -> ConfigError:
+    """What pydantic found wrong with a `model`, one line a problem."""
+    lines = [_describe(model, dict(problem)) for problem in error.errors()]
+    return ConfigError("\n".join(f"config {source}: {line}" for line in lines))
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:

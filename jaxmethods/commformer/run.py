@@ -83,8 +83,14 @@ class Run(RunConfig):
 
 
 def stages(run: Run) -> list[Stage]:
-    """One stage: training, judged by greedy play."""
+    """One stage: training, judged by greedy play.
+
+    Raises:
+        ValueError: sizes that don't fit, an unknown environment.
+        MissingExtraError: the environment, or what draws it, is not installed.
+    """
     env = run.environment.make()
+    _ = env.viewer  # draws the figures at the end, and needs what it needs now
     training = schedule.prepare(env, run.network, run.graph, run.ppo, run.updates)
 
     def judge(state: method.State, key: jax.Array) -> Metrics:

@@ -8,10 +8,8 @@ normalised returns, 0 a random policy, 100 an expert of that simulator; brax's a
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from functools import cache, partial
-from importlib.util import find_spec
 from typing import Annotated, Any
 
 import jax
@@ -25,7 +23,12 @@ from jaxmethods.method import Metrics
 from jaxmethods.obd.baselines import random_rows
 from jaxmethods.obd.config import OBDConfig, PositiveInt
 from jaxmethods.obd.method import State, make_student
-from jaxmethods.obd.mujoco_returns import ENVIRONMENTS, SPACES, evaluate_returns
+from jaxmethods.obd.mujoco_returns import (
+    ENVIRONMENTS,
+    SPACES,
+    check_mujoco,
+    evaluate_returns,
+)
 from jaxmethods.obd.policy import Policy
 from jaxmethods.obd.scores import score
 from jaxmethods.obd.students import offline_loss, train_students
@@ -118,10 +121,13 @@ def _offline_loss(config: OBDConfig, key: jax.Array, params: Any, source: Source
 
 
 def check_environment(evaluation: EvaluationConfig) -> None:
-    """Raises `ValueError` for an unknown environment, `MissingExtraError` for one without brax."""
+    """Raises `ValueError` for an unknown environment, `MissingExtraError` for one without its
+    simulator."""
     name, known = evaluation.environment, {*ENVIRONMENTS, *CONTROL}
     if name is not None and name.startswith(BRAX):
         _environment(name)
+    elif name in ENVIRONMENTS:
+        check_mujoco(name)
     elif name not in (None, *known):
         raise ValueError(
             f"evaluation.environment: unknown environment {name!r}{nearest(str(name), known)}"
@@ -145,19 +151,12 @@ def check_spaces(environment: str | None, states: int, actions: int) -> None:
 
 
 def player(evaluation: EvaluationConfig, config: OBDConfig) -> Play | None:
-    """Lets students play; None where they don't, or MuJoCo is not installed (with a warning)."""
+    """Lets students play; None where they don't (see `check_environment`)."""
     name = evaluation.environment
     if name is None:
         return None
     if name not in ENVIRONMENTS:
         return partial(_play_control, name, make_student(config.student), evaluation.episodes)
-    if find_spec("mujoco") is None or find_spec("gymnasium") is None:
-        warnings.warn(
-            "returns are not measured: MuJoCo is not installed; install it with: "
-            "pip install 'jaxmethods[rl]'",
-            stacklevel=2,
-        )
-        return None
     return partial(_play_mujoco, evaluation, config.student.residual)
 
 
