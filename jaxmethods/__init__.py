@@ -1,7 +1,43 @@
 """Methods of ten papers as pure, jit-compiled, vmappable JAX functions.
 
-Each method is a subpackage; `jaxmethods.method` says what a method is, and the command line
-`jaxmethods train CONFIG.yaml` runs any of them.
+Each method is a subpackage (`jaxmethods.commformer`, `jaxmethods.obd`, ...); `jaxmethods.method`
+says what a method is, `jaxmethods.run` and the command line `jaxmethods run CONFIG.yaml` run any of
+them, and `jaxmethods.load_run` opens what a run left behind.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxmethods import bilevel, commformer, envs, merging, models, novo, obd
+    from jaxmethods.runs import LoadedRun, load_run, run
+
 __version__ = "0.1.0"
+PACKAGES = ("bilevel", "commformer", "envs", "merging", "models", "novo", "obd")
+__all__ = [
+    "LoadedRun",
+    "bilevel",
+    "commformer",
+    "envs",
+    "load_run",
+    "merging",
+    "models",
+    "novo",
+    "obd",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a package, or what runs one, when it is first asked for."""
+    if name in PACKAGES:
+        return importlib.import_module(f"jaxmethods.{name}")
+    if name in __all__:
+        return getattr(importlib.import_module("jaxmethods.runs"), name)
+    raise AttributeError(f"module 'jaxmethods' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

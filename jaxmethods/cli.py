@@ -1,12 +1,10 @@
-"""`jaxmethods train | evaluate | merge | report | compare`: the command line.
+"""`jaxmethods run | evaluate | report | compare | methods`: the command line.
 
-    jaxmethods train CONFIG.yaml [--out DIR] [--resume] [--quiet] [--distributed]
-                     [--FIELD VALUE ...]
-    jaxmethods evaluate RUN_DIR [--checkpoint best|latest|STEP]
-    jaxmethods evaluate CONFIG.yaml [--out DIR] [--resume] [--quiet] [--FIELD VALUE ...]
-    jaxmethods merge CONFIG.yaml OUT_DIR [--quiet] [--FIELD VALUE ...]
+    jaxmethods run CONFIG.yaml [--out DIR] [--resume] [--quiet] [--distributed] [--FIELD VALUE ...]
+    jaxmethods run CONFIG.yaml --help
+    jaxmethods evaluate RUN_DIR [--checkpoint best|latest|STEP] [--seed N] [--json FILE]
     jaxmethods report RUN_DIR
-    jaxmethods compare RUN_DIR [RUN_DIR ...]
+    jaxmethods compare RUN_DIR [RUN_DIR ...] [--json FILE]
     jaxmethods methods
 
 Exit codes: 0 done, 1 the run diverged, 2 wrong input (one line says what), 130 and 143
@@ -15,32 +13,45 @@ stopped by Ctrl-C or SIGTERM (saved).
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jaxmethods.config import ConfigError, RunConfig, merge, parse_overrides, read_yaml
+from jaxmethods.config import (
+    ConfigError,
+    RunConfig,
+    merge,
+    nearest,
+    parse_overrides,
+    read_yaml,
+    seeds_of,
+)
 from jaxmethods.errors import UserError
 
 if TYPE_CHECKING:  # jax is imported by the commands that need it
-    from jaxmethods.method import Stage
+    from jaxmethods.stages import Recipe
     from jaxmethods.training.run_folder import RunFolder
+
+COMMANDS = ("run", "evaluate", "report", "compare", "methods")
+FRESH_SEED = 1_000_000
+"""Of evaluations that are asked for: no run's own evaluation has it."""
 
 
 @dataclass
-class Train:
-    """Train what CONFIG describes; any of its fields can be set as --FIELD VALUE."""
+class Run:
+    """Run what CONFIG describes; any of its fields can be set as --FIELD VALUE."""
 
     config: tyro.conf.Positional[Path]
-    """A YAML file; `jaxmethods train CONFIG --help` lists its fields."""
+    """A YAML file; `jaxmethods run CONFIG --help` lists its fields."""
     out: Path | None = None
     """Run folder (default: runs/NAME-seedN, after the config file's name)."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -48,40 +59,23 @@ class Train:
     quiet: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print errors only."""
     distributed: tyro.conf.FlagCreatePairsOff[bool] = False
-    """This is one process of several that train together; start all of them with the same
+    """This is one process of several that run together; start all of them with the same
     command. JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and
     JAX_PROCESS_ID say which one it is; on Slurm, Open MPI and Cloud TPU they are found out."""
 
 
 @dataclass
 class Evaluate:
-    """Evaluate a checkpoint of a run on fresh randomness, or what a CONFIG describes: a method
-    with nothing to train, any of whose fields can be set as --FIELD VALUE."""
+    """Evaluate a run's checkpoint anew, with randomness that the run has not seen."""
 
     run: tyro.conf.Positional[Path]
-    """Run folder, or a YAML file."""
+    """Run folder."""
     checkpoint: str = "latest"
-    """`best`, `latest` or a step (run folder only)."""
-    seed: int | None = None
-    """Seed of the evaluation (default: 1000000, or the config's)."""
-    out: Path | None = None
-    """Where results go (CONFIG only; default: runs/NAME-seedN, after the config file's name)."""
-    resume: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Go on with the evaluation in the folder (CONFIG only)."""
-    quiet: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print errors only (CONFIG only)."""
-
-
-@dataclass
-class Merge:
-    """Merge checkpoints into a new model folder; CONFIG's fields can be set as --FIELD VALUE."""
-
-    config: tyro.conf.Positional[Path]
-    """A YAML file; `jaxmethods merge CONFIG --help` lists its fields."""
-    out: tyro.conf.Positional[Path]
-    """New model folder."""
-    quiet: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print errors only."""
+    """`best`, `latest` or a step of the last stage that trains."""
+    seed: int = FRESH_SEED
+    """Of the evaluation."""
+    json: Path | None = None
+    """Write the numbers there as well."""
 
 
 @dataclass
@@ -98,17 +92,18 @@ class Compare:
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders."""
+    json: Path | None = None
+    """Write the numbers there as well."""
 
 
 @dataclass
 class Methods:
-    """List the methods that can be trained."""
+    """List what can be run."""
 
 
 Command = (
-    Annotated[Train, tyro.conf.subcommand("train")]
+    Annotated[Run, tyro.conf.subcommand("run")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-    | Annotated[Merge, tyro.conf.subcommand("merge")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Methods, tyro.conf.subcommand("methods")]
@@ -119,29 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax talks to programmers there
-    if _asks_for_fields(arguments):
-        return _show_fields(arguments[0], Path(arguments[1]))
-    command, unknown = tyro.cli(
-        Command,  # type: ignore[arg-type]
-        args=arguments,
-        prog="jaxmethods",
-        description="Methods of ten papers as pure JAX functions.",
-        return_unknown_args=True,
-    )
     try:
-        if isinstance(command, Train):
-            return _train(command, unknown)
-        if isinstance(command, Evaluate) and command.run.is_file():
-            return _evaluate_config(command, unknown)
-        if isinstance(command, Merge):
-            return _merge(command, unknown)
-        if unknown:
-            raise ConfigError(f"command line: unknown argument {unknown[0]!r}")
-        if isinstance(command, Evaluate):
-            return _evaluate(command)
-        if isinstance(command, Compare):
-            return _compare(command)
-        return _report(command) if isinstance(command, Report) else _methods()
+        return _main(arguments)
     except UserError as error:
         print(f"jaxmethods: {error}", file=sys.stderr)
         return error.code
@@ -160,189 +134,196 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _train(command: Train, overrides: Sequence[str]) -> int:
+def _main(arguments: Sequence[str]) -> int:
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        raise ConfigError(
+            f"command line: unknown command {arguments[0]!r}{nearest(arguments[0], COMMANDS)}"
+        )
+    if _asks_for_fields(arguments):
+        return _show_fields(Path(arguments[1]))
+    command, unknown = tyro.cli(
+        Command,  # type: ignore[arg-type]
+        args=arguments,
+        prog="jaxmethods",
+        description="Methods of ten papers as pure JAX functions.",
+        return_unknown_args=True,
+    )
+    if isinstance(command, Run):
+        return _run(command, unknown)
+    if unknown:
+        raise ConfigError(f"command line: unknown argument {unknown[0]!r}")
+    if isinstance(command, Evaluate):
+        return _evaluate(command)
+    if isinstance(command, Compare):
+        return _compare(command)
+    return _report(command) if isinstance(command, Report) else _methods()
+
+
+def _run(command: Run, overrides: Sequence[str]) -> int:
     from jaxmethods.training import distributed
 
     if command.distributed:
         distributed.initialize()
-    with distributed.nothing_waits_for_the_fallen():
-        return _train_here(command, overrides)
+    with distributed.ends_alone_on_errors():
+        return _run_here(command, overrides)
 
 
-def _train_here(command: Train, overrides: Sequence[str]) -> int:
-    from jaxmethods.training import distributed, loop, registry
+def _run_here(command: Run, overrides: Sequence[str]) -> int:
+    from jaxmethods.training import distributed, registry, runner
     from jaxmethods.training.progress import Progress
     from jaxmethods.training.run_folder import RunFolder
+    from jaxmethods.training.stopping import Interrupted
 
-    def parse() -> tuple[RunConfig, list[Stage]]:
+    def parse() -> tuple[RunConfig, Recipe]:
         values = merge(read_yaml(command.config), parse_overrides(overrides))
         return registry.parse(values, str(command.config))
 
-    config, stages = distributed.together(parse)
+    config, recipe = distributed.together(parse)
     folder = RunFolder(command.out or _default_folder(command.config, config))
     quiet = command.quiet or not distributed.is_writer()
+    progress = Progress(quiet=quiet, headline=recipe.headline)
     try:
-        finished = loop.train(stages, config, folder, command.resume, Progress(quiet=quiet))
-    except (loop.Interrupted, loop.DivergedError, loop.StageError):
-        _report_as_well(folder)
+        runner.run(recipe, config, folder, command.resume, progress)
+    except (Interrupted, runner.DivergedError, runner.StageError):
+        _report_as_well(folder, recipe.headline)
         raise
-    try:
-        loop.export_results(stages, finished, folder.path)
-        loop.draw_figures(stages, finished, folder.figures)
-    except UserError:
-        _report_as_well(folder)
-        raise
-    _write_report(folder, quiet)
+    runner.write_results(folder, recipe.headline)
+    if not quiet:
+        _show_result(folder, recipe.headline)
     return 0
 
 
-def _report_as_well(folder: RunFolder) -> None:
+def _report_as_well(folder: RunFolder, headline: Sequence[str]) -> None:
     """A report beside an error, which is what counts: where it cannot be written, a line more."""
+    from jaxmethods.training import runner
+
     try:
         if folder.holds_run():
-            _write_report(folder, quiet=True)
+            runner.write_results(folder, headline)
     except UserError as error:
         print(f"jaxmethods: {error}", file=sys.stderr)
 
 
+def _show_result(folder: RunFolder, headline: Sequence[str]) -> None:
+    """The final table, `table.md` where there is one, and where to look further."""
+    from jaxmethods.training.result import last_judged, summarize
+
+    console = Console(soft_wrap=True)
+    table = Table("result", "", box=None, header_style="bold")
+    judged = last_judged(folder.read_metrics())
+    for full in headline:
+        stage, _, name = full.partition("/")
+        if stage in judged and name in judged[stage].metrics:
+            table.add_row(name, str(summarize(judged[stage].metrics[name])))
+    if table.row_count:
+        console.print(table)
+    if (folder.path / "table.md").is_file():
+        console.print((folder.path / "table.md").read_text(), end="", highlight=False)
+    console.print(f"report: {folder.report}", highlight=False)
+
+
 def _evaluate(command: Evaluate) -> int:
-    from jaxmethods.training import loop, registry
+    from jaxmethods.training import registry, runner
     from jaxmethods.training.run_folder import RunFolder
 
     folder = RunFolder(command.run)
-    values = folder.read_config()
-    config, stages = registry.parse(values, str(folder.config))
-    table = Table("stage", "step", "metric", "mean over seeds", box=None, header_style="bold")
-    for stage, step, metrics in loop.evaluate(
-        stages,
-        config,
-        folder,
-        command.checkpoint,
-        1_000_000 if command.seed is None else command.seed,
+    config, recipe = registry.parse(folder.read_config(), str(folder.config))
+    table = Table("stage", "step", "metric", "measured anew", box=None, header_style="bold")
+    found = []
+    for stage, step, metrics in runner.evaluate(
+        recipe, config, folder, command.checkpoint, command.seed
     ):
-        for name, value in metrics.items():
-            table.add_row(stage, str(step), name, f"{float(value.mean()):.4g}")
+        found.append({"stage": stage, "step": step, "metrics": _summaries(metrics)})
+        for name, numbers in found[-1]["metrics"].items():
+            table.add_row(stage, str(step), name, numbers["text"])
     Console().print(table)
+    seeds = f", {seeds_of(config)} seeds" if seeds_of(config) > 1 else ""
+    print(f"measured anew with evaluation seed {command.seed}{seeds}; the run's own are in report")
+    if command.json:
+        _write_json(command.json, {"seed": command.seed, "stages": found})
     return 0
 
 
-def _evaluate_config(command: Evaluate, overrides: Sequence[str]) -> int:
-    from jaxmethods.training import registry
-    from jaxmethods.training.evaluation import run_evaluation
-    from jaxmethods.training.run_folder import RunFolder
-    from jaxmethods.training.sharding import make_mesh
+def _summaries(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    import numpy as np
 
-    values = merge(read_yaml(command.run), parse_overrides(overrides))
-    if command.seed is not None:
-        values["seed"] = command.seed
-    config, prepare = registry.find_evaluation(values, str(command.run))
-    mesh = make_mesh(config.mesh)
-    work = prepare(config, mesh if mesh.size > 1 else None)
-    folder = RunFolder(command.out or Path("runs") / f"{command.run.stem}-seed{config.seed}")
-    evaluated = run_evaluation(work, config, folder, command.resume, command.quiet)
-    if not command.quiet:
-        table = Table("metric", "value", box=None, header_style="bold")
-        for name, value in evaluated.metrics.items():
-            table.add_row(name, f"{value:.4g}")
-        Console().print(table)
-        Console(soft_wrap=True).print(f"report: {folder.report}", highlight=False)
-    return 0
+    from jaxmethods.training.record import plain
+    from jaxmethods.training.result import summarize
+
+    found = {}
+    for name, values in metrics.items():
+        summary = summarize(np.atleast_1d(np.asarray(values, float)))
+        mean, error = (None if v is None else plain(v) for v in summary)
+        found[name] = {
+            "mean": mean,
+            "error": error,
+            "values": plain(values),
+            "text": str(summary),
+        }
+    return found
 
 
-def _merge(command: Merge, overrides: Sequence[str]) -> int:
-    from jaxmethods.config import validate
-    from jaxmethods.merging.merge_config import MergeConfig
-    from jaxmethods.merging.streaming import merge_checkpoints
-    from jaxmethods.training.progress import ByteProgress
+def _write_json(path: Path, content: Any) -> None:
+    from jaxmethods.files import write_atomically
 
-    values = merge(read_yaml(command.config), parse_overrides(overrides))
-    config = validate(MergeConfig, values, str(command.config))
-    with ByteProgress(config.method, command.quiet) as progress:
-        summary = merge_checkpoints(config, command.out, progress.advance)
-    if not command.quiet:
-        print(
-            f"{command.out}: {summary.merged} tensors merged, {summary.copied} copied; "
-            f"{summary.read / 1e9:.2f} GB read, {summary.written / 1e9:.2f} GB written in "
-            f"{summary.seconds:.1f} s, at most {_peak_memory() / 1e9:.2f} GB of memory"
-        )
-    return 0
-
-
-def _peak_memory() -> int:
-    """Bytes that this process has had resident at most."""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    write_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def _report(command: Report) -> int:
+    from jaxmethods.training import result, runner
     from jaxmethods.training.run_folder import RunFolder
 
     folder = RunFolder(command.run)
     folder.read_config()
-    _write_report(folder, quiet=False)
+    runner.write_results(folder, result.read_headline(folder))
+    Console(soft_wrap=True).print(f"report: {folder.report}", highlight=False)
     return 0
-
-
-def _write_report(folder: RunFolder, quiet: bool) -> None:
-    from jaxmethods.training import distributed, report
-
-    def write() -> None:
-        if distributed.is_writer():
-            report.write_report(folder)
-
-    distributed.together(write)  # nobody leaves while the writer is at work
-    if not quiet:
-        Console(soft_wrap=True).print(f"report: {folder.report}", highlight=False)
 
 
 def _compare(command: Compare) -> int:
     from jaxmethods.training.compare import compare
+    from jaxmethods.training.result import last_judged
     from jaxmethods.training.run_folder import RunFolder
 
     if not command.runs:
         raise ConfigError("command line: compare needs at least one run folder")
-    print(compare([RunFolder(path) for path in command.runs]))
+    folders = [RunFolder(path) for path in command.runs]
+    print(compare(folders))
+    if command.json:
+        content = {}
+        for folder in folders:
+            judged = last_judged(folder.read_metrics())
+            content[str(folder.path)] = {k: _summaries(v.metrics) for k, v in judged.items()}
+        _write_json(command.json, content)
     return 0
 
 
 def _methods() -> int:
     from jaxmethods.training.registry import METHODS
 
-    for name in sorted(METHODS):
-        print(name)
+    width = max(map(len, METHODS))
+    for name, entry in sorted(METHODS.items()):
+        print(f"{name:<{width}}  {entry.summary}")
     return 0
 
 
 def _default_folder(config_file: Path, config: RunConfig) -> Path:
-    seeds = f"seed{config.seed}" if config.seeds == 1 else f"{config.seeds}seeds-from{config.seed}"
+    count = seeds_of(config)
+    seeds = f"seed{config.seed}" if count == 1 else f"{count}seeds-from{config.seed}"
     return Path("runs") / f"{config_file.stem}-{seeds}"
 
 
 def _asks_for_fields(arguments: Sequence[str]) -> bool:
     helps = {"-h", "--help"} & set(arguments)
-    has_fields = arguments[:1] in (["train"], ["merge"])
-    return bool(helps) and has_fields and arguments[1:2] not in ([], ["--help"])
+    return bool(helps) and arguments[:1] == ["run"] and arguments[1:2] not in ([], ["--help"])
 
 
-def _show_fields(command: str, config_file: Path) -> int:
+def _show_fields(config_file: Path) -> int:
     """Prints the fields of a config file's method with the file's values as defaults."""
-    from jaxmethods.config import validate
-    from jaxmethods.merging.merge_config import MergeConfig
     from jaxmethods.training import registry
 
-    try:
-        values = read_yaml(config_file)
-        if command == "merge":
-            config = validate(MergeConfig, values, str(config_file))
-        else:
-            config = registry.parse_config(values, str(config_file))
-    except UserError as error:
-        print(f"jaxmethods: {error}", file=sys.stderr)
-        return error.code
-    prog = f"jaxmethods {command} {config_file}"
-    tyro.cli(type(config), default=config, args=["--help"], prog=prog)
+    config = registry.parse_config(read_yaml(config_file), str(config_file))
+    tyro.cli(type(config), default=config, args=["--help"], prog=f"jaxmethods run {config_file}")
     return 0
 
 

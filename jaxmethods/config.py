@@ -68,14 +68,36 @@ class MeshConfig(Config):
 
 
 class RunConfig(Config):
-    """What the config of every trained method holds."""
+    """What the config of everything that is run holds."""
 
     method: str
+    """What is run; `jaxmethods methods` lists them."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Of all that is random."""
+
+
+class TrainingRunConfig(RunConfig):
+    """What the config of everything that trains holds besides."""
+
     seeds: Annotated[int, Field(ge=1)] = 1
     """Train seeds `seed` to `seed + seeds - 1` in one vmapped program."""
     training: Annotated[LoopConfig, OnResume.CHANGE] = LoopConfig()
     mesh: Annotated[MeshConfig, OnResume.CHANGE] = MeshConfig()
+
+
+def seeds_of(config: RunConfig) -> int:
+    """How many seeds a run has; 1 where nothing trains."""
+    return getattr(config, "seeds", 1)
+
+
+def loop_of(config: RunConfig) -> LoopConfig:
+    """How a run is watched; the default where nothing trains."""
+    return getattr(config, "training", LoopConfig())
+
+
+def mesh_of(config: RunConfig) -> MeshConfig:
+    """How a run's devices are laid out; one device where the config doesn't say."""
+    return getattr(config, "mesh", MeshConfig())
 
 
 class ConfigError(UserError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -14,10 +14,12 @@ from jaxmethods.commformer import figures, method, schedule
 from jaxmethods.commformer import graph as graphs
 from jaxmethods.commformer.config import GraphConfig, NetworkConfig, PositiveInt, PPOConfig
 from jaxmethods.commformer.evaluate import evaluate, greedy_policy
-from jaxmethods.config import Config, OnResume, RunConfig
+from jaxmethods.config import Config, OnResume, TrainingRunConfig
 from jaxmethods.envs import TeamEnvironment
 from jaxmethods.envs.rollout import record_episode
-from jaxmethods.method import Metrics, Rule, Stage
+from jaxmethods.layout import Layout, Rule
+from jaxmethods.method import Batch, Metrics
+from jaxmethods.stages import Evaluation, Recipe, Results, Train
 
 RULES = (
     Rule(r"^(environment|timestep|episodes)/", ("data",)),
@@ -49,7 +51,7 @@ class EvaluationConfig(Config):
     """Episodes that last longer count as failures."""
 
 
-class Run(RunConfig):
+class Run(TrainingRunConfig):
     """A CommFormer training run."""
 
     method: Literal["commformer"]
@@ -82,7 +84,16 @@ class Run(RunConfig):
         return -(-self.environment_steps // (self.ppo.environments * self.ppo.rollout))
 
 
-def stages(run: Run) -> list[Stage]:
+class Team(NamedTuple):
+    """What a run finds."""
+
+    params: Any
+    """Of the network."""
+    edges: jax.Array
+    """Logits of the graph [N, N]."""
+
+
+def recipe(run: Run) -> Recipe:
     """One stage: training, judged by greedy play.
 
     Raises:
@@ -93,41 +104,41 @@ def stages(run: Run) -> list[Stage]:
     _ = env.viewer  # draws the figures at the end, and needs what it needs now
     training = schedule.prepare(env, run.network, run.graph, run.ppo, run.updates)
 
-    def judge(state: method.State, key: jax.Array) -> Metrics:
+    def measure(state: method.State, batch: Batch, key: jax.Array) -> Metrics:
+        del batch
         graph = schedule.hardened_graph(training, state.levels.upper)
         sizes = run.evaluation
         return evaluate(
             env, training.network, state.levels.lower, graph, key, sizes.episodes, sizes.max_steps
         )
 
-    def draw(state: method.State, folder: Path) -> None:
-        draw_team(training, state, run.evaluation.max_steps, folder)
+    def report(results: Results, folder: Path) -> None:
+        first = jax.tree.map(lambda leaf: leaf[0], results["train"])
+        draw_team(training, first, run.evaluation.max_steps, folder / "figures")
 
-    trained = method.trainer(env, run.network, run.graph, run.ppo, run.updates)
-    return [
-        Stage(
-            name="train",
-            method=trained,
-            steps=run.updates,
-            evaluate=judge,
-            score="success_rate",
-            rules=RULES,
-            draw=draw,
-        )
-    ]
+    train = Train(
+        "train",
+        method.trainer(env, run.network, run.graph, run.ppo, run.updates),
+        run.updates,
+        result=lambda state, batch: Team(state.levels.lower, state.levels.upper),
+        evaluation=Evaluation(measure, score="success_rate"),
+        layout=Layout(state=RULES),
+    )
+    headline = ("train/success_rate", "train/episode_length")
+    return Recipe([train], report, reads=("train",), headline=headline)
 
 
 def draw_team(
-    training: schedule.CommFormerTraining, state: method.State, max_steps: int, folder: Path
+    training: schedule.CommFormerTraining, team: Team, max_steps: int, folder: Path
 ) -> None:
     """Writes the graph and one greedy episode (a strip of frames and an animation)."""
-    graph = schedule.hardened_graph(training, state.levels.upper)
+    graph = schedule.hardened_graph(training, team.edges)
     learned = training.graph_kind == "learned"
-    edges = graphs.selectable(state.levels.upper, training.graph.self_edges)
+    edges = graphs.selectable(team.edges, training.graph.self_edges)
     preference = figures.edge_preference(edges) if learned else None
     figures.draw_graph(np.asarray(graph), preference, folder / "communication_graph.png")
     env: Any = training.env
-    play = greedy_policy(training.network, state.levels.lower, graph)
+    play = greedy_policy(training.network, team.params, graph)
     recorded = jax.jit(lambda key: record_episode(env, play, key, max_steps))
     states = jax.device_get(recorded(jax.random.key(0)).states)
     env.filmstrip(states, str(folder / "episode_frames.png"))

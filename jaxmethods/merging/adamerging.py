@@ -27,10 +27,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxmethods.layout import Rule
 from jaxmethods.merging.adaptation import Unlabelled, draw, objective
 from jaxmethods.merging.config import AdaMergingConfig
 from jaxmethods.merging.trees import Tree, apply_task_vectors, map_with_names, number_of_tasks
-from jaxmethods.method import Method, Metrics, Rule
+from jaxmethods.method import Method, Metrics
 
 RULES = (
     Rule(r"(^|/)task_vectors/", ("fsdp",)),  # [T, ...]

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmethods.layout import Rule
 from jaxmethods.merging import surgery, wemoe
 from jaxmethods.merging.adaptation import Heads, classify, take
 from jaxmethods.merging.config import WEMoEConfig
 from jaxmethods.merging.finetuning import Base, Images, to_pixels
 from jaxmethods.merging.trees import Tree
-from jaxmethods.method import Method, Metrics, Rule
+from jaxmethods.method import Method, Metrics
 from jaxmethods.models import vit
 from jaxmethods.models.vit import VisionConfig
 

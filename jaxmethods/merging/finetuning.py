@@ -27,10 +27,11 @@ from pydantic import Field
 
 from jaxmethods.config import Config, OnResume
 from jaxmethods.data.images import Split
+from jaxmethods.layout import Rule
 from jaxmethods.merging.adaptation import Heads, Unlabelled, classify, draw_indices, take
 from jaxmethods.merging.config import Fraction, Positive, PositiveInt
 from jaxmethods.merging.trees import Tree, map_with_names
-from jaxmethods.method import Method, Metrics, Rule
+from jaxmethods.method import Method, Metrics
 from jaxmethods.models import vit
 from jaxmethods.models.clip import normalize
 from jaxmethods.models.vit import VisionConfig

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import Field, model_validator
 
-from jaxmethods.config import Config, OnResume, RunConfig
+from jaxmethods.config import Config, OnResume, TrainingRunConfig
 from jaxmethods.data.images import Task, digit_tasks, read_tasks
 from jaxmethods.merging import adamerging, evaluate, surgery, table, wemoe
 from jaxmethods.merging.adaptation import Heads, Unlabelled, classify
@@ -120,7 +120,7 @@ class EvaluationConfig(Config):
     """Test images of each task that are encoded, and in batch routing routed, together."""
 
 
-class Run(RunConfig):
+class Run(TrainingRunConfig):
     """From tasks to a table."""
 
     method: Literal["merging"]

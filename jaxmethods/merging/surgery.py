@@ -26,9 +26,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxmethods.layout import Rule
 from jaxmethods.merging.adaptation import Unlabelled, draw_indices, take
 from jaxmethods.merging.config import SurgeryConfig
-from jaxmethods.method import Method, Metrics, Rule
+from jaxmethods.method import Method, Metrics
 
 RULES = (
     Rule(r"(^|/)(modules|unlabelled|targets)(/|$)", ("data",)),

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmethods.method import Rule
+from jaxmethods.layout import Rule
 
 Tree: TypeAlias = Any
 """A pytree of arrays: Flax, Haiku, plain dictionaries, anything."""

@@ -30,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxmethods.layout import Rule
 from jaxmethods.merging import routers as routing
 from jaxmethods.merging.adaptation import Heads, Unlabelled, classify, draw, objective
 from jaxmethods.merging.arithmetic import task_arithmetic
@@ -38,7 +39,7 @@ from jaxmethods.merging.experts import apply_merged, choose, merge_weights, merg
 from jaxmethods.merging.routers import Groups, Router
 from jaxmethods.merging.sparsify import magnitude_prune
 from jaxmethods.merging.trees import Tree, check_stack, task_vectors
-from jaxmethods.method import Method, Metrics, Rule
+from jaxmethods.method import Method, Metrics
 from jaxmethods.models import vit
 from jaxmethods.models.vit import VisionConfig
 

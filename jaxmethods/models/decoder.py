@@ -27,7 +27,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from jaxmethods.method import Rule
+from jaxmethods.layout import Rule
 from jaxmethods.models.attention import Cache, Kernel, causal_attention, grow, token_positions
 from jaxmethods.models.decoder_config import DecoderConfig
 from jaxmethods.models.decoder_layer import Inside, Params, normalize, over_layers, run_layer

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from jaxmethods.config import Config, MeshConfig, OnResume
+from jaxmethods.config import Config, MeshConfig, OnResume, RunConfig
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -49,7 +49,7 @@ class PromptConfig(Config):
     choice: str = "{choice}"
 
 
-class Evaluation(Config):
+class QuestionsConfig(RunConfig):
     """Multiple-choice questions answered by the heads of a model."""
 
     method: Literal["novo"]
@@ -78,7 +78,6 @@ class Evaluation(Config):
     """Selections drawn anew, to see how much their questions matter."""
     limit: PositiveInt | None = None
     """Judge the first so many questions only."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     mesh: Annotated[MeshConfig, OnResume.CHANGE] = MeshConfig()
     """Questions are split over `data`, the model over `tensor` and `fsdp`."""
 

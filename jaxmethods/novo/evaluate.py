@@ -1,7 +1,7 @@
 """Answering a file of multiple-choice questions: what is run, and what is reported.
 
-`prepare` reads and checks everything before the model runs; its `Work` is a list of parts (batches
-of scores) that can be kept and resumed, and a function from their arrays to the result.
+`recipe` reads and checks everything before the model runs. Its one stage has a part for every few
+batches of scores, so that a run that is stopped goes on.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from jaxmethods.config import ConfigError
 from jaxmethods.data.mcq import Question, read_questions
 from jaxmethods.data.tokenizer import byte_tokenizer, load_tokenizer
 from jaxmethods.errors import UserError
-from jaxmethods.method import Evaluated, Part, Work
+from jaxmethods.files import write_atomically
 from jaxmethods.models import decoder_hub
 from jaxmethods.models.decoder_config import DecoderConfig
 from jaxmethods.novo import figures, heads, measures
-from jaxmethods.novo.config import Evaluation
+from jaxmethods.novo.config import QuestionsConfig as Run
 from jaxmethods.novo.prompts import PromptSpec, canonical_labels, tokenize_questions
 from jaxmethods.novo.resample import Questions
 from jaxmethods.novo.score import Part as BatchScores
 from jaxmethods.novo.score import Scores, collect, score_batches
 from jaxmethods.novo.tree import Tree, build_tree
+from jaxmethods.stages import Compute, Part, Recipe, Results
 
 BATCHES_PER_PART = 16
 
@@ -56,7 +57,7 @@ class Roles(NamedTuple):
 class Task:
     """Questions, ready to be scored, and what each is for."""
 
-    run: Evaluation
+    run: Run
     config: DecoderConfig
     questions: list[Question]
     labels: np.ndarray
@@ -75,13 +76,45 @@ class Task:
         return first, after
 
 
-def prepare(run: Evaluation, mesh: Mesh | None = None) -> Work:
-    """Reads model and questions, tokenises, checks and plans.
+class Answers(NamedTuple):
+    """What the model's heads say."""
+
+    metrics: dict[str, float]
+    """The important ones first."""
+    heads: heads.Heads
+    """Those that voted."""
+    votes: np.ndarray
+    """[Q, C]"""
+    predictions: np.ndarray
+    """[Q]"""
+    labels: np.ndarray
+    """[Q]"""
+
+
+def recipe(run: Run) -> Recipe:
+    """One stage: scores of all candidates, from which heads are chosen and questions answered.
 
     Raises:
         UserError: whatever is wrong with model, tokenizer, questions or config, before any of them
             is run.
     """
+    task, source = prepare(run)
+    scores = Compute(
+        "questions",
+        lambda results, mesh: _parts(task, mesh if mesh.size > 1 else None, source),
+        partial(answer, task),
+        metrics=lambda answers: answers.metrics,
+    )
+    return Recipe(
+        [scores],
+        partial(report, task),
+        reads=("questions",),
+        headline=("questions/accuracy", "questions/likelihood_accuracy"),
+    )
+
+
+def prepare(run: Run) -> tuple[Task, str]:
+    """Reads model and questions, tokenises, checks and plans; and what the scores depend on."""
     questions, roles = _read(run)
     tokenize = byte_tokenizer if run.tokenizer == "bytes" else load_tokenizer(run.model)
     folder = decoder_hub.open_folder(run.model)
@@ -115,13 +148,10 @@ def prepare(run: Evaluation, mesh: Mesh | None = None) -> Work:
     ]
     scored = (run.norms.order, run.norms.tokens, run.dtype, run.likelihood, run.batch_tokens)
     source = (config, sorted(set(weights)), scored, run.mode, tokens)
-    return Work(
-        _parts(task, mesh, hashlib.sha256(repr(source).encode()).hexdigest()[:16]),
-        partial(finish, task),
-    )
+    return task, hashlib.sha256(repr(source).encode()).hexdigest()[:16]
 
 
-def finish(task: Task, parts: Sequence[Mapping[str, Any]]) -> Evaluated:
+def answer(task: Task, parts: Sequence[Mapping[str, Any]]) -> Answers:
     """From the scores of all batches to accuracies, votes and figures."""
     scores = _collect(task, parts)
     run, (first, after) = task.run, task.layers
@@ -155,26 +185,31 @@ def finish(task: Task, parts: Sequence[Mapping[str, Any]]) -> Evaluated:
         key = jax.random.key(run.seed)
         metrics |= measures.over_draws(key, pool, others, **sizes, **settings)
     metrics |= measures.ties(judged) | _accounting(task)
-    return Evaluated(
-        metrics=metrics,
-        files={
-            "heads.json": heads.heads_to_json(chosen, after - first) + "\n",
-            "predictions.jsonl": _predictions(task, np.asarray(votes), np.asarray(predictions)),
-            "result.json": json.dumps(metrics, indent=1) + "\n",
-        },
-        draw=partial(
-            figures.draw,
-            voters=heads.heads_to_indices(chosen),
-            layers=range(first, after),
-            heads=task.config.heads,
-            votes=np.asarray(votes),
-            labels=np.asarray(judged.labels),
-            metrics=metrics,
-        ),
+    return Answers(
+        metrics, chosen, np.asarray(votes), np.asarray(predictions), np.asarray(judged.labels)
     )
 
 
-def _read(run: Evaluation) -> tuple[list[Question], Roles]:
+def report(task: Task, results: Results, folder: Path) -> None:
+    """Writes the heads, what they answered, and figures."""
+    answers: Answers = results["questions"]
+    first, after = task.layers
+    heads_file = heads.heads_to_json(answers.heads, after - first) + "\n"
+    write_atomically(folder / "heads.json", heads_file)
+    predicted = _predictions(task, answers.votes, answers.predictions)
+    write_atomically(folder / "predictions.jsonl", predicted)
+    figures.draw(
+        folder / "figures",
+        voters=heads.heads_to_indices(answers.heads),
+        layers=range(first, after),
+        heads=task.config.heads,
+        votes=answers.votes,
+        labels=answers.labels,
+        metrics=answers.metrics,
+    )
+
+
+def _read(run: Run) -> tuple[list[Question], Roles]:
     questions = read_questions(run.data)[: run.limit]
     number, samples = len(questions), 0 if run.heads is not None else run.selection.samples
     pool = questions if run.discovery is None else read_questions(run.discovery)

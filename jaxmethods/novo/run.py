@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import optax
 from pydantic import model_validator
 
-from jaxmethods.config import RunConfig
+from jaxmethods.config import TrainingRunConfig
 from jaxmethods.files import write_atomically
-from jaxmethods.method import Batch, Method, Metrics, Stage
+from jaxmethods.method import Batch, Method, Metrics
 from jaxmethods.models import decoder, decoder_hub
 from jaxmethods.models.decoder_config import DecoderConfig
 from jaxmethods.novo import baselines, heads
@@ -36,9 +36,10 @@ from jaxmethods.novo.misconceptions import (
     tokenizer_of,
     vocabulary,
 )
+from jaxmethods.stages import Evaluation, Recipe, Results, Train
 
 
-class Run(RunConfig):
+class Run(TrainingRunConfig):
     """A decoder learns facts and myths."""
 
     method: Literal["misconceptions"]
@@ -66,32 +67,42 @@ class State(NamedTuple):
     optimizer: Any
 
 
-def stages(run: Run) -> list[Stage]:
+class Learned(NamedTuple):
+    """What a run finds."""
+
+    params: Any
+    """Of the decoder."""
+    facts: Facts
+
+
+def recipe(run: Run) -> Recipe:
     """One stage: learning, judged by norm voting."""
     model = learner_config(run)
-    return [
-        Stage(
-            name="learn",
-            method=trainer(run),
-            steps=run.learner.steps,
-            evaluate=lambda state, key: evaluate(state, key, model, run.world, run.selection),
+    learn = Train(
+        "learn",
+        trainer(run),
+        run.learner.steps,
+        result=lambda state, batch: Learned(state.params, state.facts),
+        evaluation=Evaluation(
+            lambda state, batch, key: evaluate(state, key, model, run.world, run.selection),
             score="novo_accuracy",
-            export=partial(export, run),
-        )
-    ]
+        ),
+    )
+    names = ("novo", "random_heads", "likelihood")
+    headline = tuple(f"learn/{name}_accuracy" for name in names)
+    return Recipe([learn], partial(report, run), reads=("learn",), headline=headline)
 
 
-def export(run: Run, states: State, folder: Path) -> None:
-    """Writes every seed's model, tokenizer and questions into the run folder."""
-    states = jax.device_get(states._replace(key=jax.random.key_data(states.key)))
-    number = len(states.key)
-    for seed in range(number):
-        state = jax.tree.map(lambda leaf, seed=seed: leaf[seed], states)
-        ending = f"_{seed}" if number > 1 else ""
+def report(run: Run, results: Results, folder: Path) -> None:
+    """Writes every seed's model, tokenizer and questions."""
+    found: Learned = jax.device_get(results["learn"])
+    for seed in range(run.seeds):
+        learned = jax.tree.map(lambda leaf, seed=seed: leaf[seed], found)
+        ending = f"_{seed}" if run.seeds > 1 else ""
         model = folder / f"model{ending}"
-        decoder_hub.save(model, learner_config(run), state.params)
+        decoder_hub.save(model, learner_config(run), learned.params)
         write_atomically(model / "tokenizer.json", json.dumps(tokenizer_of(run.world)) + "\n")
-        items = draw_items(jax.random.key(run.seed + seed), state.facts, run.world)
+        items = draw_items(jax.random.key(run.seed + seed), learned.facts, run.world)
         rows = [json.dumps(row) + "\n" for row in questions_in_words(items, run.world)]
         write_atomically(folder / f"questions{ending}.jsonl", "".join(rows))
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from pydantic import Field, model_validator
 
-from jaxmethods.config import Config, OnResume, RunConfig
+from jaxmethods.config import Config, OnResume, TrainingRunConfig
 from jaxmethods.data.generated import mixed_quality
 from jaxmethods.data.offline import FlatDataset, q_learning_rows, read_offline
 from jaxmethods.envs.control import make_control
@@ -93,7 +93,7 @@ class DensityConfig(Config):
     flow: density.FlowConfig = density.FlowConfig()
 
 
-class Run(RunConfig):
+class Run(TrainingRunConfig):
     """A distillation run."""
 
     method: Literal["obd"]

@@ -136,7 +136,7 @@ def check_same(value: object, what: str) -> None:
 
 
 @contextmanager
-def nothing_waits_for_the_fallen() -> Iterator[None]:
+def ends_alone_on_errors() -> Iterator[None]:
     """Ends this process at once on an unexpected error in a run of several.
 
     The others would be waited for at exit. They notice that this one is gone: their next

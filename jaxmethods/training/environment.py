@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import platform
+import shlex
+import subprocess
+import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +24,7 @@ def describe_environment() -> dict[str, Any]:
             packages[name] = version(name)
         except PackageNotFoundError:
             packages[name] = "not installed"
+    commit = _git_commit()
     devices = [device.device_kind for device in jax.devices()]
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -27,4 +32,24 @@ def describe_environment() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "devices": f"{len(devices)} x {devices[0]} ({jax.default_backend()})",
         **packages,
+        **({"git_commit": commit} if commit else {}),
+        "command": shlex.join(sys.argv),
     }
+
+
+def _git_commit() -> str | None:
+    """Of the checkout that this code is in, with "+" where files were changed; None outside."""
+    here = Path(__file__).parent
+
+    def ask(*words: str) -> str:
+        asked = subprocess.run(
+            ["git", "-C", str(here), *words], capture_output=True, text=True, check=True, timeout=10
+        )
+        return asked.stdout.strip()
+
+    try:
+        if Path(ask("rev-parse", "--show-toplevel")) != here.parents[1]:
+            return None  # installed inside of somebody else's repository
+        return ask("rev-parse", "HEAD") + ("+" if ask("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

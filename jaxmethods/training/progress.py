@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import nan
 from typing import Any
 
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    DownloadColumn,
     MofNCompleteColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -22,10 +21,18 @@ SHOWN = 4
 
 
 class Progress:
-    """A bar with the metrics that matter; plain lines where the output is not a terminal."""
+    """A bar with the metrics that matter; where the output is no terminal, a line for every
+    evaluation that `grep` can read: `stage=train step=40 seconds=3 success_rate=0.98`."""
 
-    def __init__(self, quiet: bool = False, console: Console | None = None):
+    def __init__(
+        self,
+        quiet: bool = False,
+        console: Console | None = None,
+        headline: Sequence[str] = (),
+    ):
+        """`headline`: names of metrics, "stage/name", that are shown first."""
         self._console = Console(quiet=True) if quiet else console or Console()
+        self._lines = not self._console.is_terminal
         self._bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -34,70 +41,65 @@ class Progress:
             TimeRemainingColumn(),
             TextColumn("{task.fields[shown]}"),
             console=self._console,
-            disable=quiet or not self._console.is_terminal,
+            disable=quiet or self._lines,
         )
+        self._headline = headline
         self._task: Any = None
         self._evaluation: dict[str, Any] = {}
 
-    def stage(self, name: str, step: int, steps: int) -> None:
+    def stage(self, name: str, step: int, steps: int | None) -> None:
+        """A stage begins; `steps`: None where it isn't known how many there are."""
         self._bar.start()
-        self._task = self._bar.add_task(name, total=steps, completed=step, shown="compiling")
+        self._evaluation = {}
+        self._task = self._bar.add_task(name, total=steps, completed=step, shown="")
         start = f" from step {step}" if step else ""
-        self._console.print(f"{name}: {steps} steps{start}")
+        self.say(f"{name}: {steps} steps{start}" if steps else f"{name}: writing files")
+
+    def compiling(self) -> None:
+        self._bar.update(self._task, shown="compiling")
 
     def compiled(self, seconds: float) -> None:
-        self._console.print(f"compiled in {seconds:.1f} s")
+        self.say(f"compiled in {seconds:.1f} s")
         self._bar.update(self._task, shown="")
+
+    def advance(self, done: int, total: int | None = None) -> None:
+        """A stage without metrics has come so far."""
+        self._bar.update(self._task, completed=done, total=total, shown="")
 
     def say(self, line: str) -> None:
         self._console.print(line, highlight=False)
 
     def row(self, row: Mapping[str, Any]) -> None:
-        evaluation = {name: value for name, value in row.items() if name.startswith("evaluate/")}
+        evaluation = self._of("evaluate/", row)
         self._evaluation = evaluation or self._evaluation
-        train = {name: value for name, value in row.items() if name.startswith("train/")}
-        self._bar.update(
-            self._task, completed=row["step"], shown=describe(self._evaluation or train)
-        )
-        if evaluation:
-            seconds = f"{row['seconds']:.0f} s"
-            self._console.print(f"step {row['step']:>6} {seconds:>7}  {describe(evaluation)}")
+        shown = describe(self._evaluation or self._of("train/", row))
+        if self._task is not None:
+            self._bar.update(self._task, completed=row["step"], shown=shown)
+        if not evaluation:
+            return
+        if self._lines:
+            head = f"stage={row['stage']} step={row['step']} seconds={row['seconds']:.0f}"
+            self.say(" ".join([head, *(f"{k}={number(v)}" for k, v in evaluation.items())]))
+        else:
+            self.say(f"step {row['step']:>6} {row['seconds']:>6.0f} s  {describe(evaluation)}")
 
     def close(self) -> None:
         self._bar.stop()
 
-
-class ByteProgress:
-    """A bar of bytes for work without metrics; nothing where the output is not a terminal."""
-
-    def __init__(self, name: str, quiet: bool = False, console: Console | None = None):
-        console = Console(quiet=True) if quiet else console or Console()
-        self._bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=quiet or not console.is_terminal,
-        )
-        self._task = self._bar.add_task(name, total=None)
-
-    def advance(self, done: int, total: int) -> None:
-        self._bar.update(self._task, completed=done, total=total)
-
-    def __enter__(self) -> ByteProgress:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+    def _of(self, prefix: str, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Metrics of a kind, those of the headline first."""
+        found = {k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix)}
+        first = [name.partition("/")[2] for name in self._headline]
+        order = sorted(found, key=lambda name: first.index(name) if name in first else len(first))
+        return {name: found[name] for name in order}
 
 
 def describe(metrics: Mapping[str, Any]) -> str:
     """The first few metrics as text; the mean where there are several seeds."""
-    parts = []
-    for name, value in list(metrics.items())[:SHOWN]:
-        numbers = [nan if v is None else v for v in (value if isinstance(value, list) else [value])]
-        parts.append(f"{name.split('/', 1)[-1]} {sum(numbers) / len(numbers):.4g}")
-    return "  ".join(parts)
+    return "  ".join(f"{name} {number(value)}" for name, value in list(metrics.items())[:SHOWN])
+
+
+def number(value: Any) -> str:
+    """The mean over seeds to four digits; nan where one of them is not finite."""
+    numbers = [nan if v is None else v for v in (value if isinstance(value, list) else [value])]
+    return f"{sum(numbers) / len(numbers):.4g}"

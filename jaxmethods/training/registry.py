@@ -1,4 +1,4 @@
-"""Which methods the command line can train, and where their stages come from."""
+"""What `method:` of a config can be, and where its recipe comes from."""
 
 from __future__ import annotations
 
@@ -9,37 +9,55 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from jaxmethods.config import ConfigError, RunConfig, nearest, refusal, validate
-from jaxmethods.method import Stage, Work
+from jaxmethods.stages import Recipe, check_recipe
+
+
+class Entry(NamedTuple):
+    """One line of the registry."""
+
+    module: str
+    """Has `Run`, a `RunConfig`, and `recipe(run) -> Recipe`."""
+    summary: str
+    """What it does, for `jaxmethods methods`."""
+
 
 METHODS = {
-    "commformer": "jaxmethods.commformer.run",
-    "merging": "jaxmethods.merging.run",
-    "misconceptions": "jaxmethods.novo.run",
-    "obd": "jaxmethods.obd.run",
+    "commformer": Entry("jaxmethods.commformer.run", "Train a team that learns whom to listen to."),
+    "merge": Entry("jaxmethods.merging.merge_run", "Merge checkpoints into a new model folder."),
+    "merging": Entry(
+        "jaxmethods.merging.run", "Train experts on image tasks, merge them every way, compare."
+    ),
+    "misconceptions": Entry(
+        "jaxmethods.novo.run", "Train a decoder on facts and myths, and read it by norm voting."
+    ),
+    "novo": Entry(
+        "jaxmethods.novo.evaluate", "Answer multiple-choice questions by attention-head norms."
+    ),
+    "obd": Entry(
+        "jaxmethods.obd.run", "Distil an offline dataset of behavior into a few hundred pairs."
+    ),
 }
-"""Method name -> module with `Run` (a `RunConfig`) and `stages(run) -> list[Stage]`."""
-
-EVALUATIONS = {"novo": "jaxmethods.novo.evaluate"}
-"""Method with nothing to train -> module with `Evaluation` (a `Config`) and `prepare`."""
 
 
 class Registered(NamedTuple):
-    """A trainable method."""
+    """A method, imported."""
 
     config: type[RunConfig]
-    stages: Callable[[Any], list[Stage]]
+    recipe: Callable[[Any], Recipe]
 
 
 def find(name: object, source: str) -> Registered:
     """Looks a method up; `ConfigError` names the nearest one."""
     if name is None:
         raise ConfigError(f"config {source}: method: is required{nearest('', METHODS)}")
+    if not isinstance(name, str):
+        raise ConfigError(f"config {source}: method: expected a name, got {name!r}")
     if name not in METHODS:
         raise ConfigError(
-            f"config {source}: method: unknown method {name!r}{nearest(str(name), METHODS)}"
+            f"config {source}: method: unknown method {name!r}{nearest(name, METHODS)}"
         )
-    module = importlib.import_module(METHODS[str(name)])
-    return Registered(module.Run, module.stages)
+    module = importlib.import_module(METHODS[name].module)
+    return Registered(module.Run, module.recipe)
 
 
 def parse_config(values: Mapping[str, Any], source: str) -> RunConfig:
@@ -47,24 +65,15 @@ def parse_config(values: Mapping[str, Any], source: str) -> RunConfig:
     return validate(find(values.get("method"), source).config, values, source)
 
 
-def find_evaluation(values: Mapping[str, Any], source: str) -> tuple[Any, Callable[..., Work]]:
-    """Validates the config of a method with nothing to train, and says what does its work."""
-    name = values.get("method")
-    if name not in EVALUATIONS:
-        kind = "is trained, not evaluated from a config" if name in METHODS else "unknown method"
-        hint = nearest(str(name), EVALUATIONS)
-        raise ConfigError(f"config {source}: method: {kind}: {name!r}{hint}")
-    module = importlib.import_module(EVALUATIONS[str(name)])
-    return validate(module.Evaluation, values, source), module.prepare
-
-
-def parse(values: Mapping[str, Any], source: str) -> tuple[RunConfig, list[Stage]]:
-    """Validates a config and builds its stages: files that it names are read, extras imported, and
+def parse(values: Mapping[str, Any], source: str) -> tuple[RunConfig, Recipe]:
+    """Validates a config and builds its recipe: files that it names are read, extras imported, and
     what can be refused is refused; nothing is trained."""
     config = parse_config(values, source)
     try:
-        return config, find(config.method, source).stages(config)
+        recipe = find(config.method, source).recipe(config)
+        check_recipe(recipe)
     except ValidationError as error:  # of a config that the method made of this one
         raise refusal(error, type(config), source) from error
     except ValueError as error:
         raise ConfigError(f"config {source}: {error}") from error
+    return config, recipe

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import base64
 import html
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from jaxmethods.files import is_file, refusals, write_atomically
+from jaxmethods.files import refusals, write_atomically
 from jaxmethods.training import figures
-from jaxmethods.training.run_folder import RunFolder, RunFolderError
+from jaxmethods.training.result import (
+    Judged,
+    last_judged,
+    read_environment,
+    read_headline,
+    summarize,
+)
+from jaxmethods.training.run_folder import RunFolder
 
+CURVE = 3
+"""Fewer points than these are no learning curve."""
+CURVES = "curves_"
 IMAGE_TYPES = {".png": "image/png", ".gif": "image/gif"}
 STYLE = """
 :root { --ink: #1d2733; --soft: #5b6b7b; --line: #dde3e9; --accent: #1f3b57; }
@@ -36,51 +43,32 @@ def write_report(folder: RunFolder) -> None:
     rows = [{"stage": "", "seconds": 0.0} | row for row in folder.read_metrics()]
     with refusals(folder.figures):
         folder.figures.mkdir(exist_ok=True)
-    for stage in dict.fromkeys(row["stage"] for row in rows):
+    stages = list(dict.fromkeys(row["stage"] for row in rows))
+    for stage in stages:
         own = [row for row in rows if row["stage"] == stage]
-        figures.learning_curves(own, folder.figures / f"curves_{stage}.png")
+        if len(own) >= CURVE:
+            figures.learning_curves(own, folder.figures / f"{CURVES}{stage}.png")
     with refusals(folder.path, "read"):
-        page = _page(folder, rows, _environment(folder))
+        page = _page(folder, rows, stages)
     write_atomically(folder.report, page)
 
 
-def write_evaluation(folder: RunFolder, metrics: Mapping[str, float]) -> None:
-    """The page of an evaluation without training: its numbers, and the figures that are there."""
-    drawn = sorted(p for p in folder.figures.iterdir() if p.suffix in IMAGE_TYPES)
-    environment = _environment(folder)
-    sections = [
-        f"<h1>{html.escape(folder.path.name)}</h1>",
-        "<h2>Result</h2>" + _table((name, f"{value:.4g}") for name, value in metrics.items()),
-        f"<div class=gallery>{''.join(map(_figure, drawn))}</div>",
-        f"<h2>Config</h2><pre>{html.escape(folder.config.read_text())}</pre>",
-        "<h2>Environment</h2>" + _table(environment.items()),
-    ]
-    write_atomically(folder.report, _document(folder.path.name, sections))
-
-
-def _environment(folder: RunFolder) -> Mapping[str, Any]:
-    if not is_file(folder.environment):
-        return {}
-    try:
-        return dict(json.loads(folder.environment.read_text()))
-    except (ValueError, TypeError) as error:
-        raise RunFolderError(f"{folder.environment}: is not a JSON object") from error
-
-
-def _page(folder: RunFolder, rows: Sequence[Mapping[str, Any]], environment: Mapping) -> str:
+def _page(folder: RunFolder, rows: Sequence[Mapping[str, Any]], stages: Sequence[str]) -> str:
     title = html.escape(folder.path.name)
-    seconds = rows[-1]["seconds"] if rows else 0.0
-    steps = f"{rows[-1]['step']} steps of stage {rows[-1]['stage']}" if rows else "no steps yet"
+    seconds = max((row["seconds"] or 0.0 for row in rows), default=0.0)
+    lead = f"{len(stages)} stages" if len(stages) > 1 else "".join(stages) or "no steps yet"
     drawn = sorted(p for p in folder.figures.iterdir() if p.suffix in IMAGE_TYPES)
-    curves = [path for path in drawn if path.stem.startswith("curves_")]
-    others = [path for path in drawn if path not in curves]
+    curves = [folder.figures / f"{CURVES}{stage}.png" for stage in stages]
+    others = [path for path in drawn if not path.stem.startswith(CURVES)]
+    judged, headline = last_judged(rows), read_headline(folder)
     sections = [
-        f"<h1>{title}</h1><p class=lead>{html.escape(steps)}, {seconds:.0f} s</p>",
-        "<h2>Result</h2>" + _written_table(folder) + _results(rows),
+        f"<h1>{title}</h1><p class=lead>{html.escape(lead)}, {seconds:.0f} s</p>",
+        "<h2>Result</h2>" + _headline(judged, headline) + _written_table(folder),
         f"<div class=gallery>{''.join(map(_figure, others))}</div>",
-        "<h2>Learning curves</h2>" + "".join(map(_figure, curves)),
+        "<h2>Every stage</h2>" + _stages(judged),
+        "<h2>Learning curves</h2>" + "".join(_figure(path) for path in curves if path in drawn),
         f"<h2>Config</h2><pre>{html.escape(folder.config.read_text())}</pre>",
-        "<h2>Environment</h2>" + _table(environment.items()),
+        "<h2>Environment</h2>" + _table(read_environment(folder).items()),
     ]
     return _document(folder.path.name, sections)
 
@@ -107,34 +95,32 @@ def _written_table(folder: RunFolder) -> str:
     return f"<table><tr>{first}</tr>{rows}</table>"
 
 
-def _results(rows: Sequence[Mapping[str, Any]]) -> str:
+def _headline(judged: Mapping[str, Judged], headline: Sequence[str]) -> str:
+    """What the recipe's author names as the result."""
+    rows = []
+    for full in headline:
+        stage, _, name = full.partition("/")
+        if stage in judged and name in judged[stage].metrics:
+            rows.append((name, summarize(judged[stage].metrics[name])))
+    return _table(rows) if rows else "" if judged else "<p>Nothing was evaluated yet.</p>"
+
+
+def _stages(judged: Mapping[str, Judged]) -> str:
     """The last evaluation of every stage, mean and standard error over seeds."""
     tables = []
-    for stage in dict.fromkeys(row["stage"] for row in rows):
-        evaluated = [
-            row for row in rows if row["stage"] == stage and any("evaluate/" in k for k in row)
-        ]
-        if not evaluated:
-            continue
-        last = evaluated[-1]
-        values = [(k[9:], _number(v)) for k, v in last.items() if k.startswith("evaluate/")]
-        heading = f"<p>Stage {html.escape(stage)}, evaluated at step {last['step']}</p>"
+    for stage, last in judged.items():
+        seeds = max(map(len, last.metrics.values()))
+        over = f", mean ± standard error over {seeds} seeds" if seeds > 1 else ""
+        heading = f"<p>{html.escape(stage)}, step {last.step}{over}</p>"
+        values = [(name, summarize(value)) for name, value in last.metrics.items()]
         tables.append(heading + _table(values))
-    return "".join(tables) or "<p>Nothing was evaluated yet.</p>"
-
-
-def _number(value: Any) -> str:
-    values = np.atleast_1d(np.asarray(value, float))  # None, not finite, becomes NaN
-    mean = f"{values.mean():.4g}"
-    if len(values) == 1:
-        return mean
-    error = values.std(ddof=1) / np.sqrt(len(values))
-    return f"{mean} &plusmn; {error:.2g} (standard error, {len(values)} seeds)"
+    return "".join(tables)
 
 
 def _table(pairs: Any) -> str:
     lines = "".join(
-        f"<tr><td>{html.escape(str(name).replace('_', ' '))}</td><td class=number>{value}</td></tr>"
+        f"<tr><td>{html.escape(str(name).replace('_', ' '))}</td><td class=number>"
+        f"{html.escape(str(value))}</td></tr>"
         for name, value in pairs
     )
     return f"<table>{lines}</table>"

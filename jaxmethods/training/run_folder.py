@@ -3,8 +3,11 @@
 config.yaml        the resolved config; its presence makes the folder a run folder
 metrics.jsonl      one JSON object a logged chunk
 environment.json   versions and devices of the last start
-checkpoints/       one folder a stage
+checkpoints/       one folder a stage that trains
+results/           what such a stage hands on, where that isn't its state
+parts/             one folder a stage that computes
 figures/           PNG and GIF files
+result.json        the last evaluation of every stage, with errors over seeds
 report.html        everything above on one page
 """
 
@@ -45,8 +48,11 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.environment = path / "environment.json"
         self.checkpoints = path / "checkpoints"
+        self.results = path / "results"
+        self.parts = path / "parts"
         self.figures = path / "figures"
         self.report = path / "report.html"
+        self.result = path / "result.json"
 
     def holds_run(self) -> bool:
         return files.is_file(self.config)

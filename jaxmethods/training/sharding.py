@@ -17,7 +17,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmethods.config import ConfigError, MeshConfig
-from jaxmethods.method import Axes, Rule, State
+from jaxmethods.layout import Axes, Rule, path_name
+from jaxmethods.method import State
 from jaxmethods.training import distributed
 
 AXES = ("data", "fsdp", "tensor")
@@ -66,7 +67,7 @@ def shardings(tree: Any, rules: Sequence[Rule], seeds: int, mesh: Mesh, seed_axe
     )
 
     def one(path: Any, leaf: jax.Array, has_seeds: bool) -> NamedSharding:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = path_name(path)
         spec = next((rule.spec for rule in rules if re.search(rule.pattern, name)), ())
         axes: list[Axes] = [_without(a, "data") if by_seed else a for a in spec]
         if has_seeds:
@@ -101,16 +102,26 @@ def put(tree: Any, shardings: Any) -> Any:
     return jax.tree.map(one, tree, shardings)
 
 
-def local_copy(state: State) -> State:
-    """The whole of every array of the mesh, on one device of this process.
+def local_copy(tree: Any) -> Any:
+    """The whole of every array of the mesh, on one device of this process; host values as they are.
 
     Every process must come here.
     """
-    whole = replicated(state)
-    if whole is None or whole.mesh.size == 1:
-        return state
-    gathered = jax.jit(lambda tree: tree, out_shardings=whole)(state)
-    return jax.tree.map(lambda leaf: leaf.addressable_data(0), gathered)
+    leaves, structure = jax.tree.flatten(tree)
+    spread = [place for place, leaf in enumerate(leaves) if _is_spread(leaf)]
+    if spread:
+        arrays = [leaves[place] for place in spread]
+        mesh = arrays[0].sharding.mesh
+        whole = NamedSharding(mesh, PartitionSpec())
+        gathered = jax.jit(lambda arrays: arrays, out_shardings=whole)(arrays)
+        for place, leaf in zip(spread, gathered, strict=True):
+            leaves[place] = leaf.addressable_data(0)
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _is_spread(leaf: Any) -> bool:
+    sharding = leaf.sharding if isinstance(leaf, jax.Array) else None
+    return isinstance(sharding, NamedSharding) and sharding.mesh.size > 1
 
 
 def replicated(state: State) -> NamedSharding | None:

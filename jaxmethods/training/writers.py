@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from jaxmethods import files
-from jaxmethods.config import RunConfig
+from jaxmethods.config import RunConfig, loop_of
 from jaxmethods.errors import import_extra
 from jaxmethods.training.run_folder import RunFolder, row_to_json
 
@@ -106,7 +106,7 @@ class WandbWriter:
 
 def check_writers(config: RunConfig) -> None:
     """Raises `MissingExtraError` for a writer that is not installed, before anything is made."""
-    for extra in config.training.writers:
+    for extra in loop_of(config).writers:
         import_extra(MODULES[extra], extra)
 
 
@@ -116,7 +116,7 @@ def writer_makers(folder: RunFolder, config: RunConfig) -> list[Callable[[], Wri
         "tensorboard": lambda: TensorBoardWriter(folder.path / "tensorboard"),
         "wandb": lambda: WandbWriter(folder, config),
     }
-    chosen = [extras[name] for name in config.training.writers]
+    chosen = [extras[name] for name in loop_of(config).writers]
     return [lambda: JsonLinesWriter(folder.metrics), *chosen]
 
 

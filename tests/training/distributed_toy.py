@@ -14,8 +14,9 @@ from typing import Literal
 import numpy as np
 
 from jaxmethods import cli
-from jaxmethods.config import RunConfig
-from jaxmethods.method import Rule, Stage
+from jaxmethods.config import TrainingRunConfig
+from jaxmethods.layout import Rule
+from jaxmethods.stages import Recipe, Results
 from jaxmethods.training import progress, registry
 from jaxmethods.training.progress import Progress
 from tests.training import toy
@@ -23,23 +24,23 @@ from tests.training import toy
 STOP_AT = "TOY_STOP_AT"
 
 
-class Run(RunConfig):
+class Run(TrainingRunConfig):
     """Config of the toy."""
 
     method: Literal["toy"]
     steps: int
 
 
-def draw(state: toy.State, folder: Path) -> None:
+def report(results: Results, folder: Path) -> None:
     """A figure that only a process with the whole state can draw."""
-    np.savetxt(folder / "weights.txt", np.asarray(state.weights))
+    np.savetxt(folder / "figures" / "weights.txt", np.asarray(results["second"].weights[0]))
 
 
-def stages(run: Run) -> list[Stage]:
+def recipe(run: Run) -> Recipe:
     """Weights [4, 2], their rows split over `data`."""
     rules = (Rule("weights", ("data",)),)
-    first, second = toy.stages(run.steps, 8, shape=(4, 2), rules=rules)
-    return [first, second._replace(draw=draw)]
+    recipe = toy.recipe(run.steps, 8, shape=(4, 2), rules=rules)
+    return recipe._replace(report=report, reads=("second",))
 
 
 class StoppedProgress(Progress):
@@ -52,7 +53,7 @@ class StoppedProgress(Progress):
 
 
 def main(arguments: list[str]) -> int:
-    registry.METHODS["toy"] = "tests.training.distributed_toy"
+    registry.METHODS["toy"] = registry.Entry("tests.training.distributed_toy", "A toy.")
     return cli.main(arguments)
 
 

@@ -17,10 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmethods.method import Method, Stage
-from jaxmethods.training import loop
+from jaxmethods.layout import Layout
+from jaxmethods.method import Method
+from jaxmethods.stages import Evaluation, Recipe, Train
+from jaxmethods.training import loop, runner
 from jaxmethods.training.checkpoints import CheckpointError, Checkpoints
 from jaxmethods.training.run_folder import RunFolder, RunFolderError
+from jaxmethods.training.stopping import Interrupted
 from tests.training import toy
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +46,7 @@ def assert_same_bits(left, right):
 @pytest.fixture(scope="module")
 def whole_run(tmp_path_factory):
     folder = RunFolder(tmp_path_factory.mktemp("whole") / "run")
-    return folder, loop.train(toy.stages(), toy.config(), folder)
+    return folder, runner.run(toy.recipe(), toy.config(), folder)
 
 
 def test_the_loop_equals_calling_step_in_python(whole_run):
@@ -53,8 +56,8 @@ def test_the_loop_equals_calling_step_in_python(whole_run):
     step = jax.jit(method.step)
     for _ in range(23):
         state, _ = step(state, jnp.arange(3.0))
-    np.testing.assert_allclose(whole_run[1][0].weights[0], state.weights, rtol=1e-6)
-    assert key_data(whole_run[1][0].key[0]).tolist() == key_data(state.key).tolist()
+    np.testing.assert_allclose(whole_run[1]["first"].weights[0], state.weights, rtol=1e-6)
+    assert key_data(whole_run[1]["first"].key[0]).tolist() == key_data(state.key).tolist()
 
 
 def test_every_chunk_is_a_row_with_the_mean_over_its_steps(whole_run):
@@ -65,7 +68,7 @@ def test_every_chunk_is_a_row_with_the_mean_over_its_steps(whole_run):
 
 
 def test_the_second_stage_starts_from_the_firsts_final_state(whole_run):
-    first, second = whole_run[1]
+    first, second = whole_run[1]["first"], whole_run[1]["second"]
     target = first.weights.mean(0)
     assert jnp.linalg.norm(second.weights[0] - target) < jnp.linalg.norm(target)
 
@@ -75,57 +78,69 @@ def test_two_newest_and_the_best_checkpoints_are_kept(tmp_path):
     rising = Method(
         lambda key, batch: jnp.float32(0), lambda state, batch: (state + 1, {"loss": state})
     )
-    stage = Stage("s", rising, 40, evaluate=lambda s, k: {"score": -jnp.abs(s - 9)}, score="score")
-    loop.train([stage], toy.config(), folder)
+    scored = Evaluation(lambda state, batch, key: {"score": -jnp.abs(state - 9)}, score="score")
+    runner.run(Recipe([Train("s", rising, 40, evaluation=scored)]), toy.config(), folder)
     assert Checkpoints(folder.checkpoints / "s", scored=True).steps() == [8, 32, 40]
     assert Checkpoints(folder.checkpoints / "s", scored=True).best() == 8
 
 
 def test_each_of_several_seeds_equals_its_single_run(tmp_path):
-    together = loop.train(
-        toy.stages()[:1], toy.config(seed=5, seeds=3), RunFolder(tmp_path / "together")
-    )[0]
-    alone = loop.train(toy.stages()[:1], toy.config(seed=6), RunFolder(tmp_path / "alone"))[0]
+    first = toy.recipe().stages[:1]
+    several = toy.config(seed=5, seeds=3)
+    together = runner.run(Recipe(first), several, RunFolder(tmp_path / "together"))["first"]
+    one = toy.config(seed=6)
+    alone = runner.run(Recipe(first), one, RunFolder(tmp_path / "alone"))["first"]
     assert_same_bits(jax.tree.map(lambda leaf: leaf[1:2], together), alone)
 
 
 def test_each_seed_gets_its_own_part_of_a_batch_with_a_seed_axis(tmp_path):
     """The second stage's target is what the same seed found in the first, plus a shared offset."""
-    first = toy.stages()[0]
+    first = toy.recipe().stages[0]
     descent = toy.noisy_descent()
     method = Method(
         lambda key, batch: descent.init(key, batch[0]),
         lambda state, batch: descent.step(state, batch[0] + batch[1]),
     )
 
-    def data(finished):
-        return finished[0].weights, jnp.float32(10.0)
+    def data(results):
+        return results["first"].weights, jnp.float32(10.0)
 
-    second = Stage("second", method, 60, data, batch_axes=(0, None))
+    second = Train("second", method, 60, data, layout=Layout(per_seed=("^0$",)))
     folder = RunFolder(tmp_path / "run")
-    found, ended = loop.train([first, second], toy.config(seeds=3), folder)
+    results = runner.run(Recipe([first, second]), toy.config(seeds=3), folder)
+    found, ended = results["first"], results["second"]
     assert jnp.abs(ended.weights - (found.weights + 10.0)).max() < 0.3
     assert jnp.abs(found.weights[0] - found.weights[1]).max() > 1e-3
 
 
-def test_the_host_judges_all_seeds_with_the_data_and_exports_what_they_ended_with(tmp_path):
-    def judge(states, batch, keys):
-        assert len(keys) == 3
-        return {"distance": np.abs(np.asarray(states.weights) - np.asarray(batch)).max(1)}
+def test_the_host_judges_measures_of_all_seeds_and_the_report_gets_results(tmp_path):
+    def measure(state, batch, key):
+        return {"off": state.weights - batch, "noise": jax.random.normal(key)}
 
-    def export(states, folder):
-        np.save(folder / "weights.npy", states.weights)
+    def judge(measures):
+        assert isinstance(measures["off"], np.ndarray)
+        assert len(measures["noise"]) == 3
+        return {"distance": np.abs(measures["off"]).max(1)}
 
-    stage = toy.stages()[0]._replace(judge=judge, export=export)
+    def report(results, folder):
+        np.save(folder / "weights.npy", results["first"])
+
+    stage = (
+        toy.recipe()
+        .stages[0]
+        ._replace(
+            evaluation=Evaluation(measure, judge, score="distance"),
+            result=lambda state, batch: state.weights,
+        )
+    )
     folder, config = RunFolder(tmp_path / "run"), toy.config(seeds=3)
-    finished = loop.train([stage], config, folder)
+    recipe = Recipe([stage], report, reads=("first",))
+    found = runner.run(recipe, config, folder)["first"]
+    expected = np.abs(found - jnp.arange(3.0)).max(1)
     last = folder.read_metrics()[-1]
-    expected = np.abs(finished[0].weights - jnp.arange(3.0)).max(1)
     np.testing.assert_allclose(last["evaluate/distance"], expected, rtol=1e-6)
-    assert len(last["evaluate/score"]) == 3  # beside what the stage's `evaluate` says
-    loop.export_results([stage], finished, folder.path)
-    np.testing.assert_array_equal(np.load(folder.path / "weights.npy"), finished[0].weights)
-    [(name, step, metrics)] = loop.evaluate([stage], config, folder, "latest", seed=5)
+    np.testing.assert_array_equal(np.load(folder.path / "weights.npy"), found)
+    [(name, step, metrics)] = runner.evaluate(recipe, config, folder, "latest", seed=5)
     assert (name, step) == ("first", 23)
     np.testing.assert_allclose(metrics["distance"], expected, rtol=1e-6)
 
@@ -133,8 +148,8 @@ def test_the_host_judges_all_seeds_with_the_data_and_exports_what_they_ended_wit
 def test_step_is_traced_once_over_a_whole_run(tmp_path):
     method = toy.noisy_descent()
     traced = chex.assert_max_traces(method.step, n=1)
-    stages = toy.stages(method=Method(method.init, traced))[:1]
-    loop.train(stages, toy.config(), RunFolder(tmp_path / "run"))
+    stages = toy.recipe(method=Method(method.init, traced)).stages[:1]
+    runner.run(Recipe(stages), toy.config(), RunFolder(tmp_path / "run"))
 
 
 def test_nothing_is_transferred_inside_a_chunk():
@@ -158,9 +173,9 @@ def test_the_state_is_donated():
 
 def test_a_nan_stops_the_run_and_names_step_metric_and_last_good_checkpoint(tmp_path):
     folder = RunFolder(tmp_path / "run")
-    stages = toy.stages(method=toy.noisy_descent(nan_at=18))
-    with pytest.raises(loop.DivergedError, match=r"step 18: metric 'loss' is nan.*first/16"):
-        loop.train(stages, toy.config(), folder)
+    recipe = toy.recipe(method=toy.noisy_descent(nan_at=18))
+    with pytest.raises(runner.DivergedError, match=r"step 18: metric 'loss' is nan.*first/16"):
+        runner.run(recipe, toy.config(), folder)
     assert Checkpoints(folder.checkpoints / "first").latest() == 16
 
 
@@ -179,11 +194,11 @@ class StopAt(toy.SlowProgress):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_resume_ends_in_the_same_bits(tmp_path, whole_run, number):
     folder = RunFolder(tmp_path / "run")
-    with pytest.raises(loop.Interrupted, match="saved at step 12 of 23") as stopped:
-        loop.train(toy.stages(), toy.config(), folder, progress=StopAt(12, number))
+    with pytest.raises(Interrupted, match="saved at step 12 of 23") as stopped:
+        runner.run(toy.recipe(), toy.config(), folder, progress=StopAt(12, number))
     assert stopped.value.code == 128 + number
     assert Checkpoints(folder.checkpoints / "first").latest() == 12
-    assert_same_bits(loop.train(toy.stages(), toy.config(), folder, resume=True), whole_run[1])
+    assert_same_bits(runner.run(toy.recipe(), toy.config(), folder, resume=True), whole_run[1])
     assert rows_without_times(folder) == rows_without_times(whole_run[0])
 
 
@@ -193,15 +208,15 @@ def test_a_signal_before_the_first_step_says_that_nothing_was_to_be_saved(tmp_pa
             os.kill(os.getpid(), signal.SIGINT)
 
     folder = RunFolder(tmp_path / "run")
-    with pytest.raises(loop.Interrupted, match="before the first step"):
-        loop.train(toy.stages(), toy.config(), folder, progress=Early())
+    with pytest.raises(Interrupted, match="before the first step"):
+        runner.run(toy.recipe(), toy.config(), folder, progress=Early())
     assert folder.read_metrics() == []
 
 
 def test_kill_9_at_random_moments_then_resume_ends_in_the_same_bits(tmp_path):
     draw = random.Random(time.time_ns())
     whole = RunFolder(tmp_path / "whole")
-    expected = loop.train(toy.stages(60, 30), toy.config(seeds=2), whole)
+    expected = runner.run(toy.recipe(60, 30), toy.config(seeds=2), whole)
     folder = tmp_path / "killed"
     kills = 0
     for _ in range(3):
@@ -219,14 +234,14 @@ def test_kill_9_at_random_moments_then_resume_ends_in_the_same_bits(tmp_path):
         process.stdout.close()
         kills += process.returncode == -signal.SIGKILL
     assert kills >= 2
-    resumed = loop.train(toy.stages(60, 30), toy.config(seeds=2), RunFolder(folder), resume=True)
+    resumed = runner.run(toy.recipe(60, 30), toy.config(seeds=2), RunFolder(folder), resume=True)
     assert_same_bits(resumed, expected)
     assert rows_without_times(RunFolder(folder)) == rows_without_times(whole)
 
 
 def test_resuming_a_finished_run_changes_nothing(whole_run):
     before = rows_without_times(whole_run[0])
-    again = loop.train(toy.stages(), toy.config(), whole_run[0], resume=True)
+    again = runner.run(toy.recipe(), toy.config(), whole_run[0], resume=True)
     assert_same_bits(again, whole_run[1])
     assert rows_without_times(whole_run[0]) == before
 
@@ -238,8 +253,8 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 def interrupted_run(path: Path) -> RunFolder:
     folder = RunFolder(path)
-    with pytest.raises(loop.Interrupted):
-        loop.train(toy.stages(), toy.config(), folder, progress=StopAt(20, signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        runner.run(toy.recipe(), toy.config(), folder, progress=StopAt(20, signal.SIGTERM))
     return folder
 
 
@@ -250,7 +265,7 @@ def test_a_truncated_checkpoint_is_named_and_left_alone(tmp_path):
         path.write_bytes(path.read_bytes()[:7])
     before = snapshot(newest)
     with pytest.raises(CheckpointError, match=r"first/20: cannot be restored .*from step 16"):
-        loop.train(toy.stages(), toy.config(), folder, resume=True)
+        runner.run(toy.recipe(), toy.config(), folder, resume=True)
     assert snapshot(newest) == before
 
 
@@ -261,7 +276,7 @@ def test_a_checkpoint_of_another_program_is_refused(tmp_path):
     )
     before = snapshot(folder.checkpoints)
     with pytest.raises(CheckpointError, match="cannot be restored"):
-        loop.train(toy.stages(method=other), toy.config(), folder, resume=True)
+        runner.run(toy.recipe(method=other), toy.config(), folder, resume=True)
     assert snapshot(folder.checkpoints) == before
 
 
@@ -270,20 +285,20 @@ def test_a_foreign_folder_is_refused_and_left_alone(tmp_path):
     before = snapshot(tmp_path)
     for resume in (False, True):
         with pytest.raises(RunFolderError, match="not a run folder"):
-            loop.train(toy.stages(), toy.config(), RunFolder(tmp_path), resume)
+            runner.run(toy.recipe(), toy.config(), RunFolder(tmp_path), resume)
     assert snapshot(tmp_path) == before
 
 
 def test_a_second_run_into_the_same_folder_is_refused(whole_run):
     before = snapshot(whole_run[0].path)
     with pytest.raises(RunFolderError, match="--resume"):
-        loop.train(toy.stages(), toy.config(), whole_run[0])
+        runner.run(toy.recipe(), toy.config(), whole_run[0])
     assert snapshot(whole_run[0].path) == before
 
 
 def test_resuming_with_another_config_names_what_changed(whole_run):
     with pytest.raises(RunFolderError, match="seed was 0, now 3"):
-        loop.train(toy.stages(), toy.config(seed=3), whole_run[0], resume=True)
+        runner.run(toy.recipe(), toy.config(seed=3), whole_run[0], resume=True)
 
 
 def test_a_folder_in_use_by_another_process_is_refused(tmp_path):
@@ -299,13 +314,13 @@ def test_a_folder_in_use_by_another_process_is_refused(tmp_path):
 def test_an_unwritable_folder_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match=r"cannot be written|is a file"):
-        loop.train(toy.stages(), toy.config(), RunFolder(tmp_path / "file" / "run"))
+        runner.run(toy.recipe(), toy.config(), RunFolder(tmp_path / "file" / "run"))
 
 
 def test_an_unfinished_last_line_of_metrics_is_dropped(tmp_path):
     folder = interrupted_run(tmp_path / "run")
     with folder.metrics.open("a") as file:
         file.write('{"stage": "first", "st')
-    loop.train(toy.stages(), toy.config(), folder, resume=True)
+    runner.run(toy.recipe(), toy.config(), folder, resume=True)
     for line in folder.metrics.read_text().splitlines():
         assert "step" in json.loads(line)

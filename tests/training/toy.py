@@ -16,10 +16,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmethods.config import LoopConfig, RunConfig
+from jaxmethods.config import LoopConfig, TrainingRunConfig
 from jaxmethods.errors import UserError
-from jaxmethods.method import Method, Rule, Stage
-from jaxmethods.training import loop
+from jaxmethods.layout import Layout, Rule
+from jaxmethods.method import Method
+from jaxmethods.stages import Evaluation, Recipe, Train
+from jaxmethods.training import runner
 from jaxmethods.training.progress import Progress
 from jaxmethods.training.run_folder import RunFolder
 
@@ -49,36 +51,40 @@ def noisy_descent(rate: float = 0.1, nan_at: int = -1) -> Method:
     return Method(init, step)
 
 
-def distance(state, key):
+def distance(state, batch, key):
     """The evaluation: how far the weights are from a fixed point, with noise from the key."""
     return {"score": -jnp.sum(state.weights**2) + 0.01 * jax.random.normal(key)}
 
 
-def stages(
+def recipe(
     first: int = 23,
     second: int = 17,
     method: Method | None = None,
     shape: tuple[int, ...] = (3,),
     rules: Sequence[Rule] = (),
-) -> list[Stage]:
+) -> Recipe:
     """The second stage starts from what the first one found; `shape` is that of the weights."""
     method = method or noisy_descent()
 
-    def target(finished):
+    def target(results):
         return jnp.arange(float(math.prod(shape))).reshape(shape)
 
-    def found(finished):
-        return finished[0].weights.mean(0)
+    def found(results):
+        return results["first"].weights.mean(0)
 
-    return [
-        Stage("first", method, first, target, distance, "score", rules),
-        Stage("second", method, second, found, distance, rules=rules),
-    ]
+    layout = Layout(state=rules)
+    scored = Evaluation(distance, score="score")
+    return Recipe(
+        [
+            Train("first", method, first, target, evaluation=scored, layout=layout),
+            Train("second", method, second, found, evaluation=Evaluation(distance), layout=layout),
+        ]
+    )
 
 
-def config(**changes) -> RunConfig:
+def config(**changes) -> TrainingRunConfig:
     training = LoopConfig(log_every=4, evaluate_every=8, checkpoint_every=8)
-    return RunConfig(method="toy", training=training, **changes)
+    return TrainingRunConfig(method="toy", training=training, **changes)
 
 
 class SlowProgress(Progress):
@@ -95,7 +101,7 @@ class SlowProgress(Progress):
 def main() -> int:
     folder, resume = RunFolder(Path(sys.argv[1])), "--resume" in sys.argv
     try:
-        loop.train(stages(60, 30), config(seeds=2), folder, resume, SlowProgress())
+        runner.run(recipe(60, 30), config(seeds=2), folder, resume, SlowProgress())
     except UserError as error:
         print(error, file=sys.stderr)
         return error.code

@@ -1,0 +1,110 @@
+"""Runs from Python: what the command line does, and what a finished run holds.
+
+import jaxmethods
+run = jaxmethods.run("configs/commformer/demo.yaml", "runs/mine", seed=3)
+run = jaxmethods.load_run("runs/mine")
+run.metrics["train"]["success_rate"]       # [seeds], the last evaluation
+run.results["train"]                       # what the stage found, leading axis of seeds
+run.state("train", "best")                 # a stage's whole state at a checkpoint
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmethods.config import RunConfig, merge, mesh_of, read_yaml
+from jaxmethods.stages import Recipe, Train
+from jaxmethods.training import registry, runner
+from jaxmethods.training.progress import Progress
+from jaxmethods.training.result import last_judged
+from jaxmethods.training.run_folder import RunFolder
+from jaxmethods.training.sharding import make_mesh
+from jaxmethods.training.train_stage import Trained
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run's folder, read."""
+
+    folder: Path
+    config: RunConfig
+    recipe: Recipe
+    results: dict[str, Any]
+    """Stage name -> what it found; those of training have a leading axis of seeds."""
+    metrics: dict[str, dict[str, np.ndarray]]
+    """Stage name -> its last evaluation, name -> [seeds]."""
+
+    def state(self, stage: str, checkpoint: str = "latest") -> Any:
+        """The whole state [seeds] of a training stage.
+
+        Args:
+            stage: its name.
+            checkpoint: "best", "latest" or a step.
+
+        Raises:
+            ValueError: no such training stage.
+            CheckpointError: no such checkpoint, or a damaged one.
+        """
+        trained = {one.name: one for one in self.recipe.stages if isinstance(one, Train)}
+        if stage not in trained:
+            raise ValueError(f"stage: expected one of {sorted(trained)}, got {stage!r}")
+        kept = Trained(RunFolder(self.folder), trained[stage])
+        mesh = make_mesh(mesh_of(self.config))
+        try:
+            return runner.restore(kept, self.config, mesh, self.results, checkpoint)[1]
+        finally:
+            kept.close()
+
+
+def run(
+    config: str | Path | Mapping[str, Any],
+    out: str | Path,
+    *,
+    resume: bool = False,
+    quiet: bool = True,
+    **changes: Any,
+) -> LoadedRun:
+    """Runs what a config describes, as `jaxmethods run` does, and returns what it found.
+
+    Args:
+        config: a YAML file, or its content.
+        out: the run folder; new or empty, unless `resume`.
+        resume: go on with the run that is there.
+        quiet: show no progress.
+        **changes: fields of the config laid over it; nested ones as mappings:
+            `ppo={"epochs": 5}`.
+
+    Raises:
+        UserError: one of its kinds, with one line that says what is wrong.
+    """
+    source = "given" if isinstance(config, Mapping) else str(config)
+    values = dict(config) if isinstance(config, Mapping) else read_yaml(Path(config))
+    parsed, recipe = registry.parse(merge(values, changes), source)
+    folder = RunFolder(Path(out))
+    progress = Progress(quiet=quiet, headline=recipe.headline)
+    results = runner.run(recipe, parsed, folder, resume, progress)
+    runner.write_results(folder, recipe.headline)
+    return LoadedRun(folder.path, parsed, recipe, results, _metrics(folder))
+
+
+def load_run(folder: str | Path) -> LoadedRun:
+    """Reads a run's folder; of a run that still trains, the stages that are at their end.
+
+    Raises:
+        RunFolderError: the folder holds no run.
+        CheckpointError: a checkpoint is damaged.
+        UserError: data that the config names is not there any more.
+    """
+    there = RunFolder(Path(folder))
+    config, recipe = registry.parse(there.read_config(), str(there.config))
+    results = runner.read_results(recipe, config, there)
+    return LoadedRun(there.path, config, recipe, results, _metrics(there))
+
+
+def _metrics(folder: RunFolder) -> dict[str, dict[str, np.ndarray]]:
+    return {stage: dict(one.metrics) for stage, one in last_judged(folder.read_metrics()).items()}

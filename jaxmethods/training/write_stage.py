@@ -1,0 +1,70 @@
+"""A stage that leaves a folder of files, which has its name when it is whole."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from jaxmethods import files
+from jaxmethods.stages import Results, Write
+from jaxmethods.training import distributed
+from jaxmethods.training.record import Record
+from jaxmethods.training.run_folder import RunFolder
+
+
+class Written:
+    """Where a writing stage's folder is."""
+
+    def __init__(self, folder: RunFolder, stage: Write):
+        self.stage = stage
+        self.path = folder.path / stage.name
+
+    def reached(self) -> int:
+        """1 where the folder is there."""
+        return int(self.path.is_dir())
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def result(self, results: Results, mesh: Mesh) -> Path | None:
+        """The folder; None where it isn't there."""
+        del results, mesh
+        return self.path if self.path.is_dir() else None
+
+
+class WriteRun:
+    """One run of a stage."""
+
+    def __init__(self, kept: Written, record: Record):
+        self.kept = kept
+        self.record = record
+
+    def to_the_end(self, results: Results) -> Path:
+        """The folder's path; files are written unless they are there."""
+        if not distributed.agree(self.kept.reached()):
+            metrics = distributed.together(lambda: self._write(results))
+            if metrics is not None:
+                named = {f"evaluate/{name}": value for name, value in metrics.items()}
+                self.record.write(self.kept.stage.name, 1, named)
+        return self.kept.path
+
+    def _write(self, results: Results) -> Any:
+        if not distributed.is_writer():
+            return None
+        progress = self.record.progress
+        progress.stage(self.kept.stage.name, 0, None)
+        with files.refusals(self.kept.path):
+            parent = self.kept.path.parent
+            temporary = Path(tempfile.mkdtemp(prefix=files.STAGED, dir=parent))
+        try:
+            metrics = self.kept.stage.write(results, temporary / "files", progress.advance)
+            with files.refusals(self.kept.path):
+                os.replace(temporary / "files", self.kept.path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return metrics
