@@ -2,7 +2,7 @@
 
     def recipe(run: Run) -> Recipe:
         base = Train("base", pretrainer(...), 500, lambda results: images)
-        features = Compute("features", lambda results, mesh: [...])  # e.g. of results["base"]
+        features = Compute("features", lambda results, place: [...])  # e.g. of results["base"]
         probe = Train("probe", classifier(...), 100, lambda results: results["features"])
         return Recipe([base, features, probe], report=draw_table, headline=("probe/accuracy",))
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 from jax.sharding import Mesh
@@ -74,13 +74,27 @@ class Part(NamedTuple):
     """() -> arrays, of the host or of the mesh."""
 
 
+class Place(Protocol):
+    """Puts what a part computes with on the mesh of the run."""
+
+    @property
+    def mesh(self) -> Mesh:
+        """Of all devices of the run."""
+        ...
+
+    def __call__(self, tree: Any, layout: Layout) -> Any:
+        """Arrays, the same in every process, split as the layout says of a batch."""
+        ...
+
+
 class Compute(NamedTuple):
     """A stage with nothing to train: features, scores, generated data, a table."""
 
     name: str
     """Unique within the recipe."""
-    parts: Callable[[Results, Mesh], Sequence[Part]]
-    """(results of earlier stages, mesh) -> what is to be computed, in order."""
+    parts: Callable[[Results, Place], Sequence[Part]]
+    """(results of earlier stages, place) -> what is to be computed, in order. Called at every
+    start: what costs is in the parts."""
     finish: Callable[[Sequence[Arrays]], Any]
     """The parts' arrays [of the host], in their order -> the stage's result."""
     metrics: Callable[[Any], Mapping[str, Any]] | None = None
@@ -140,6 +154,7 @@ __all__ = [
     "Evaluation",
     "Metrics",
     "Part",
+    "Place",
     "Recipe",
     "Results",
     "Stage",

@@ -1,7 +1,7 @@
 """What merged models are worth: accuracy of each task, distance to the experts, routing.
 
-The whole evaluation is one step of a `Method`, so that it is jitted, vmapped over seeds, kept with
-the run's checkpoints and not computed again when a run goes on. Labels are read here only.
+One pure function, `measure`, takes all contestants of a seed. Labels are read here only, and what
+an earlier stage has encoded (by the experts, by task arithmetic) is not encoded again.
 """
 
 from __future__ import annotations
@@ -17,30 +17,50 @@ from jaxmethods.merging.adaptation import Heads, classify, take
 from jaxmethods.merging.config import WEMoEConfig
 from jaxmethods.merging.finetuning import Base, Images, to_pixels
 from jaxmethods.merging.trees import Tree
-from jaxmethods.method import Method, Metrics
 from jaxmethods.models import vit
 from jaxmethods.models.vit import VisionConfig
 
 PLAIN = ("average", "task_arithmetic", "ties", "adamerging")
 """Merges that are towers like the base."""
 ROUTED = ("wemoe", "ewemoe")
-METHODS = (
-    "base",
-    "individual",
-    *PLAIN,
-    *(f"{name}{routing}" for name in ROUTED for routing in ("", "_batch")),
-    "surgery",
-    "surgery_v2",
-)
-"""Rows of every table. Surgeries correct task arithmetic; `_batch` routes all images of a batch of
-one task alike, which tells the model what task they are of."""
+ROWS = {
+    "base": "Base",
+    "individual": "Individual experts",
+    "average": "Weight averaging",
+    "task_arithmetic": "Task arithmetic",
+    "ties": "TIES",
+    "adamerging": "AdaMerging (layer-wise)",
+    "wemoe": "WEMoE",
+    "wemoe_batch": "WEMoE, batch routing",
+    "ewemoe": "E-WEMoE",
+    "ewemoe_batch": "E-WEMoE, batch routing",
+    "surgery": "Task arithmetic + Surgery",
+    "surgery_v2": "Task arithmetic + SurgeryV2",
+}
+"""Rows of every table, name to title. Surgeries correct task arithmetic; `_batch` routes all images
+of a batch of one task alike, which tells the model what task they are of."""
+METHODS = tuple(ROWS)
 
 RULES = (
     Rule(r"^stack/", ("fsdp",)),
     Rule(r"^test/(images|labels)$", ("data",)),
+    Rule(r"^(experts|merged)/(features|means)$", ("data",)),
     *wemoe.RULES,
 )
 """Of `Contestants`: experts over `fsdp`, tasks' images over `data`."""
+
+
+PER_SEED = ("^(base|heads|plain|routed|surgery|surgery_v2|experts|merged)/",)
+"""Of `Contestants`: all but the test images."""
+
+
+class Encoded(NamedTuple):
+    """What a model makes of images of every task."""
+
+    features: jax.Array
+    """[T, b, P]"""
+    means: jax.Array
+    """[T, N, b, D]: mean over tokens after every block."""
 
 
 class Contestants(NamedTuple):
@@ -48,9 +68,11 @@ class Contestants(NamedTuple):
 
     test: Images
     base: Base
-    stack: Tree
-    """Experts [T, ...]."""
     heads: Heads
+    experts: Encoded
+    """Of all test images [T, n], each by its task's expert."""
+    merged: Encoded
+    """The same by task arithmetic."""
     plain: Tree
     """Towers [4, ...] in the order of `PLAIN`."""
     routed: dict[str, tuple[wemoe.Upcycled, Any]]
@@ -72,37 +94,9 @@ class Results(NamedTuple):
     task vector of a task (second T), on average."""
 
 
-def tester(
-    vision: VisionConfig, routed: dict[str, WEMoEConfig], batch_size: int, logit_scale: float
-) -> Method:
-    """Makes the evaluation: `init` gives empty `Results`, `step` the results of `Contestants`.
-
-    Args:
-        routed: name of `ROUTED` -> its config.
-        batch_size: images of each task that are encoded (and, in batch routing, routed) together.
-    """
-
-    def measure(batch: Contestants) -> Results:
-        return _measure(batch, vision, routed, batch_size, logit_scale)
-
-    def init(key: jax.Array, batch: Contestants) -> Results:
-        del key
-        return jax.tree.map(
-            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(measure, batch)
-        )
-
-    def step(state: Results, batch: Contestants) -> tuple[Results, Metrics]:
-        del state
-        results = measure(batch)
-        return results, {"mean_accuracy": jnp.mean(results.accuracy)}
-
-    return Method(init, step)
-
-
-def judge(states: Results, batch: Contestants, keys: jax.Array) -> Metrics:
-    """Mean accuracy over tasks of every method, [seeds]."""
-    del batch, keys
-    means = jnp.mean(states.accuracy, axis=-1)
+def metrics(results: Results) -> dict[str, jax.Array]:
+    """Mean accuracy over tasks of every method, [seeds], of results with a leading seed axis."""
+    means = results.accuracy.mean(-1)
     return {f"{name}_accuracy": means[:, place] for place, name in enumerate(METHODS)}
 
 
@@ -117,22 +111,20 @@ def encode(
     return out.features, out.encoded.token_means
 
 
-class Encoded(NamedTuple):
-    """What a model makes of a batch of every task."""
-
-    features: jax.Array
-    """[T, b, P]"""
-    means: jax.Array
-    """[T, N, b, D]"""
-
-
-def _measure(
+def measure(
     batch: Contestants,
     vision: VisionConfig,
     routed: dict[str, WEMoEConfig],
     size: int,
     logit_scale: float,
 ) -> Results:
+    """Runs all contestants on all test images.
+
+    Args:
+        routed: name of `ROUTED` -> its config.
+        size: images of each task that are encoded (and, in batch routing, routed) together.
+        logit_scale: exp(s), what cosines are multiplied by.
+    """
     longest = batch.test.labels.shape[1]
     counts = batch.test.counts[:, None]
 
@@ -141,7 +133,8 @@ def _measure(
         # Places past the end repeat images, so that batches that route together are all real.
         indices = place % counts
         pixels = to_pixels(take(batch.test.images, indices))
-        outputs, routing = _encode_all(batch, vision, routed, pixels)
+        known = [_chosen(encoded, indices) for encoded in (batch.experts, batch.merged)]
+        outputs, routing = _encode_all(batch, vision, routed, pixels, *known)
         logits = jax.vmap(lambda z: classify(z, batch.heads, jnp.log(logit_scale)))(
             outputs.features
         )
@@ -170,8 +163,19 @@ def _measure(
     )
 
 
+def _chosen(encoded: Encoded, indices: jax.Array) -> Encoded:
+    """Of images [T, b] only."""
+    means = jax.vmap(lambda means, place: means[:, place])(encoded.means, indices)
+    return Encoded(take(encoded.features, indices), means)
+
+
 def _encode_all(
-    batch: Contestants, vision: VisionConfig, routed: dict[str, WEMoEConfig], pixels: jax.Array
+    batch: Contestants,
+    vision: VisionConfig,
+    routed: dict[str, WEMoEConfig],
+    pixels: jax.Array,
+    experts: Encoded,
+    merged: Encoded,
 ) -> tuple[Encoded, dict[str, jax.Array]]:
     """Every method's `Encoded` with a leading method axis; sample routing [modules, N, T, b, T]."""
     tasks, size = pixels.shape[:2]
@@ -185,18 +189,16 @@ def _encode_all(
     def plain(tower: Tree) -> Encoded:
         return split(*encode(tower, projection, vision, flat))
 
-    def own(tower: Tree, pixels: jax.Array) -> Encoded:
-        return Encoded(*encode(tower, projection, vision, pixels))
-
     def corrected(model: Any, pixels: jax.Array, after: Any, corrections: Any) -> Any:
         hooks = vit.Hooks(after=after)
         tower, projection = model
         return encode(tower, projection, vision, pixels, hooks=hooks, per_layer=corrections)
 
-    found = {"base": plain(batch.base.tower), "individual": jax.vmap(own)(batch.stack, pixels)}
-    merges = jax.lax.map(plain, batch.plain)
-    for place, name in enumerate(PLAIN):
-        found[name] = jax.tree.map(lambda leaf, i=place: leaf[i], merges)
+    found = {"base": plain(batch.base.tower), "individual": experts, "task_arithmetic": merged}
+    others = [place for place, name in enumerate(PLAIN) if name not in found]
+    merges = jax.lax.map(plain, jax.tree.map(lambda leaf: leaf[jnp.array(others)], batch.plain))
+    for row, place in enumerate(others):
+        found[PLAIN[place]] = jax.tree.map(lambda leaf, i=row: leaf[i], merges)
     routing = {}
     for name, (model, routers) in batch.routed.items():
         for suffix, groups in (("", None), ("_batch", tasks)):
@@ -210,7 +212,6 @@ def _encode_all(
             if groups is None:
                 chosen = jnp.stack([out.coefficients[m] for m in routed[name].modules])
                 routing[name] = chosen.reshape(*chosen.shape[:2], tasks, size, tasks)
-    merged = found["task_arithmetic"]
     features = surgery.correct_features(batch.surgery, merged.features)
     found["surgery"] = Encoded(features, merged.means)
     tower = jax.tree.map(lambda leaf: leaf[PLAIN.index("task_arithmetic")], batch.plain)

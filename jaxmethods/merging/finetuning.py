@@ -102,6 +102,13 @@ class Base(NamedTuple):
     """V [P, D]"""
 
 
+class Start(NamedTuple):
+    """What a base hands on."""
+
+    base: Base
+    heads: Heads
+
+
 class BaseBatch(NamedTuple):
     """What the base is trained on."""
 

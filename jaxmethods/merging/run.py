@@ -19,6 +19,7 @@ from pydantic import Field, model_validator
 
 from jaxmethods.config import Config, OnResume, TrainingRunConfig
 from jaxmethods.data.images import Task, digit_tasks, read_tasks
+from jaxmethods.layout import Layout, Rule, seed_axes
 from jaxmethods.merging import adamerging, evaluate, surgery, table, wemoe
 from jaxmethods.merging.adaptation import Heads, Unlabelled, classify
 from jaxmethods.merging.arithmetic import average, task_arithmetic
@@ -38,6 +39,7 @@ from jaxmethods.merging.finetuning import (
     ExpertsBatch,
     ExpertsConfig,
     Images,
+    Start,
     count_labelled,
     finetuner,
     pretrainer,
@@ -48,9 +50,10 @@ from jaxmethods.merging.finetuning import (
 )
 from jaxmethods.merging.sign_election import ties
 from jaxmethods.merging.trees import Tree, task_vectors
-from jaxmethods.method import Batch, Stage, State
+from jaxmethods.method import Batch, State
 from jaxmethods.models import vit
 from jaxmethods.models.vit import VisionConfig
+from jaxmethods.stages import Arrays, Compute, Part, Place, Recipe, Results, Train
 
 
 class DataConfig(Config):
@@ -136,7 +139,7 @@ class Run(TrainingRunConfig):
     evaluation: EvaluationConfig = EvaluationConfig()
 
 
-def stages(run: Run) -> list[Stage]:
+def recipe(run: Run) -> Recipe:
     """Base, experts, what adapts, and the comparison.
 
     Raises:
@@ -145,9 +148,15 @@ def stages(run: Run) -> list[Stage]:
         ValueError: sizes that don't fit the data.
     """
     inputs = Inputs(run)
-    return [
+
+    def report(results: Results, folder: Path) -> None:
+        seeds = range(run.seed, run.seed + run.seeds)
+        table.write(results["comparison"], [task.name for task in inputs.tasks], seeds, folder)
+
+    stages = [
         base_stage(run, inputs),
         experts_stage(run, inputs),
+        features_stage(inputs),
         adamerging_stage(run, inputs),
         wemoe_stage("wemoe", run.wemoe, run, inputs),
         wemoe_stage("ewemoe", run.ewemoe, run, inputs),
@@ -155,6 +164,13 @@ def stages(run: Run) -> list[Stage]:
         deep_surgery_stage(run, inputs),
         comparison_stage(run, inputs),
     ]
+    names = ("individual", "wemoe", "ewemoe", "surgery_v2", "task_arithmetic", "base")
+    headline = tuple(f"comparison/{name}_accuracy" for name in names)
+    return Recipe(stages, report, reads=("comparison",), headline=headline)
+
+
+ENCODED = 64
+"""Test images of each task that are encoded together, and kept together."""
 
 
 class Inputs:
@@ -176,7 +192,6 @@ class Inputs:
                 )
         self.unlabelled = cache(self._unlabelled)
         self.all_train = cache(lambda: stack_images(self.train, self.classes))
-        self.heads = jax.jit(jax.vmap(self._heads, (0, None)))
         self.merged = jax.jit(jax.vmap(self._merged, (0, 0)))
 
     def labelled(self) -> BaseBatch:
@@ -188,20 +203,18 @@ class Inputs:
         """With labels: for the comparison alone."""
         return stack_images([task.test for task in self.tasks], self.classes)
 
+    def test_pixels(self) -> tuple[np.ndarray, int]:
+        """Test images [T, n, H, W, 3], n padded to whole parts, and n without padding."""
+        pixels = np.asarray(self.unlabelled().inputs)
+        longest = pixels.shape[1]
+        return np.pad(pixels, [(0, 0), (0, -longest % ENCODED), *[(0, 0)] * 3]), longest
+
     def _unlabelled(self) -> Unlabelled:
         test = self.test()
         return Unlabelled(to_pixels(test.images), test.counts)
 
-    def _heads(self, base: Base, images: Images) -> Heads:
-        return prototypes(base, self.vision, images)
-
     def _merged(self, base: Base, stack: Tree) -> Tree:
         return task_arithmetic(base.tower, stack, self.run.static.task_arithmetic)
-
-    def experts(self, finished: Sequence[State]) -> tuple[Base, Tree, Heads]:
-        """Base, stack and heads, each with a leading seed axis."""
-        base = finished[0].base
-        return base, finished[1].stack, self.heads(base, self.all_train())
 
 
 def _read(data: DataConfig) -> list[Task]:
@@ -227,38 +240,85 @@ def vision_config(network: NetworkConfig, tasks: Sequence[Task]) -> VisionConfig
     )
 
 
-def base_stage(run: Run, inputs: Inputs) -> Stage:
-    """The base, on the labelled share of all tasks."""
+def base_stage(run: Run, inputs: Inputs) -> Train:
+    """The base, on the labelled share of all tasks, and the frozen heads that it makes."""
     scale = run.base.logit_scale or run.network.logit_scale
-    return Stage(
+
+    def result(state: State, batch: BaseBatch) -> Start:
+        return Start(state.base, prototypes(state.base, inputs.vision, batch.images))
+
+    return Train(
         "base",
         pretrainer(inputs.vision, run.base, scale),
         run.base.steps,
-        lambda finished: inputs.labelled(),
-        batch_rules=BASE_RULES,
+        lambda results: inputs.labelled(),
+        result=result,
+        layout=Layout(batch=BASE_RULES),
     )
 
 
-def experts_stage(run: Run, inputs: Inputs) -> Stage:
-    """One expert for each task, all at once."""
-
-    def data(finished: Sequence[State]) -> Batch:
-        base = finished[0].base
-        images = inputs.all_train()
-        return ExpertsBatch(images, base, inputs.heads(base, images))
-
-    return Stage(
+def experts_stage(run: Run, inputs: Inputs) -> Train:
+    """One expert for each task, all at once; the result is their stack."""
+    return Train(
         "experts",
         finetuner(inputs.vision, run.experts, run.network.logit_scale),
         run.experts.steps,
-        data,
-        rules=EXPERTS_RULES,
-        batch_rules=EXPERTS_RULES,
-        batch_axes=ExpertsBatch(None, 0, 0),  # type: ignore[arg-type]
+        lambda results: ExpertsBatch(inputs.all_train(), *results["base"]),
+        result=lambda state, batch: state.stack,
+        layout=Layout(EXPERTS_RULES, EXPERTS_RULES, per_seed=("^(base|heads)/",)),
     )
 
 
-def adamerging_stage(run: Run, inputs: Inputs) -> Stage:
+def features_stage(inputs: Inputs) -> Compute:
+    """What experts and task arithmetic make of every test image, for all who need it."""
+    models = ("experts", "merged")
+
+    @jax.jit
+    def encode(towers: Any, projection: jax.Array, pixels: jax.Array) -> Any:
+        def one(tower: Tree, projection: jax.Array, pixels: jax.Array) -> evaluate.Encoded:
+            features, means = evaluate.encode(tower, projection, inputs.vision, pixels)
+            return evaluate.Encoded(features, means)
+
+        def both(towers: Any, projection: jax.Array) -> Any:
+            own = jax.vmap(one, (0, None, 0))(towers["experts"], projection, pixels)
+            return own, jax.vmap(one, (None, None, 0))(towers["merged"], projection, pixels)
+
+        return jax.vmap(both)(towers, projection)
+
+    def parts(results: Results, place: Place) -> list[Part]:
+        base, stack = results["base"].base, results["experts"]
+        pixels, longest = inputs.test_pixels()
+
+        def compute(start: int) -> Arrays:
+            towers = {"experts": stack, "merged": inputs.merged(base, stack)}
+            layout = Layout(batch=(Rule("", ("data",)),))
+            chunk = place(pixels[:, start : start + ENCODED], layout)
+            found = encode(towers, base.projection, chunk)
+            return {
+                f"{model}.{name}": value
+                for model, encoded in zip(models, found, strict=True)
+                for name, value in encoded._asdict().items()
+            }
+
+        starts = range(0, longest, ENCODED)
+        return [Part(f"images-{start:06d}", partial(compute, start)) for start in starts]
+
+    def finish(found: Sequence[Arrays]) -> dict[str, evaluate.Encoded]:
+        longest = inputs.test_pixels()[1]
+
+        def joined(name: str, axis: int) -> np.ndarray:
+            whole = np.concatenate([part[name] for part in found], axis)
+            return whole.take(np.arange(longest), axis)
+
+        return {
+            model: evaluate.Encoded(joined(f"{model}.features", 2), joined(f"{model}.means", 3))
+            for model in models
+        }
+
+    return Compute("features", parts, finish)
+
+
+def adamerging_stage(run: Run, inputs: Inputs) -> Train:
     """Coefficients of task arithmetic, from unlabelled test images."""
     scale = jnp.log(run.network.logit_scale)
 
@@ -268,67 +328,64 @@ def adamerging_stage(run: Run, inputs: Inputs) -> Stage:
         whole = jax.tree.map(lambda leaf: leaf[None], heads)
         return classify(features[None], whole, scale)[0]
 
-    def data(finished: Sequence[State]) -> Batch:
-        base, stack, heads = inputs.experts(finished)
+    def data(results: Results) -> Batch:
+        (base, heads), stack = results["base"], results["experts"]
         tau = jax.vmap(task_vectors)(base.tower, stack)
         tasks = heads.weights.shape[1]
         projections = jnp.repeat(base.projection[:, None], tasks, 1)
         return adamerging.Batch(base.tower, tau, inputs.unlabelled(), (heads, projections))
 
-    return Stage(
+    return Train(
         "adamerging",
         adamerging.adapter(apply, run.adamerging),
         run.adamerging.steps,
         data,
-        batch_rules=adamerging.RULES,
-        batch_axes=adamerging.Batch(0, 0, None, 0),  # type: ignore[arg-type]
+        result=lambda state, batch: state.coefficients,
+        layout=Layout(batch=adamerging.RULES, per_seed=("^(base|task_vectors|heads)/",)),
     )
 
 
-def wemoe_stage(name: str, config: WEMoEConfig, run: Run, inputs: Inputs) -> Stage:
+def wemoe_stage(name: str, config: WEMoEConfig, run: Run, inputs: Inputs) -> Train:
     """Routers, from unlabelled test images."""
 
-    def data(finished: Sequence[State]) -> Batch:
-        base, stack, heads = inputs.experts(finished)
+    def data(results: Results) -> Batch:
+        (base, heads), stack = results["base"], results["experts"]
         model = jax.vmap(partial(wemoe.upcycle, config=config))(base.tower, stack)
         scale = jnp.log(jnp.float32(run.network.logit_scale))
         return wemoe.Batch(model, inputs.unlabelled(), heads, base.projection, scale)
 
-    return Stage(
+    return Train(
         name,
         wemoe.adapter(inputs.vision, config),
         config.steps,
         data,
-        batch_rules=wemoe.RULES,
-        batch_axes=wemoe.Batch(0, None, 0, 0, None),  # type: ignore[arg-type]
+        result=lambda state, batch: state.routers,
+        layout=Layout(batch=wemoe.RULES, per_seed=("^(model|heads)/", "^projection$")),
     )
 
 
-def surgery_stage(run: Run, inputs: Inputs) -> Stage:
+def surgery_stage(run: Run, inputs: Inputs) -> Train:
     """Corrections of task arithmetic's features."""
 
-    def data(finished: Sequence[State]) -> Batch:
-        base, stack, _ = inputs.experts(finished)
-        merged, images = inputs.merged(base, stack), inputs.unlabelled()
-        seeds = len(base.projection)
-        features, _ = _encode_seeds(inputs.vision, merged, base.projection, images.inputs)
-        targets, _ = _encode_seeds(inputs.vision, stack, base.projection, images.inputs)
-        counts = jnp.broadcast_to(images.counts, (seeds, *images.counts.shape))
-        return surgery.Batch(Unlabelled(features, counts), surgery.Targets(targets))
+    def data(results: Results) -> Batch:
+        merged, experts = (results["features"][model] for model in ("merged", "experts"))
+        counts = inputs.unlabelled().counts
+        counts = jnp.broadcast_to(counts, (run.seeds, *counts.shape))
+        targets = surgery.Targets(experts.features)
+        return surgery.Batch(Unlabelled(merged.features, counts), targets)
 
     config = run.surgery.model_copy(update={"deep": False})
-    return Stage(
+    return Train(
         "surgery",
         surgery.aligner(config),
         run.surgery.steps,
         data,
-        rules=surgery.RULES,
-        batch_axes=0,
-        batch_rules=surgery.RULES,
+        result=lambda state, batch: state.modules,
+        layout=Layout(surgery.RULES, surgery.RULES, per_seed=("",)),
     )
 
 
-def deep_surgery_stage(run: Run, inputs: Inputs) -> Stage:
+def deep_surgery_stage(run: Run, inputs: Inputs) -> Train:
     """Corrections of task arithmetic after every block and of its features."""
 
     def encode(model: Any, pixels: jax.Array, after: Any, corrections: Any) -> Any:
@@ -337,57 +394,54 @@ def deep_surgery_stage(run: Run, inputs: Inputs) -> Stage:
         options = {"hooks": hooks, "per_layer": corrections}
         return evaluate.encode(tower, projection, inputs.vision, pixels, **options)
 
-    def data(finished: Sequence[State]) -> Batch:
-        base, stack, _ = inputs.experts(finished)
-        images = inputs.unlabelled()
-        targets = _encode_seeds(inputs.vision, stack, base.projection, images.inputs)
+    def data(results: Results) -> Batch:
+        base, stack = results["base"].base, results["experts"]
+        features, means = results["features"]["experts"]
+        targets = surgery.Targets(features, means.swapaxes(2, 3))  # [S, T, n, N, D]
         model = inputs.merged(base, stack), base.projection
-        return surgery.Batch(images, surgery.Targets(*targets), model)
+        return surgery.Batch(inputs.unlabelled(), targets, model)
 
     config = run.surgery.model_copy(update={"deep": True})
-    return Stage(
+    return Train(
         "surgery_v2",
         surgery.aligner(config, encode),
         run.surgery.steps,
         data,
-        rules=surgery.RULES,
-        batch_rules=surgery.RULES,
-        batch_axes=surgery.Batch(None, 0, 0),  # type: ignore[arg-type]
+        result=lambda state, batch: state.modules,
+        layout=Layout(surgery.RULES, surgery.RULES, per_seed=("^(targets|model)/",)),
     )
 
 
-def comparison_stage(run: Run, inputs: Inputs) -> Stage:
-    """The table: every method on every test set, in one step."""
+def comparison_stage(run: Run, inputs: Inputs) -> Compute:
+    """The table: every method on every test set."""
     routed = {"wemoe": run.wemoe, "ewemoe": run.ewemoe}
+    sizes = run.evaluation.batch_size, run.network.logit_scale
 
-    def data(finished: Sequence[State]) -> Batch:
-        return contestants(run, inputs, finished)
+    def parts(results: Results, place: Place) -> list[Part]:
+        def compute() -> Arrays:
+            layout = Layout(batch=evaluate.RULES, per_seed=evaluate.PER_SEED)
+            batch = place(contestants(run, inputs, results), layout)
+            axes = seed_axes(batch, layout.per_seed)
 
-    def export(states: State, folder: Path) -> None:
-        names = [task.name for task in inputs.tasks]
-        seeds = range(run.seed, run.seed + run.seeds)
-        table.write(states, names, seeds, folder)
+            def one(batch: evaluate.Contestants) -> evaluate.Results:
+                return evaluate.measure(batch, inputs.vision, routed, *sizes)
 
-    method = evaluate.tester(
-        inputs.vision, routed, run.evaluation.batch_size, run.network.logit_scale
-    )
-    axes = evaluate.Contestants(None, 0, 0, 0, 0, 0, 0, 0)  # type: ignore[arg-type]
-    return Stage(
-        "comparison",
-        method,
-        1,
-        data,
-        judge=evaluate.judge,
-        export=export,
-        batch_axes=axes,
-        batch_rules=evaluate.RULES,
-    )
+            accuracy, distance, routing = jax.jit(jax.vmap(one, (axes,)))(batch)
+            return {"accuracy": accuracy, "distance": distance, **routing}
+
+        return [Part("all", compute)]
+
+    def finish(found: Sequence[Arrays]) -> evaluate.Results:
+        (part,) = found
+        routing = {name: part[name] for name in evaluate.ROUTED}
+        return evaluate.Results(part["accuracy"], part["distance"], routing)
+
+    return Compute("comparison", parts, finish, evaluate.metrics)
 
 
-def contestants(run: Run, inputs: Inputs, finished: Sequence[State]) -> evaluate.Contestants:
-    """All models, each with a leading seed axis, from the states of the earlier stages."""
-    base, stack, heads = inputs.experts(finished)
-    adapted, *routers, corrections, deep = finished[2:]
+def contestants(run: Run, inputs: Inputs, results: Results) -> evaluate.Contestants:
+    """All models, each with a leading seed axis, from the results of the earlier stages."""
+    (base, heads), stack = results["base"], results["experts"]
     configs = {"wemoe": run.wemoe, "ewemoe": run.ewemoe}
 
     def merge(base: Base, stack: Tree, coefficients: Any) -> Tree:
@@ -410,42 +464,14 @@ def contestants(run: Run, inputs: Inputs, finished: Sequence[State]) -> evaluate
     return evaluate.Contestants(
         test=inputs.test(),
         base=base,
-        stack=stack,
         heads=heads,
-        plain=jax.jit(jax.vmap(merge))(base, stack, adapted.coefficients),
+        experts=results["features"]["experts"],
+        merged=results["features"]["merged"],
+        plain=jax.jit(jax.vmap(merge))(base, stack, results["adamerging"]),
         routed={
-            name: jax.vmap(partial(route, name))(base, stack, state.routers)
-            for name, state in zip(evaluate.ROUTED, routers, strict=True)
+            name: jax.vmap(partial(route, name))(base, stack, results[name])
+            for name in evaluate.ROUTED
         },
-        surgery=corrections.modules,
-        surgery_v2=deep.modules,
+        surgery=results["surgery"],
+        surgery_v2=results["surgery_v2"],
     )
-
-
-def _encode_seeds(
-    vision: VisionConfig, towers: Tree, projection: jax.Array, pixels: jax.Array, chunk: int = 64
-) -> tuple[jax.Array, jax.Array]:
-    """Features [S, T, n, P] and token means [S, T, n, N, D] of pixels [T, n, H, W, 3].
-
-    Args:
-        towers: [S, ...], one for all tasks, or [S, T, ...].
-    """
-    single = towers["pre_layrnorm"]["weight"].ndim == 2
-    longest = pixels.shape[1]
-
-    @jax.jit
-    def run(towers: Tree, projection: jax.Array, pixels: jax.Array) -> Any:
-        def one(tower: Tree, projection: jax.Array, pixels: jax.Array) -> Any:
-            features, means = evaluate.encode(tower, projection, vision, pixels)
-            return features, means.swapaxes(0, 1)
-
-        tasks = jax.vmap(one, (None if single else 0, None, 0))
-        return jax.vmap(tasks, (0, 0, None))(towers, projection, pixels)
-
-    padded = jnp.pad(pixels, [(0, 0), (0, -longest % chunk), *[(0, 0)] * 3])
-    parts = [
-        run(towers, projection, padded[:, start : start + chunk])
-        for start in range(0, padded.shape[1], chunk)
-    ]
-    features, means = (np.concatenate(part, 2)[:, :, :longest] for part in zip(*parts, strict=True))
-    return jnp.asarray(features), jnp.asarray(means)

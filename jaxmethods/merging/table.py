@@ -1,12 +1,8 @@
-"""What a comparison leaves behind: `table.json`, `table.md` and figures.
-
-python -m jaxmethods.merging.table RUN_DIR     # prints table.md from table.json
-"""
+"""What a comparison leaves behind: `table.json`, `table.md` and figures."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,22 +11,7 @@ import numpy as np
 
 from jaxmethods.files import write_atomically
 from jaxmethods.merging import figures
-from jaxmethods.merging.evaluate import METHODS, Results
-
-TITLES = {
-    "base": "Base",
-    "individual": "Individual experts",
-    "average": "Weight averaging",
-    "task_arithmetic": "Task arithmetic",
-    "ties": "TIES",
-    "adamerging": "AdaMerging (layer-wise)",
-    "wemoe": "WEMoE",
-    "wemoe_batch": "WEMoE, batch routing",
-    "ewemoe": "E-WEMoE",
-    "ewemoe_batch": "E-WEMoE, batch routing",
-    "surgery": "Task arithmetic + Surgery",
-    "surgery_v2": "Task arithmetic + SurgeryV2",
-}
+from jaxmethods.merging.evaluate import METHODS, ROWS, Results
 
 
 def write(states: Results, tasks: Sequence[str], seeds: Sequence[int], folder: Path) -> None:
@@ -39,8 +20,7 @@ def write(states: Results, tasks: Sequence[str], seeds: Sequence[int], folder: P
     write_atomically(folder / "table.json", json.dumps(content, indent=1))
     write_atomically(folder / "table.md", markdown(content))
     drawn = folder / "figures"
-    drawn.mkdir(exist_ok=True)
-    figures.draw(content, TITLES, drawn)
+    figures.draw(content, ROWS, drawn)
 
 
 def as_dict(states: Results, tasks: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
@@ -71,7 +51,7 @@ def markdown(content: Mapping[str, Any]) -> str:
         "| method | " + " | ".join([*tasks, "mean"]) + " |",
         "| --- " * (len(tasks) + 2) + "|",
     ]
-    for name, title in TITLES.items():
+    for name, title in ROWS.items():
         values = 100 * np.asarray(content["accuracy"][name])  # [S, T]
         columns = np.concatenate([values, values.mean(1, keepdims=True)], 1).T
         lines.append(f"| {title} | " + " | ".join(map(_cell, columns)) + " |")
@@ -82,7 +62,3 @@ def _cell(values: np.ndarray) -> str:
     if len(values) == 1:
         return f"{values[0]:.1f}"
     return f"{values.mean():.1f} ± {values.std(ddof=1) / len(values) ** 0.5:.1f}"
-
-
-if __name__ == "__main__":
-    print(markdown(json.loads((Path(sys.argv[1]) / "table.json").read_text())), end="")

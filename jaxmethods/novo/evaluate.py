@@ -101,7 +101,7 @@ def recipe(run: Run) -> Recipe:
     task, source = prepare(run)
     scores = Compute(
         "questions",
-        lambda results, mesh: _parts(task, mesh if mesh.size > 1 else None, source),
+        lambda results, place: _parts(task, place.mesh, source),
         partial(answer, task),
         metrics=lambda answers: answers.metrics,
     )
@@ -227,7 +227,8 @@ def _read(run: Run) -> tuple[list[Question], Roles]:
     return questions + [pool[i] for i in kept], Roles(places[:samples], np.arange(number), places)
 
 
-def _parts(task: Task, mesh: Mesh | None, source: str) -> list[Part]:
+def _parts(task: Task, whole: Mesh, source: str) -> list[Part]:
+    mesh = whole if whole.size > 1 else None
     run, number = task.run, len(task.tree.batches)
     dtype = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "stored": None}[run.dtype]
     loaded: list[Any] = []

@@ -16,10 +16,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from jaxmethods import files
-from jaxmethods.stages import Arrays, Compute, Part, Results
+from jaxmethods.stages import Arrays, Compute, Part, Place, Results
 from jaxmethods.training import distributed
 from jaxmethods.training.judging import StageError
 from jaxmethods.training.record import Record
@@ -62,9 +61,9 @@ class Computed:
                 f"{file}: cannot be read ({files.reason(error)}); remove it to compute it again"
             ) from error
 
-    def result(self, results: Results, mesh: Mesh) -> Any:
+    def result(self, results: Results, place: Place) -> Any:
         """From kept parts alone; None where one is missing."""
-        parts = self.stage.parts(results, mesh)
+        parts = self.stage.parts(results, place)
         if not all(files.is_file(self.file(part)) for part in parts):
             return None
         return self.stage.finish([self.read(part) for part in parts])
@@ -73,16 +72,16 @@ class Computed:
 class ComputeRun:
     """One run of a stage."""
 
-    def __init__(self, kept: Computed, mesh: Mesh, record: Record, stop: Stop):
+    def __init__(self, kept: Computed, place: Place, record: Record, stop: Stop):
         self.stage = kept.stage
         self.kept = kept
-        self.mesh = mesh
+        self.place = place
         self.record = record
         self.stop = stop
 
     def to_the_end(self, results: Results) -> Any:
         """The stage's result, from those of the stages before it."""
-        parts = distributed.together(lambda: self.stage.parts(results, self.mesh))
+        parts = distributed.together(lambda: self.stage.parts(results, self.place))
         # A shared disk may show a file late to some: all do what one of them sees.
         missing = [not distributed.agree(files.is_file(self.kept.file(part))) for part in parts]
         done = len(parts) - sum(missing)

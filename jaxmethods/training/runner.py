@@ -24,7 +24,7 @@ from jaxmethods.training.loop import init_state, seed_keys
 from jaxmethods.training.progress import Progress
 from jaxmethods.training.record import Record
 from jaxmethods.training.run_folder import RunFolder, write_atomically
-from jaxmethods.training.sharding import local_copy, make_mesh, put, shardings
+from jaxmethods.training.sharding import Placer, local_copy, make_mesh, put, shardings
 from jaxmethods.training.stopping import Stop, stop_requested
 from jaxmethods.training.train_stage import DivergedError, Trained, TrainRun
 from jaxmethods.training.write_stage import WriteRun, Written
@@ -99,7 +99,7 @@ def _stage_run(
     kept: Kept, config: RunConfig, mesh: Mesh, record: Record, stop: Stop
 ) -> TrainRun | ComputeRun | WriteRun:
     if isinstance(kept, Computed):
-        return ComputeRun(kept, mesh, record, stop)
+        return ComputeRun(kept, Placer(mesh, seeds_of(config)), record, stop)
     if isinstance(kept, Written):
         return WriteRun(kept, record)
     return TrainRun(kept, config, mesh, record, stop)
@@ -222,7 +222,9 @@ def evaluate(
     results: dict[str, Any] = {}
     for stage in recipe.stages:
         if not isinstance(stage, Train):
-            results[stage.name] = KINDS[type(stage)](folder, stage).result(results, mesh)
+            results[stage.name] = KINDS[type(stage)](folder, stage).result(
+                results, Placer(mesh, seeds_of(config))
+            )
             if results[stage.name] is None:
                 return
             continue
@@ -234,7 +236,7 @@ def evaluate(
         results[stage.name] = kept.result(state, batch, keep=False)
         kept.close()
         keys = put(jax.random.split(jax.random.key(seed), seeds_of(config)), _whole(mesh))
-        metrics = Judge(stage, batch, _whole(mesh)).metrics(state, batch, keys)
+        metrics = Judge(kept.stage, batch, _whole(mesh)).metrics(state, batch, keys)
         if metrics:
             yield stage.name, step, metrics
 
@@ -252,7 +254,7 @@ def read_results(recipe: Recipe, config: RunConfig, folder: RunFolder) -> dict[s
             results[stage.name] = kept.result(state, batch, keep=False)
             kept.close()
             continue
-        found = kept.result(results, mesh)
+        found = kept.result(results, Placer(mesh, seeds_of(config)))
         if found is None:
             break
         results[stage.name] = found
@@ -275,9 +277,8 @@ def restore(
 ) -> tuple[int, Any, Any]:
     """Step, state and batch of a checkpoint of a stage."""
     stage, layout = kept.stage, kept.stage.layout
-    batch = stage.data(results)
+    batch = Placer(mesh, seeds_of(config))(stage.data(results), layout)
     axes = seed_axes(batch, layout.per_seed)
-    batch = put(batch, shardings(batch, layout.batch, seeds_of(config), mesh, axes))
 
     def place(state: Any) -> Any:
         return shardings(state, layout.state, seeds_of(config), mesh)

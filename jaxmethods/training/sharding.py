@@ -10,14 +10,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmethods.config import ConfigError, MeshConfig
-from jaxmethods.layout import Axes, Rule, path_name
+from jaxmethods.layout import Axes, Layout, Rule, path_name, seed_axes
 from jaxmethods.method import State
 from jaxmethods.training import distributed
 
@@ -100,6 +100,17 @@ def put(tree: Any, shardings: Any) -> Any:
     if isinstance(shardings, NamedSharding):
         shardings = jax.tree.map(lambda leaf: shardings, tree)
     return jax.tree.map(one, tree, shardings)
+
+
+class Placer(NamedTuple):
+    """Puts batches on a mesh; see `stages.Place`."""
+
+    mesh: Mesh
+    seeds: int
+
+    def __call__(self, tree: Any, layout: Layout) -> Any:
+        axes = seed_axes(tree, layout.per_seed)
+        return put(tree, shardings(tree, layout.batch, self.seeds, self.mesh, axes))
 
 
 def local_copy(tree: Any) -> Any:

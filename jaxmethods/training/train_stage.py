@@ -25,7 +25,7 @@ from jaxmethods.training.judging import HostMetrics, Judge, StageError
 from jaxmethods.training.loop import compile_chunk, init_state, seed_keys
 from jaxmethods.training.record import Record
 from jaxmethods.training.run_folder import RunFolder
-from jaxmethods.training.sharding import put, shardings
+from jaxmethods.training.sharding import Placer, put, shardings
 from jaxmethods.training.stopping import Interrupted, Stop
 
 
@@ -89,7 +89,7 @@ class TrainRun:
 
     def to_the_end(self, results: Results) -> Any:
         """The stage's result, from those of the stages before it."""
-        batch = self._placed(self.stage.data(results))
+        batch = Placer(self.mesh, self.seeds)(self.stage.data(results), self.stage.layout)
         step, state = self._begin(batch)
         if step < self.stage.steps:
             state = self._train(step, state, batch)
@@ -131,11 +131,6 @@ class TrainRun:
             if self._due(step, self.loop.checkpoint_every):
                 self.kept.checkpoints.save(step, state, self._score(evaluation))
         return state
-
-    def _placed(self, batch: Batch) -> Batch:
-        layout = self.stage.layout
-        axes = seed_axes(batch, layout.per_seed)
-        return put(batch, shardings(batch, layout.batch, self.seeds, self.mesh, axes))
 
     def _begin(self, batch: Batch) -> tuple[int, State]:
         def place(state: State) -> Any:

@@ -8,10 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from jax.sharding import Mesh
-
 from jaxmethods import files
-from jaxmethods.stages import Results, Write
+from jaxmethods.stages import Place, Results, Write
 from jaxmethods.training import distributed
 from jaxmethods.training.record import Record
 from jaxmethods.training.run_folder import RunFolder
@@ -31,9 +29,9 @@ class Written:
     def close(self) -> None:
         """Nothing is open."""
 
-    def result(self, results: Results, mesh: Mesh) -> Path | None:
+    def result(self, results: Results, place: Place) -> Path | None:
         """The folder; None where it isn't there."""
-        del results, mesh
+        del results, place
         return self.path if self.path.is_dir() else None
 
 

@@ -28,7 +28,7 @@ class Counted:
     def __init__(self, kill_at=None):
         self.calls, self.kill_at = [], kill_at
 
-    def parts(self, results, mesh):
+    def parts(self, results, place):
         def part(power):
             def compute():
                 self.calls.append(power)
