@@ -18,7 +18,6 @@ from jaxmethods.models import decoder, decoder_hub
 from jaxmethods.models.generate import generate
 from jaxmethods.models.hub import open_folder
 from tests.models.decoders import CONFIGS, LLAMA, random_ids, random_params
-from tests.on_eight_devices import assert_passes_on_eight_devices
 
 ROOT = Path(__file__).parents[2]
 
@@ -181,7 +180,3 @@ def test_loading_never_holds_the_model_twice(tmp_path):
     assert run.returncode == 0, run.stderr
     # On CPU the loaded model is in host memory once; a leaf of a fifth of it, and its file, twice.
     assert float(run.stdout) < 1.7
-
-
-def test_one_result_on_a_mesh_of_eight_devices():
-    assert_passes_on_eight_devices("tests/models/eight_devices.py")

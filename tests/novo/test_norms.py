@@ -16,7 +16,6 @@ from jaxmethods.novo import tree
 from jaxmethods.novo.norms import row_norms, run_root
 from jaxmethods.novo.score import score
 from tests.models.decoders import CONFIGS, LLAMA, random_params
-from tests.on_eight_devices import assert_passes_on_eight_devices
 
 
 def random_sequences(seed=0, questions=7, root=5, vocab=40):
@@ -200,7 +199,3 @@ def test_norms_that_are_not_finite_are_an_error():
     params["embed"]["tokens"] = params["embed"]["tokens"].at[9].set(jnp.nan)
     with pytest.raises(ValueError, match="norms of question 1 are not finite"):
         partial(score, params, LLAMA)([[[1, 5]], [[1, 9]]])
-
-
-def test_norms_on_meshes():
-    assert_passes_on_eight_devices("tests/novo/eight_devices.py")
