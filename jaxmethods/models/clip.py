@@ -307,7 +307,7 @@ def save(
         config = config.model_copy(update={"projected_tower": projected})
         if raw.get("architectures") is not None:
             written["architectures"] = [TOWERS[projected]]
-    stored = jax.tree.leaves(params)[0].dtype
+    stored = hub.common_type(params)
     for name in ("dtype", "torch_dtype"):
         if written.get(name) is not None and not _holds(written[name], stored):
             written[name] = str(stored)  # transformers would round what it reads
@@ -330,12 +330,11 @@ def config_of(raw: Mapping[str, Any], source: str = "config") -> CLIPConfig:
     try:
         if kind == "clip_vision_model":
             vision = VisionConfig(**_known(VisionConfig, raw))
-            projected = TOWERS[True] in (raw.get("architectures") or ())
             return CLIPConfig(
                 vision=vision,
                 text=None,
                 projection_dim=vision.projection_dim,
-                projected_tower=projected,
+                projected_tower=_is_projected(raw),
             )
         if kind == "clip":
             projection = raw.get("projection_dim", 512)
@@ -449,11 +448,15 @@ def _with_prefix(folder: hub.Folder) -> hub.Folder:
     )
 
 
+def _is_projected(raw: Mapping[str, Any]) -> bool:
+    classes = raw.get("architectures")
+    return isinstance(classes, list) and TOWERS[True] in classes
+
+
 def _has_projection(folder: hub.Folder) -> bool:
     """Whether the tower has one: by its class, or else if one is stored beside the tower alone."""
-    classes = folder.config.get("architectures")
-    if classes:
-        return TOWERS[True] in classes
+    if folder.config.get("architectures"):
+        return _is_projected(folder.config)
     whole = any(name.startswith("text_model.") for name in folder.tensors)
     return PROJECTION in folder.tensors and not whole
 

@@ -26,7 +26,15 @@ from jaxmethods.models.decoder_families import (
     head_name,
 )
 from jaxmethods.models.decoder_layer import Params
-from jaxmethods.models.hub import Folder, HubError, open_folder, path_of, read_params, write_folder
+from jaxmethods.models.hub import (
+    Folder,
+    HubError,
+    common_type,
+    open_folder,
+    path_of,
+    read_params,
+    write_folder,
+)
 from jaxmethods.models.hub_config import Fields
 
 BUFFERS = re.compile(
@@ -93,7 +101,7 @@ def save(
         HubError: the folder is there already, or the family has no words for a setting of `config`.
     """
     family = FAMILIES[config.family]
-    dtype = str(params["embed"]["tokens"].dtype)
+    dtype = str(common_type(params))
     fields = {
         "architectures": [family.architecture],
         "model_type": config.family,
@@ -128,7 +136,7 @@ def read_config(folder: Folder) -> DecoderConfig:
 def _parse(folder: Folder) -> DecoderConfig:
     source = str(folder.path / "config.json")
     name = folder.config.get("model_type")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         hint = nearest(str(name), FAMILIES)
         raise HubError(f"model config {source}: model_type: {name!r} is not supported{hint}")
     fields = Fields(folder.config, source)
@@ -144,7 +152,7 @@ def _parse(folder: Folder) -> DecoderConfig:
 def _named_as_in_the_table(folder: Folder) -> Folder:
     """The folder with the names of our tables, where checkpoints have two ways to say it."""
     name, stored = folder.config.get("model_type"), dict(folder.tensors)
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         return folder
     if name == "gpt_neox" and "lm_head.weight" in stored and NEOX_HEAD not in stored:
         stored[NEOX_HEAD] = stored.pop("lm_head.weight")

@@ -57,7 +57,7 @@ INDEX = "model.safetensors.index.json"
 SHARD = re.compile(r"model-(\d+)-of-(\d+)\.safetensors")
 LARGEST_HEADER = 100_000_000
 """Bytes; the format's own limit."""
-COMPANIONS = {".json", ".jinja", ".model", ".py", ".tiktoken", ".txt"}
+COMPANIONS = {".bpe", ".jinja", ".json", ".model", ".py", ".spm", ".tiktoken", ".txt"}
 """Kinds of files that belong to a model beside its weights: tokenizer, preprocessor, templates, and
 the code that `auto_map` names."""
 TEMPLATES = "additional_chat_templates"
@@ -285,6 +285,14 @@ def write_folder(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def common_type(params: Any) -> np.dtype:
+    """The narrowest type that holds all leaves, which `config.json` should name.
+
+    Transformers rounds what it reads to the type that the config names.
+    """
+    return np.dtype(reduce(jnp.promote_types, [leaf.dtype for leaf in jax.tree.leaves(params)]))
+
+
 def path_of(path: Any) -> str:
     """A pytree path as `Tensor.leaves` writes it: "layers/mlp/up/kernel"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
@@ -297,7 +305,7 @@ def _read_leaf(
     if dtype is None:
         dtype = reduce(jnp.promote_types, [folder.tensors[name].dtype for name in names])
     dtype = np.dtype(dtype)
-    if dtype == np.float64 and not jax.config.read("jax_enable_x64"):
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise HubError(
             f"model {folder.path}: {names[0]}: float64 weights are kept only with jax_enable_x64; "
             "switch it on or pass dtype=jnp.float32"
@@ -455,7 +463,7 @@ def _write_weights(folder: Path, table: Sequence[Tensor], params: Any, largest: 
     for number, tensors in enumerate(files, 1):
         several = f"model-{number:05d}-of-{len(files):05d}.safetensors"
         file = several if len(files) > 1 else "model.safetensors"
-        content = {name: _stored_form(entry, layer, leaves) for name, entry, layer in tensors}
+        content = {name: _stored_form(name, entry, layer, leaves) for name, entry, layer in tensors}
         # `transformers` opens a file only if it says whose layout its tensors have.
         save_file(content, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(content, file)
@@ -482,7 +490,7 @@ def _plan(
     return files
 
 
-def _stored_form(entry: Tensor, layer: int, leaves: Mapping[str, Any]) -> np.ndarray:
+def _stored_form(name: str, entry: Tensor, layer: int, leaves: Mapping[str, Any]) -> np.ndarray:
     parts = [leaves[leaf][layer] if entry.layers else leaves[leaf] for leaf in entry.leaves]
     dtype = reduce(jnp.promote_types, [part.dtype for part in parts])
     arrays = [np.asarray(jax.device_get(part)) for part in parts]
@@ -491,6 +499,9 @@ def _stored_form(entry: Tensor, layer: int, leaves: Mapping[str, Any]) -> np.nda
         raise HubError(
             f"{entry.name}: expected parameters of shape {entry.shape}, got {tensor.shape}"
         )
+    wrong = tensor.size - np.count_nonzero(np.isfinite(tensor))
+    if wrong:
+        raise HubError(f"{name}: expected finite weights, got {wrong} NaN or infinite ones")
     return np.asarray(tensor, order="C")  # ascontiguousarray would make a vector of a number
 
 

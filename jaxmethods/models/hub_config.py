@@ -48,7 +48,7 @@ class Fields:
 
     def activation(self, name: str, default: str) -> str:
         value = self.get(name, default)
-        if value not in ACTIVATIONS:
+        if not isinstance(value, str) or value not in ACTIVATIONS:
             raise self.error(name, f"one of {', '.join(ACTIVATIONS)}", value)
         return ACTIVATIONS[value]
 

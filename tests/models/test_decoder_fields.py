@@ -170,6 +170,8 @@ REFUSED = [
     ("llama", {"tie_word_embeddings": 1}, "tie_word_embeddings: expected true or false, got 1"),
     ("llama", {"rms_norm_eps": "1e-6"}, "rms_norm_eps: expected a number"),
     ("llama", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config: expected"),
+    ("llama", {"model_type": ["llama"]}, "model_type: .* is not supported"),
+    ("llama", {"hidden_act": ["silu"]}, "hidden_act: expected one of silu"),
     ("llama", {"is_causal": False}, "is_causal: expected true, got False"),
     ("llama", {"per_layer_config": {"0": {}}}, "per_layer_config: expected nothing"),
     ("mistral", {"layer_types": [*FULL[:2], *SLIDING[:1]]}, "layer_types: expected one kind"),
@@ -286,6 +288,17 @@ def test_a_copy_keeps_no_field_that_says_something_else(tmp_path):
     assert written["torch_dtype"] == "float32"
     assert not written.keys() & (fields.keys() - {"bos_token_id"} - written.keys())
     assert decoder_hub.load(tmp_path / "copy")[0] == small
+
+
+def test_a_config_names_a_type_that_holds_all_weights(tmp_path):
+    params = random_params(LLAMA)
+    params["embed"]["tokens"] = params["embed"]["tokens"].astype(jnp.float16)
+    params["head"]["kernel"] = params["head"]["kernel"].astype(jnp.bfloat16)
+    decoder_hub.save(tmp_path / "model", LLAMA, params)
+    assert json.loads((tmp_path / "model/config.json").read_text())["torch_dtype"] == "float32"
+    _, loaded = decoder_hub.load(tmp_path / "model", dtype=None)
+    assert loaded["embed"]["tokens"].dtype == jnp.float16
+    assert loaded["head"]["kernel"].dtype == jnp.bfloat16
 
 
 @pytest.mark.parametrize(

@@ -255,3 +255,11 @@ def test_float64_is_kept_only_where_jax_has_it(tmp_path):
         leaf = read_params(folder, LAYERS, TREE, dtype=None)["w"]
         assert leaf.dtype == np.float64
         assert float(leaf[0, 0]) == 1 + 2**-40
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite_are_not_written(tmp_path, value):
+    params = {"w": np.float32([[1], [value]])}
+    with pytest.raises(HubError, match=r"1\.w: expected finite weights, got 1 NaN or infinite"):
+        write_folder(tmp_path / "model", {}, LAYERS, params)
+    assert not list(tmp_path.iterdir())
