@@ -31,6 +31,7 @@ from jaxmethods.method import Rule
 from jaxmethods.models.attention import Cache, Kernel, causal_attention, grow, token_positions
 from jaxmethods.models.decoder_config import DecoderConfig
 from jaxmethods.models.decoder_layer import Inside, Params, normalize, over_layers, run_layer
+from jaxmethods.models.lookup import rows
 from jaxmethods.models.rope import rotation
 
 Tap: TypeAlias = Literal["hidden", "head_outputs", "head_norms", "mlp_outputs"]
@@ -149,11 +150,14 @@ def embed(
     """The residual stream before the first layer, [B, T, D].
 
     In `dtype`, except that float16 keeps it in float32: some models' massive activations overflow.
+    Ids past the vocabulary and positions past a learned table are an error, or NaN where their
+    values aren't known (see `lookup.rows`).
     """
-    x = params["embed"]["tokens"][ids] if inputs_embeds is None else inputs_embeds
+    x = inputs_embeds if ids is None else rows(params["embed"]["tokens"], ids, "ids")
+    assert x is not None
     x = x.astype(jnp.float32 if dtype == jnp.float16 else dtype)
     if config.positions == "learned":
-        x = x + params["embed"]["positions"][positions].astype(x.dtype)
+        x = x + rows(params["embed"]["positions"], positions, "positions").astype(x.dtype)
     return x
 
 

@@ -137,17 +137,6 @@ def test_what_is_not_supported_is_one_line_that_names_it(tmp_path, name, changes
     assert len(str(raised.value).splitlines()) == 1
 
 
-def test_a_tied_head_that_is_stored_all_the_same_is_no_error(tmp_path):
-    params = random_params(LLAMA)
-    decoder_hub.save(tmp_path / "model", LLAMA, params)
-    written = tmp_path / "model" / "config.json"
-    content = json.loads(written.read_text()) | {"tie_word_embeddings": True}
-    written.write_text(json.dumps(content))
-    config, loaded = decoder_hub.load(tmp_path / "model")
-    assert config.tied
-    assert "head" not in loaded
-
-
 MEASURE = """
 import resource, sys
 import jax, jax.numpy as jnp
