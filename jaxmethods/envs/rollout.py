@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jumanji.env import Environment
 from jumanji.types import TimeStep
-from jumanji.wrappers import AutoResetWrapper, VmapWrapper, Wrapper
 
+from jaxmethods.envs.automatic_reset import AutomaticReset
 from jaxmethods.envs.types import Observation
 
 Policy = Callable[[jax.Array, Observation], tuple[jax.Array, Any]]
@@ -66,32 +66,17 @@ class Recording(NamedTuple):
     """[] int32: steps taken."""
 
 
-def vectorise(env: Environment, next_obs_in_extras: bool = False) -> VmapWrapper:
+def vectorise(env: Environment, next_obs_in_extras: bool = False) -> AutomaticReset:
     """Maps `reset` over keys [R] and `step` over states and actions, resetting ended episodes.
 
     The time step that ends an episode keeps its reward, discount and extras but shows the first
     observation of the next one. `next_obs_in_extras` adds the observation that was reached as
     `extras["next_obs"]`, which bootstrapping from a truncated episode needs. An environment
     whose state holds settings (an arrival rate, say) keeps them through
-    `keep_settings(state, previous) -> state`.
+    `keep_settings(state, previous) -> state`. A new episode begins from a key derived from the one
+    in the state of the old one; only those that ended are begun (see `automatic_reset`).
     """
-    resetting: Environment = AutoResetWrapper(env, next_obs_in_extras=next_obs_in_extras)
-    keep_settings = getattr(env, "keep_settings", None)
-    if keep_settings is not None:
-        resetting = _KeepSettings(resetting, keep_settings)
-    return VmapWrapper(resetting)
-
-
-class _KeepSettings(Wrapper):
-    """Hands settings in the state on to the state that automatic reset puts in its place."""
-
-    def __init__(self, env: Environment, keep_settings: Callable[[Any, Any], Any]) -> None:
-        self._keep_settings = keep_settings
-        super().__init__(env)
-
-    def step(self, state: Any, action: Any) -> tuple[Any, TimeStep[Observation]]:
-        after, timestep = self._env.step(state, action)
-        return self._keep_settings(after, state), timestep
+    return AutomaticReset(env, next_obs_in_extras)
 
 
 def rollout(

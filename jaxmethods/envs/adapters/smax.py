@@ -49,7 +49,9 @@ class Smax(TeamEnvironment):
     - action [N] int32: 0 to 3 move, 4 stop, 5 + k attack enemy k.
     - reward [N] float32: for every ally, dead or alive, the health that the enemies lost in the
       step (each as a fraction of its full health, averaged), and 1 for winning.
-    - termination: all allies or all enemies are dead. `time_limit` truncates (discount 1).
+    - termination: all allies or all enemies are dead. Until then discounts are 1, also those of
+      dead allies: the team's reward, which they share, is what their last actions led to.
+      `time_limit` truncates (discount 1).
     - extras: `success` [] bool: won, that is all enemies are dead and not all allies.
       `alive` [N] bool: which allies are alive after the step; all at reset.
 

@@ -44,7 +44,9 @@ class TrafficJunction(TeamEnvironment):
       ignore it.
     - reward [n] float32: for alive slots -0.01 for each step since the car entered and -10 if
       another car is on the same cell; 0 for others.
-    - termination: never. `time_limit` truncates (discount 1).
+    - termination: never. `time_limit` truncates (discount 1). The discount of a slot is 0 in the
+      step in which its car leaves: what the slot is paid later belongs to another car (IC3Net's
+      `is_completed`). A car that enters the slot in that very step is paid with it, in IC3Net too.
     - extras: `success` [] bool: no collision so far in this episode (so success at the last
       step is that of the episode); `alive` [n] bool: slots alive after the step. Losses and
       means over agents should count alive slots only.
@@ -196,6 +198,7 @@ class TrafficJunction(TeamEnvironment):
             reward=jnp.where(alive, paid, 0.0),
             terminated=False,
             extras=self._extras(state),
+            left=state.completed,
         )
 
     def _observe(self, state: State) -> Observation:
