@@ -32,6 +32,7 @@ from jaxmethods.commformer.schedule import (
 )
 from jaxmethods.envs import TeamEnvironment
 from jaxmethods.envs.rollout import Trajectory, rollout, vectorise
+from jaxmethods.envs.types import one_more
 from jaxmethods.method import Batch, Method, Metrics
 
 
@@ -460,7 +461,7 @@ def follow_episodes(episodes: EpisodeStatistics, trajectory: Trajectory) -> Epis
         now: EpisodeStatistics, inputs: tuple[jax.Array, jax.Array]
     ) -> tuple[EpisodeStatistics, None]:
         reward, last = inputs  # [R], [R]
-        length, returned = now.running_length + 1, now.running_return + reward
+        length, returned = one_more(now.running_length), now.running_return + reward
         return EpisodeStatistics(
             jnp.where(last, 0, length),
             jnp.where(last, 0.0, returned),

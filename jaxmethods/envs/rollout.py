@@ -17,6 +17,7 @@ from jumanji.env import Environment
 from jumanji.types import TimeStep
 
 from jaxmethods.envs.automatic_reset import AutomaticReset
+from jaxmethods.envs.finite import finite
 from jaxmethods.envs.types import Observation
 
 Policy = Callable[[jax.Array, Observation], tuple[jax.Array, Any]]
@@ -47,11 +48,11 @@ class EpisodeResults(NamedTuple):
     """Outcome of one episode in each of E environments."""
 
     length: jax.Array
-    """[E] int32: steps taken, `max_steps` if the episode did not end by then."""
+    """[E] int32: steps taken, `max_steps` if the episode did not end by then or broke."""
     returned: jax.Array
-    """[E] float32: sum over the episode of the team's mean reward."""
+    """[E] float32: sum over the episode of the team's mean reward; NaN if the episode broke."""
     success: jax.Array
-    """[E] bool."""
+    """[E] bool; False if the episode broke."""
     policy: Any
     """[E, ...] float32: the policy's outputs averaged over the steps of the episode."""
 
@@ -132,6 +133,11 @@ def play_episodes(
     for environments that don't report it, if it terminated (discount 0). One that is still
     running after `max_steps` has that length, and is a success only if `extras` says so.
 
+    An episode is broken where something in it isn't finite: an observation, an action, a reward or
+    an output of the policy. A policy of discrete actions has to show among its outputs what it
+    chose by (a log-probability, say): the largest of numbers that are NaN is an action like any
+    other.
+
     Args:
         env: an environment, not vectorised.
         policy: see the module.
@@ -156,25 +162,29 @@ def play_episodes(
     def step(carry):
         state, timestep, key, running, results = carry
         key, draw = jax.random.split(key)
-        action, outputs = policy(draw, timestep.observation)
+        seen = timestep.observation
+        action, outputs = policy(draw, seen)
         state, timestep = jax.vmap(env.step)(state, action)
         reward = jnp.mean(_per_agent(timestep.reward, timestep.observation), axis=-1)
+        sound = finite((seen, action, outputs, reward, timestep.observation))
+        reward = jnp.where(sound, reward, jnp.nan)
         results = EpisodeResults(
             length=results.length + running,
             returned=results.returned + jnp.where(running, reward, 0.0),
-            success=jnp.where(running, _success(timestep), results.success),
+            success=jnp.where(running, _success(timestep) & sound, results.success),
             policy=jax.tree.map(
                 lambda total, leaf: total + jnp.where(_expand(running, leaf), leaf, 0),
                 results.policy,
                 outputs,
             ),
         )
-        return state, timestep, key, running & ~_ended(timestep), results
+        return state, timestep, key, running & sound & ~_ended(timestep), results
 
     start = (state, timestep, key, jnp.ones(episodes, bool), results)
     results = jax.lax.while_loop(unfinished, step, start)[-1]
     mean = jax.tree.map(lambda total: total / _expand(results.length, total), results.policy)
-    return results._replace(policy=mean)
+    length = jnp.where(jnp.isfinite(results.returned), results.length, max_steps)
+    return results._replace(length=length, policy=mean)
 
 
 def record_episode(env: Environment, policy: Policy, key: jax.Array, max_steps: int) -> Recording:

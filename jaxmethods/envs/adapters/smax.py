@@ -16,7 +16,7 @@ from jumanji.viewer import Viewer
 from jaxmethods.envs import arguments
 from jaxmethods.envs.adapters.adapter import NEVER, State, strong
 from jaxmethods.envs.team import TeamEnvironment
-from jaxmethods.envs.types import Observation
+from jaxmethods.envs.types import Observation, one_more
 from jaxmethods.errors import import_extra
 
 SCENARIOS = (
@@ -130,7 +130,7 @@ class Smax(TeamEnvironment):
         views, units, rewards, dones, _ = self.wrapped.step_env(draw, state.wrapped.units, actions)
         allies, enemies = self._alive(units)
         won = jnp.any(allies) & ~jnp.any(enemies)
-        state = State(strong(Battle(units, key)), state.success | won, state.step_count + 1)
+        state = State(strong(Battle(units, key)), state.success | won, one_more(state.step_count))
         return state, self._next(
             self._observe(state, views),
             reward=self._stack(rewards),

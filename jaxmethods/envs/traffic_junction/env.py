@@ -20,7 +20,7 @@ from jaxmethods.envs.traffic_junction.observer import (
 )
 from jaxmethods.envs.traffic_junction.roads import Roads
 from jaxmethods.envs.traffic_junction.types import Arrivals, State
-from jaxmethods.envs.types import Observation
+from jaxmethods.envs.types import Observation, one_more
 
 EPISODE_CAPS = MappingProxyType({"easy": 20, "medium": 40, "hard": 80})
 
@@ -165,7 +165,7 @@ class TrafficJunction(TeamEnvironment):
         last_action = jnp.where(moving & ~completed, 0, state.last_action)
         return state._replace(
             alive=state.alive & ~completed,
-            wait=jnp.where(completed, 0, state.wait + state.alive),
+            wait=jnp.where(completed, 0, jnp.where(state.alive, one_more(state.wait), state.wait)),
             last_action=jnp.where(braking, BRAKE, last_action),
             route_position=position,
             completed=completed,
@@ -190,7 +190,7 @@ class TrafficJunction(TeamEnvironment):
             route_position=position,
             location=location,
             crashed=state.crashed | jnp.any(collides),
-            step_count=state.step_count + 1,
+            step_count=one_more(state.step_count),
         )
         paid = WAIT_COST * state.wait + CRASH_COST * collides
         return state, self._next(
