@@ -112,7 +112,8 @@ def _play(name: str, policies: tuple, seeds: np.ndarray, ensemble: bool) -> np.n
         observations = flat.reshape(teams, len(seeds), -1)
         returns, running = np.zeros(count), np.ones(count, bool)
         for _ in range(MAX_STEPS):
-            actions = _actions(policies, observations)
+            with np.errstate(invalid="ignore", over="ignore"):  # a broken policy's episodes are NaN
+                actions = _actions(policies, observations)
             actions = actions.mean(0) if ensemble else actions.reshape(count, -1)
             for index in np.flatnonzero(running):
                 # MuJoCo answers an action of NaN with its last state or a fresh one, and goes on.
