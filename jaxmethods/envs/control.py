@@ -68,9 +68,9 @@ def episode_returns(env: Any, act: Act, key: jax.Array, episodes: int) -> jax.Ar
     """Undiscounted returns [E] of one episode in each of E environments.
 
     Jitted and vmapped over policies (the parameters `act` closes over) it is one program with one
-    batched policy call a step; it ends when the last episode does. An episode in which an action, an
-    observation or a reward isn't finite ends there, and its return is NaN: comparisons with NaN are
-    false, so that a simulator may take what is broken for standing upright.
+    batched policy call a step; it ends when the last episode does. An episode in which an action,
+    an observation or a reward isn't finite ends there, and its return is NaN: comparisons with NaN
+    are false, so that a simulator may take what is broken for standing upright.
     """
     reset_key, key = jax.random.split(key)
     state, timestep = jax.vmap(env.reset)(jax.random.split(reset_key, episodes))

@@ -1,4 +1,4 @@
-"""Only ended episodes are begun anew, with the values of jumanji's wrapper, also mapped over seeds."""
+"""Only ended episodes are begun anew, with the values of jumanji's wrapper, for many seeds too."""
 
 from __future__ import annotations
 

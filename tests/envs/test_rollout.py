@@ -218,9 +218,7 @@ def test_a_broken_episode_fails_with_the_longest_length_and_others_are_what_they
         """In the row below for about half of all keys."""
         row = jax.random.bernoulli(key).astype(jnp.int32)
         down = jnp.stack([row, jnp.zeros_like(row)])
-        return initial_state(
-            jnp.array([[0, 1], [0, 0]]) + down, jnp.array([[0, 2]]) + down, key
-        )
+        return initial_state(jnp.array([[0, 1], [0, 0]]) + down, jnp.array([[0, 2]]) + down, key)
 
     env = Breaks(2, dim=3, generator=some_lower)
 
