@@ -32,6 +32,7 @@ from jaxmethods.commformer.schedule import (
 )
 from jaxmethods.envs import TeamEnvironment
 from jaxmethods.envs.rollout import Trajectory, rollout, vectorise
+from jaxmethods.envs.types import one_more
 from jaxmethods.method import Batch, Method, Metrics
 
 
@@ -189,7 +190,8 @@ def update(
     )
     steps_per_update = training.ppo.environments * training.ppo.rollout
     metrics = {
-        "environment_steps": state.update * steps_per_update,
+        # A float: int32 would turn negative after 2^31 steps; made anew, so it is never stuck.
+        "environment_steps": state.update.astype(float) * steps_per_update,
         "reward": trajectory.reward.mean(),
         "episode_length": episodes.length.mean(),
         "episode_return": episodes.returned.mean(),
@@ -228,7 +230,7 @@ def collect(
         encoding: Any = network.apply(parameters, view, graph, method="encode")
         return objectives.value_norm_denormalize(state.value_norm, encoding.value)
 
-    reward = trajectory.reward
+    reward = own_rewards(trajectory)
     if ppo.bootstrap_truncated:
         reached = value_of(_flatten(trajectory.extras["next_obs"].agents_view))
         reached = jnp.swapaxes(reached.reshape(ppo.environments, ppo.rollout, -1), 0, 1)
@@ -260,6 +262,20 @@ def collect(
     )
     state = state._replace(environment=environment, timestep=timestep, active=next_active)
     return state, trajectory, jax.tree.map(_flatten, experience)
+
+
+def own_rewards(trajectory: Trajectory) -> jax.Array:
+    """[T, R, N] float32: rewards, without those of agents that were not there to act.
+
+    Where an agent's return ends and its slot is alive all the same, the episode going on, the
+    next one has taken the slot in that very step, and what the step pays is paid to that one.
+    """
+    alive = trajectory.extras.get("alive")
+    if alive is None:
+        return trajectory.reward
+    cut = trajectory.discount == 0
+    terminated = trajectory.last & jnp.all(cut, axis=-1)
+    return jnp.where(cut & alive & ~terminated[..., None], 0.0, trajectory.reward)
 
 
 def active_agents(
@@ -445,7 +461,7 @@ def follow_episodes(episodes: EpisodeStatistics, trajectory: Trajectory) -> Epis
         now: EpisodeStatistics, inputs: tuple[jax.Array, jax.Array]
     ) -> tuple[EpisodeStatistics, None]:
         reward, last = inputs  # [R], [R]
-        length, returned = now.running_length + 1, now.running_return + reward
+        length, returned = one_more(now.running_length), now.running_return + reward
         return EpisodeStatistics(
             jnp.where(last, 0, length),
             jnp.where(last, 0.0, returned),

@@ -144,4 +144,9 @@ def accuracy(logits: jax.Array, labels: jax.Array, counts: jax.Array) -> jax.Arr
         counts: [T] int.
     """
     real = jnp.arange(labels.shape[1]) < counts[:, None]
-    return jnp.sum((jnp.argmax(logits, -1) == labels) & real, axis=1) / counts
+    return jnp.sum(right(logits, labels) & real, axis=1) / counts
+
+
+def right(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Bool: whether the largest of logits [..., C] is the label's; of NaN, none is the largest."""
+    return (jnp.argmax(logits, -1) == labels) & ~jnp.isnan(logits).any(-1)

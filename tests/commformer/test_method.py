@@ -314,6 +314,72 @@ class TestWhoTakesPart:
         assert init(jax.random.key(0), None).active is None
 
 
+class TestACarThatLeaves:
+    """What happens in its slot afterwards is no consequence of what it did."""
+
+    @pytest.fixture(scope="class")
+    def collected(self):
+        """An undiscounted roll-out with values of 0, whose returns are plain sums: [T, R, N]."""
+        ppo = PPO.model_copy(
+            update={"discount": 1.0, "gae_lambda": 1.0, "environments": 16, "rollout": 24}
+        )
+        env = envs.make("traffic_junction", n_cars=4, add_rate=0.9)
+        training, trained = build(ppo=ppo, env=env)
+        state = jax.jit(trained.init)(jax.random.key(0), None)
+        head = jax.tree.map(jnp.zeros_like, state.levels.lower)  # all weights 0: values 0
+        state = state._replace(levels=state.levels._replace(lower=head))
+
+        @jax.jit
+        def collect(state):
+            _, trajectory, samples = method.collect(
+                training, state, jnp.zeros((4, 4)), jax.random.key(1)
+            )
+            return trajectory, samples.targets
+
+        trajectory, targets = collect(state)
+        shape = (ppo.environments, ppo.rollout, 4)
+        by_time = (leaf.reshape(shape).swapaxes(0, 1) for leaf in (targets.returns, targets.active))
+        return jax.tree.map(np.asarray, (trajectory, *by_time))
+
+    def test_a_return_is_the_sum_of_the_cars_own_rewards(self, collected):
+        trajectory, returns, active = collected
+        left = trajectory.discount == 0
+        alive = trajectory.extras["alive"]
+        assert left.sum() > 20
+        assert (left & alive).any(), "a slot must be taken in the step in which it is freed"
+        expected, total = np.zeros_like(returns), 0.0
+        for step in reversed(range(len(returns))):
+            paid = np.where(left[step] & alive[step], 0.0, trajectory.reward[step])
+            total = paid + np.where(left[step], 0.0, total)
+            expected[step] = total
+        np.testing.assert_allclose(returns[active > 0], expected[active > 0], atol=1e-4)
+
+    def test_its_last_step_is_worth_nothing_whoever_crashes_there_later(self, collected):
+        trajectory, returns, active = collected
+        left = trajectory.discount == 0
+        assert (active[left] == 1).all()
+        assert (trajectory.reward[1:][left[:-1]] < -5).any(), "somebody must crash there"
+        np.testing.assert_allclose(returns[left], 0.0, atol=1e-6)
+
+
+def test_rewards_of_a_terminated_episode_stay_with_those_who_are_alive():
+    """All discounts are 0 there, of an episode that goes on only those of agents that left."""
+    reward = -jnp.arange(1.0, 7.0).reshape(3, 1, 2)
+    discount = jnp.array([[[0, 1]], [[0, 0]], [[0, 0]]], float)
+    last = jnp.array([[False], [True], [False]])
+    alive = jnp.array([[[1, 1]], [[1, 1]], [[1, 0]]], bool)
+    trajectory = envs.Trajectory(None, None, reward, discount, last, None, {"alive": alive})
+    expected = [[[0, -2]], [[-3, -4]], [[0, -6]]]
+    np.testing.assert_array_equal(method.own_rewards(trajectory), expected)
+
+
+def test_environment_steps_count_on_beyond_what_int32_holds(compiled):
+    _, init, step = compiled
+    state = init(jax.random.key(0), None)._replace(update=jnp.int32(2**30))
+    metrics = step(state, None)[1]
+    np.testing.assert_allclose(metrics["environment_steps"], (2**30 + 1) * 8 * 6, rtol=1e-6)
+
+
 def test_a_truncated_episode_is_worth_what_the_state_it_reached_is():
     """With lambda 0 the return of a cut step is its reward plus the value of what it led to."""
     ppo = PPO.model_copy(update={"gae_lambda": 0.0, "bootstrap_truncated": True, "rollout": 3})

@@ -52,6 +52,14 @@ def test_a_batch_has_no_image_twice_and_none_of_the_padding():
         adaptation.draw(jax.random.key(0), data, 21)
 
 
+def test_a_prediction_of_nan_is_wrong_whatever_the_label():
+    logits = jnp.asarray([[jnp.nan] * 3, [0.0, jnp.nan, 2.0], [0.0, 2.0, -jnp.inf]])[None]
+    for label in range(3):
+        right = adaptation.right(logits, jnp.full((1, 3), label))
+        np.testing.assert_array_equal(right, [[False, False, label == 1]])
+    assert adaptation.accuracy(logits, jnp.asarray([[0, 1, 1]]), jnp.asarray([3])) == 1 / 3
+
+
 def test_accuracy_counts_real_inputs_alone():
     logits = jnp.asarray([[[2.0, 1.0], [0.0, 1.0], [5.0, 0.0]], [[0.0, 1.0]] * 3])
     labels = jnp.asarray([[0, 0, 0], [1, 0, 0]])
