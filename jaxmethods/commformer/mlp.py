@@ -42,7 +42,9 @@ class IndependentActors(nn.Module):
         values = self.n_agents if team else 1
         self.value_out = Dense(values, kernel_init=orthogonal(1.0))
         if self.continuous:
-            self.log_std = self.param("log_std", nn.initializers.ones, (self.n_actions,), jnp.float32)
+            self.log_std = self.param(
+                "log_std", nn.initializers.ones, (self.n_actions,), jnp.float32
+            )
 
     def __call__(
         self, obs: jax.Array, shifted_actions: jax.Array, graph: jax.Array
