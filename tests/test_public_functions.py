@@ -118,11 +118,15 @@ HEAD = {
 }
 
 
+def _floating(x):
+    return isinstance(x, np.ndarray) and np.issubdtype(x.dtype, np.floating)
+
+
 def of(function, *arrays, **options):
     """Calls with every floating array in the type asked for."""
 
     def call(t):
-        given = [jnp.asarray(x, t) if getattr(x, "dtype", None) == float else x for x in arrays]
+        given = [jnp.asarray(x, t) if _floating(x) else x for x in arrays]
         return function(*given, **options)
 
     return call

@@ -125,7 +125,7 @@ def gae(
         advantage = delta + gae_lambda * discount * advantage
         return advantage, advantage
 
-    start = jnp.zeros_like(deltas[0])
+    start = jnp.zeros(deltas.shape[1:], deltas.dtype)
     _, advantages = jax.lax.scan(one_step, start, (deltas, discounts), reverse=True)
     return advantages, advantages + value
 
