@@ -146,7 +146,7 @@ def init_state(training: CommFormerTraining, levels: Alternating, key: jax.Array
     environment, timestep = vectorise(training.env).reset(keys)
     edges = initial_edges(training, graph_key)
     parameters = policy.init(training.network, network_key, timestep.observation.agents_view)
-    zeros = jnp.zeros(ppo.environments)
+    zeros = jnp.zeros(ppo.environments, jnp.float32)
     return State(
         key=key,
         levels=levels.init(parameters, edges),
@@ -175,7 +175,7 @@ def update(
 ) -> tuple[State, Metrics]:
     """One roll-out and its epochs."""
     key, acting_key, noise_key, epochs_key = jax.random.split(state.key, 4)
-    noise = jax.random.gumbel(noise_key, (training.network.n_agents,) * 2)
+    noise = jax.random.gumbel(noise_key, (training.network.n_agents,) * 2, jnp.float32)
     state, trajectory, experience = collect(training, state, noise, acting_key)
     levels_state, value_norm, losses = train_epochs(
         training, levels, state, experience, noise, epochs_key
@@ -417,7 +417,7 @@ def minibatch_loss(
     """The objective of both levels: the PPO loss of a minibatch on the training graph."""
     noise_key, dropout_key = jax.random.split(key)
     if training.graph.training_graph == "resample":
-        noise = jax.random.gumbel(noise_key, noise.shape)
+        noise = jax.random.gumbel(noise_key, noise.shape, noise.dtype)
     graph = training_graph(training, edges, noise, update)
     out = policy.evaluate_actions(
         training.network,

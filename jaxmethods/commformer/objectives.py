@@ -57,8 +57,10 @@ def value_norm_init() -> ValueNormState:
 def value_norm_update(state: ValueNormState, returns: jax.Array) -> ValueNormState:
     """Moves the statistics towards the mean and mean square of `returns` (any shape)."""
 
+    returns = _wide(returns)
+
     def moved(old: jax.Array, new: jax.Array | float) -> jax.Array:
-        return VALUE_NORM_DECAY * old + (1.0 - VALUE_NORM_DECAY) * new
+        return (VALUE_NORM_DECAY * old + (1.0 - VALUE_NORM_DECAY) * new).astype(old.dtype)
 
     return ValueNormState(
         moved(state.mean, jnp.mean(returns)),
@@ -111,6 +113,7 @@ def gae(
     Returns:
         Advantages and returns, both [T, ...].
     """
+    reward, value, discount_mask = _wide(reward), _wide(value), _wide(discount_mask)
     discounts = jnp.broadcast_to(discount * discount_mask, reward.shape)
     next_value = jnp.concatenate([value[1:], bootstrap_value[None]])
     deltas = reward + discounts * next_value - value
@@ -122,7 +125,7 @@ def gae(
         advantage = delta + gae_lambda * discount * advantage
         return advantage, advantage
 
-    start = jnp.zeros_like(deltas[0])
+    start = jnp.zeros(deltas.shape[1:], deltas.dtype)
     _, advantages = jax.lax.scan(one_step, start, (deltas, discounts), reverse=True)
     return advantages, advantages + value
 
@@ -134,6 +137,7 @@ def normalize_advantages(advantages: jax.Array, active: jax.Array | None = None)
         advantages: any shape.
         active: same shape, 1 for entries that count, or None for all.
     """
+    advantages = _wide(advantages)
     mean = _mean(advantages, active)
     std = jnp.sqrt(_mean(jnp.square(advantages - mean), active))
     return (advantages - mean) / (std + 1e-5)
@@ -167,6 +171,7 @@ def value_loss(
     Returns:
         [] float32.
     """
+    value, old_value, target = _wide(value), _wide(old_value), _wide(target)
     clipped = old_value + jnp.clip(value - old_value, -clip, clip)
     worse = jnp.maximum(huber(target - value, delta), huber(target - clipped, delta))
     return _mean(worse, active)
@@ -200,6 +205,7 @@ def ppo_loss(
     value_norm = value_norm_update(value_norm, minibatch.returns)
     target = value_norm_normalize(value_norm, minibatch.returns)
     active, eps = minibatch.active, config.clip
+    log_prob, entropy = _wide(log_prob), _wide(entropy)
     ratio = jnp.exp(log_prob - minibatch.old_log_prob)
     dimensions = ratio.ndim > value.ndim
     advantage = minibatch.advantage[..., None] if dimensions else minibatch.advantage
@@ -223,4 +229,10 @@ def _mean(values: jax.Array, active: jax.Array | None) -> jax.Array:
     if active is None:
         return jnp.mean(values)
     # A minibatch without any active entry has a zero loss, not a NaN.
+    active = active.astype(values.dtype)
     return jnp.sum(values * active) / jnp.maximum(jnp.sum(active), 1.0)
+
+
+def _wide(values: jax.Array) -> jax.Array:
+    """In float32 at least: sums, squares and differences of half precision are none."""
+    return jnp.asarray(values, jnp.promote_types(jnp.result_type(values), jnp.float32))

@@ -75,7 +75,7 @@ def probe(
         )
         return (optax.apply_updates(weights, updates), state), None
 
-    start = jnp.zeros(norms.shape[-1])
+    start = jnp.zeros(x.shape[-1], x.dtype)
     (weights, _), _ = jax.lax.scan(step, (start, solver.init(start)), None, length=steps)
     return weights
 
@@ -89,6 +89,7 @@ def probe_predict(weights: jax.Array, norms: jax.Array, mask: jax.Array) -> jax.
 def standardize(norms: jax.Array, mask: jax.Array) -> jax.Array:
     """Norms minus their question's mean, over each head's standard deviation; 0 where masked."""
     there = mask[..., None]
+    norms = norms.astype(jnp.promote_types(norms.dtype, jnp.float32))
     mean = jnp.sum(jnp.where(there, norms, 0), -2, keepdims=True) / jnp.sum(
         there, -2, keepdims=True
     )

@@ -92,6 +92,9 @@ def select_heads(
     """
     if not 0 <= q <= 1:
         raise ValueError(f"q: expected a quantile in [0, 1], got {q}")
+    if not counts.shape[-1]:
+        nobody = jnp.zeros(0, bool)
+        return Heads(nobody, nobody, jnp.bool_(False))
     place = q * (counts.shape[-1] - 1)
     if rule == "code":
         threshold = jnp.sort(counts, axis=-1)[..., math.floor(place + 1e-9)]

@@ -160,7 +160,9 @@ def policy_log_prob(
 
     The tanh's log-derivative is 2 (log 2 - z - softplus(-2 z)), which doesn't overflow.
     """
-    mean, log_std = policy_heads(params, states, residual)
+    wide = jnp.promote_types(states.dtype, jnp.float32)
+    heads = policy_heads(params, states, residual)
+    mean, log_std, noise = (x.astype(wide) for x in (*heads, noise))
     z = mean + jnp.exp(log_std) * noise
     gaussian = -0.5 * noise**2 - log_std - 0.5 * jnp.log(2 * jnp.pi)
     return jnp.sum(gaussian - 2.0 * (jnp.log(2.0) - z - jax.nn.softplus(-2.0 * z)), axis=-1)

@@ -76,3 +76,15 @@ def test_the_loss_is_traced_once(start):
     traced = chex.assert_max_traces(saddle_free_loss, n=1)
     once = alternating(traced, optax.adam(0.05), optax.sgd(0.05))
     jax.jit(once.step)(start, jnp.bool_(True), TARGET)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_an_optimizer_state_is_carried_in_the_type_that_steps_give_it(dtype):
+    """Half precision parameters under float32 rates: types stay, and the minimum is reached."""
+    optimizer = optax.sgd(jnp.float32(0.05), momentum=jnp.float32(0.5))
+    problem = alternating(saddle_free_loss, optimizer, optimizer, joint=True)
+    start = problem.init({"w": jnp.array([3.0, -2.0], dtype)}, jnp.array([0.5, 0.1], dtype))
+    step = lambda state, _: (problem.step(state, True, TARGET.astype(dtype))[0], None)  # noqa: E731
+    state, _ = jax.lax.scan(step, start, length=200)
+    assert state.upper.dtype == dtype
+    np.testing.assert_allclose(state.upper.astype(float), TARGET, rtol=0.05)

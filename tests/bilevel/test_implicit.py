@@ -127,3 +127,33 @@ def test_closed_over_values_and_the_last_batch_have_gradients():
     closed, batches = jax.grad(outer, argnums=(0, 1))(2.0, jnp.array([5.0, 3.0]))
     np.testing.assert_allclose(closed, 3.0)
     np.testing.assert_allclose(batches, [0.0, 2.0])
+
+
+@pytest.mark.parametrize("solver", ["cg", "neumann"])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_parameters_are_solved_for_in_single_precision(solver, dtype):
+    """d(sum theta*)/dh is A^-1 1, to the rounding of the products."""
+    hessian = np.array([[2.0, 0.25], [0.25, 1.0]])
+    mode = Implicit(solver, rate=0.5)
+
+    def outer(h):
+        loss = lambda w, h, _: 0.5 * w @ jnp.asarray(hessian, dtype) @ w - w @ h  # noqa: E731
+        start = jnp.zeros(2, dtype)
+        solution = bilevel.solve(loss, optax.sgd(0.3), start, h, steps=20, mode=mode)
+        return jnp.sum(solution.params)
+
+    gradient = jax.grad(outer)(jnp.ones(2, dtype))
+    expected = np.linalg.solve(hessian, np.ones(2))
+    np.testing.assert_allclose(gradient.astype(float), expected, rtol=4 * jnp.finfo(dtype).eps)
+
+
+def test_where_the_inner_loop_diverged_there_is_no_gradient():
+    """Conjugate gradients stop at the first NaN, with a solution of zero."""
+
+    def outer(h):
+        loss = lambda w, h, _: jnp.sum((w - h) ** 4)  # noqa: E731
+        start = jnp.full(2, 10.0)
+        solution = bilevel.solve(loss, optax.sgd(1.0), start, h, steps=20, mode=Implicit())
+        return jnp.sum(solution.params)
+
+    assert np.all(np.isnan(jax.grad(outer)(jnp.ones(2))))

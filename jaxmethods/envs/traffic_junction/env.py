@@ -177,7 +177,7 @@ class TrafficJunction(TeamEnvironment):
         enters = jnp.any(takes, axis=0)
         entry = jnp.arange(len(self.roads.entries))
         routes = entry * self.roads.routes_per_entry + arrivals.path
-        taken = jnp.sum(jnp.where(takes, routes[:, None], 0), axis=0)
+        taken = jnp.sum(jnp.where(takes, routes[:, None], 0), axis=0, dtype=jnp.int32)
         route = jnp.where(enters, taken, state.route)
         position = jnp.where(enters, 0, state.route_position)
         alive = state.alive | enters
