@@ -46,7 +46,9 @@ def config(tmp_path):
 
 @pytest.fixture
 def finished(config, tmp_path):
-    assert distributed_toy.main(["train", str(config), "--quiet", "--out", str(tmp_path / "r")]) == 0
+    assert (
+        distributed_toy.main(["train", str(config), "--quiet", "--out", str(tmp_path / "r")]) == 0
+    )
     return tmp_path / "r"
 
 

@@ -44,9 +44,7 @@ def test_evaluation_leaves_every_file_as_it_was_the_unfinished_checkpoint_too(tm
     writing = unfinished_checkpoint(folder)
     before = snapshot(folder.path)
     for checkpoint in ("latest", "best"):
-        [(stage, step, _)] = loop.evaluate(
-            toy.stages(), toy.config(), folder, checkpoint, seed=0
-        )
+        [(stage, step, _)] = loop.evaluate(toy.stages(), toy.config(), folder, checkpoint, seed=0)
         assert (stage, step) == ("first", 20)  # the second has not begun: that is no error
     assert snapshot(folder.path) == before
     loop.train(toy.stages(), toy.config(), folder, resume=True)
