@@ -16,6 +16,7 @@ stopped by Ctrl-C or SIGTERM (saved).
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -144,6 +145,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"jaxmethods: {error}", file=sys.stderr)
         return error.code
+    except BrokenPipeError:
+        # Whoever read our output has left (`| head`); flushing at exit would say so again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:  # whatever file it was: the system's words, not our traceback
+        if error.strerror is None:
+            raise
+        where = f"{error.filename}: " if error.filename is not None else ""
+        print(f"jaxmethods: {where}{error.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("jaxmethods: interrupted; what was saved before is whole", file=sys.stderr)
         return 130
@@ -172,13 +183,26 @@ def _train_here(command: Train, overrides: Sequence[str]) -> int:
     quiet = command.quiet or not distributed.is_writer()
     try:
         finished = loop.train(stages, config, folder, command.resume, Progress(quiet=quiet))
-    except (loop.Interrupted, loop.DivergedError):
-        _write_report(folder, quiet=True)
+    except (loop.Interrupted, loop.DivergedError, loop.StageError):
+        _report_as_well(folder)
         raise
-    distributed.together(lambda: loop.export_results(stages, finished, folder.path))
-    loop.draw_figures(stages, finished, folder.figures)
+    try:
+        loop.export_results(stages, finished, folder.path)
+        loop.draw_figures(stages, finished, folder.figures)
+    except UserError:
+        _report_as_well(folder)
+        raise
     _write_report(folder, quiet)
     return 0
+
+
+def _report_as_well(folder: RunFolder) -> None:
+    """A report beside an error, which is what counts: where it cannot be written, a line more."""
+    try:
+        if folder.holds_run():
+            _write_report(folder, quiet=True)
+    except UserError as error:
+        print(f"jaxmethods: {error}", file=sys.stderr)
 
 
 def _evaluate(command: Evaluate) -> int:

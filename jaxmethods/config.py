@@ -9,6 +9,7 @@ was expected.
 from __future__ import annotations
 
 import difflib
+import enum
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -29,6 +30,21 @@ class Config(BaseModel):
         use_attribute_docstrings=True,
         coerce_numbers_to_str=True,
     )
+
+
+class OnResume(enum.Enum):
+    """What a field may do where a run is resumed: `steps: Annotated[int, OnResume.GROW]`.
+
+    A field without a mark makes a run another run: with another value its results are others, and
+    a resume is refused. The mark of a field that holds a config counts for all in it.
+    """
+
+    CHANGE = "change"
+    """How a run is watched, or laid out over devices and processes: its results stay what they
+    are."""
+    GROW = "grow"
+    """How long a stage trains: a finished run goes on. Schedules that end with the stage are
+    those of the longer run from there on; without them the run is, bit for bit, the longer one."""
 
 
 class LoopConfig(Config):
@@ -58,8 +74,8 @@ class RunConfig(Config):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     seeds: Annotated[int, Field(ge=1)] = 1
     """Train seeds `seed` to `seed + seeds - 1` in one vmapped program."""
-    training: LoopConfig = LoopConfig()
-    mesh: MeshConfig = MeshConfig()
+    training: Annotated[LoopConfig, OnResume.CHANGE] = LoopConfig()
+    mesh: Annotated[MeshConfig, OnResume.CHANGE] = MeshConfig()
 
 
 class ConfigError(UserError):
@@ -89,13 +105,31 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def on_resume(config: BaseModel) -> dict[str, OnResume]:
+    """The marks of a config's fields, by their dotted path."""
+    marks: dict[str, OnResume] = {}
+    for name, field in type(config).model_fields.items():
+        mark = next((m for m in field.metadata if isinstance(m, OnResume)), None)
+        value = getattr(config, name)
+        if mark is not None:
+            marks[name] = mark
+        elif isinstance(value, BaseModel):
+            marks |= {f"{name}.{path}": below for path, below in on_resume(value).items()}
+    return marks
+
+
 def validate(model: type[ConfigT], values: Mapping[str, Any], source: str) -> ConfigT:
     """Builds `model` from `values`; `source` (a path, "command line") opens every error line."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        lines = [_describe(model, dict(problem)) for problem in error.errors()]
-        raise ConfigError("\n".join(f"config {source}: {line}" for line in lines)) from error
+        raise refusal(error, model, source) from error
+
+
+def refusal(error: ValidationError, model: type[BaseModel], source: str) -> ConfigError:
+    """What pydantic found wrong with a `model`, one line a problem."""
+    lines = [_describe(model, dict(problem)) for problem in error.errors()]
+    return ConfigError("\n".join(f"config {source}: {line}" for line in lines))
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:

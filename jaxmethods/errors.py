@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from types import ModuleType
 
 
@@ -17,10 +18,35 @@ class MissingExtraError(UserError):
 
 
 def import_extra(module: str, extra: str) -> ModuleType:
-    """Imports an optional dependency; `MissingExtraError` names the command that installs it."""
+    """Imports an optional dependency.
+
+    Raises:
+        MissingExtraError: it is not installed, with the command that installs it, or it is
+            installed and cannot be imported here, with its own reason.
+    """
+    install = f"pip install 'jaxmethods[{extra}]'"
     try:
         return importlib.import_module(module)
     except ImportError as error:
+        # Where a test or a person blocks a module, the error has its name but no path either.
+        missing = error.name in (None, module, module.split(".")[0])
+        if missing and not _is_installed(module):
+            message = f"{module} is not installed; install it with: {install}"
+        else:
+            message = f"{module} cannot be imported ({_line(error)}); mend it, or try: {install}"
+        raise MissingExtraError(message) from error
+    except Exception as error:  # an extension module whose libraries are missing raises many kinds
         raise MissingExtraError(
-            f"{module} is not installed; install it with: pip install 'jaxmethods[{extra}]'"
+            f"{module} cannot be imported ({type(error).__name__}: {_line(error)})"
         ) from error
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module.split(".")[0]) is not None
+    except (ImportError, ValueError):  # blocked: sys.modules holds None
+        return False
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n")[0][:300]

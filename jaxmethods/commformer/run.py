@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
@@ -14,7 +14,7 @@ from jaxmethods.commformer import figures, method, schedule
 from jaxmethods.commformer import graph as graphs
 from jaxmethods.commformer.config import GraphConfig, NetworkConfig, PositiveInt, PPOConfig
 from jaxmethods.commformer.evaluate import evaluate, greedy_policy
-from jaxmethods.config import Config, RunConfig
+from jaxmethods.config import Config, OnResume, RunConfig
 from jaxmethods.envs import TeamEnvironment
 from jaxmethods.envs.rollout import record_episode
 from jaxmethods.method import Metrics, Rule, Stage
@@ -54,7 +54,7 @@ class Run(RunConfig):
 
     method: Literal["commformer"]
     environment: EnvironmentConfig
-    environment_steps: PositiveInt
+    environment_steps: Annotated[PositiveInt, OnResume.GROW]
     """Steps of the whole run, all parallel environments together; rounded up to whole updates."""
     network: NetworkConfig = NetworkConfig()
     graph: GraphConfig = GraphConfig()
@@ -83,8 +83,14 @@ class Run(RunConfig):
 
 
 def stages(run: Run) -> list[Stage]:
-    """One stage: training, judged by greedy play."""
+    """One stage: training, judged by greedy play.
+
+    Raises:
+        ValueError: sizes that don't fit, an unknown environment.
+        MissingExtraError: the environment, or what draws it, is not installed.
+    """
     env = run.environment.make()
+    _ = env.viewer  # draws the figures at the end, and needs what it needs now
     training = schedule.prepare(env, run.network, run.graph, run.ppo, run.updates)
 
     def judge(state: method.State, key: jax.Array) -> Metrics:

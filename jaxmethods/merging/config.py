@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from jaxmethods.config import Config
+from jaxmethods.config import Config, OnResume
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0.0)]
@@ -62,7 +62,7 @@ class WEMoEConfig(Config):
     learning_rate: Positive = 1e-4
     schedule: Literal["cosine", "constant"] = "cosine"
     """Decay the learning rate to 0 over `steps`, or keep it."""
-    steps: PositiveInt = 1000
+    steps: Annotated[PositiveInt, OnResume.GROW] = 1000
     entropy_epsilon: float | None = None
     """None: exact entropy; 1e-8: log(p + 1e-8)."""
     diversity: Annotated[float, Field(ge=0.0)] = 0.0

@@ -25,7 +25,7 @@ import numpy as np
 import optax
 from pydantic import Field
 
-from jaxmethods.config import Config
+from jaxmethods.config import Config, OnResume
 from jaxmethods.data.images import Split
 from jaxmethods.merging.adaptation import Heads, Unlabelled, classify, draw_indices, take
 from jaxmethods.merging.config import Fraction, Positive, PositiveInt
@@ -48,7 +48,7 @@ and its images are on one device, and nothing is exchanged."""
 class TrainingConfig(Config):
     """Supervised training, of the base or of the experts."""
 
-    steps: PositiveInt = 500
+    steps: Annotated[PositiveInt, OnResume.GROW] = 500
     batch_size: PositiveInt = 32
     """Images of each task in a step."""
     optimizer: Literal["adamw", "sgd"] = "adamw"

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import Field, model_validator
 
-from jaxmethods.config import Config, RunConfig
+from jaxmethods.config import Config, OnResume, RunConfig
 from jaxmethods.data.images import Task, digit_tasks, read_tasks
 from jaxmethods.merging import adamerging, evaluate, surgery, table, wemoe
 from jaxmethods.merging.adaptation import Heads, Unlabelled, classify
@@ -104,13 +104,13 @@ class StaticConfig(Config):
 class AdaMergingRunConfig(AdaMergingConfig):
     """AdaMerging of the table."""
 
-    steps: PositiveInt = 500
+    steps: Annotated[PositiveInt, OnResume.GROW] = 500
 
 
 class SurgeryRunConfig(SurgeryConfig):
     """Both surgeries of the table: `deep` is set for each."""
 
-    steps: PositiveInt = 1000
+    steps: Annotated[PositiveInt, OnResume.GROW] = 1000
 
 
 class EvaluationConfig(Config):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from jaxmethods.config import Config, MeshConfig
+from jaxmethods.config import Config, MeshConfig, OnResume
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -79,7 +79,7 @@ class Evaluation(Config):
     limit: PositiveInt | None = None
     """Judge the first so many questions only."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    mesh: MeshConfig = MeshConfig()
+    mesh: Annotated[MeshConfig, OnResume.CHANGE] = MeshConfig()
     """Questions are split over `data`, the model over `tensor` and `fsdp`."""
 
 
@@ -114,7 +114,7 @@ class LearnerConfig(Config):
     heads: PositiveInt = 8
     kv_heads: PositiveInt = 4
     batch: PositiveInt = 64
-    steps: PositiveInt = 1250
+    steps: Annotated[PositiveInt, OnResume.GROW] = 1250
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     """Peak of a one-cycle schedule."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01

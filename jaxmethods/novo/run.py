@@ -10,7 +10,6 @@ model as a Hugging Face folder with its tokenizer, `model/`, and the questions, 
 from __future__ import annotations
 
 import json
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -90,8 +89,6 @@ def export(run: Run, states: State, folder: Path) -> None:
         state = jax.tree.map(lambda leaf, seed=seed: leaf[seed], states)
         ending = f"_{seed}" if number > 1 else ""
         model = folder / f"model{ending}"
-        if model.exists():  # of a run that was resumed when it had finished
-            shutil.rmtree(model)
         decoder_hub.save(model, learner_config(run), state.params)
         write_atomically(model / "tokenizer.json", json.dumps(tokenizer_of(run.world)) + "\n")
         items = draw_items(jax.random.key(run.seed + seed), state.facts, run.world)

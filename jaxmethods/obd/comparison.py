@@ -20,7 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pydantic import Field
 
-from jaxmethods.config import Config
+from jaxmethods.config import Config, OnResume
 from jaxmethods.method import Method, Metrics
 from jaxmethods.obd.baselines import CloningConfig, cluster_rows, random_rows, top_rows
 from jaxmethods.obd.config import OBDConfig
@@ -59,7 +59,7 @@ class ComparisonConfig(Config):
     """What the distilled set is compared with at the end."""
 
     cloning: CloningConfig = CloningConfig()
-    cloning_steps: Annotated[int, Field(ge=0)] = 0
+    cloning_steps: Annotated[int, Field(ge=0), OnResume.GROW] = 0
     """Minibatch steps of cloning all the data, as one more competitor; 0: none."""
 
 

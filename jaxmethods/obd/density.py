@@ -27,7 +27,7 @@ import numpy as np
 import optax
 from pydantic import Field
 
-from jaxmethods.config import Config
+from jaxmethods.config import Config, OnResume
 from jaxmethods.method import Method, Metrics
 from jaxmethods.obd.config import Positive, PositiveInt
 from jaxmethods.obd.policy import Layer
@@ -45,7 +45,7 @@ class FlowConfig(Config):
     """Width of the two hidden layers of a block."""
     batch: PositiveInt = 1024
     learning_rate: Positive = 1e-3
-    steps: Annotated[int, Field(ge=0)] = 20_000
+    steps: Annotated[int, Field(ge=0), OnResume.GROW] = 20_000
 
 
 class FlowParams(NamedTuple):

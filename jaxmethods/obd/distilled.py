@@ -44,13 +44,14 @@ def save(
     *,
     seed: int,
     outer_steps: int,
-    source: Path | str | None = None,
-    teacher: Path | str | None = None,
+    source: Path | str | Mapping[str, str] | None = None,
+    teacher: Path | str | Mapping[str, str] | None = None,
 ) -> Path:
     """Writes `path` (.npz) and the card beside it (.json); returns the card's path.
 
     Args:
-        source: the dataset's file; its name and SHA-256 go into the card. None: it had none.
+        source: the dataset's file; its name and SHA-256 go into the card. Or what `describe_file`
+            said of it when it was read. None: it had none.
         teacher: the teacher's, likewise.
 
     Raises:
@@ -80,8 +81,8 @@ def save(
         "objective": config.objective,
         "seed": seed,
         "outer_steps": outer_steps,
-        "source": describe_file(source),
-        "teacher": describe_file(teacher),
+        "source": source if isinstance(source, Mapping) else describe_file(source),
+        "teacher": teacher if isinstance(teacher, Mapping) else describe_file(teacher),
         "normalisation": "states = (states_raw - obs_mean) / obs_std",
         "distillation": config.model_dump(mode="json"),
         "jaxmethods": jaxmethods.__version__,

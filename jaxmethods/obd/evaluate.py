@@ -8,25 +8,28 @@ normalised returns, 0 a random policy, 100 an expert of that simulator; brax's a
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from functools import cache, partial
-from importlib.util import find_spec
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmethods.config import Config, nearest
+from jaxmethods.config import Config, OnResume, nearest
 from jaxmethods.envs.control import BRAX, CONTROL, episode_returns, make_control
 from jaxmethods.envs.finite import finite
 from jaxmethods.method import Metrics
 from jaxmethods.obd.baselines import random_rows
 from jaxmethods.obd.config import OBDConfig, PositiveInt
 from jaxmethods.obd.method import State, make_student
-from jaxmethods.obd.mujoco_returns import ENVIRONMENTS, SPACES, evaluate_returns
+from jaxmethods.obd.mujoco_returns import (
+    ENVIRONMENTS,
+    SPACES,
+    check_mujoco,
+    evaluate_returns,
+)
 from jaxmethods.obd.policy import Policy
 from jaxmethods.obd.scores import score
 from jaxmethods.obd.students import offline_loss, train_students
@@ -42,7 +45,7 @@ class EvaluationConfig(Config):
     that is measured."""
     students: PositiveInt = 10
     episodes: PositiveInt = 10
-    processes: PositiveInt = 1
+    processes: Annotated[PositiveInt, OnResume.CHANGE] = 1
     """MuJoCo's episodes are spread over so many processes."""
     random_selection: bool = True
     """Measure students of as many random real pairs beside those of the distilled set."""
@@ -119,10 +122,13 @@ def _offline_loss(config: OBDConfig, key: jax.Array, params: Any, source: Source
 
 
 def check_environment(evaluation: EvaluationConfig) -> None:
-    """Raises `ValueError` for an unknown environment, `MissingExtraError` for one without brax."""
+    """Raises `ValueError` for an unknown environment, `MissingExtraError` for one without its
+    simulator."""
     name, known = evaluation.environment, {*ENVIRONMENTS, *CONTROL}
     if name is not None and name.startswith(BRAX):
         _environment(name)
+    elif name in ENVIRONMENTS:
+        check_mujoco(name)
     elif name not in (None, *known):
         raise ValueError(
             f"evaluation.environment: unknown environment {name!r}{nearest(str(name), known)}"
@@ -146,19 +152,12 @@ def check_spaces(environment: str | None, states: int, actions: int) -> None:
 
 
 def player(evaluation: EvaluationConfig, config: OBDConfig) -> Play | None:
-    """Lets students play; None where they don't, or MuJoCo is not installed (with a warning)."""
+    """Lets students play; None where they don't (see `check_environment`)."""
     name = evaluation.environment
     if name is None:
         return None
     if name not in ENVIRONMENTS:
         return partial(_play_control, name, make_student(config.student), evaluation.episodes)
-    if find_spec("mujoco") is None or find_spec("gymnasium") is None:
-        warnings.warn(
-            "returns are not measured: MuJoCo is not installed; install it with: "
-            "pip install 'jaxmethods[rl]'",
-            stacklevel=2,
-        )
-        return None
     return partial(_play_mujoco, evaluation, config.student.residual)
 
 

@@ -95,6 +95,7 @@ def check_mujoco(env_name: str) -> None:
             f"env_name: unknown MuJoCo environment {env_name!r}{nearest(env_name, ENVIRONMENTS)}"
         )
     import_extra("mujoco", "rl")
+    import_extra("gymnasium.envs.mujoco", "rl")
 
 
 def _play(name: str, policies: tuple, seeds: np.ndarray, ensemble: bool) -> np.ndarray:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from pydantic import Field, model_validator
 
-from jaxmethods.config import Config, RunConfig
+from jaxmethods.config import Config, OnResume, RunConfig
 from jaxmethods.data.generated import mixed_quality
 from jaxmethods.data.offline import FlatDataset, q_learning_rows, read_offline
 from jaxmethods.envs.control import make_control
@@ -73,7 +73,7 @@ class TeacherConfig(Config):
     path: Path | None = None
     """npz, see `jaxmethods.obd.teacher`."""
     learn: Literal["calql", "iql"] | None = None
-    steps: PositiveInt = 1_000_000
+    steps: Annotated[PositiveInt, OnResume.GROW] = 1_000_000
     """Gradient steps of the offline reinforcement learning."""
     calql: CalQLConfig = CalQLConfig()
     iql: IQLConfig = IQLConfig()
@@ -101,7 +101,7 @@ class Run(RunConfig):
     teacher: TeacherConfig = TeacherConfig()
     density: DensityConfig = DensityConfig()
     distillation: OBDConfig = OBDConfig()
-    outer_steps: PositiveInt = 50_000
+    outer_steps: Annotated[PositiveInt, OnResume.GROW] = 50_000
     """M: updates of the synthetic set."""
     evaluation: EvaluationConfig = EvaluationConfig()
     comparison: ComparisonConfig | None = None
@@ -147,15 +147,19 @@ def stages(run: Run) -> list[Stage]:
 
 
 class Inputs:
-    """What a run reads, once: files at once, generated data when it is needed."""
+    """What a run reads or generates, once, and checked against everything that will use it."""
 
     def __init__(self, run: Run):
         self.run = run
         self.offline = cache(self._offline)
         self.teacher = None if run.teacher.path is None else load_teacher(run.teacher.path)
         self._flat = None if run.data.path is None else read_offline(run.data.path)
-        if self._flat is not None:
-            self._check()
+        # As they are now: at the end of the run they may have moved.
+        self.files = {
+            "source": distilled.describe_file(run.data.path),
+            "teacher": distilled.describe_file(run.teacher.path),
+        }
+        self._check()
 
     def flat(self) -> FlatDataset:
         if self._flat is None:
@@ -235,7 +239,7 @@ def distillation_stage(run: Run, inputs: Inputs, before: Sequence[str]) -> Stage
         return source(run, inputs, dict(zip(before, finished, strict=False)))
 
     def export(states: State, folder: Path) -> None:
-        write_sets(run, inputs.offline()[1], states, folder)
+        write_sets(run, inputs, states, folder)
 
     def draw(state: State, folder: Path) -> None:
         figures.draw_set(state.syn, inputs.offline()[0], folder / "synthetic_set.png")
@@ -340,7 +344,7 @@ def _density_weights(tau: float, params: Any, states: jax.Array) -> jax.Array:
     return density.sdw_weights(log_p, tau, states.shape[-1])
 
 
-def write_sets(run: Run, norm: Norm, states: State, folder: Path) -> None:
+def write_sets(run: Run, inputs: Inputs, states: State, folder: Path) -> None:
     """Writes every seed's set: syn.npz and its card, or syn-seed3.npz where there are several."""
     for place in range(run.seeds):
         state = jax.tree.map(lambda leaf, i=place: leaf[i], states)
@@ -349,10 +353,9 @@ def write_sets(run: Run, norm: Norm, states: State, folder: Path) -> None:
         distilled.save(
             folder / name,
             method.used(state),
-            norm,
+            inputs.offline()[1],
             run.distillation,
             seed=seed,
             outer_steps=int(state.step),
-            source=run.data.path,
-            teacher=run.teacher.path,
+            **inputs.files,
         )

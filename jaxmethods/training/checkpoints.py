@@ -1,19 +1,42 @@
-"""Checkpoints of one stage, by orbax: the two newest and the best, each whole or absent."""
+"""Checkpoints of one stage: the two newest and the best, each whole or absent.
+
+STEP/default              the state, by orbax
+STEP/metrics/metrics      {"score": ...} where the step was scored
+
+What a folder holds is read from the disk every time, and only `save` changes it: any number of
+processes may read the checkpoints of a run that trains. A checkpoint appears and goes by a rename.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
+import logging
+import math
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint import checkpoint_managers
 
+from jaxmethods import files
 from jaxmethods.errors import UserError
 from jaxmethods.method import State
+from jaxmethods.training import distributed
+
+STATE, METRICS = "default", "metrics"
+UNFINISHED = ".orbax-checkpoint-tmp"
+"""In the name of a checkpoint that orbax has not finished."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is damaged or belongs to another program."""
+    """A checkpoint that is damaged, belongs to another program, or cannot be written."""
 
 
 class Checkpoints:
@@ -22,44 +45,77 @@ class Checkpoints:
     def __init__(self, folder: Path, scored: bool = False):
         """`scored`: the best checkpoint is kept besides the two newest."""
         self.folder = folder.absolute()
-        kept: list[checkpoint_managers.PreservationPolicy] = [checkpoint_managers.LatestN(2)]
-        if scored:
-            best = checkpoint_managers.BestN(
-                get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False
-            )
-            kept.append(best)
-        options = ocp.CheckpointManagerOptions(
-            best_fn=_score if scored else None,
-            preservation_policy=checkpoint_managers.AnyPreservationPolicy(kept),
-            enable_async_checkpointing=False,
-            cleanup_tmp_directories=True,
-        )
-        try:
-            self._manager = ocp.CheckpointManager(self.folder, options=options)
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"checkpoints {self.folder}: {_first_line(error)}") from error
+        self.scored = scored
+        # All processes of a run must agree on what is saved; a shared disk may show it late.
+        self._saved = set(self.steps())
+        self._cleared = False
+        handlers: dict[str, Any] = {
+            STATE: ocp.StandardCheckpointHandler(),
+            METRICS: ocp.JsonCheckpointHandler(filename=METRICS),
+        }
+        self._orbax = ocp.Checkpointer(ocp.CompositeCheckpointHandler(**handlers))
 
     def steps(self) -> list[int]:
-        return sorted(self._manager.all_steps())
+        """Steps that are on the disk now, in order."""
+        try:
+            names = [entry.name for entry in self.folder.iterdir() if entry.is_dir()]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise CheckpointError(
+                f"checkpoints {self.folder}: cannot be read ({files.reason(error)})"
+            ) from error
+        return sorted(int(name) for name in names if name.isdecimal() and str(int(name)) == name)
 
     def latest(self) -> int | None:
-        return self._manager.latest_step()
+        steps = self.steps()
+        return steps[-1] if steps else None
 
     def best(self) -> int | None:
-        """The step with the highest score; the latest if none was scored."""
-        return self._manager.best_step() if self.steps() else None
+        """The step with the highest finite score; the latest if none has one."""
+        steps = self.steps()
+        scores = {step: self.score(step) for step in steps}
+        scored = [(score, step) for step, score in scores.items() if score is not None]
+        if scored:
+            return max(scored)[1]
+        return steps[-1] if steps else None
+
+    def score(self, step: int) -> float | None:
+        """What a step was scored; None where it has no finite score."""
+        try:
+            score = json.loads((self.path(step) / METRICS / METRICS).read_text())["score"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return _finite(score)
 
     def path(self, step: int) -> Path:
         return self.folder / str(step)
 
     def save(self, step: int, state: State, score: float | None) -> None:
-        """Saves unless this step is saved already. `score`: higher is better."""
-        if step in self.steps():
+        """Saves unless this step is saved already.
+
+        Args:
+            score: higher is better; None, or one that is not finite: the step is not scored.
+
+        Raises:
+            CheckpointError: it cannot be written; those that are there still are.
+        """
+        if step in self._saved:
             return
-        metrics = None if score is None else {"score": score}
-        # The mapping around it lets a state be a bare array, which orbax would refuse.
-        saved = ocp.args.StandardSave({"state": state})
-        self._manager.save(step, args=saved, metrics=metrics, force=True)
+        try:
+            self._clear_once()
+            self._write(step, state, score)
+            self._saved.add(step)
+            self._remove_old()
+        except Exception as error:  # orbax and tensorstore raise many kinds for a full disk
+            if distributed.several():
+                raise  # the others wait for this process inside of orbax
+            self._remove_unfinished()
+            last = self.latest()
+            kept = "there is no other" if last is None else f"the last one is {self.path(last)}"
+            raise CheckpointError(
+                f"checkpoint {self.path(step)}: cannot be written ({files.reason(error)}); {kept}"
+            ) from error
 
     def restore(self, step: int, like: State) -> State:
         """Restores a step into the structure, shapes, dtypes and shardings of `like`.
@@ -69,22 +125,76 @@ class Checkpoints:
         """
         try:
             abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, {"state": like})
-            restored = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
-            return restored["state"]
+            args = ocp.args.Composite(**{STATE: ocp.args.StandardRestore(abstract)})
+            return self._orbax.restore(self.path(step), args=args)[STATE]["state"]
         except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
             others = [other for other in self.steps() if other != step]
             hint = f"; remove that folder to go on from step {others[-1]}" if others else ""
             raise CheckpointError(
-                f"checkpoint {self.path(step)}: cannot be restored ({_first_line(error)}){hint}"
+                f"checkpoint {self.path(step)}: cannot be restored ({files.reason(error)}){hint}"
             ) from error
 
     def close(self) -> None:
-        self._manager.close()
+        self._orbax.close()
+
+    def _write(self, step: int, state: State, score: float | None) -> None:
+        # The mapping around it lets a state be a bare array, which orbax would refuse.
+        items: dict[str, Any] = {STATE: ocp.args.StandardSave({"state": state})}
+        if score is not None and _finite(score) is not None:
+            items[METRICS] = ocp.args.JsonSave({"score": float(score)})
+        with _quiet_threads():
+            self._orbax.save(self.path(step), args=ocp.args.Composite(**items))
+
+    def _clear_once(self) -> None:
+        if self._cleared:
+            return
+        self._cleared = True
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if distributed.is_writer():
+            self._remove_unfinished()
+            files.remove_staged(self.folder)
+
+    def _remove_unfinished(self) -> None:
+        if self.folder.is_dir():
+            for entry in list(self.folder.iterdir()):
+                if UNFINISHED in entry.name:
+                    files.remove(entry)
+
+    def _remove_old(self) -> None:
+        if not distributed.is_writer():
+            return
+        steps = self.steps()
+        kept = {*steps[-2:], *([self.best()] if self.scored else [])}
+        for step in steps:
+            if step not in kept:
+                files.remove(self.path(step))
 
 
-def _score(metrics: dict[str, float]) -> float:
-    return metrics["score"]
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """What fails in orbax's threads is raised in ours too: there it would only be printed."""
+    log, running, printed = logging.getLogger("absl"), set(threading.enumerate()), io.StringIO()
+    before, log.disabled = log.disabled, True
+    try:
+        with contextlib.redirect_stderr(printed):
+            try:
+                yield
+            except BaseException:
+                for thread in set(threading.enumerate()) - running:
+                    thread.join(timeout=5.0)
+                time.sleep(0.2)  # writes under way come back to an event loop that is gone
+                printed.truncate(0)
+                # Its tasks are found to have failed when they are collected, whenever that is.
+                logging.getLogger("asyncio").addFilter(_not_of_orbax)
+                raise
+    finally:
+        log.disabled = before
+        sys.stderr.write(printed.getvalue())
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0][:300]
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.getMessage()
+
+
+def _finite(score: Any) -> float | None:
+    return float(score) if isinstance(score, int | float) and math.isfinite(score) else None

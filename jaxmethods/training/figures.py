@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from jaxmethods.files import write_atomically
 
 INK = "#1f3b57"
 COLUMNS = 3
@@ -39,7 +42,9 @@ def learning_curves(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         _curve(panel, *series(rows, name), name)
     for panel in panels[len(names) :]:
         panel.set_axis_off()
-    figure.savefig(path, dpi=110)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110)
+    write_atomically(path, content.getvalue())  # others may read the figure meanwhile
 
 
 def _curve(panel: Axes, steps: np.ndarray, values: np.ndarray, name: str) -> None:

@@ -12,7 +12,8 @@ import json
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmethods.config import LoopConfig, RunConfig
 from jaxmethods.errors import UserError
+from jaxmethods.files import FileError, reason, remove, staged
 from jaxmethods.method import Batch, Method, Stage, State
 from jaxmethods.training import distributed
 from jaxmethods.training.checkpoints import CheckpointError, Checkpoints
@@ -30,7 +32,7 @@ from jaxmethods.training.environment import describe_environment
 from jaxmethods.training.progress import Progress
 from jaxmethods.training.run_folder import RunFolder, write_atomically
 from jaxmethods.training.sharding import local_copy, make_mesh, put, replicated, shardings
-from jaxmethods.training.writers import Writer, check_writers, make_writers
+from jaxmethods.training.writers import Writer, check_writers, writer_makers
 
 HostMetrics = dict[str, np.ndarray]
 
@@ -39,6 +41,10 @@ class DivergedError(UserError):
     """A metric became NaN or infinite."""
 
     code = 1
+
+
+class StageError(UserError):
+    """What a stage needs cannot be had: its evaluation or score cannot be computed."""
 
 
 class Interrupted(UserError):
@@ -128,7 +134,8 @@ def train(
 
     Args:
         stages: run in order; names are unique.
-        config: written into the folder; a resumed run must have the same.
+        config: written into the folder; a resumed run must have the same, but for the fields that
+            `config.OnResume` marks. Where a stage grew, later ones begin anew.
         folder: where everything is left. The caller has not claimed it.
         resume: go on from the newest checkpoints where there are any.
         progress: shows what happens; `None` shows nothing.
@@ -136,54 +143,99 @@ def train(
     Raises:
         ConfigError, MissingExtraError: the mesh or a writer cannot be had here.
         RunFolderError: the folder cannot be used (see `RunFolder.claim`).
-        CheckpointError: a checkpoint is damaged.
+        StageError: an evaluation or a score cannot be computed; what was trained is saved.
+        CheckpointError: a checkpoint is damaged, or cannot be written.
+        FileError: metrics cannot be written.
         DivergedError: a metric is not finite.
         Interrupted: SIGINT or SIGTERM came; the state is saved.
     """
     progress = progress or Progress(quiet=True)
     # What can be refused is refused before the folder is touched.
     distributed.together(lambda: check_writers(config))
+    distributed.together(lambda: _check_scores(stages))
     distributed.check_same(config, "the configs")
     mesh = distributed.together(lambda: make_mesh(config.mesh))
-    with _claimed(folder, config, resume), _stop_requested() as stop:
+    with _claimed(folder, config, resume) as grew, _stop_requested() as stop:
+        again = distributed.together(lambda: _begin_anew(stages, folder) if grew else [])
         saved = {stage.name: _checkpoints(folder, stage) for stage in stages}
         reached = {name: checkpoints.latest() or 0 for name, checkpoints in saved.items()}
         distributed.check_same(reached, "the newest checkpoints")
-        clock, writers = distributed.together(lambda: _open(folder, config, reached))
-        finished: list[State] = []
-        try:
+        with ExitStack() as closing:
+            closing.callback(progress.close)
+            for checkpoints in saved.values():
+                closing.callback(checkpoints.close)
+            clock, writers = distributed.together(lambda: _open(folder, config, reached, closing))
+            if again:
+                progress.say(f"{' and '.join(again)}: begun anew, since an earlier stage grew")
+            finished: list[State] = []
             for stage in stages:
                 run = _StageRun(
                     stage, config, mesh, saved[stage.name], writers, progress, clock, stop
                 )
                 finished.append(run.to_the_end(finished))
-        finally:
-            progress.close()
-            for closing in (*writers, *saved.values()):
-                closing.close()
     return finished
 
 
+def _check_scores(stages: Sequence[Stage]) -> None:
+    for stage in stages:
+        if stage.score is not None and stage.evaluate is None and stage.judge is None:
+            raise StageError(
+                f"stage {stage.name}: score {stage.score!r}: expected an evaluation that says it"
+            )
+
+
 @contextmanager
-def _claimed(folder: RunFolder, config: RunConfig, resume: bool) -> Iterator[None]:
-    """The writer claims the folder for all processes; if it is refused, they all are."""
+def _claimed(folder: RunFolder, config: RunConfig, resume: bool) -> Iterator[bool]:
+    """The writer claims the folder for all processes; if it is refused, they all are.
+
+    Yields whether the run grew (false where another process writes).
+    """
     with ExitStack() as stack:
-        claim = folder.claim(config, resume) if distributed.is_writer() else nullcontext()
-        distributed.together(lambda: stack.enter_context(claim))
+        claim = folder.claim(config, resume) if distributed.is_writer() else nullcontext(False)
+        grew = distributed.together(lambda: stack.enter_context(claim))
         distributed.together(folder.check_shared)
-        yield
+        yield grew
+
+
+def _begin_anew(stages: Sequence[Stage], folder: RunFolder) -> list[str]:
+    """Removes the checkpoints of stages behind one that isn't at its end any more.
+
+    They went on from what it found. Returns their names.
+    """
+    reached = {stage.name: _checkpoints(folder, stage).latest() or 0 for stage in stages}
+    unfinished = [place for place, stage in enumerate(stages) if reached[stage.name] < stage.steps]
+    behind = stages[unfinished[0] + 1 :] if unfinished else []
+    begun = [stage.name for stage in behind if reached[stage.name]]
+    for name in begun:
+        remove(folder.checkpoints / name)
+    return begun
 
 
 def _open(
-    folder: RunFolder, config: RunConfig, reached: Mapping[str, int]
+    folder: RunFolder, config: RunConfig, reached: Mapping[str, int], closing: ExitStack
 ) -> tuple[_Clock, list[Writer]]:
     """What takes down the run from the steps reached on; nothing where another process writes."""
     if not distributed.is_writer():
         return _Clock(0.0), []
+    folder.update(config)
     rows = folder.keep_metrics_until(reached)
-    writers = make_writers(folder, config)
+    writers = []
+    for make in writer_makers(folder, config):
+        writers.append(make())
+        closing.push(_closing(writers[-1]))
     write_atomically(folder.environment, json.dumps(describe_environment(), indent=1))
-    return _Clock(rows[-1]["seconds"] if rows else 0.0), writers
+    return _Clock(rows[-1].get("seconds") or 0.0 if rows else 0.0), writers
+
+
+def _closing(writer: Writer) -> Callable[..., None]:
+    """Closes a writer at the end; after an error what its file still refuses is no news."""
+
+    def close(kind: Any, error: BaseException | None, trace: Any) -> None:
+        del kind, trace
+        with suppress(FileError) if error is not None else nullcontext():
+            writer.close()
+
+    return close
 
 
 class _Clock:
@@ -264,6 +316,7 @@ class _StageRun:
         step, state = self._begin(batch)
         if step >= self.stage.steps:
             return state
+        self._check_evaluation(state)
         self.progress.stage(self.stage.name, step, self.stage.steps)
         chunk = compile_chunk(
             self.stage.method, state, batch, self.loop.log_every, self.stage.batch_axes
@@ -283,7 +336,15 @@ class _StageRun:
             step += count
             row = {f"train/{k}": v.mean(0) for k, v in metrics.items()}
             row["steps_per_second"] = np.float64(count / seconds)
-            evaluation = self._evaluate(step, state, batch)
+            try:
+                evaluation = distributed.together(lambda: self._evaluate(step, state, batch))  # noqa: B023
+            except (StageError, distributed.ElsewhereError) as error:
+                # What was trained is not lost with what could not be said of it.
+                self._write(step, row)
+                self.checkpoints.save(step, state, None)
+                raise StageError(
+                    f"{error}; the state is saved at step {step}, mend it and go on with --resume"
+                ) from error
             self._write(step, row | evaluation)
             if self._due(step, self.loop.checkpoint_every):
                 self.checkpoints.save(step, state, self._score(evaluation))
@@ -308,6 +369,17 @@ class _StageRun:
         chunk_start = (step - 1) // self.loop.log_every * self.loop.log_every
         return step // every > chunk_start // every or step == self.stage.steps
 
+    def _check_evaluation(self, state: State) -> None:
+        """Raises `StageError` before the first step for what would fail at the first evaluation."""
+        if self.evaluate is None:
+            return
+        try:
+            metrics = jax.eval_shape(self.evaluate, state, self.evaluation_keys)
+        except Exception as error:  # whatever tracing a function of others' raises
+            raise StageError(f"stage {self.stage.name}: {_unevaluated(error)}") from error
+        if self.stage.judge is None:
+            _check_score(self.stage, metrics)
+
     def _evaluate(self, step: int, state: State, batch: Batch) -> HostMetrics:
         if not self._due(step, self.loop.evaluate_every):
             return {}
@@ -316,6 +388,7 @@ class _StageRun:
         return {f"evaluate/{name}": value for name, value in metrics.items()}
 
     def _score(self, evaluation: HostMetrics) -> float | None:
+        """The mean over seeds; it isn't finite where one seed's isn't, and then counts as none."""
         if not evaluation or self.stage.score is None:
             return None
         return float(np.mean(evaluation[f"evaluate/{self.stage.score}"]))
@@ -358,9 +431,10 @@ class _StageRun:
         )
 
 
-def _plain(value: np.ndarray) -> float | int | list[float]:
-    """One number for one seed, a list for several; integers stay integers."""
-    flat = np.asarray(value).reshape(-1).tolist()
+def _plain(value: np.ndarray) -> Any:
+    """One number for one seed, a list for several; integers stay integers, not finite is None."""
+    numbers = np.asarray(value).reshape(-1)
+    flat = [v if ok else None for v, ok in zip(numbers.tolist(), np.isfinite(numbers), strict=True)]
     return flat[0] if len(flat) == 1 else flat
 
 
@@ -375,16 +449,16 @@ def draw_figures(stages: Sequence[Stage], finished: Sequence[State], folder: Pat
     for stage, state in zip(stages, finished, strict=True):
         if stage.draw is None:
             continue
-        whole = local_copy(state)
-        if distributed.is_writer():
-            folder.mkdir(exist_ok=True)
-            stage.draw(jax.tree.map(lambda leaf: leaf[0], whole), folder)
+        first = jax.tree.map(lambda leaf: leaf[0], local_copy(state))
+        _leave_behind(stage, "figures", partial(stage.draw, first), folder)
 
 
 def evaluate(
     stages: Sequence[Stage], config: RunConfig, folder: RunFolder, checkpoint: str, seed: int
 ) -> Iterator[tuple[str, int, HostMetrics]]:
-    """Yields (stage, step, metrics [seeds]) of every evaluated stage of a finished run.
+    """Yields (stage, step, metrics [seeds]) of every evaluated stage of a run.
+
+    Only reads, so that the run may train meanwhile; a stage that has not begun ends the sequence.
 
     Args:
         checkpoint: `best`, `latest` or a step of the last stage; earlier stages take their latest.
@@ -393,10 +467,12 @@ def evaluate(
     finished: list[State] = []
     for stage in stages:
         saved = _checkpoints(folder, stage)
-        step = _choose(saved, checkpoint if stage is stages[-1] else "latest")
+        chosen = checkpoint if stage is stages[-1] else "latest"
+        if finished and saved.latest() is None and chosen in ("best", "latest"):
+            return
         batch = stage.data(finished)
         state = init_state(stage.method, seed_keys(config)[0], batch, batch_axes=stage.batch_axes)
-        state = saved.restore(step, state)
+        step, state = _restored(saved, chosen, state)
         saved.close()
         finished.append(state)
         keys = jax.random.split(jax.random.key(seed), config.seeds)
@@ -407,13 +483,33 @@ def evaluate(
 
 
 def export_results(stages: Sequence[Stage], finished: Sequence[State], folder: Path) -> None:
-    """Lets every stage write its final states' results into the run folder."""
+    """Lets every stage write its final states' results into the run folder, all or none of them."""
     for stage, state in zip(stages, finished, strict=True):
         if stage.export is None:
             continue
-        whole = local_copy(state)
-        if distributed.is_writer():
-            stage.export(whole, folder)
+        _leave_behind(stage, "results", partial(stage.export, local_copy(state)), folder)
+
+
+def _leave_behind(stage: Stage, what: str, write: Callable[[Path], None], folder: Path) -> None:
+    """Has the writer put what a stage leaves behind into a folder, all of it or nothing.
+
+    Every process must come here, and all of them learn what the writer could not do.
+    """
+
+    def leave() -> None:
+        if not distributed.is_writer():
+            return
+        try:
+            with staged(folder, shared=("figures",)) as place:
+                write(place)
+        except Exception as error:  # whatever a viewer or a writer of others' raises
+            kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+            raise StageError(
+                f"stage {stage.name}: its {what} cannot be written ({kind}{reason(error)}); "
+                "what was trained is saved, mend it and go on with --resume"
+            ) from error
+
+    distributed.together(leave)
 
 
 def _judged(
@@ -423,13 +519,53 @@ def _judged(
     batch: Batch,
     keys: jax.Array,
 ) -> HostMetrics:
-    """What the compiled `evaluate` and the stage's `judge` say, together."""
-    metrics = {} if evaluate is None else jax.device_get(evaluate(state, keys))
-    if stage.judge is not None:
-        # Every process judges its own copy: what is said is the same in all of them.
-        judged = stage.judge(*local_copy((state, batch, keys)))
-        metrics |= {name: np.asarray(value) for name, value in judged.items()}
+    """What the compiled `evaluate` and the stage's `judge` say, together.
+
+    Raises:
+        StageError: one of them fails, or the stage's score is not among what they say.
+    """
+    metrics: HostMetrics = {}
+    try:
+        if evaluate is not None:
+            metrics |= jax.device_get(evaluate(state, keys))
+        if stage.judge is not None:
+            # Every process judges its own copy: what is said is the same in all of them.
+            judged = stage.judge(*local_copy((state, batch, keys)))
+            metrics |= {name: np.asarray(value) for name, value in judged.items()}
+    except Exception as error:  # devices and the simulators of others fail in ways of their own
+        raise StageError(f"stage {stage.name}: {_unevaluated(error)}") from error
+    _check_score(stage, metrics)
     return metrics
+
+
+def _unevaluated(error: Exception) -> str:
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return f"its evaluation cannot be computed ({kind}{reason(error)})"
+
+
+def _check_score(stage: Stage, metrics: Mapping[str, Any]) -> None:
+    if stage.score is not None and stage.score not in metrics:
+        raise StageError(
+            f"stage {stage.name}: score: expected one of the evaluation's metrics "
+            f"({', '.join(metrics)}), got {stage.score!r}"
+        )
+
+
+ATTEMPTS = 20
+"""How often a reader may find that the checkpoint it chose is gone; the writer is not that fast."""
+
+
+def _restored(saved: Checkpoints, checkpoint: str, like: State) -> tuple[int, State]:
+    """Step and state of a checkpoint, which a process that trains may remove meanwhile."""
+    for _ in range(ATTEMPTS - 1):
+        step = _choose(saved, checkpoint)
+        try:
+            return step, saved.restore(step, like)
+        except CheckpointError:
+            if step in saved.steps():
+                raise  # it is there, so it is damaged
+    step = _choose(saved, checkpoint)
+    return step, saved.restore(step, like)
 
 
 def _checkpoints(folder: RunFolder, stage: Stage) -> Checkpoints:

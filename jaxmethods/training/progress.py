@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import nan
 from typing import Any
 
 from rich.console import Console
@@ -47,6 +48,9 @@ class Progress:
     def compiled(self, seconds: float) -> None:
         self._console.print(f"compiled in {seconds:.1f} s")
         self._bar.update(self._task, shown="")
+
+    def say(self, line: str) -> None:
+        self._console.print(line, highlight=False)
 
     def row(self, row: Mapping[str, Any]) -> None:
         evaluation = {name: value for name, value in row.items() if name.startswith("evaluate/")}
@@ -94,6 +98,6 @@ def describe(metrics: Mapping[str, Any]) -> str:
     """The first few metrics as text; the mean where there are several seeds."""
     parts = []
     for name, value in list(metrics.items())[:SHOWN]:
-        number = sum(value) / len(value) if isinstance(value, list) else value
-        parts.append(f"{name.split('/', 1)[-1]} {number:.4g}")
+        numbers = [nan if v is None else v for v in (value if isinstance(value, list) else [value])]
+        parts.append(f"{name.split('/', 1)[-1]} {sum(numbers) / len(numbers):.4g}")
     return "  ".join(parts)

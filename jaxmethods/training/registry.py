@@ -6,7 +6,9 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from jaxmethods.config import ConfigError, RunConfig, nearest, validate
+from pydantic import ValidationError
+
+from jaxmethods.config import ConfigError, RunConfig, nearest, refusal, validate
 from jaxmethods.method import Stage, Work
 
 METHODS = {
@@ -57,9 +59,12 @@ def find_evaluation(values: Mapping[str, Any], source: str) -> tuple[Any, Callab
 
 
 def parse(values: Mapping[str, Any], source: str) -> tuple[RunConfig, list[Stage]]:
-    """Validates a config and builds its stages; nothing is compiled."""
+    """Validates a config and builds its stages: files that it names are read, extras imported, and
+    what can be refused is refused; nothing is trained."""
     config = parse_config(values, source)
     try:
         return config, find(config.method, source).stages(config)
+    except ValidationError as error:  # of a config that the method made of this one
+        raise refusal(error, type(config), source) from error
     except ValueError as error:
         raise ConfigError(f"config {source}: {error}") from error

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from jaxmethods.files import is_file, refusals, write_atomically
 from jaxmethods.training import figures
-from jaxmethods.training.run_folder import RunFolder, write_atomically
+from jaxmethods.training.run_folder import RunFolder, RunFolderError
 
 IMAGE_TYPES = {".png": "image/png", ".gif": "image/gif"}
 STYLE = """
@@ -32,21 +33,21 @@ img { max-width: 100%; } pre { background: #f6f8fa; padding: 1rem; overflow-x: a
 
 def write_report(folder: RunFolder) -> None:
     """Draws the learning curves and writes the page. Other figures are taken as they are."""
-    rows = folder.read_metrics()
-    folder.figures.mkdir(exist_ok=True)
+    rows = [{"stage": "", "seconds": 0.0} | row for row in folder.read_metrics()]
+    with refusals(folder.figures):
+        folder.figures.mkdir(exist_ok=True)
     for stage in dict.fromkeys(row["stage"] for row in rows):
         own = [row for row in rows if row["stage"] == stage]
         figures.learning_curves(own, folder.figures / f"curves_{stage}.png")
-    environment = {}
-    if folder.environment.is_file():
-        environment = json.loads(folder.environment.read_text())
-    write_atomically(folder.report, _page(folder, rows, environment))
+    with refusals(folder.path, "read"):
+        page = _page(folder, rows, _environment(folder))
+    write_atomically(folder.report, page)
 
 
 def write_evaluation(folder: RunFolder, metrics: Mapping[str, float]) -> None:
     """The page of an evaluation without training: its numbers, and the figures that are there."""
     drawn = sorted(p for p in folder.figures.iterdir() if p.suffix in IMAGE_TYPES)
-    environment = json.loads(folder.environment.read_text())
+    environment = _environment(folder)
     sections = [
         f"<h1>{html.escape(folder.path.name)}</h1>",
         "<h2>Result</h2>" + _table((name, f"{value:.4g}") for name, value in metrics.items()),
@@ -55,6 +56,15 @@ def write_evaluation(folder: RunFolder, metrics: Mapping[str, float]) -> None:
         "<h2>Environment</h2>" + _table(environment.items()),
     ]
     write_atomically(folder.report, _document(folder.path.name, sections))
+
+
+def _environment(folder: RunFolder) -> Mapping[str, Any]:
+    if not is_file(folder.environment):
+        return {}
+    try:
+        return dict(json.loads(folder.environment.read_text()))
+    except (ValueError, TypeError) as error:
+        raise RunFolderError(f"{folder.environment}: is not a JSON object") from error
 
 
 def _page(folder: RunFolder, rows: Sequence[Mapping[str, Any]], environment: Mapping) -> str:
@@ -113,8 +123,8 @@ def _results(rows: Sequence[Mapping[str, Any]]) -> str:
     return "".join(tables) or "<p>Nothing was evaluated yet.</p>"
 
 
-def _number(value: float | list[float]) -> str:
-    values = np.atleast_1d(value)
+def _number(value: Any) -> str:
+    values = np.atleast_1d(np.asarray(value, float))  # None, not finite, becomes NaN
     mean = f"{values.mean():.4g}"
     if len(values) == 1:
         return mean

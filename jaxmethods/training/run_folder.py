@@ -10,18 +10,26 @@ report.html        everything above on one page
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
-from jaxmethods.config import Config, read_yaml
+from jaxmethods import files
+from jaxmethods.config import Config, ConfigError, OnResume, on_resume, read_yaml, validate
 from jaxmethods.errors import UserError
 from jaxmethods.files import write_atomically
+
+NO_LOCK = "JAXMETHODS_NO_LOCK"
+"""Set in the environment: train in a folder whose file system has no locks."""
+ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 class RunFolderError(UserError):
@@ -41,37 +49,63 @@ class RunFolder:
         self.report = path / "report.html"
 
     def holds_run(self) -> bool:
-        return self.config.is_file()
+        return files.is_file(self.config)
 
     @contextmanager
-    def claim(self, config: Config, resume: bool) -> Iterator[None]:
+    def claim(self, config: Config, resume: bool) -> Iterator[bool]:
         """Makes the folder ours for `config`, for as long as the context lasts.
+
+        Of a resumed run those fields may differ from before that `OnResume` lets change; see
+        `update`, which writes them down.
+
+        Yields:
+            Whether the run grew: a field that may only grow did.
 
         Raises:
             RunFolderError: the folder cannot be written, belongs to something else, holds a
-                run already (and `resume` is false), holds a run of another config, or another
-                process is training in it.
+                run already (and `resume` is false), holds a run of another config, another
+                process is training in it, or its file system cannot tell.
         """
-        self._check_owner(resume)
         try:
+            self._check_owner(resume)
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / ".lock").open("a")
         except OSError as error:
             raise RunFolderError(
-                f"output folder {self.path}: cannot be written ({error.strerror})"
+                f"output folder {self.path}: cannot be written ({files.reason(error)})"
             ) from error
         with lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            self._lock(lock.fileno())
+            grew = False
+            if self.holds_run():
+                grew = self._check_same(config)
+            else:
+                write_atomically(self.config, dump_config(config))
+            files.remove_staged(self.path)
+            files.remove_staged(self.figures)
+            yield grew
+
+    def update(self, config: Config) -> None:
+        """Writes down the config that the run goes on with, where it is another."""
+        content = dump_config(config)
+        if self.config.read_text() != content:
+            write_atomically(self.config, content)
+
+    def _lock(self, descriptor: int) -> None:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
                 raise RunFolderError(
                     f"output folder {self.path}: another process is training in it"
                 ) from error
-            if self.holds_run():
-                self._check_same(config)
-            else:
-                write_atomically(self.config, dump_config(config))
-            yield
+            if os.environ.get(NO_LOCK):
+                return
+            raise RunFolderError(
+                f"output folder {self.path}: its file system has no locks "
+                f"({files.reason(error)}), so that a second process in it would not be noticed; "
+                f"choose a folder elsewhere with --out, or set {NO_LOCK}=1 if there is none"
+            ) from error
 
     def check_shared(self) -> None:
         """Raises `RunFolderError` unless this process sees what the one that claimed it made."""
@@ -82,7 +116,7 @@ class RunFolder:
             )
 
     def _check_owner(self, resume: bool) -> None:
-        if self.path.exists() and not self.path.is_dir():
+        if files.is_file(self.path):
             raise RunFolderError(f"output folder {self.path}: is a file")
         if self.holds_run() and not resume:
             raise RunFolderError(
@@ -97,15 +131,26 @@ class RunFolder:
                     f"(no config.yaml, but {sorted(foreign)[0]!r}); choose another with --out"
                 )
 
-    def _check_same(self, config: Config) -> None:
-        before, now = read_yaml(self.config), yaml.safe_load(dump_config(config))
-        # The devices may be others: results don't depend on how they are laid out.
-        changed = sorted(_differences(before | {"mesh": None}, now | {"mesh": None}))
-        if changed:
+    def _check_same(self, config: Config) -> bool:
+        """Whether the run grew; `RunFolderError` where the config is that of another run."""
+        before = dump_config(_read_as(type(config), self.config))
+        changes = _differences(yaml.safe_load(before), yaml.safe_load(dump_config(config)))
+        rules, grew, refused = on_resume(config), False, []
+        for path, old, new in sorted(changes, key=lambda change: change[0]):
+            rule = _rule_of(rules, path)
+            if rule is OnResume.CHANGE:
+                continue
+            if rule is OnResume.GROW and isinstance(old, int) and new >= old:
+                grew = True
+                continue
+            only = " (it may only grow)" if rule is OnResume.GROW else ""
+            refused.append(f"{path} was {old!r}, now {new!r}{only}")
+        if refused:
             raise RunFolderError(
                 f"output folder {self.path}: its run has another config "
-                f"({', '.join(changed)}); choose another folder with --out"
+                f"({', '.join(refused)}); choose another folder with --out"
             )
+        return grew
 
     def read_config(self) -> dict[str, Any]:
         """The fields this run was started with."""
@@ -114,25 +159,50 @@ class RunFolder:
         return read_yaml(self.config)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All complete rows; an unfinished last line (the process was killed) is left out."""
-        if not self.metrics.is_file():
+        """All complete rows; an unfinished last line (the process was killed) is left out.
+
+        What is not finite is None in them.
+
+        Raises:
+            RunFolderError: the file cannot be read, or a line is no row.
+        """
+        if not files.is_file(self.metrics):
             return []
+        try:
+            lines = self.metrics.read_bytes().split(b"\n")
+        except OSError as error:
+            raise RunFolderError(
+                f"{self.metrics}: cannot be read ({files.reason(error)})"
+            ) from error
         rows = []
-        lines = self.metrics.read_text().split("\n")
         for number, line in enumerate(lines, 1):
             try:
-                rows.append(json.loads(line)) if line else None
-            except json.JSONDecodeError as error:
-                if number < len(lines):
-                    raise RunFolderError(f"{self.metrics}: line {number} is not JSON") from error
+                rows.append(self._row(line, number)) if line.strip() else None
+            except RunFolderError:
+                if number < len(lines):  # the last line of all, which no newline ends
+                    raise
         return rows
+
+    def _row(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise RunFolderError(f"{self.metrics}: line {number} is not JSON") from error
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise RunFolderError(f"{self.metrics}: line {number} is not a row of metrics")
+        return _finite(row)
 
     def keep_metrics_until(self, stages: Mapping[str, int]) -> list[dict[str, Any]]:
         """Drops rows past the last step of each stage, written after its last checkpoint."""
-        rows = [r for r in self.read_metrics() if r["step"] <= stages.get(r["stage"], -1)]
-        if self.metrics.is_file():
-            write_atomically(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+        rows = [r for r in self.read_metrics() if r["step"] <= stages.get(r.get("stage", ""), -1)]
+        if files.is_file(self.metrics):
+            write_atomically(self.metrics, "".join(map(row_to_json, rows)))
         return rows
+
+
+def row_to_json(row: Mapping[str, Any]) -> str:
+    """A row as one line of JSON; what is not finite, which JSON has no word for, is null."""
+    return json.dumps(_finite(row), allow_nan=False) + "\n"
 
 
 def dump_config(config: Config) -> str:
@@ -140,10 +210,33 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def _differences(before: Any, now: Any, path: str = "") -> Iterator[str]:
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(below) for name, below in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(below) for below in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _read_as(model: type[ConfigT], path: Path) -> ConfigT:
+    """A run's config with the fields that were added since; they have their defaults."""
+    try:
+        return validate(model, read_yaml(path), str(path))
+    except ConfigError as error:
+        raise RunFolderError(f"{error}; choose another folder with --out") from error
+
+
+def _rule_of(rules: Mapping[str, OnResume], path: str) -> OnResume | None:
+    """The rule of a field, or of one that it is inside of."""
+    parts = path.split(".")
+    places = [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
+    return next((rules[place] for place in places if place in rules), None)
+
+
+def _differences(before: Any, now: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for name in {*before, *now}:
             below = f"{path}.{name}" if path else name
             yield from _differences(before.get(name), now.get(name), below)
     elif before != now:
-        yield f"{path} was {before!r}, now {now!r}"
+        yield path, before, now

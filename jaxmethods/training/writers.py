@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from jaxmethods import files
 from jaxmethods.config import RunConfig
 from jaxmethods.errors import import_extra
-from jaxmethods.training.run_folder import RunFolder
+from jaxmethods.training.run_folder import RunFolder, row_to_json
 
 MODULES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 """Writer, which is also the extra's name, to the module it needs."""
 
 Row = Mapping[str, Any]
-"""{"stage": str, "step": int, "seconds": float, "train/loss": float or a list, one a seed, ...}"""
+"""{"stage": str, "step": int, "seconds": float, "train/loss": float or a list, one a seed, ...};
+what is not finite is None."""
 
 
 class Writer(Protocol):
@@ -27,32 +30,57 @@ class Writer(Protocol):
 
 
 class JsonLinesWriter:
-    """Appends one JSON object a row; a row is on disk before the next one begins."""
+    """Appends one JSON object a row; a row is in the file, whole, before the next one begins."""
 
     def __init__(self, path: Path):
-        self._file = path.open("a")
+        self._path = path
+        with files.refusals(path):
+            self._file = path.open("ab", buffering=0)
 
     def write(self, row: Row) -> None:
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        """Raises `FileError` where the row cannot be written; the file then ends with the last."""
+        line = row_to_json(row).encode()
+        with files.refusals(self._path):
+            whole = os.fstat(self._file.fileno()).st_size
+            try:
+                while line:  # a disk that fills may take a part
+                    line = line[self._file.write(line) :]
+            except OSError:
+                os.ftruncate(self._file.fileno(), whole)
+                raise
 
     def close(self) -> None:
         self._file.close()
 
 
 class TensorBoardWriter:
-    """Event files under `tensorboard/` of the run folder."""
+    """Event files under `tensorboard/` of the run folder.
+
+    Rows are written where they come: tensorboardX's `SummaryWriter` hands them to a thread, which a
+    full disk ends, and whoever writes next then waits for it for ever.
+    """
 
     def __init__(self, folder: Path):
-        tensorboard = import_extra(MODULES["tensorboard"], "tensorboard")
-        self._writer = tensorboard.SummaryWriter(str(folder))
+        name = MODULES["tensorboard"]
+        self._folder = folder
+        self._summary = import_extra(f"{name}.summary", "tensorboard")
+        self._events = import_extra(f"{name}.proto.event_pb2", "tensorboard")
+        writer = import_extra(f"{name}.event_file_writer", "tensorboard")
+        with files.refusals(folder):
+            folder.mkdir(exist_ok=True)
+            self._writer = writer.EventsWriter(str(folder / "events"))
 
     def write(self, row: Row) -> None:
-        for name, value in _scalars(row).items():
-            self._writer.add_scalar(f"{row['stage']}/{name}", value, row["step"])
+        with files.refusals(self._folder):
+            for name, value in scalars(row).items():
+                event = self._events.Event(wall_time=time.time(), step=row["step"])
+                event.summary.CopyFrom(self._summary.scalar(f"{row['stage']}/{name}", value))
+                self._writer.write_event(event)
+            self._writer.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        with files.refusals(self._folder):
+            self._writer.close()
 
 
 class WandbWriter:
@@ -69,7 +97,7 @@ class WandbWriter:
 
     def write(self, row: Row) -> None:
         step_name = f"{row['stage']}/step"
-        values = {f"{row['stage']}/{name}": value for name, value in _scalars(row).items()}
+        values = {f"{row['stage']}/{name}": value for name, value in scalars(row).items()}
         self._run.log({step_name: row["step"], **values})
 
     def close(self) -> None:
@@ -82,24 +110,24 @@ def check_writers(config: RunConfig) -> None:
         import_extra(MODULES[extra], extra)
 
 
-def make_writers(folder: RunFolder, config: RunConfig) -> list[Writer]:
-    """All writers of a run; see `check_writers` for those that are not installed."""
-    makers = {
+def writer_makers(folder: RunFolder, config: RunConfig) -> list[Callable[[], Writer]]:
+    """What opens the writers of a run; see `check_writers` for those that are not installed."""
+    extras: dict[str, Callable[[], Writer]] = {
         "tensorboard": lambda: TensorBoardWriter(folder.path / "tensorboard"),
         "wandb": lambda: WandbWriter(folder, config),
     }
-    extras = [makers[name]() for name in config.training.writers]
-    return [JsonLinesWriter(folder.metrics), *extras]
+    chosen = [extras[name] for name in config.training.writers]
+    return [lambda: JsonLinesWriter(folder.metrics), *chosen]
 
 
-def _scalars(row: Row) -> dict[str, float]:
-    """Numbers of a row; a list over seeds becomes one entry a seed."""
-    scalars: dict[str, float] = {}
+def scalars(row: Row) -> dict[str, float]:
+    """Finite numbers of a row; a list over seeds becomes one entry a seed."""
+    found: dict[str, float | None] = {}
     for name, value in row.items():
         if name in ("stage", "step"):
             continue
         if isinstance(value, Sequence):
-            scalars |= {f"{name}/seed{index}": item for index, item in enumerate(value)}
+            found |= {f"{name}/seed{index}": item for index, item in enumerate(value)}
         else:
-            scalars[name] = value
-    return scalars
+            found[name] = value
+    return {name: value for name, value in found.items() if value is not None}

@@ -9,12 +9,12 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
 from jaxmethods import cli
-from jaxmethods.config import RunConfig
+from jaxmethods.config import OnResume, RunConfig
 from jaxmethods.method import Rule, Stage
 from jaxmethods.training import progress, registry
 from jaxmethods.training.progress import Progress
@@ -27,7 +27,8 @@ class Run(RunConfig):
     """Config of the toy."""
 
     method: Literal["toy"]
-    steps: int
+    steps: Annotated[int, OnResume.GROW]
+    width: int = 2
 
 
 def draw(state: toy.State, folder: Path) -> None:
@@ -36,9 +37,9 @@ def draw(state: toy.State, folder: Path) -> None:
 
 
 def stages(run: Run) -> list[Stage]:
-    """Weights [4, 2], their rows split over `data`."""
+    """Weights [4, width], their rows split over `data`."""
     rules = (Rule("weights", ("data",)),)
-    first, second = toy.stages(run.steps, 8, shape=(4, 2), rules=rules)
+    first, second = toy.stages(run.steps, 8, shape=(4, run.width), rules=rules)
     return [first, second._replace(draw=draw)]
 
 
