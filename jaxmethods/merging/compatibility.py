@@ -57,14 +57,25 @@ NULL_IS_A_VALUE = (
 """Fields that are switched off by null."""
 ROPE_BASES = ("rope_theta", "rotary_emb_base", "rotary_base", "rope_base")
 ROPE_FIELDS = (*ROPE_BASES, "rope_scaling", "rope_parameters")
-OTHER_ROPE_BASES = {"mixtral", "cohere", "cohere2", "gemma3", "gemma3_text", "gpt_oss", "llama4"} | {
-    "smollm3",
-    "ernie4_5",
-    "lfm2",
-}
+OTHER_ROPE_BASES = {
+    "mixtral",
+    "cohere",
+    "cohere2",
+    "gemma3",
+    "gemma3_text",
+    "gpt_oss",
+    "llama4",
+} | {"smollm3", "ernie4_5", "lfm2"}
 """Families whose RoPE base isn't 10000 where `config.json` doesn't say it."""
 ROPE_DEFAULTS = {"beta_fast": 32, "beta_slow": 1, "low_freq_factor": 1, "high_freq_factor": 4}
-ROPE_NOTES = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "mrope_section", "finetuned"}
+ROPE_NOTES = {
+    "rope_type",
+    "type",
+    "rope_theta",
+    "partial_rotary_factor",
+    "mrope_section",
+    "finetuned",
+}
 """Entries of a RoPE scaling that are compared under their own names, or are no settings of it."""
 
 BUFFERS = re.compile(

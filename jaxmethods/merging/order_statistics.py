@@ -147,7 +147,7 @@ def streamed_kth_smallest(read: Callable[[], Iterable[jax.Array]], k: Sequence[i
 
 
 def _count_digits(keys: np.ndarray, place: int, found: np.ndarray | None) -> np.ndarray:
-    """[K or 1, T, 2^16]: how often a digit occurs in keys [T, n] whose digits before are `found`."""
+    """[K or 1, T, 2^16]: how often a digit occurs in keys [T, n] that begin with `found` [K, T]."""
     kind = keys.dtype.type
     digits = (keys >> kind(DIGIT * place)) & kind((1 << DIGIT) - 1)
     if found is None:

@@ -45,9 +45,9 @@ from jaxmethods.merging.checkpoints import (
     parts,
     read_entries,
 )
+from jaxmethods.merging.compatibility import is_buffer
 from jaxmethods.merging.merge_config import MergeConfig
 from jaxmethods.merging.order_statistics import streamed_kth_smallest
-from jaxmethods.merging.compatibility import is_buffer
 from jaxmethods.merging.sign_election import count
 from jaxmethods.models.hub import INDEX
 from jaxmethods.models.tensor_files import Spec, TensorFiles
@@ -290,9 +290,9 @@ def _is_broken(values: np.ndarray) -> bool:
 
 
 def _write_index(inputs: Inputs, folder: Path) -> None:
-    """Says which file holds which tensor, where there are several: readers look for it."""
+    """Says which file holds which tensor, where there are several or the base said so too."""
     files = layout(inputs)
-    if len(files) == 1:
+    if len(files) == 1 and not (inputs.base.path / INDEX).is_file():
         return
     weight_map = {name: file for file, tensors in files.items() for name in tensors}
     total = sum(spec.nbytes() for tensors in files.values() for spec in tensors.values())
