@@ -20,6 +20,7 @@ from jaxmethods.merging import (
     adaptation,
     analysis,
     experts,
+    order_statistics,
     routers,
     surgery,
     wemoe,
@@ -384,6 +385,20 @@ def test_thresholds_of_float64_are_not_rounded(scope):
         np.testing.assert_array_equal(kept[0] != 0, np.arange(10) >= 6)
         pruned = merging.magnitude_prune(tau, 0.5)["w"]
         np.testing.assert_array_equal(pruned[0] != 0, np.arange(10) >= 5)
+
+
+@pytest.mark.parametrize("k", [1, 30, 77, 100])
+def test_order_statistics_of_float64_equal_a_sort(k):
+    values = 1 + 1e-14 * np.random.default_rng(0).normal(size=(2, 100)).round(1)
+    values[:, ::9] *= -1e-200
+    right = np.sort(values, axis=1)[:, k - 1]
+    with jax.enable_x64(True):
+        leaf = jnp.asarray(values)
+        found = order_statistics.kth_smallest([leaf[:, :40], leaf[:, 40:]], k)
+        parts = [leaf[:, :40], leaf[:, 40:]]
+        streamed = order_statistics.streamed_kth_smallest(lambda: parts, [k])[0]
+    np.testing.assert_array_equal(found, right)
+    np.testing.assert_array_equal(streamed, right)
 
 
 def test_masks_do_not_depend_on_x64():
