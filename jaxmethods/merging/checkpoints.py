@@ -330,12 +330,16 @@ def _check_constants(config: MergeConfig, base: Folder, expert: Folder) -> None:
                 f"base {base.path}: {name}: expected floating-point weights like the expert's, "
                 f"got {ours.dtype} {excluding}"
             )
-        elif math.prod(ours.shape) > 1 and ours.dtype != np.bool_ and ours.shape == theirs.shape:
-            if not _equal(ours, theirs):
-                raise MergeError(
-                    f"expert {expert.path}: {name}: expected the base's values, since "
-                    f"{ours.dtype} cannot be merged, got others {excluding}"
-                )
+        elif _is_table(ours) and ours.shape == theirs.shape and not _equal(ours, theirs):
+            raise MergeError(
+                f"expert {expert.path}: {name}: expected the base's values, since "
+                f"{ours.dtype} cannot be merged, got others {excluding}"
+            )
+
+
+def _is_table(stored: Stored) -> bool:
+    """Several integers; one alone counts something, and booleans are masks."""
+    return math.prod(stored.shape) > 1 and stored.dtype != np.bool_
 
 
 def _tied(config: MergeConfig, sources: list[Folder]) -> dict[str, str]:

@@ -141,8 +141,8 @@ def streamed_kth_smallest(read: Callable[[], Iterable[jax.Array]], k: Sequence[i
         digit = np.sum(totals < rank[..., None], axis=-1)
         smaller = np.take_along_axis(totals, np.maximum(digit - 1, 0)[..., None], -1)[..., 0]
         rank = rank - np.where(digit > 0, smaller, 0)
-        leading = 0 if found is None else found << keys.dtype.type(DIGIT)
-        found = (leading + digit).astype(keys.dtype)
+        leading = keys.dtype.type(0) if found is None else found << keys.dtype.type(DIGIT)
+        found = leading + digit.astype(keys.dtype)  # uint64 + int64 would be float64
     return np.asarray(value_of(jnp.asarray(found)))
 
 
