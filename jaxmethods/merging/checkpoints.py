@@ -194,7 +194,7 @@ def load(inputs: Inputs, wanted: Iterable[Part], check: bool = False) -> Iterato
         MergeError: with `check`, a part holds values that are not finite.
     """
     wanted = list(wanted)
-    wide = bool(jax.config.jax_enable_x64)  # each thread has its own
+    wide = jnp.asarray(0.0).dtype == jnp.float64  # whether x64 is on; each thread has its own
 
     def read(part: Part) -> Loaded:
         with jax.enable_x64(wide):

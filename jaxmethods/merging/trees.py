@@ -23,6 +23,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxmethods.method import Rule
 
@@ -141,7 +142,7 @@ def adds_to_zero(weights: Any) -> bool:
 
 def is_concrete(value: Any) -> bool:
     """Whether a number or array is known now, not traced by `jit`, `vmap` or `grad`."""
-    return not isinstance(value, jax.core.Tracer)
+    return not isinstance(value, Tracer)
 
 
 @jax.jit
