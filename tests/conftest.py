@@ -24,10 +24,6 @@ LONGEST = 10.0
 """Seconds of processors that a test without `slow` may take."""
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "slow: processes, simulators, big arrays; `make test-all`")
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _programs_of_one_module():
     yield
