@@ -189,7 +189,8 @@ def update(
     )
     steps_per_update = training.ppo.environments * training.ppo.rollout
     metrics = {
-        "environment_steps": state.update * steps_per_update,
+        # In floating point: large runs have more steps than an int32 counts.
+        "environment_steps": state.update.astype(float) * steps_per_update,
         "reward": trajectory.reward.mean(),
         "episode_length": episodes.length.mean(),
         "episode_return": episodes.returned.mean(),
