@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 
 from jaxmethods.config import Config, OnResume, RunConfig
 from jaxmethods.data.generated import mixed_quality
-from jaxmethods.data.offline import FlatDataset, q_learning_rows, read_offline
+from jaxmethods.data.offline import FlatDataset, episode_ends, q_learning_rows, read_offline
 from jaxmethods.envs.control import make_control
 from jaxmethods.envs.pendulum import swing_up
 from jaxmethods.method import Batch, Rule, Stage, State
@@ -176,7 +176,7 @@ class Inputs:
     def returns(self) -> jax.Array:
         """[L]: the return of the episode that each row of the offline data belongs to."""
         flat = self.flat()
-        whole = whole_returns(flat.rewards, flat.terminals | flat.timeouts)
+        whole = whole_returns(flat.rewards, episode_ends(flat))
         return whole[q_learning_rows(flat).index]
 
     def _offline(self) -> tuple[OfflineData, Norm]:
@@ -184,6 +184,8 @@ class Inputs:
 
     def _check(self) -> None:
         data, norm = self.offline()
+        if self.run.teacher.learn is not None or self.run.comparison is not None:
+            episode_ends(self.flat())  # returns will be needed, which rows in no order don't have
         check_teacher(Source(data, norm, self.teacher))
         sizes = data.states.shape[1], data.actions.shape[1]
         check_spaces(self.run.evaluation.environment, *sizes)

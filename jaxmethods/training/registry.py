@@ -34,12 +34,20 @@ def find(name: object, source: str) -> Registered:
     """Looks a method up; `ConfigError` names the nearest one."""
     if name is None:
         raise ConfigError(f"config {source}: method: is required{nearest('', METHODS)}")
+    _check_text(name, source)
     if name not in METHODS:
         raise ConfigError(
-            f"config {source}: method: unknown method {name!r}{nearest(str(name), METHODS)}"
+            f"config {source}: method: unknown method {name!r:.200}{nearest(str(name), METHODS)}"
         )
     module = importlib.import_module(METHODS[str(name)])
     return Registered(module.Run, module.stages)
+
+
+def _check_text(name: object, source: str) -> None:
+    if name is not None and not isinstance(name, str):
+        raise ConfigError(
+            f"config {source}: method: expected the name of a method, got {name!r:.200}"
+        )
 
 
 def parse_config(values: Mapping[str, Any], source: str) -> RunConfig:
@@ -50,6 +58,7 @@ def parse_config(values: Mapping[str, Any], source: str) -> RunConfig:
 def find_evaluation(values: Mapping[str, Any], source: str) -> tuple[Any, Callable[..., Work]]:
     """Validates the config of a method with nothing to train, and says what does its work."""
     name = values.get("method")
+    _check_text(name, source)
     if name not in EVALUATIONS:
         kind = "is trained, not evaluated from a config" if name in METHODS else "unknown method"
         hint = nearest(str(name), EVALUATIONS)

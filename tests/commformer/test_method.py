@@ -58,6 +58,12 @@ def test_an_update_moves_both_levels_and_counts_itself(updated):
     assert metrics["environment_steps"] == 6 * 8 * 6
 
 
+def test_environment_steps_are_counted_past_what_an_int32_holds(compiled, updated):
+    state = updated[0]._replace(update=jnp.int32(50_000_000))
+    metrics = compiled[2](state, None)[1]
+    np.testing.assert_allclose(metrics["environment_steps"], 50_000_001 * 48, rtol=1e-6)
+
+
 def test_metrics_are_finite_scalars(updated):
     for name, value in updated[2].items():
         assert value.shape == (), name
