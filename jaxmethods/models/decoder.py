@@ -89,8 +89,9 @@ def forward(
 
     Args:
         ids: [B, T] int tokens; or `inputs_embeds` [B, T, D] in place of their embeddings.
-        mask: [B, T] bool or 0/1, False on padding at either end. A batch padded on the right
-            needs none unless its cache is kept: causality hides what comes later.
+        mask: [B, T] bool or 0/1, False on padding, wherever it is. A batch padded on the right
+            needs none, since causality hides what comes later, unless its cache is kept or its
+            frequencies are dynamic: these follow the number of a row's tokens.
         positions: [B, T] int; default: the number of tokens before, by `mask` and `cache`.
         cache: tokens so far; the T new ones see them. The returned cache holds both, so there
             must be room for T (`attention.reserve`).
@@ -111,7 +112,7 @@ def forward(
     if positions is None:
         positions = token_positions(batch, new, mask, cache)
     embedded = embed(params, config, ids, inputs_embeds, positions, dtype)
-    angles = rotation(config, positions) if config.positions == "rope" else None
+    angles = rotation(config, positions, mask) if config.positions == "rope" else None
     attend = causal_attention(batch, new, mask, cache, config.sliding_window, kernel)
 
     def body(x: jax.Array, inputs: tuple) -> tuple[jax.Array, dict[str, Any]]:

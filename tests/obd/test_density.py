@@ -132,6 +132,32 @@ def test_strength_zero_gives_ones(log_p):
     np.testing.assert_array_equal(sdw_weights(jnp.array(log_p), 0.0), np.ones(len(log_p)))
 
 
+@pytest.mark.parametrize("rare", [1, 30])
+@pytest.mark.parametrize("tau", [0.0, 0.7])
+def test_a_state_of_density_zero_weighs_as_the_rarest_of_the_others(rare, tau):
+    known = jax.random.normal(jax.random.key(0), (170,))
+    infinite = jnp.full(rare, -jnp.inf)
+    weights = sdw_weights(jnp.concatenate([known, infinite]), tau)
+    alike = sdw_weights(jnp.concatenate([known, jnp.full(rare, known.min())]), tau)
+    np.testing.assert_allclose(weights, alike, rtol=1e-6)
+    assert np.all(weights[170:] == weights.max())
+    dense = sdw_weights(jnp.concatenate([known, -infinite]), tau)
+    assert np.isfinite(dense).all()
+    assert np.all(dense[170:] == dense.min())
+
+
+def test_weights_stay_finite_at_the_ends():
+    for log_p in ([-jnp.inf] * 3, [2.0], [-jnp.inf], [5.0, 5.0]):
+        np.testing.assert_array_equal(sdw_weights(jnp.array(log_p), 1.0), np.ones(len(log_p)))
+    far = sdw_weights(jnp.array([-3e38, -3e38, 0.0, -300.0, 1.0]), 1.0)
+    np.testing.assert_allclose(far, [2.5, 2.5, 0.0, 0.0, 0.0], atol=1e-6)
+    assert np.isnan(sdw_weights(jnp.array([0.0, jnp.nan, 1.0]), 1.0)).all()  # never hidden
+    with pytest.raises(ValueError, match="log_p: expected the log-density of one state"):
+        sdw_weights(jnp.zeros(0), 1.0)
+    half = sdw_weights(jnp.linspace(-30, 30, 50).astype(jnp.float16), 1.0)
+    np.testing.assert_allclose(half, sdw_weights(jnp.linspace(-30, 30, 50), 1.0), rtol=0.1)
+
+
 def test_rarer_states_weigh_more_up_to_the_quantiles():
     log_p = jnp.linspace(-10.0, 10.0, 401)
     weights = np.asarray(sdw_weights(log_p, 0.5))
