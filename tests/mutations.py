@@ -77,7 +77,9 @@ def all_mutations() -> list[Mutation]:
     found = []
     for path in sorted(ROOT.glob("tests/*/mutations.py")):
         package = path.parent.name
-        for file, original, mutated, wrong, tests, *excuse in runpy.run_path(str(path))["MUTATIONS"]:
+        for file, original, mutated, wrong, tests, *excuse in runpy.run_path(str(path))[
+            "MUTATIONS"
+        ]:
             below = tuple(posixpath.normpath(f"tests/{package}/{one}") for one in tests.split())
             code = f"jaxmethods/{package}/{file}"
             found.append(Mutation(code, original, mutated, wrong, below, *excuse))
