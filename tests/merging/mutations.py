@@ -111,7 +111,7 @@ MUTATIONS = [
         "before / jnp.where(after > 0, after, 1)",
         "after / before",
         "DELLA doesn't restore the L1 norm",
-        "test_sparsify.py",
+        "test_static.py::test_della_keeps_the_norm_and_prefers_large_entries",
     ),
     (
         "sparsify.py",
