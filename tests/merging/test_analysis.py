@@ -10,7 +10,7 @@ from jaxmethods.merging import analysis
 
 BASE = {"mlp": jnp.array([3.0, 4.0]), "norm": jnp.array([0.3, 0.4])}
 STACK = {
-    "mlp": jnp.array([[4.0, 4.0], [3.0, 4.0]]),
+    "mlp": jnp.array([[5.0, 4.0], [3.0, 4.0]]),
     "norm": jnp.array([[0.3, 0.9], [0.8, -0.1]]),
 }
 MODULES = {"mlp": "mlp", "norms": "norm"}
@@ -18,9 +18,9 @@ MODULES = {"mlp": "mlp", "norms": "norm"}
 
 def test_variation_is_distance_share_cosine_and_conflict():
     found = analysis.variation(BASE, STACK, MODULES)
-    np.testing.assert_allclose(found["mlp"].distance, [1, 0], atol=1e-6)
-    np.testing.assert_allclose(found["mlp"].relative, [0.2, 0], atol=1e-6)
-    cosine = (3 * 4 + 4 * 4) / (5 * np.sqrt(32))
+    np.testing.assert_allclose(found["mlp"].distance, [2, 0], atol=1e-6)
+    np.testing.assert_allclose(found["mlp"].relative, [0.4, 0], atol=1e-6)
+    cosine = (3 * 5 + 4 * 4) / (5 * np.sqrt(41))
     np.testing.assert_allclose(found["mlp"].cosine, [cosine, 1], rtol=1e-6)
     # tau of the norms: (0, 0.5) and (0.5, -0.5): one of two entries has both signs.
     assert found["mlp"].conflict == 0
