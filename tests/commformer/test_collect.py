@@ -26,7 +26,7 @@ class State(NamedTuple):
     key: Any
     count: Any
     kind: Any
-    """0: terminates after three steps; 1: is cut after four, the second agent dies in the second."""
+    """0: terminates after three steps; 1: is cut after four, the second agent dies in step two."""
 
 
 class Scripted(TeamEnvironment):

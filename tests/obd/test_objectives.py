@@ -17,7 +17,7 @@ BETA = 0.3
 
 
 def drawn(objective, density=False, **options):
-    """An outer batch of a teacher with a normalisation of its own, and the states as it sees them."""
+    """An outer batch of a teacher with a normalisation of its own, and what it sees."""
     source = small.source()._replace(teacher=small.teacher(NORM))
     if density:
         data = source.data._replace(density_weights=1 + jnp.square(source.data.states[:, 0]))
