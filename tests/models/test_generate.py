@@ -109,6 +109,13 @@ def test_a_nucleus_whose_mass_is_exactly_p_takes_nothing_more():
         np.testing.assert_array_equal(kept, np.arange(4) < number)
 
 
+def test_drawing_from_the_most_likely_token_alone_is_greedy():
+    logits = jax.random.normal(jax.random.key(0), (30, 5))
+    keys = jax.random.split(jax.random.key(1), 30)
+    for sampling in (Sampling(temperature=2.0, top_k=1), Sampling(temperature=2.0, top_p=0.0)):
+        np.testing.assert_array_equal(pick(logits, keys, 0, sampling), jnp.argmax(logits, -1))
+
+
 def test_the_nucleus_of_no_mass_is_the_most_likely_token():
     kept = np.isfinite(np.asarray(RESTRICT(jnp.array([0.0, 2.0, 1.0]), top_p=0.0)))
     np.testing.assert_array_equal(kept, [False, True, False])

@@ -90,14 +90,14 @@ MUTATIONS = [
         "x[0, length - 1]",
         "x[0, length - 2]",
         "the first token's likelihood is predicted from one too early",
-        "test_norms.py",
+        "test_score.py",
     ),
     (
         "norms.py",
         "(rows.segments != PADDING) & (rows.positions >= rows.starts[:, None])",
         "(rows.segments != PADDING) & (rows.positions > rows.starts[:, None])",
         "a likelihood without the candidate's first token",
-        "test_norms.py",
+        "test_score.py",
     ),
     (
         "baselines.py",
@@ -195,7 +195,7 @@ MUTATIONS = [
         "min(_own_end(everything, common_prefix(everything)), *starts, *shared)",
         "min(_own_end(everything, common_prefix(everything)), *shared)",
         "the instruction takes tokens whose likelihood is asked for",
-        "test_norms.py",
+        "test_score.py",
     ),
     (
         "finetune.py",

@@ -276,8 +276,8 @@ MUTATIONS = [
     ),
     (
         "offline_rl/transitions.py",
-        "jnp.where(end, 0.0, after)",
-        "after",
+        "jnp.where(end, 0.0, ",
+        "jnp.where(False, 0.0, ",
         "returns run on into the next episode",
         "offline_rl/test_transitions.py",
     ),
