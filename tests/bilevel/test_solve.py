@@ -447,3 +447,22 @@ def test_wrong_arguments_are_named(arguments, message):
 def test_wrong_modes_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_truncated_adjoint_sees_the_last_backward_batches():
+    batches = jnp.array([0.5, 1.0, 1.5])
+
+    def gradient(backward):
+        def outer(hyper):
+            loss = lambda theta, hyper, scale: 0.5 * scale * jnp.sum((theta - hyper) ** 2)  # noqa: E731
+            mode = bilevel.Truncated(1)
+            solution = bilevel.solve(
+                loss, optax.sgd(0.1), jnp.zeros(()), hyper, batches,
+                mode=mode, backward_batches=backward,
+            )  # fmt: skip
+            return solution.params
+
+        return jax.grad(outer)(1.0)
+
+    np.testing.assert_allclose(gradient(batches.at[0].set(9.0)), gradient(batches))
+    assert gradient(batches.at[2].set(9.0)) != gradient(batches)
