@@ -73,9 +73,9 @@ MUTATIONS = [
     ),
     (
         "objectives.py",
-        "state.mean_square / debias - jnp.square(mean)",
-        "state.mean_square / debias",
-        "the variance of returns is their mean square",
+        "value * jnp.sqrt(variance) + mean",
+        "value * jnp.sqrt(variance)",
+        "denormalised values lack the mean",
         "test_objectives.py",
     ),
     (

@@ -76,7 +76,9 @@ def collected(bootstrap):
     env = Scripted()
     training = schedule.prepare(env, network, config.GraphConfig(), ppo, 3)
     state = method.trainer(env, network, config.GraphConfig(), ppo, 3).init(jax.random.key(3), None)
-    state = state._replace(value_norm=objectives.ValueNormState(*map(jnp.float32, (0.4, 2.5, 1))))
+    returns = jnp.array([-1.0, 3.0])
+    value_norm = objectives.value_norm_update(objectives.value_norm_init(), returns)
+    state = state._replace(value_norm=value_norm)
 
     @jax.jit
     def run(state):
