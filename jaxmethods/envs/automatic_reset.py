@@ -9,6 +9,7 @@ wrapper.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -50,13 +51,13 @@ class AutomaticReset(VmapWrapper[Any, Any, Any]):
         after, observation = self._restart(timestep.last(), after, timestep.observation)
         if self._keep_settings is not None:
             after = jax.vmap(self._keep_settings)(after, state)
-        return after, timestep.replace(observation=observation)
+        return after, dataclasses.replace(timestep, observation=observation)
 
     def _with_next_obs(self, timestep: TimeStep[Any]) -> TimeStep[Any]:
         if not self.next_obs_in_extras:
             return timestep
         extras = {**(timestep.extras or {}), NEXT_OBS_KEY_IN_EXTRAS: timestep.observation}
-        return timestep.replace(extras=extras)
+        return dataclasses.replace(timestep, extras=extras)
 
 
 def restarting(reset: Callable[[jax.Array], tuple[Any, TimeStep[Any]]]) -> Restart:

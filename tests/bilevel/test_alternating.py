@@ -88,3 +88,21 @@ def test_an_optimizer_state_is_carried_in_the_type_that_steps_give_it(dtype):
     state, _ = jax.lax.scan(step, start, length=200)
     assert state.upper.dtype == dtype
     np.testing.assert_allclose(state.upper.astype(float), TARGET, rtol=0.05)
+
+
+def test_a_joint_step_moves_both_variables_along_their_gradients(start):
+    joint = alternating(saddle_free_loss, optax.sgd(0.05), optax.sgd(0.05), joint=True)
+    state = joint.init(start.lower, start.upper)
+    after, report = joint.step(state, True, TARGET)
+    lower = 2 * (start.lower["w"] - start.upper)
+    upper = -lower + 2 * (start.upper - TARGET)
+    np.testing.assert_allclose(after.lower["w"], start.lower["w"] - 0.05 * lower, rtol=1e-6)
+    np.testing.assert_allclose(after.upper, start.upper - 0.05 * upper, rtol=1e-6)
+    np.testing.assert_allclose(report.gradient_norm, jnp.linalg.norm(lower), rtol=1e-6)
+
+
+def test_a_given_upper_gradient_is_the_one_that_is_followed(problem, start):
+    given = jnp.array([4.0, -3.0])
+    after, report = problem.step(start, True, TARGET, upper_gradient=given)
+    np.testing.assert_allclose(after.upper, start.upper - 0.05 * given, rtol=1e-6)
+    np.testing.assert_allclose(report.gradient_norm, 5.0, rtol=1e-6)

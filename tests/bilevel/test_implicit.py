@@ -94,6 +94,17 @@ def test_a_short_neumann_series_is_truncated_unrolling_from_the_solution():
     np.testing.assert_allclose(validation_gradient(-3.0, short, 3000), unrolled, rtol=1e-9)
 
 
+def test_the_neumann_series_ends_with_the_first_term_within_the_tolerance():
+    """With a Hessian of 1 and rate 0.3 terms are 1, 0.7, 0.49: the last one is below a half."""
+    mode = Implicit("neumann", iterations=1000, tolerance=0.5, rate=0.3)
+
+    def outer(h):
+        loss = lambda theta, h, _: 0.5 * jnp.sum((theta - h) ** 2)  # noqa: E731
+        return bilevel.solve(loss, optax.sgd(0.3), jnp.zeros(()), h, steps=3, mode=mode).params
+
+    np.testing.assert_allclose(jax.grad(outer)(1.0), 0.3 * (1 + 0.7 + 0.49), rtol=1e-12)
+
+
 @pytest.mark.parametrize("solver", ["cg", "neumann"])
 def test_damping_is_added_to_the_hessian(solver):
     """With a Hessian of a, the gradient is that of a + damping."""

@@ -613,3 +613,22 @@ def test_a_bfloat16_outer_variable_is_summed_over_a_thousand_steps():
         return bilevel.solve(loss, optax.sgd(0.01), jnp.float32(0), h, steps=steps).params
 
     np.testing.assert_allclose(float(jax.grad(reached)(h)), -0.01 * steps, rtol=2**-8)
+
+
+def test_a_truncated_adjoint_sees_the_last_backward_batches():
+    batches = jnp.array([0.5, 1.0, 1.5])
+
+    def gradient(backward):
+        def outer(hyper):
+            loss = lambda theta, hyper, scale: 0.5 * scale * jnp.sum((theta - hyper) ** 2)  # noqa: E731
+            mode = bilevel.Truncated(1)
+            solution = bilevel.solve(
+                loss, optax.sgd(0.1), jnp.zeros(()), hyper, batches,
+                mode=mode, backward_batches=backward,
+            )  # fmt: skip
+            return solution.params
+
+        return jax.grad(outer)(1.0)
+
+    np.testing.assert_allclose(gradient(batches.at[0].set(9.0)), gradient(batches))
+    assert gradient(batches.at[2].set(9.0)) != gradient(batches)

@@ -193,6 +193,36 @@ def test_a_head_from_templates_averages_over_them(tmp_path, loaded):
         clip.load_tokenizer(TINY)
 
 
+def test_a_text_that_is_too_long_keeps_its_end_mark(tmp_path, loaded):
+    tokenizers = pytest.importorskip("tokenizers")
+    write_tokenizer(tmp_path, tokenizers)
+    longest = loaded.config.text.max_position_embeddings
+    tokenizer = clip.load_tokenizer(tmp_path)
+    whole = tokenizer.encode("cat " * longest).ids
+    ids, mask = clip.tokenize(tokenizer, ["cat " * longest], loaded.config)
+    np.testing.assert_array_equal(ids[0], [*whole[: longest - 1], whole[-1]])
+    np.testing.assert_array_equal(mask, np.ones((1, longest)))
+
+
+def test_a_text_is_its_first_end_mark(loaded):
+    """What comes after it has no influence, and the mark needn't be the largest id."""
+    end = 7
+    text = loaded.config.text.model_copy(update={"eos_token_id": end})
+    config = loaded.config.model_copy(update={"text": text})
+    ids = jnp.array([[3, 11, end, 20, end], [3, 11, end, end, 5]])
+    out = clip.text_features(loaded.params, config, ids)
+    np.testing.assert_array_equal(out.pooled, out.last[:, 2])
+    np.testing.assert_allclose(out.features[0], out.features[1], atol=1e-6)
+
+
+def test_the_length_of_features_does_not_matter_to_a_classifier():
+    features = jax.random.normal(jax.random.key(0), (3, 5))
+    head = jax.random.normal(jax.random.key(1), (4, 5))
+    units = features / jnp.linalg.norm(features, axis=1, keepdims=True)
+    found = clip.classify(jnp.array([[1.0], [7.0], [0.1]]) * features, head, jnp.log(10.0))
+    np.testing.assert_allclose(found, 10 * units @ head.T, rtol=1e-5)
+
+
 def write_tokenizer(folder, tokenizers):
     """A byte-pair vocabulary of letters, with CLIP's two marks as its largest ids."""
     alphabet = sorted("abcdefghijklmnopqrstuvwxyz.")

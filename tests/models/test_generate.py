@@ -173,6 +173,20 @@ def test_top_k_keeps_the_k_most_likely(values, top_k):
     np.testing.assert_array_equal(kept, logits >= least)
 
 
+def test_a_nucleus_whose_mass_is_exactly_p_takes_nothing_more():
+    """Four equal tokens: two of them hold one half."""
+    for p, number in [(0.25, 1), (0.5, 2), (0.75, 3), (0.5001, 3)]:
+        kept = np.isfinite(np.asarray(RESTRICT(jnp.zeros(4), top_p=p)))
+        np.testing.assert_array_equal(kept, np.arange(4) < number)
+
+
+def test_drawing_from_the_most_likely_token_alone_is_greedy():
+    logits = jax.random.normal(jax.random.key(0), (30, 5))
+    keys = jax.random.split(jax.random.key(1), 30)
+    for sampling in (Sampling(temperature=2.0, top_k=1), Sampling(temperature=2.0, top_p=0.0)):
+        np.testing.assert_array_equal(pick(logits, keys, 0, sampling), jnp.argmax(logits, -1))
+
+
 def test_frequencies_of_drawn_tokens_are_their_probabilities():
     logits = jnp.array([0.0, 1.0, 2.0, -3.0])
     rows = 4000

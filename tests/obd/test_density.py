@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from jaxmethods.obd import density
 from jaxmethods.obd.density import (
     FlowConfig,
     fit_density,
@@ -164,3 +165,25 @@ def test_rarer_states_weigh_more_up_to_the_quantiles():
     assert np.all(np.diff(weights) <= 0)
     assert np.sum(weights == weights.max()) == 5  # 1 % of the rows share the bound
     np.testing.assert_allclose(weights[100] / weights[300], np.exp(0.5 * 10), rtol=1e-4)
+
+
+def test_weights_are_clipped_to_the_quantiles_of_one_and_ninety_nine_percent():
+    log_p = jnp.arange(101.0)
+    weights = density.sdw_weights(log_p, 0.1)
+    np.testing.assert_allclose(weights[0], weights[1], rtol=1e-5)
+    np.testing.assert_allclose(weights[-1], weights[-2], rtol=1e-5)
+    np.testing.assert_allclose(jnp.log(weights[1] / weights[2]), 0.1, rtol=1e-4)
+
+
+def test_the_strength_is_per_dimension():
+    log_p = jax.random.normal(jax.random.key(0), (50,))
+    expected = density.sdw_weights(log_p / 7, 0.8)
+    np.testing.assert_allclose(density.sdw_weights(log_p, 0.8, size=7), expected, rtol=1e-5)
+
+
+def test_the_scales_of_a_flow_are_bounded():
+    params = density.init_flow(jax.random.key(0), 3, 1, 8)
+    layers = jax.tree.map(lambda leaf: 100 * leaf[0], params.layers)
+    _, alpha = density.made(layers, 10 * jax.random.normal(jax.random.key(1), (50, 3)))
+    low, high = density.ALPHA_BOUNDS
+    assert (alpha.min(), alpha.max()) == (low, high)
