@@ -69,7 +69,7 @@ def restarting(reset: Callable[[jax.Array], tuple[Any, TimeStep[Any]]]) -> Resta
         return state, timestep.observation
 
     @jax.custom_batching.custom_vmap
-    def restart(ended: jax.Array, state: Any, observation: Any) -> tuple[Any, Any]:
+    def restart(ended: Any, state: Any, observation: Any) -> tuple[Any, Any]:
         environments = ended.shape[0]
         block = -(-environments // BLOCKS)
         position = jnp.cumsum(ended)  # the p-th ended episode is the first one with position p

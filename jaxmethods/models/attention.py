@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jax import lax
+from jax.core import Tracer
 
 Kernel: TypeAlias = Literal["xla", "cudnn"]
 """`jax.nn.dot_product_attention`'s implementation; cuDNN wants half precision on a GPU."""

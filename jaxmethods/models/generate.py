@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 from jax import lax
+from jax.core import Tracer
 
 from jaxmethods.models.attention import reserve
 from jaxmethods.models.decoder import forward
