@@ -48,7 +48,8 @@ class AutomaticReset(VmapWrapper[Any, Any, Any]):
         """Takes one step in every environment and begins anew those whose episode it ended."""
         after, timestep = super().step(state, action)
         timestep = self._with_next_obs(timestep)
-        after, observation = self._restart(timestep.last(), after, timestep.observation)
+        ended: Any = timestep.last()
+        after, observation = self._restart(ended, after, timestep.observation)
         if self._keep_settings is not None:
             after = jax.vmap(self._keep_settings)(after, state)
         return after, dataclasses.replace(timestep, observation=observation)
