@@ -150,8 +150,8 @@ def test_the_largest_is_always_one_that_is_there():
     np.testing.assert_array_equal(heads.largest_of(nothing, mask), [1, 2, 0])
     values = jnp.array([9, -7, -5, 9])
     lowest = jnp.iinfo(jnp.int32).min
-    for values in (values, values.astype(jnp.float32)):
-        whole = jnp.broadcast_to(values, (3, 4))
+    for typed in (values, values.astype(jnp.float32)):
+        whole = jnp.broadcast_to(typed, (3, 4))
         np.testing.assert_array_equal(heads.largest_of(whole, mask), [2, 3, 0])
     assert heads.largest_of(jnp.full(4, lowest), mask[0]) == 1
     assert baselines.most_likely(nothing, mask).tolist() == [1, 2, 0]
