@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 
 Kernel: TypeAlias = Literal["xla", "cudnn"]
 """`jax.nn.dot_product_attention`'s implementation; cuDNN wants half precision on a GPU."""
@@ -134,7 +135,7 @@ def grow(cache: Cache | None, mask: jax.Array | None, keys: jax.Array, values: j
     if cache is None:
         return Cache(keys, values, mask, jnp.int32(new))
     room = cache.mask.shape[1]
-    traced = isinstance(cache.length, jax.core.Tracer)
+    traced = isinstance(cache.length, Tracer)
     if new > room or (not traced and cache.length + new > room):
         raise ValueError(
             f"cache: expected room for {new} further tokens, got {room} places"

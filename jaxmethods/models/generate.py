@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 
 from jaxmethods.models.attention import reserve
 from jaxmethods.models.decoder import forward
@@ -173,7 +174,7 @@ def check_sampling(sampling: Sampling) -> None:
         )
     if sampling.top_k < 0:
         raise ValueError(f"sampling.top_k: expected 0 (all tokens) or more, got {sampling.top_k}")
-    if not isinstance(sampling.top_p, jax.core.Tracer) and not 0 <= sampling.top_p <= 1:
+    if not isinstance(sampling.top_p, Tracer) and not 0 <= sampling.top_p <= 1:
         raise ValueError(f"sampling.top_p: expected a share in [0, 1], got {sampling.top_p}")
 
 
@@ -188,7 +189,7 @@ def _check_positions(
     config: DecoderConfig, length: int, new_tokens: int, mask: jax.Array | None
 ) -> None:
     """The last new token is never fed, so that a table of P positions allows P + 1 tokens."""
-    if config.positions != "learned" or isinstance(mask, jax.core.Tracer):
+    if config.positions != "learned" or isinstance(mask, Tracer):
         return
     longest = length if mask is None else int(jnp.max(jnp.sum(mask != 0, axis=1), initial=0))
     if longest + new_tokens - 1 > config.max_positions:
