@@ -9,7 +9,6 @@ environments that the network is not trained on.
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -296,11 +295,17 @@ def active_agents(
 
 
 def held_out_samples(training: CommFormerTraining) -> jax.Array | None:
-    """[T, R] bool: the last environments, whose samples the network is not trained on."""
+    """[T, R] bool: the last environments, whose samples the network is not trained on.
+
+    One at least, and one at least is left to the network.
+    """
     if training.graph.upper_data == "same":
         return None
     environments = training.ppo.environments
+    if environments < 2:
+        raise ValueError(f"graph.upper_data: split needs two environments, got {environments}")
     held_out = max(round(environments * training.graph.upper_fraction), 1)
+    held_out = min(held_out, environments - 1)
     of_environment = jnp.arange(environments) >= environments - held_out
     return jnp.broadcast_to(of_environment, (training.ppo.rollout, environments))
 
@@ -434,7 +439,7 @@ def minibatch_loss(
     )
     if out.gate is not None and training.network.config.gate is not None:
         config = training.network.config.gate
-        begun = update >= math.floor(config.penalty_from * training.updates)
+        begun = update >= graphs.whole_part(config.penalty_from * training.updates)
         loss += begun * gate.penalty(out.gate, config)
     return loss, aux
 

@@ -361,7 +361,7 @@ def shapes(config: CLIPConfig) -> Any:
 
 def init(key: jax.Array, config: CLIPConfig) -> Any:
     """Random parameters; the whole tree of a `clip`, or a vision tower alone."""
-    keys = jax.random.split(key, 5)
+    keys = jax.random.split(key, 6)
     params: dict[str, Any] = {"vision_model": vit.init(keys[0], config.vision)}
     text, projection = config.text, config.projection_dim
 
@@ -379,7 +379,7 @@ def init(key: jax.Array, config: CLIPConfig) -> Any:
     params["text_model"] = {
         "embeddings": {
             "token_embedding": normal(keys[3], text.vocab_size, width),
-            "position_embedding": normal(keys[3], text.max_position_embeddings, width),
+            "position_embedding": normal(keys[5], text.max_position_embeddings, width),
         },
         "encoder": {
             "layers": vit.init_layers(

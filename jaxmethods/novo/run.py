@@ -21,6 +21,7 @@ from pydantic import model_validator
 
 from jaxmethods.config import RunConfig
 from jaxmethods.files import write_atomically
+from jaxmethods.keys import named
 from jaxmethods.method import Batch, Method, Metrics, Stage
 from jaxmethods.models import decoder, decoder_hub
 from jaxmethods.models.decoder_config import DecoderConfig
@@ -91,7 +92,8 @@ def export(run: Run, states: State, folder: Path) -> None:
         model = folder / f"model{ending}"
         decoder_hub.save(model, learner_config(run), state.params)
         write_atomically(model / "tokenizer.json", json.dumps(tokenizer_of(run.world)) + "\n")
-        items = draw_items(jax.random.key(run.seed + seed), state.facts, run.world)
+        key = named(jax.random.key(run.seed + seed), "questions")
+        items = draw_items(key, state.facts, run.world)
         rows = [json.dumps(row) + "\n" for row in questions_in_words(items, run.world)]
         write_atomically(folder / f"questions{ending}.jsonl", "".join(rows))
 

@@ -20,6 +20,7 @@ from jaxmethods.data.generated import mixed_quality
 from jaxmethods.data.offline import FlatDataset, episode_ends, q_learning_rows, read_offline
 from jaxmethods.envs.control import make_control
 from jaxmethods.envs.pendulum import swing_up
+from jaxmethods.keys import named
 from jaxmethods.method import Batch, Rule, Stage, State
 from jaxmethods.obd import comparison, density, distilled, figures, method
 from jaxmethods.obd.baselines import cloning
@@ -165,7 +166,7 @@ class Inputs:
         if self._flat is None:
             env = make_control(str(self.run.data.generate))
             play = CONTROLLERS[str(self.run.data.generate)]
-            key = jax.random.key(self.run.data.seed)
+            key = named(jax.random.key(self.run.data.seed), "data")
             self._flat = mixed_quality(env, play, key, self.run.data.episodes)
         return self._flat
 
@@ -275,7 +276,7 @@ def source(run: Run, inputs: Inputs, finished: dict[str, State]) -> Source:
     if not run.distillation.init_pool:
         return Source(data, norm, teacher)
     config = run.distillation
-    key = jax.random.fold_in(jax.random.key(run.seed), 1)
+    key = named(jax.random.key(run.seed), "initial students")
     unpooled = Source(data, norm, teacher)
     pool = method.init_pool(key, config, unpooled, method.make_student(config.student))
     return unpooled._replace(init_pool=pool)

@@ -25,6 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxmethods.config import LoopConfig, RunConfig
 from jaxmethods.errors import UserError
 from jaxmethods.files import FileError, reason, remove, staged
+from jaxmethods.keys import named
 from jaxmethods.method import Batch, Method, Stage, State
 from jaxmethods.training import distributed
 from jaxmethods.training.checkpoints import CheckpointError, Checkpoints
@@ -475,7 +476,8 @@ def evaluate(
         step, state = _restored(saved, chosen, state)
         saved.close()
         finished.append(state)
-        keys = jax.random.split(jax.random.key(seed), config.seeds)
+        # Not the keys that training begins with, if it had the same seed.
+        keys = jax.random.split(named(jax.random.key(seed), "evaluate"), config.seeds)
         evaluate = stage.evaluate and jax.jit(jax.vmap(stage.evaluate))
         metrics = _judged(stage, evaluate, state, batch, keys)
         if metrics:

@@ -10,6 +10,7 @@ import pytest
 
 from jaxmethods import envs
 from jaxmethods.commformer import config, method, objectives, schedule
+from jaxmethods.commformer import graph as graphs
 
 NETWORK = config.NetworkConfig(embed=8)
 PPO = config.PPOConfig(environments=8, rollout=6, epochs=5, minibatches=1)
@@ -98,6 +99,20 @@ def test_the_network_optimizer_steps_as_often_as_annealing_plans():
         training, _ = build(graph)
         uppers = [int(schedule.moves_upper(training, jnp.int32(u)).sum()) for u in range(8)]
         assert schedule.lower_steps(training) == 8 * PPO.epochs - sum(uppers)
+
+
+@pytest.mark.parametrize(("ratio", "updates", "last"), [(0.29, 100, 29), (0.57, 100, 57)])
+def test_a_share_of_the_run_that_is_whole_is_taken_whole(ratio, updates, last):
+    """0.29 * 100 is 28.999... in binary floating point."""
+    graph = config.GraphConfig(post_stable=True, post_ratio=ratio)
+    training, _ = build(graph, updates=updates)
+    assert schedule.stable_from(training) == last
+    logits, noise = jnp.eye(3), jnp.arange(9.0).reshape(3, 3)
+    for update, stable in ((last, False), (last + 1, True)):
+        found = graphs.training_graph(logits, noise, update, updates, 1, graph)
+        assert np.array_equal(found, jnp.eye(3)) == stable
+    for number in range(1, 200):  # thousandths, up to millions of updates
+        assert graphs.whole_part(number / 1000 * 29_000_000) == number * 29_000
 
 
 @pytest.mark.parametrize("update", [0, 5])
@@ -199,6 +214,20 @@ class TestLevels:
         training, _ = build(graph=config.GraphConfig(levels="frozen"))
         assert not schedule.moves_upper(training, jnp.int32(3)).any()
         assert schedule.lower_steps(training) == 8 * PPO.epochs
+
+    @pytest.mark.parametrize(("environments", "fraction"), [(2, 0.9), (2, 0.1), (3, 0.9)])
+    def test_split_data_leaves_both_levels_an_environment(self, environments, fraction):
+        graph = config.GraphConfig(upper_data="split", upper_fraction=fraction)
+        ppo = config.PPOConfig(environments=environments, minibatches=1)
+        held_out = method.held_out_samples(build(graph=graph, ppo=ppo)[0])
+        assert held_out.any(1).all()
+        assert (~held_out).any(1).all()
+
+    def test_one_environment_cannot_be_split(self):
+        graph = config.GraphConfig(upper_data="split")
+        ppo = config.PPOConfig(environments=1, minibatches=1)
+        with pytest.raises(ValueError, match="split needs two environments, got 1"):
+            method.held_out_samples(build(graph=graph, ppo=ppo)[0])
 
     def test_split_data_gives_each_level_its_own_environments(self):
         graph = config.GraphConfig(upper_data="split", upper_fraction=0.25)

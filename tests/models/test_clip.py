@@ -280,3 +280,18 @@ def test_transformers_gives_the_same_logits(tmp_path):
     text = clip.text_features(params, config, jnp.asarray(ids)).features
     ours = clip.similarity(image, text, params["logit_scale"])
     assert_relative(ours, theirs.logits_per_image.numpy(), 1e-5)
+
+
+def test_no_two_drawn_leaves_begin_alike():
+    """A key used twice would give two leaves the same numbers, scaled."""
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2}
+    sizes["num_attention_heads"] = 1
+    raw = {"model_type": "clip", "projection_dim": 8}
+    raw["vision_config"] = sizes | {"image_size": 8, "patch_size": 4}
+    raw["text_config"] = sizes | {"vocab_size": 20, "max_position_embeddings": 16}
+    params = jax.jit(clip.init, static_argnums=1)(jax.random.key(0), clip.config_of(raw))
+    leaves = [np.asarray(leaf).ravel()[:8] for leaf in jax.tree.leaves(params)]
+    drawn = [leaf / leaf[0] for leaf in leaves if leaf.size == 8 and np.ptp(leaf) > 0]
+    assert len(drawn) > 15
+    for place, one in enumerate(drawn):
+        assert not any(np.allclose(one, other, rtol=1e-3) for other in drawn[:place])
