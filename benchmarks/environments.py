@@ -39,14 +39,23 @@ STEPS = 32
 LARGEST = 65_536
 
 
+SEEDS = 4
+"""Seeds of one mapped program in the rows `environments/NAME seeds`."""
+
+
 def rows(settings: Settings) -> Iterator[Row]:
-    """One row for each environment and size, until time or memory ends it."""
+    """One row for each environment and size, until time or memory ends it; then those of seeds."""
+    yield from _rows(settings, seeds=1)
+    yield from _rows(settings, seeds=SEEDS)
+
+
+def _rows(settings: Settings, seeds: int) -> Iterator[Row]:
     for name in envs.ENVIRONMENTS:
         if name in NEEDS and find_spec(NEEDS[name]) is None:
             continue
         env = envs.make(name, preset=PRESETS.get(name))
-        for environments in powers(1, LARGEST):
-            row = measure(name, env, environments, settings)
+        for environments in powers(1 if seeds == 1 else 16, LARGEST // seeds):
+            row = measure(name, env, environments, settings, seeds)
             yield row
             # The next size takes four times as long, four times or more over, and as much room.
             too_large = 4 * (row.ours.peak_bytes or 0) > available_bytes()
@@ -54,10 +63,11 @@ def rows(settings: Settings) -> Iterator[Row]:
                 break
 
 
-def measure(name: str, env: Any, environments: int, settings: Settings) -> Row:
-    """Times `STEPS` steps of so many environments."""
+def measure(name: str, env: Any, environments: int, settings: Settings, seeds: int = 1) -> Row:
+    """Times `STEPS` steps of so many environments, and as many for each further seed."""
     vectorised = envs.vectorise(env)
-    state, timestep = jax.jit(vectorised.reset)(jax.random.split(jax.random.key(0), environments))
+    keys = jax.random.split(jax.random.key(0), (seeds, environments))
+    begun = jax.jit(jax.vmap(vectorised.reset))(keys)
     policy = random_policy(env, masked=name not in PRESETS)
 
     def run(carry: tuple) -> tuple:
@@ -66,18 +76,23 @@ def measure(name: str, env: Any, environments: int, settings: Settings) -> Row:
         # The roll-out is an output, as training would keep it, or XLA would leave it out.
         return tuple(after), trajectory
 
-    start = (state, timestep, jax.random.key(1))
-    timing = time_jax(run, start, settings=settings, donate=(0,))
+    start = (*begun, jax.random.split(jax.random.key(1), seeds))
+    if seeds == 1:
+        start = jax.tree.map(lambda leaf: leaf[0], start)
+    work = run if seeds == 1 else jax.vmap(run)
+    timing = time_jax(work, start, settings=settings, donate=(0,))
     other = None
-    if name == "predator_prey":
+    if name == "predator_prey" and seeds == 1:
         other = time_torch(lambda device: torch_steps(env, environments, device), settings)
+    row = f"environments/{name}" if seeds == 1 else f"environments/{name} seeds"
+    several = {} if seeds == 1 else {"seeds": seeds}
     return Row(
-        name=f"environments/{name}",
-        sizes={"environments": environments, "cores": settings.cores},
-        work=environments * STEPS,
+        name=row,
+        sizes={"environments": environments, **several, "cores": settings.cores},
+        work=seeds * environments * STEPS,
         unit="environment steps/s",
         ours=timing,
-        reference=reference(f"environments/{name}"),
+        reference=reference(row),
         torch=other,
     )
 

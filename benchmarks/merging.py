@@ -80,16 +80,7 @@ def layer(settings: Settings, routing: str, backward: bool) -> Row:
 
 def tower(settings: Settings, routing: str) -> Row:
     """Features of a batch of images from the whole routed tower."""
-    model, router, config, vision = upcycled(routing)
-
-    def run(model: Any, router: Any, projection: jax.Array, pixels: jax.Array) -> jax.Array:
-        groups = 1 if routing == "batch" else None
-        out = wemoe.forward(
-            model, router, vision, config, pixels, groups=groups, projection=projection
-        )
-        return out.vision.features
-
-    work = prepare_jax(run, model, router, inputs.projection(SIZE), inputs.pixels(SIZE, BATCH))
+    work = tower_work(routing, SIZE, TASKS, BATCH)
     return compare(
         settings,
         Row(f"merging/tower_{routing}", sizes(), BATCH, "images/s", Timing(0, 0, 0)),
@@ -100,24 +91,28 @@ def tower(settings: Settings, routing: str) -> Row:
     )
 
 
+def tower_work(routing: str, size: inputs.Size, tasks: int, images: int) -> Work:
+    """Features of some images, compiled."""
+    model, router, config, vision = upcycled(routing, size, tasks, images)
+
+    def run(model: Any, router: Any, projection: jax.Array, pixels: jax.Array) -> jax.Array:
+        groups = 1 if routing == "batch" else None
+        out = wemoe.forward(
+            model, router, vision, config, pixels, groups=groups, projection=projection
+        )
+        return out.vision.features
+
+    return prepare_jax(run, model, router, inputs.projection(size), inputs.pixels(size, images))
+
+
 def adapt(settings: Settings, routing: str) -> Row:
     """One adaptation step on one task's batch: entropy, the routers' gradient, Adam."""
-    model, router, config, vision = upcycled(routing)
-    method = wemoe.adapter(vision, config)
-    batch = wemoe.Batch(
-        model,
-        adaptation.unlabelled([jnp.asarray(inputs.pixels(SIZE, BATCH))]),
-        adaptation.stack_heads([jnp.asarray(inputs.head(SIZE))]),
-        jnp.asarray(inputs.projection(SIZE)),
-        jnp.log(100.0),
-    )
-    state = jax.jit(method.init)(jax.random.key(0), batch)._replace(routers=router)
     # The loop over samples keeps all merged weights, 19 GB, or computes each of them twice.
     ways = ("vectorised",) if routing == "sample" else ("loop", "vectorised")
     return compare(
         settings,
         Row(f"merging/adapt_{routing}", sizes(), BATCH, "images/s", Timing(0, 0, 0)),
-        prepare_jax(method.step, state, batch, donate=(0,)),
+        adapt_work(routing, SIZE, TASKS, BATCH),
         lambda out: out[1]["loss"][None],
         "adaptation",
         {"routing": routing, "batch": BATCH, "tasks": TASKS, **asdict(SIZE)},
@@ -125,15 +120,32 @@ def adapt(settings: Settings, routing: str) -> Row:
     )
 
 
-def upcycled(routing: str) -> tuple[wemoe.Upcycled, Any, WEMoEConfig, vit.VisionConfig]:
+def adapt_work(routing: str, size: inputs.Size, tasks: int, images: int) -> Work:
+    """An adaptation step on some images of one task, compiled."""
+    model, router, config, vision = upcycled(routing, size, tasks, images)
+    method = wemoe.adapter(vision, config)
+    batch = wemoe.Batch(
+        model,
+        adaptation.unlabelled([jnp.asarray(inputs.pixels(size, images))]),
+        adaptation.stack_heads([jnp.asarray(inputs.head(size))]),
+        jnp.asarray(inputs.projection(size)),
+        jnp.log(100.0),
+    )
+    state = jax.jit(method.init)(jax.random.key(0), batch)._replace(routers=router)
+    return prepare_jax(method.step, state, batch, donate=(0,))
+
+
+def upcycled(
+    routing: str, size: inputs.Size, tasks: int, images: int
+) -> tuple[wemoe.Upcycled, Any, WEMoEConfig, vit.VisionConfig]:
     """A routed tower, its routers, and their configs."""
-    merged, base, tau = (nested(tree) for tree in inputs.upcycled(SIZE, TASKS))
-    router = {"mlp": Router(**jax.tree.map(jnp.asarray, inputs.routers(SIZE, TASKS)))}
+    merged, base, tau = (nested(tree) for tree in inputs.upcycled(size, tasks))
+    router = {"mlp": Router(**jax.tree.map(jnp.asarray, inputs.routers(size, tasks)))}
     model = wemoe.Upcycled(merged, {"mlp": base}, {"mlp": tau})
     config = WEMoEConfig.model_validate(
-        {"routing": routing, "batch_size": BATCH, "schedule": "constant"}
+        {"routing": routing, "batch_size": images, "schedule": "constant"}
     )
-    return model, router, config, vit.VisionConfig(**asdict(SIZE))
+    return model, router, config, vit.VisionConfig(**asdict(size))
 
 
 def deep_surgery(settings: Settings) -> Row:

@@ -4,18 +4,24 @@ A config is hashable, so it can be a static argument of a jitted function, and i
 forbids unknown fields, so a misspelt one is an error and not a silent default.
 Every problem is reported as one line that names the field, what came and what
 was expected.
+
+YAML is UTF-8, whatever the locale. Integers and text are read as in YAML 1.2: `010` is ten (1.1
+took it for eight), `12:30` and `2026-01-02` are text. A field that is there twice is an error.
 """
 
 from __future__ import annotations
 
 import difflib
 import enum
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from yaml.composer import ComposerError
+from yaml.events import AliasEvent
 
 from jaxmethods.errors import UserError
 
@@ -107,19 +113,96 @@ class ConfigError(UserError):
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
+MOST_BYTES, MOST_VALUES, MOST_LINES, MOST_CHARACTERS = 1_000_000, 1_000_000, 20, 200
+"""Of a config file, of what it stands for (with aliases), of an error, and of a value in it."""
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, without its surprises."""
+
+    def __init__(self, stream: str):
+        super().__init__(stream)
+        self.values = 0
+        self.values_of: dict[int, int] = {}
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Counts values as often as aliases repeat them: a few lines can stand for billions."""
+        mark, alias, before = self.peek_event().start_mark, self.check_event(AliasEvent), 0
+        if not alias:
+            self.values += 1
+            before = self.values - 1
+        node = super().compose_node(parent, index)
+        if not alias:
+            self.values_of[id(node)] = self.values - before
+        elif id(node) in self.values_of:
+            self.values += self.values_of[id(node)]
+        else:
+            raise ComposerError(None, None, "an alias stands for what it is part of", mark)
+        if self.values > MOST_VALUES:
+            raise ComposerError(None, None, f"stands for more than {MOST_VALUES:,} values", mark)
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        known = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in known:
+                problem = f"field {_shortened(key.value)} is there twice"
+                raise ComposerError(None, None, problem, key.start_mark)
+            known.add((key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key))
+        return node
+
+
+_RESOLVED_AFRESH = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp"))
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _RESOLVED_AFRESH]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int",
+    re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0b[01_]+|0x[0-9a-fA-F_]+)$"),
+    list("-+0123456789"),
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+][0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
+    list("-+0123456789."),
+)
+
+
+def _load(text: str) -> Any:
+    """The content of YAML text. Raises `yaml.YAMLError`."""
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError:
+        raise
+    except RecursionError as error:
+        raise yaml.MarkedYAMLError(problem="is nested too deeply") from error
+    except Exception as error:  # explicit tags (!!int, !!timestamp) raise of everything
+        raise yaml.MarkedYAMLError(problem=f"a value that its tag doesn't fit ({error})") from error
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Reads a YAML mapping. Raises `ConfigError` when there is none to read."""
     try:
-        content = yaml.safe_load(path.read_text())
+        size = path.stat().st_size
+        if size > MOST_BYTES:
+            raise ConfigError(f"config {path}: expected at most {MOST_BYTES:,} bytes, got {size:,}")
+        content = _load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"config {path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"config {path}: is not a text file") from error
+        raise ConfigError(f"config {path}: is not a text file in UTF-8") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "cannot be parsed"
-        raise ConfigError(f"config {path}: not valid YAML{where}: {problem}") from error
+        problem = getattr(error, "problem", None) or getattr(error, "reason", "cannot be parsed")
+        raise ConfigError(
+            f"config {path}: not valid YAML{where}: {str(problem)[:MOST_CHARACTERS]}"
+        ) from error
     if not isinstance(content, dict):
         raise ConfigError(
             f"config {path}: expected a mapping of fields, got {type(content).__name__}"
@@ -149,8 +232,11 @@ def validate(model: type[ConfigT], values: Mapping[str, Any], source: str) -> Co
 
 
 def refusal(error: ValidationError, model: type[BaseModel], source: str) -> ConfigError:
-    """What pydantic found wrong with a `model`, one line a problem."""
-    lines = [_describe(model, dict(problem)) for problem in error.errors()]
+    """What pydantic found wrong with a `model`, one line a problem, `MOST_LINES` at most."""
+    problems = error.errors(include_url=False)
+    lines = [_describe(model, dict(problem)) for problem in problems[:MOST_LINES]]
+    if len(problems) > MOST_LINES:
+        lines.append(f"and {len(problems) - MOST_LINES:,} problems more")
     return ConfigError("\n".join(f"config {source}: {line}" for line in lines))
 
 
@@ -174,10 +260,14 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
         owner = values
         for part in path:
             owner = owner.setdefault(part, {})
+            if not isinstance(owner, dict):
+                raise ConfigError(f"command line: --{field}: {part} has a value already")
         try:
-            owner[name] = yaml.safe_load(value)
+            owner[name] = _load(value)
         except yaml.YAMLError as error:
-            raise ConfigError(f"command line: --{field}: cannot read {value!r}") from error
+            raise ConfigError(
+                f"command line: --{field}: cannot read {_shortened(value)}"
+            ) from error
     return values
 
 
@@ -202,7 +292,7 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
 
 
 def _describe(model: type[BaseModel], problem: Mapping[str, Any]) -> str:
-    location = [str(part) for part in problem["loc"]]
+    location = [str(part)[:MOST_CHARACTERS] for part in problem["loc"]]
     field = ".".join(location) or "config"
     if problem["type"] == "extra_forbidden":
         owner = _model_at(model, location[:-1])
@@ -214,7 +304,13 @@ def _describe(model: type[BaseModel], problem: Mapping[str, Any]) -> str:
     message = message[0].lower() + message[1:]
     if problem["type"] == "value_error":
         return f"{field}: {message}"
-    return f"{field}: {message}, got {problem['input']!r}"
+    return f"{field}: {message}, got {_shortened(problem['input'])}"
+
+
+def _shortened(value: Any) -> str:
+    """What came, on one line that can be read."""
+    text = repr(value)
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}..."
 
 
 def _model_at(model: type[BaseModel], path: list[str]) -> type[BaseModel] | None:

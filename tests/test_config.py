@@ -16,6 +16,7 @@ from jaxmethods.config import (
     read_yaml,
     validate,
 )
+from jaxmethods.training import registry
 
 
 class Inner(Config):
@@ -106,6 +107,94 @@ def test_bad_yaml_says_where(tmp_path, content, expected):
     path.write_text(content)
     with pytest.raises(ConfigError, match=expected):
         read_yaml(path)
+
+
+def test_yaml_is_utf_8_whatever_the_locale(tmp_path, monkeypatch):
+    monkeypatch.setattr("io.text_encoding", lambda encoding, *_: encoding or "ascii")
+    path = tmp_path / "run.yaml"
+    path.write_bytes("name: \u00e9t\u00e9".encode())
+    assert read_yaml(path) == {"name": "\u00e9t\u00e9"}
+    for encoding in ("latin-1", "utf-16"):
+        path.write_bytes("name: \u00e9t\u00e9".encode(encoding))
+        with pytest.raises(ConfigError, match="is not a text file in UTF-8"):
+            read_yaml(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "seed", "name"),
+    [("010", 10, "010"), ("12", 12, "12"), ("0x1f", 31, "31"), ("1_000", 1000, "1000")],
+)
+def test_integers_are_those_of_yaml_1_2(tmp_path, text, seed, name):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"seed: {text}\nname: {text}\n")
+    assert validate(Outer, read_yaml(path), "run.yaml") == Outer(seed=seed, name=name)
+
+
+@pytest.mark.parametrize("text", ["12:30", "12:30:01.5", "2026-01-02", "1e3", "09"])
+def test_times_and_dates_are_text(tmp_path, text):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"name: {text}\n")
+    assert validate(Outer, read_yaml(path), "run.yaml") == Outer(name=text)
+    assert parse_overrides(["--name", text]) == {"name": text}
+
+
+def test_a_number_with_an_exponent_is_a_number():
+    values = {"graph": parse_overrides(["--sparsity", "1e-3"])}
+    assert validate(Outer, values, "x").graph.sparsity == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("seed: 1\nseed: 2\n", "at line 2, column 1: field 'seed' is there twice"),
+        ("graph:\n  kind: full\n  kind: learned\n", "field 'kind' is there twice"),
+        ("a: &a [*a]", "an alias stands for what it is part of"),
+        ("[" * 5000, "is nested too deeply"),
+        ("a: !!int x", "a value that its tag doesn't fit"),
+        ("a: !!timestamp 2026-13-45", "a value that its tag doesn't fit"),
+        ("a: " + "1" * 5000, "a value that its tag doesn't fit"),
+        ("a: 1\n---\nb: 2\n", "found another document"),
+        ("a: \0", "special characters are not allowed"),
+        ("# " + "x" * 1_000_000, "expected at most 1,000,000 bytes, got 1,000,002"),
+    ],
+)
+def test_what_yaml_would_guess_or_choke_on_is_refused(tmp_path, content, expected):
+    path = tmp_path / "run.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError) as error:
+        read_yaml(path)
+    assert expected in str(error.value)
+    assert len(str(error.value)) < 500
+
+
+def test_aliases_and_merges_are_read_and_bombs_are_not(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("a: &a {x: 1}\nb: {<<: *a, x: 2}\nc: [*a, *a]\n")
+    assert read_yaml(path) == {"a": {"x": 1}, "b": {"x": 2}, "c": [{"x": 1}, {"x": 1}]}
+    lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
+    path.write_text("\n".join(lines))
+    with pytest.raises(ConfigError, match="stands for more than 1,000,000 values"):
+        read_yaml(path)
+
+
+def test_many_mistakes_are_cut_short():
+    text = message({f"field_{i}": i for i in range(600_000)})
+    assert len(text.splitlines()) == 21
+    assert text.endswith("config run.yaml: and 599,980 problems more")
+    assert len(message({"seed": ["x"] * 100_000, "x" * 100_000: 1})) < 1000
+
+
+def test_a_field_below_a_value_is_refused():
+    with pytest.raises(ConfigError, match=r"--graph\.kind: graph has a value already"):
+        parse_overrides(["--graph", "3", "--graph.kind", "full"])
+
+
+@pytest.mark.parametrize("name", [3, True, ["obd"], {"a": 1}, 1.5])
+def test_a_method_that_is_no_text_is_named(name):
+    for parse in (registry.parse_config, registry.find_evaluation):
+        with pytest.raises(ConfigError, match=r"run\.yaml: method: expected the name of a method"):
+            parse({"method": name}, "run.yaml")
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -25,6 +25,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxmethods.bilevel.inner import settled
+
 
 class AlternatingState(NamedTuple):
     """Both levels' variables with their optimizers' states."""
@@ -82,7 +84,7 @@ def alternating(
 
     def init(lower: optax.Params, upper: optax.Params) -> AlternatingState:
         return AlternatingState(
-            lower, upper, lower_optimizer.init(lower), upper_optimizer.init(upper)
+            lower, upper, _initial(lower_optimizer, lower), _initial(upper_optimizer, upper)
         )
 
     def step(
@@ -110,6 +112,11 @@ def alternating(
         return _where(move_upper, moved_upper, moved_lower), Step(value, norm, aux)
 
     return Alternating(init, step)
+
+
+def _initial(optimizer: optax.GradientTransformation, variable: optax.Params) -> optax.OptState:
+    state = jax.tree.map(jnp.asarray, optimizer.init(variable))
+    return settled(lambda state: optimizer.update(variable, state, variable)[1], state)
 
 
 def _move(

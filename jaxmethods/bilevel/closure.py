@@ -64,3 +64,13 @@ def combine(floats: Any, rest: Any) -> Any:
 def is_float(leaf: Any) -> bool:
     """Whether an array carries derivatives."""
     return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def at_least_single(leaf: Any) -> Any:
+    """The type to sum in: float32 for half precision, an array's own otherwise."""
+    return jnp.promote_types(leaf.dtype, jnp.float32)
+
+
+def typed_as(like: Any, tree: Any) -> Any:
+    """A pytree in the types of another."""
+    return jax.tree.map(lambda own, leaf: leaf.astype(own.dtype), like, tree)

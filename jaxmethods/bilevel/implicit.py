@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmethods.bilevel.closure import combine, hoist, partition
+from jaxmethods.bilevel.closure import at_least_single, combine, hoist, partition, typed_as
 from jaxmethods.bilevel.inner import Batches, Problem, Solution, loop
 from jaxmethods.bilevel.modes import Implicit
 
@@ -69,10 +69,16 @@ def _backward(static: tuple[Callable, Implicit], kept: Any, cotangent: Any) -> t
     _, products = jax.linearize(gradients, params)
 
     def hessian(vector: Any) -> Any:
-        product = products(vector)[0]
-        return jax.tree.map(lambda h, v: h + mode.damping * v, product, vector)
+        product = products(typed_as(params, vector))[0]
+        return jax.tree.map(lambda h, v: h.astype(v.dtype) + mode.damping * v, product, vector)
 
-    along = _solve(hessian, cotangent, mode)
+    # The products are those of the loss in its own precision; the sums of the solver are not.
+    vector = jax.tree.map(lambda v: v.astype(at_least_single(v)), cotangent)
+    along = _solve(hessian, vector, mode)
+    # Conjugate gradients take a NaN for convergence, and would answer 0.
+    leaves = jax.tree.leaves((params, vector))
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+    along = jax.tree.map(lambda p, x: jnp.where(finite, x, jnp.nan).astype(p.dtype), params, along)
     return jax.tree.map(jnp.zeros_like, params), jax.tree.map(jnp.negative, products(along)[1])
 
 

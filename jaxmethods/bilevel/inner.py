@@ -10,7 +10,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
+
+from jaxmethods.bilevel.closure import is_float
 
 
 class Problem(NamedTuple):
@@ -62,3 +65,29 @@ def loop(problem: Problem, params: Any, opt_state: Any, hyper: Any, batches: Bat
 
     carry, losses = jax.lax.scan(body, (params, opt_state), batches.each, batches.steps)
     return Solution(carry[0], carry[1], losses)
+
+
+def settled(after: Callable[[Any], Any], state: Any) -> Any:
+    """An optimizer's state in the types that its steps give it, so that it can be carried.
+
+    A float32 rate widens a bfloat16 momentum at the first step, for one.
+
+    Args:
+        after: state -> the state after a step; only its types are asked for.
+        state: as the optimizer has initialised it.
+    """
+    while True:
+        wider = jax.tree.map(_widened, state, jax.eval_shape(after, state))
+        if all(map(_same_type, *map(jax.tree.leaves, (state, wider)))):
+            return wider
+        state = wider
+
+
+def _widened(leaf: jax.Array, after: Any) -> jax.Array:
+    if not (is_float(leaf) and is_float(after)):
+        return leaf
+    return leaf.astype(jnp.promote_types(leaf.dtype, after.dtype))
+
+
+def _same_type(one: jax.Array, other: jax.Array) -> bool:
+    return one.dtype == other.dtype

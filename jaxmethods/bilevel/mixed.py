@@ -24,8 +24,16 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from jaxmethods.bilevel.closure import combine, hoist, is_float, partition
+from jaxmethods.bilevel.closure import (
+    at_least_single,
+    combine,
+    hoist,
+    is_float,
+    partition,
+    typed_as,
+)
 from jaxmethods.bilevel.inner import Batches, Problem, Solution, loop, step
+from jaxmethods.bilevel.provenance import learned_leaves
 from jaxmethods.bilevel.saving import Recipe, Saved, plan
 
 
@@ -58,20 +66,38 @@ def truncated(
     last: int = 0,
     save: bool = False,
 ) -> Solution:
-    """`mixed` through the last steps, after the others as a constant."""
+    """`mixed` through the last steps, after the others as a constant.
+
+    Constants are what the others made of parameters and gradients; what the optimizer merely keeps
+    in its state, such as a learning rate, is as much a variable as if its functions closed over it.
+    """
     first = batches.steps - last
-    start = (params, opt_state)
+    start, losses = (params, opt_state), jnp.zeros((0,))
     if first:
-        constants = jax.lax.stop_gradient((params, opt_state, hyper))
-        head = jax.lax.stop_gradient(loop(problem, *constants, batches.slice(0, first)))
-        start = (head.params, head.opt_state)
-    else:
-        head = Solution(*start, jnp.zeros((0,)))
+        start, losses = _head(problem, params, opt_state, hyper, batches.slice(0, first))
     tail = batches.slice(first, batches.steps)
     backward = jax.tree.map(lambda x: x[first:], backward_batches)
     solution = mixed(problem, *start, hyper, tail, backward, save)
-    losses = jnp.concatenate([head.losses.astype(solution.losses.dtype), solution.losses])
+    losses = jnp.concatenate([losses.astype(solution.losses.dtype), solution.losses])
     return solution._replace(losses=losses)
+
+
+def _head(
+    problem: Problem, params: Any, opt_state: Any, hyper: Any, batches: Batches
+) -> tuple[tuple[Any, Any], jax.Array]:
+    """Steps that nothing is differentiated through, but the leaves that know nothing of them."""
+    frozen = jax.lax.stop_gradient
+    learned = learned_leaves(problem.update, params, opt_state, hyper)
+
+    def body(carry: tuple[Any, Any], batch: Any) -> tuple[tuple[Any, Any], jax.Array]:
+        params, state = carry
+        loss, gradient = jax.value_and_grad(problem.loss)(params, frozen(hyper), batch)
+        params, state = problem.update(frozen(gradient), state, params, hyper)
+        state = jax.tree.map(lambda leaf, stop: frozen(leaf) if stop else leaf, state, learned)
+        return (frozen(params), state), frozen(loss)
+
+    start = (frozen(params), opt_state)
+    return jax.lax.scan(body, start, frozen(batches.each), batches.steps)
 
 
 def _hoisted(
@@ -162,7 +188,7 @@ def _backward(static: tuple[Problem, int, bool], kept: _Kept, cotangents: Soluti
     losses = None if isinstance(losses, SymbolicZero) else losses
     adjoints = _Adjoints(
         *_instantiate((cotangents.params, cotangents.opt_state), kept.trajectory),
-        outer=jax.tree.map(jnp.zeros_like, kept.outer[0]),
+        outer=jax.tree.map(lambda x: jnp.zeros_like(x, dtype=at_least_single(x)), kept.outer[0]),
     )
     recipe, gradients, residuals, fixed = kept.saved or (None, None, None, [])
 
@@ -177,7 +203,7 @@ def _backward(static: tuple[Problem, int, bool], kept: _Kept, cotangents: Soluti
 
     inputs = (kept.trajectory, kept.each, losses, gradients, residuals)
     adjoints, each = jax.lax.scan(body, adjoints, inputs, steps, reverse=True)
-    return *adjoints, each, None
+    return *adjoints[:2], typed_as(kept.outer[0], adjoints.outer), each, None
 
 
 _run.defvjp(_forward, _backward, symbolic_zeros=True)
@@ -209,7 +235,7 @@ class _Adjoints(NamedTuple):
     opt_state: Any
     """sigma."""
     outer: Any
-    """eta, summed over the steps after."""
+    """eta, summed over the steps after; in float32 at least, since there may be thousands."""
 
 
 def _step_back(
@@ -235,7 +261,7 @@ def _step_back(
     along, state, through_update, own = pull((adjoints.params, adjoints.opt_state))
     curved = products(along)
     if loss is not None:
-        curved = jax.tree.map(lambda c, d: c + loss * d, curved, direct)
+        curved = jax.tree.map(lambda c, d: (c + loss * d).astype(c.dtype), curved, direct)
     params = jax.tree.map(jnp.add, through_update, curved[0])
     eta = jax.tree.map(lambda a, b, c: a + b + c, adjoints.outer, own, curved[1])
     return _Adjoints(params, state, eta), curved[2]

@@ -11,9 +11,17 @@ import optax
 
 from jaxmethods.bilevel.closure import is_float
 from jaxmethods.bilevel.implicit import implicit
-from jaxmethods.bilevel.inner import Batches, Problem, Solution
+from jaxmethods.bilevel.inner import Batches, Problem, Solution, settled
 from jaxmethods.bilevel.mixed import mixed, truncated
-from jaxmethods.bilevel.modes import Implicit, Mixed, Mode, Reverse, Truncated
+from jaxmethods.bilevel.modes import (
+    Implicit,
+    Mixed,
+    Mode,
+    Reverse,
+    Truncated,
+    check_count,
+    check_mode,
+)
 from jaxmethods.bilevel.reverse import reverse
 
 Optimizer = optax.GradientTransformation | Callable[[Any], optax.GradientTransformation]
@@ -67,15 +75,19 @@ def solve(
     `backward_batches` the batches get zero.
 
     Raises:
-        ValueError: lengths of `batches` and `steps` that disagree, parameters that are not
-            floating, a mode that doesn't do what is asked for.
+        ValueError: lengths of `batches` and `steps` that disagree or are no whole numbers,
+            parameters that are not floating, what is no mode or no optimizer, a mode that doesn't
+            do what is asked for.
     """
+    check_mode(mode)
     params = jax.tree.map(jnp.asarray, params)
     hyper = jax.tree.map(jnp.asarray, hyper)
     _check_floating(params)
     stacked = Batches(batches, _number_of_steps(batches, steps))
     _check_mode(mode, stacked, backward_batches)
-    update, opt_state = _updates(optimizer, params, hyper)
+    cut = isinstance(mode, Truncated) and mode.steps < stacked.steps
+    start = jax.lax.stop_gradient(params) if cut else params
+    update, opt_state = _updates(optimizer, start, hyper)
     problem = (Problem(loss, update), params, opt_state, hyper, stacked)
     match mode:
         case Reverse(remat):
@@ -92,21 +104,30 @@ def _updates(optimizer: Optimizer, params: Any, hyper: Any) -> tuple[Callable, A
     """The optimizer's arithmetic as a function of `hyper`, and its initial state."""
 
     def at(hyper: Any) -> optax.GradientTransformation:
-        if isinstance(optimizer, optax.GradientTransformation):
-            return optimizer
-        return optimizer(hyper)
+        made = optimizer(hyper) if callable(optimizer) else optimizer
+        if not isinstance(made, optax.GradientTransformation):
+            raise ValueError(
+                "optimizer must be an optax transformation or a function of hyper that makes one, "
+                f"got {type(made).__name__}"
+            )
+        return made
 
     def update(gradient: Any, opt_state: Any, params: Any, hyper: Any) -> tuple[Any, Any]:
         updates, opt_state = at(hyper).update(gradient, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
-    return update, jax.tree.map(jnp.asarray, at(hyper).init(params))
+    state = jax.tree.map(jnp.asarray, at(hyper).init(params))
+    after = lambda state: update(params, state, params, hyper)[1]  # noqa: E731
+    return update, settled(after, state)
 
 
 def _number_of_steps(batches: Any, steps: int | None) -> int:
-    lengths = {leaf.shape[0] for leaf in jax.tree.leaves(batches)}
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batches)]
+    if () in shapes:
+        raise ValueError("batches must have a leading axis of steps, got one with no axis")
+    lengths = {shape[0] for shape in shapes}
     if steps is not None:
-        lengths.add(steps)
+        lengths.add(check_count("steps", steps, 0))
     if not lengths:
         raise ValueError("give batches with a leading axis of steps, or steps")
     if len(lengths) > 1:

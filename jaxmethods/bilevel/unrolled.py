@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 def one_step_gradient(
@@ -38,12 +39,13 @@ def one_step_gradient(
     Returns:
         (L(w', u), aux of L) and the gradient, in the structure of `upper`.
     """
+    lower, upper = jax.tree.map(jnp.asarray, (lower, upper))
     upper_args = lower_args if upper_args is None else upper_args
     train = jax.grad(lambda w, u: loss(w, u, *lower_args)[0], argnums=(0, 1))
     inner, _ = train(lower, upper)
-    stepped = jax.tree.map(lambda w, g: w - rate * g, lower, inner)
+    stepped = jax.tree.map(lambda w, g: (w - rate * g).astype(w.dtype), lower, inner)
     value, (along, direct) = jax.value_and_grad(
         lambda w, u: loss(w, u, *upper_args), argnums=(0, 1), has_aux=True
     )(stepped, upper)
     _, mixed = jax.jvp(lambda w: train(w, upper)[1], (lower,), (along,))
-    return value, jax.tree.map(lambda d, m: d - rate * m, direct, mixed)
+    return value, jax.tree.map(lambda d, m: (d - rate * m).astype(d.dtype), direct, mixed)

@@ -137,7 +137,7 @@ class RelationAttention(nn.Module):
         bias = self._hears(edges.mask, agents, agents)
         if relation is not None and edges.types is not None:
             bias += self._scale * edges.types * _type_change(q, k, relation)
-        mask = jnp.ones(()) if edges.mask is None else edges.mask
+        mask = jnp.ones((), jnp.float32) if edges.mask is None else edges.mask
         shape = (len(query), self.config.heads, len(agents), len(agents))
         bias, mask = jnp.broadcast_to(bias, shape), jnp.broadcast_to(mask, shape)
         context, weights = attend(q, k, v, bias, mask, self._scale)
@@ -303,7 +303,7 @@ def _attend_backward(scale, residuals, cotangents):
     weighted = of_weights * probabilities * mask
     # Row sums as a matrix product: it keeps XLA from fusing, and so repeating, the derivative of
     # the softmax for every channel of the sums below.
-    ones = jnp.ones((weighted.shape[-1],) * 2)
+    ones = jnp.ones((weighted.shape[-1],) * 2, weighted.dtype)
     of_scores = weighted - probabilities * jnp.matmul(weighted, ones, precision="highest")
     return (
         _mix(of_scores * scale, key),

@@ -39,9 +39,16 @@ def edges_per_agent(n_agents: int, sparsity: float, self_edges: bool = True) -> 
         raise ValueError(f"n_agents must be at least 1, got {n_agents}")
     if not 0.0 < sparsity <= 1.0:
         raise ValueError(f"sparsity must lie in (0, 1], got {sparsity}")
-    # 100 * 0.29 is 28.999... in binary floating point: the slack keeps it at 29.
-    k = max(math.floor(n_agents * sparsity + 1e-9), 1)
+    k = max(whole_part(n_agents * sparsity), 1)
     return k if self_edges else max(min(k, n_agents - 1), 1)
+
+
+def whole_part(share_of_number: float) -> int:
+    """The floor of a share times a number.
+
+    100 * 0.29 is 28.999... in binary floating point: the slack keeps it at 29.
+    """
+    return math.floor(share_of_number * (1 + 1e-14) + 1e-9)
 
 
 def selectable(logits: jax.Array, self_edges: bool) -> jax.Array:
@@ -125,7 +132,7 @@ def training_graph(
     graph = jnp.where(update <= config.warmup_updates, logits, sample_graph(candidates, gumbel, k))
     if not config.post_stable:
         return graph
-    stable = update > math.floor(config.post_ratio * total_updates)
+    stable = update > whole_part(config.post_ratio * total_updates)
     return jnp.where(stable, exact_graph(candidates, k), graph)
 
 

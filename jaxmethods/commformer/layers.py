@@ -40,8 +40,8 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
         tokens = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
         return layer_norm(tokens, scale, bias).astype(self.dtype).reshape(x.shape)
 
@@ -50,7 +50,9 @@ class NormalizedDense(nn.Module):
     """A dense layer of the normalised input, in one matrix product.
 
     Subtracting the mean commutes with the product, (x - mean) W = x (W - mean of W's rows), so the
-    normalised observations, by far the largest array of the network, are never made.
+    normalised observations, by far the largest array of the network, are never made. Nor does it
+    matter what is taken from all entries of x before: the mean, rounded to an integer, so that no
+    digits are lost to it where it is far from the spread.
     """
 
     features: int
@@ -62,14 +64,17 @@ class NormalizedDense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (width,))
-        shift = self.param("shift", nn.initializers.zeros, (width,))
-        kernel = self.param("kernel", orthogonal(self.gain), (width, self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        # One-byte types are exact in reduced precision; anything else may lose its variation
-        # when it is rounded before the mean is gone.
-        exact = x.dtype.itemsize == 1
+        zeros, ones = nn.initializers.zeros, nn.initializers.ones
+        scale = self.param("scale", ones, (width,), jnp.float32)
+        shift = self.param("shift", zeros, (width,), jnp.float32)
+        kernel = self.param("kernel", orthogonal(self.gain), (width, self.features), jnp.float32)
+        bias = self.param("bias", zeros, (self.features,), jnp.float32)
+        # One-byte types, and their distances from an integer among them, are exact in reduced
+        # precision; anything else may lose its variation when it is rounded.
+        exact = x.dtype.itemsize == 1 and not jnp.issubdtype(x.dtype, jnp.floating)
         tokens = x.reshape(-1, width).astype(jnp.float32)
+        center = jnp.round(jnp.mean(tokens, axis=-1, keepdims=True))
+        tokens = tokens - jax.lax.stop_gradient(center)
         inverse_std = jax.lax.rsqrt(jnp.var(tokens, axis=-1, keepdims=True) + EPSILON)
         scaled = scale[:, None] * kernel
         product = jnp.matmul(
@@ -89,10 +94,11 @@ def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 def _layer_norm_forward(x, scale, bias):
-    mean = jnp.mean(x, axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(x), axis=-1, keepdims=True) - jnp.square(mean)
-    inverse_std = jax.lax.rsqrt(jnp.maximum(variance, 0.0) + EPSILON)
-    normalized = (x - mean) * inverse_std
+    # In two passes: E[x^2] - E[x]^2 has no digits left where the mean is far from the spread.
+    centered = x - jnp.mean(x, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centered), axis=-1, keepdims=True)
+    inverse_std = jax.lax.rsqrt(variance + EPSILON)
+    normalized = centered * inverse_std
     return normalized * scale + bias, (normalized, inverse_std, scale)
 
 

@@ -9,7 +9,6 @@ environments that the network is not trained on.
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +31,7 @@ from jaxmethods.commformer.schedule import (
 )
 from jaxmethods.envs import TeamEnvironment
 from jaxmethods.envs.rollout import Trajectory, rollout, vectorise
+from jaxmethods.envs.types import one_more
 from jaxmethods.method import Batch, Method, Metrics
 
 
@@ -145,7 +145,7 @@ def init_state(training: CommFormerTraining, levels: Alternating, key: jax.Array
     environment, timestep = vectorise(training.env).reset(keys)
     edges = initial_edges(training, graph_key)
     parameters = policy.init(training.network, network_key, timestep.observation.agents_view)
-    zeros = jnp.zeros(ppo.environments)
+    zeros = jnp.zeros(ppo.environments, jnp.float32)
     return State(
         key=key,
         levels=levels.init(parameters, edges),
@@ -174,7 +174,7 @@ def update(
 ) -> tuple[State, Metrics]:
     """One roll-out and its epochs."""
     key, acting_key, noise_key, epochs_key = jax.random.split(state.key, 4)
-    noise = jax.random.gumbel(noise_key, (training.network.n_agents,) * 2)
+    noise = jax.random.gumbel(noise_key, (training.network.n_agents,) * 2, jnp.float32)
     state, trajectory, experience = collect(training, state, noise, acting_key)
     levels_state, value_norm, losses = train_epochs(
         training, levels, state, experience, noise, epochs_key
@@ -189,7 +189,8 @@ def update(
     )
     steps_per_update = training.ppo.environments * training.ppo.rollout
     metrics = {
-        "environment_steps": state.update * steps_per_update,
+        # A float: int32 would turn negative after 2^31 steps; made anew, so it is never stuck.
+        "environment_steps": state.update.astype(float) * steps_per_update,
         "reward": trajectory.reward.mean(),
         "episode_length": episodes.length.mean(),
         "episode_return": episodes.returned.mean(),
@@ -228,7 +229,7 @@ def collect(
         encoding: Any = network.apply(parameters, view, graph, method="encode")
         return objectives.value_norm_denormalize(state.value_norm, encoding.value)
 
-    reward = trajectory.reward
+    reward = own_rewards(trajectory)
     if ppo.bootstrap_truncated:
         reached = value_of(_flatten(trajectory.extras["next_obs"].agents_view))
         reached = jnp.swapaxes(reached.reshape(ppo.environments, ppo.rollout, -1), 0, 1)
@@ -262,6 +263,20 @@ def collect(
     return state, trajectory, jax.tree.map(_flatten, experience)
 
 
+def own_rewards(trajectory: Trajectory) -> jax.Array:
+    """[T, R, N] float32: rewards, without those of agents that were not there to act.
+
+    Where an agent's return ends and its slot is alive all the same, the episode going on, the
+    next one has taken the slot in that very step, and what the step pays is paid to that one.
+    """
+    alive = trajectory.extras.get("alive")
+    if alive is None:
+        return trajectory.reward
+    cut = trajectory.discount == 0
+    terminated = trajectory.last & jnp.all(cut, axis=-1)
+    return jnp.where(cut & alive & ~terminated[..., None], 0.0, trajectory.reward)
+
+
 def active_agents(
     training: CommFormerTraining, active: jax.Array | None, trajectory: Trajectory
 ) -> tuple[jax.Array | None, jax.Array | None]:
@@ -280,11 +295,17 @@ def active_agents(
 
 
 def held_out_samples(training: CommFormerTraining) -> jax.Array | None:
-    """[T, R] bool: the last environments, whose samples the network is not trained on."""
+    """[T, R] bool: the last environments, whose samples the network is not trained on.
+
+    One at least, and one at least is left to the network.
+    """
     if training.graph.upper_data == "same":
         return None
     environments = training.ppo.environments
+    if environments < 2:
+        raise ValueError(f"graph.upper_data: split needs two environments, got {environments}")
     held_out = max(round(environments * training.graph.upper_fraction), 1)
+    held_out = min(held_out, environments - 1)
     of_environment = jnp.arange(environments) >= environments - held_out
     return jnp.broadcast_to(of_environment, (training.ppo.rollout, environments))
 
@@ -401,7 +422,7 @@ def minibatch_loss(
     """The objective of both levels: the PPO loss of a minibatch on the training graph."""
     noise_key, dropout_key = jax.random.split(key)
     if training.graph.training_graph == "resample":
-        noise = jax.random.gumbel(noise_key, noise.shape)
+        noise = jax.random.gumbel(noise_key, noise.shape, noise.dtype)
     graph = training_graph(training, edges, noise, update)
     out = policy.evaluate_actions(
         training.network,
@@ -418,7 +439,7 @@ def minibatch_loss(
     )
     if out.gate is not None and training.network.config.gate is not None:
         config = training.network.config.gate
-        begun = update >= math.floor(config.penalty_from * training.updates)
+        begun = update >= graphs.whole_part(config.penalty_from * training.updates)
         loss += begun * gate.penalty(out.gate, config)
     return loss, aux
 
@@ -445,7 +466,7 @@ def follow_episodes(episodes: EpisodeStatistics, trajectory: Trajectory) -> Epis
         now: EpisodeStatistics, inputs: tuple[jax.Array, jax.Array]
     ) -> tuple[EpisodeStatistics, None]:
         reward, last = inputs  # [R], [R]
-        length, returned = now.running_length + 1, now.running_return + reward
+        length, returned = one_more(now.running_length), now.running_return + reward
         return EpisodeStatistics(
             jnp.where(last, 0, length),
             jnp.where(last, 0.0, returned),

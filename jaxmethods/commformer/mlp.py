@@ -42,7 +42,9 @@ class IndependentActors(nn.Module):
         values = self.n_agents if team else 1
         self.value_out = Dense(values, kernel_init=orthogonal(1.0))
         if self.continuous:
-            self.log_std = self.param("log_std", nn.initializers.ones, (self.n_actions,))
+            self.log_std = self.param(
+                "log_std", nn.initializers.ones, (self.n_actions,), jnp.float32
+            )
 
     def __call__(
         self, obs: jax.Array, shifted_actions: jax.Array, graph: jax.Array
@@ -60,7 +62,7 @@ class IndependentActors(nn.Module):
     ) -> Encoding:
         """Values of observations [B, N, D], and each actor's features [B, N, E]."""
         del deterministic, gate_noise
-        obs = obs.astype(self.config.dtype)
+        obs = obs.astype(jnp.float32)  # reduced only when they are normalised
         index = jnp.broadcast_to(
             jnp.eye(self.n_agents, dtype=obs.dtype), (*obs.shape[:-1], self.n_agents)
         )

@@ -84,7 +84,8 @@ class CommFormer(nn.Module):
         self.gate = None if gate is None else TemporalGate(gate.initial_logit)
         self.decoder = Decoder(self.config, self.continuous)
         if self.continuous:
-            self.log_std = self.param("log_std", nn.initializers.ones, (self.n_actions,))
+            shape = (self.n_actions,)
+            self.log_std = self.param("log_std", nn.initializers.ones, shape, jnp.float32)
         if self.config.model == "mat":
             self.head = ActionHead(self.config, self.n_actions, hidden_layers=1, norm_input=False)
         elif self.config.action_head == "shared":
@@ -101,7 +102,9 @@ class CommFormer(nn.Module):
             self.head = per_agent(self.config, self.n_actions, hidden_layers=1)
         if has_relation(self.config):
             normal = nn.initializers.normal(1.0)
-            self.edge_embedding = self.param("edge_embedding", normal, (2, self.config.embed))
+            self.edge_embedding = self.param(
+                "edge_embedding", normal, (2, self.config.embed), jnp.float32
+            )
         else:
             self.edge_embedding = None
 

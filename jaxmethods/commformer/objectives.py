@@ -11,12 +11,16 @@ denormalised values.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmethods.commformer.config import PPOConfig
+from jaxmethods.compensated import two_product, two_sum
 
 VALUE_NORM_DECAY = 0.99999
 VALUE_NORM_EPSILON = 1e-5
@@ -24,8 +28,14 @@ VALUE_NORM_EPSILON = 1e-5
 VARIANCE_FLOOR = 1e-2
 
 
-class ValueNormState(NamedTuple):
-    """Exponential moving moments of the returns, all zero at the start."""
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ValueNormState:
+    """Exponential moving moments of the returns, all zero at the start.
+
+    A step of 1e-5 of the way is lost in a float32 number that is 300 times as large, so that each
+    moment is the sum of two. Iterating yields the three moments.
+    """
 
     mean: jax.Array
     """[] float32: biased moving mean."""
@@ -33,6 +43,14 @@ class ValueNormState(NamedTuple):
     """[] float32: biased moving mean of squares."""
     debias: jax.Array
     """[] float32: 1 - decay^(number of updates), what the moments are divided by."""
+    rest: tuple[Any, Any, Any] = (np.float32(0), np.float32(0), np.float32(0))
+    """What rounding left off of each, [] float32."""
+
+    def __iter__(self) -> Iterator[jax.Array]:
+        return iter((self.mean, self.mean_square, self.debias))
+
+    def __len__(self) -> int:
+        return 3
 
 
 class Minibatch(NamedTuple):
@@ -51,28 +69,44 @@ class Minibatch(NamedTuple):
 
 def value_norm_init() -> ValueNormState:
     """Statistics of no returns at all: mean 0, variance at its floor."""
-    return ValueNormState(jnp.float32(0), jnp.float32(0), jnp.float32(0))
+    zero = jnp.float32(0)
+    return ValueNormState(zero, zero, zero, (zero, zero, zero))
 
 
 def value_norm_update(state: ValueNormState, returns: jax.Array) -> ValueNormState:
     """Moves the statistics towards the mean and mean square of `returns` (any shape)."""
+    returns = _wide(returns).astype(state.mean.dtype)
+    mean = jnp.mean(returns)
+    deviations = returns - mean
+    mean, mean_rest = two_sum(mean, jnp.mean(deviations))
+    square, square_rest = two_product(mean, mean)
+    square_rest += 2.0 * mean * mean_rest + jnp.mean(jnp.square(deviations))
+    targets = ((mean, mean_rest), (square, square_rest), (jnp.ones_like(mean), 0.0))
 
-    def moved(old: jax.Array, new: jax.Array | float) -> jax.Array:
-        return VALUE_NORM_DECAY * old + (1.0 - VALUE_NORM_DECAY) * new
+    def moved(old: jax.Array, rest: jax.Array, target: tuple) -> tuple[jax.Array, jax.Array]:
+        new, new_rest = target
+        step = (1.0 - VALUE_NORM_DECAY) * ((new - old) + (new_rest - rest))
+        total, lost = two_sum(old, step)
+        return two_sum(total, lost + rest)
 
-    return ValueNormState(
-        moved(state.mean, jnp.mean(returns)),
-        moved(state.mean_square, jnp.mean(jnp.square(returns))),
-        moved(state.debias, 1.0),
-    )
+    moments = [moved(*old) for old in zip(state, state.rest, targets, strict=True)]
+    (mean, mean_square, debias), rest = zip(*moments, strict=True)
+    return ValueNormState(mean, mean_square, debias, rest)
 
 
 def value_norm_moments(state: ValueNormState) -> tuple[jax.Array, jax.Array]:
     """Debiased mean and variance, both [] float32; the variance is at least `VARIANCE_FLOOR`."""
     debias = jnp.maximum(state.debias, VALUE_NORM_EPSILON)
-    mean = state.mean / debias
-    variance = state.mean_square / debias - jnp.square(mean)
-    return mean, jnp.maximum(variance, VARIANCE_FLOOR)
+    mean_rest, square_rest, debias_rest = state.rest
+    debias_rest = jnp.where(state.debias < VALUE_NORM_EPSILON, 0.0, debias_rest)
+    # (E[x^2] z - E[x]^2) / z^2 of biased moments: a small difference of large products.
+    first, first_rest = two_product(state.mean_square, debias)
+    first_rest += state.mean_square * debias_rest + square_rest * debias
+    second, second_rest = two_product(state.mean, state.mean)
+    second_rest += 2.0 * state.mean * mean_rest
+    spread = (first - second) + (first_rest - second_rest)
+    variance = spread / debias / debias
+    return state.mean / debias, jnp.maximum(variance, VARIANCE_FLOOR)
 
 
 def value_norm_normalize(state: ValueNormState, returns: jax.Array) -> jax.Array:
@@ -111,6 +145,7 @@ def gae(
     Returns:
         Advantages and returns, both [T, ...].
     """
+    reward, value, discount_mask = _wide(reward), _wide(value), _wide(discount_mask)
     discounts = jnp.broadcast_to(discount * discount_mask, reward.shape)
     next_value = jnp.concatenate([value[1:], bootstrap_value[None]])
     deltas = reward + discounts * next_value - value
@@ -122,7 +157,7 @@ def gae(
         advantage = delta + gae_lambda * discount * advantage
         return advantage, advantage
 
-    start = jnp.zeros_like(deltas[0])
+    start = jnp.zeros(deltas.shape[1:], deltas.dtype)
     _, advantages = jax.lax.scan(one_step, start, (deltas, discounts), reverse=True)
     return advantages, advantages + value
 
@@ -134,9 +169,12 @@ def normalize_advantages(advantages: jax.Array, active: jax.Array | None = None)
         advantages: any shape.
         active: same shape, 1 for entries that count, or None for all.
     """
-    mean = _mean(advantages, active)
-    std = jnp.sqrt(_mean(jnp.square(advantages - mean), active))
-    return (advantages - mean) / (std + 1e-5)
+    advantages = _wide(advantages)
+    deviations = advantages - _mean(advantages, active)
+    # The mean's rounding would be all there is of equal advantages, and normalized to about 1.
+    deviations -= _mean(deviations, active)
+    std = jnp.sqrt(_mean(jnp.square(deviations), active))
+    return deviations / (std + 1e-5)
 
 
 def huber(error: jax.Array, delta: float) -> jax.Array:
@@ -167,6 +205,7 @@ def value_loss(
     Returns:
         [] float32.
     """
+    value, old_value, target = _wide(value), _wide(old_value), _wide(target)
     clipped = old_value + jnp.clip(value - old_value, -clip, clip)
     worse = jnp.maximum(huber(target - value, delta), huber(target - clipped, delta))
     return _mean(worse, active)
@@ -200,6 +239,7 @@ def ppo_loss(
     value_norm = value_norm_update(value_norm, minibatch.returns)
     target = value_norm_normalize(value_norm, minibatch.returns)
     active, eps = minibatch.active, config.clip
+    log_prob, entropy = _wide(log_prob), _wide(entropy)
     ratio = jnp.exp(log_prob - minibatch.old_log_prob)
     dimensions = ratio.ndim > value.ndim
     advantage = minibatch.advantage[..., None] if dimensions else minibatch.advantage
@@ -223,4 +263,10 @@ def _mean(values: jax.Array, active: jax.Array | None) -> jax.Array:
     if active is None:
         return jnp.mean(values)
     # A minibatch without any active entry has a zero loss, not a NaN.
+    active = active.astype(values.dtype)
     return jnp.sum(values * active) / jnp.maximum(jnp.sum(active), 1.0)
+
+
+def _wide(values: jax.Array) -> jax.Array:
+    """In float32 at least: sums, squares and differences of half precision are none."""
+    return jnp.asarray(values, jnp.promote_types(jnp.result_type(values), jnp.float32))

@@ -68,8 +68,9 @@ def init(network: Network, key: jax.Array, obs: jax.Array) -> Any:
     """Fresh network parameters for observations like `obs` [B, N, D]."""
     n_agents = network.n_agents
     width = network.n_actions if network.continuous else network.n_actions + 1
-    shifted = jnp.zeros((1, n_agents, width))
-    return network.init(key, jnp.asarray(obs)[:1], shifted, jnp.ones((n_agents, n_agents)))
+    shifted = jnp.zeros((1, n_agents, width), jnp.float32)
+    everyone = jnp.ones((n_agents, n_agents), jnp.float32)
+    return network.init(key, jnp.asarray(obs)[:1], shifted, everyone)
 
 
 def act(
@@ -99,11 +100,12 @@ def act(
         gate_key, key = jax.random.split(key)
         drawn = network.config.gate.mode == "sampled" and not greedy
         shape = (batch, n_agents)
-        gate_noise = jax.random.logistic(gate_key, shape) if drawn else jnp.zeros(shape)
+        draw = jax.random.logistic if drawn else _none
+        gate_noise = draw(gate_key, shape, jnp.float32)
     encoding = _encode(network, params, obs, graph, gate_noise=gate_noise)
     shape = (n_agents, batch, network.n_actions)
     draw = jax.random.normal if network.continuous else jax.random.gumbel
-    noise = jnp.zeros(shape) if greedy else draw(key, shape)
+    noise = (_none if greedy else draw)(key, shape, jnp.float32)
 
     def one_agent(
         carry: tuple[jax.Array, Any], agent: tuple[jax.Array, ...]
@@ -116,13 +118,13 @@ def act(
             action = out + std * noise
             return (action, cache), (action, _gaussian_log_prob(out, std, action))
         logits = jnp.where(available, out, UNAVAILABLE)
-        action = jnp.argmax(logits + noise, axis=-1)
-        token = jax.nn.one_hot(action + 1, network.n_actions + 1)
+        action = jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)
+        token = _one_hot(action + 1, network.n_actions + 1)
         return (token, cache), (action, _log_prob(jax.nn.log_softmax(logits), action))
 
-    start = jnp.zeros((batch, network.n_actions))
+    start = jnp.zeros((batch, network.n_actions), jnp.float32)
     if not network.continuous:
-        start = jax.nn.one_hot(jnp.zeros(batch, jnp.int32), network.n_actions + 1)
+        start = _one_hot(jnp.zeros(batch, jnp.int32), network.n_actions + 1)
     cache = _run(network, "init_cache", params, batch)
     by_agent = (
         jnp.arange(n_agents),
@@ -137,7 +139,7 @@ def act(
 
 def traffic_of(graph: jax.Array, acted: ActOutput) -> Traffic:
     """What B teams said to each other on a graph [N, N] when they acted."""
-    everyone = jnp.ones(acted.value.shape)
+    everyone = jnp.ones(acted.value.shape, jnp.float32)
     return traffic(graph, everyone if acted.gate is None else acted.gate.open)
 
 
@@ -193,7 +195,7 @@ def shift_actions(action: jax.Array, n_actions: int, continuous: bool = False) -
         return jnp.roll(action, 1, axis=-2).at[..., 0, :].set(0)
     previous = jnp.roll(action, 1, axis=-1) + 1
     previous = previous.at[..., 0].set(0)
-    return jax.nn.one_hot(previous, n_actions + 1)
+    return _one_hot(previous, n_actions + 1)
 
 
 def action_std(params: Any) -> jax.Array:
@@ -221,7 +223,7 @@ def _run(network: Network, method: str, params: Any, *args: Any, **options: Any)
 
 def _log_prob(log_probs: jax.Array, action: jax.Array) -> jax.Array:
     # A masked sum: gathers, and even more the scatters of their gradients, are slow on CPU.
-    taken = jax.nn.one_hot(action, log_probs.shape[-1])
+    taken = _one_hot(action, log_probs.shape[-1])
     return jnp.sum(log_probs * taken, axis=-1)
 
 
@@ -229,3 +231,13 @@ def _gaussian_log_prob(mean: jax.Array, std: jax.Array, action: jax.Array) -> ja
     """[..., A]: of every dimension by itself."""
     scaled = (action - mean) / std
     return -0.5 * jnp.square(scaled) - jnp.log(std) - 0.5 * math.log(2 * math.pi)
+
+
+def _one_hot(index: jax.Array, size: int) -> jax.Array:
+    return jax.nn.one_hot(index, size, dtype=jnp.float32)
+
+
+def _none(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """The noise of whoever draws none."""
+    del key
+    return jnp.zeros(shape, dtype)

@@ -71,6 +71,8 @@ class Run(TrainingRunConfig):
                 f"ppo.minibatches: expected at most the {samples} samples of an update, "
                 f"got {self.ppo.minibatches}"
             )
+        if self.graph.upper_data == "split" and self.ppo.environments < 2:
+            raise ValueError("graph.upper_data: split needs two ppo.environments, got 1")
         shares = self.ppo.shuffle_shares
         if self.ppo.environments % shares or self.ppo.minibatches > samples // shares:
             raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -108,7 +107,7 @@ def moves_upper(training: CommFormerTraining, update: jax.Array) -> jax.Array:
 
 def stable_from(training: CommFormerTraining) -> int:
     """The update after which the exact graph is trained with frozen logits (`post_stable`)."""
-    return math.floor(training.graph.post_ratio * training.updates)
+    return graphs.whole_part(training.graph.post_ratio * training.updates)
 
 
 def network_optimizer(training: CommFormerTraining) -> optax.GradientTransformation:

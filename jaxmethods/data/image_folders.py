@@ -3,10 +3,10 @@
     NAME/train/CLASS/*.png, *.jpg, ...      NAME/test/CLASS/*.png, *.jpg, ...
 
 Classes are the sorted names of the folders in `train`; images of a class are those in its folder
-and in folders below it, sorted by path. Hidden files and folders, and files whose suffix is none of
-`SUFFIXES`, are ignored. Every image becomes RGB as Pillow converts it: grey is repeated, palettes
-are looked up, transparency is dropped; orientations in EXIF are not applied. Of an animation the
-first frame is taken.
+and in folders below it, sorted by path, through links as well. Hidden files and folders, and files
+whose suffix is none of `SUFFIXES`, are ignored. Every image becomes RGB as Pillow converts it: grey
+is repeated, palettes are looked up, transparency is dropped; orientations in EXIF are not applied.
+Of an animation the first frame is taken.
 """
 
 from __future__ import annotations
@@ -68,7 +68,10 @@ def read_image_folder(folder: Path, size: int | None = None) -> dict[str, np.nda
 def _class_folders(split: Path) -> list[Path]:
     if not split.is_dir():
         raise DataError(f"data {split}: no such folder; expected train and test")
-    found = [path for path in split.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    entries = [path for path in split.iterdir() if not path.name.startswith(".")]
+    for path in entries:
+        _check_link(path)
+    found = [path for path in entries if path.is_dir()]
     if not found:
         raise DataError(f"data {split}: holds no folder; expected one for each class")
     return sorted(found, key=lambda path: path.name)
@@ -85,18 +88,42 @@ def _source(classes: list[Path], names: list[str]) -> Source:
     return Source(files, labels)
 
 
-def _image_files(folder: Path) -> list[Path]:
-    def counts(path: Path) -> bool:
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        return path.suffix.lower() in SUFFIXES and not hidden and path.is_file()
+def _image_files(folder: Path, above: tuple[Path, ...] = ()) -> list[Path]:
+    """Images in a folder and below, also behind links: none is left out silently."""
+    above = (*above, folder.resolve())
+    found: list[Path] = []
+    try:
+        entries = [path for path in folder.iterdir() if not path.name.startswith(".")]
+    except OSError as error:
+        raise DataError(f"data {folder}: cannot be read ({error.strerror})") from error
+    for path in entries:
+        if path.is_dir():
+            if path.resolve() in above:
+                raise DataError(f"data {path}: is a link to a folder that it lies in")
+            found += _image_files(path, above)
+        elif path.suffix.lower() in SUFFIXES:
+            _check_link(path)
+            if not path.is_file():
+                raise DataError(f"data {path}: expected an image file, got something else")
+            found.append(path)
+    return sorted(found, key=lambda path: path.parts)
 
-    return sorted(filter(counts, folder.rglob("*")), key=lambda path: path.parts)
+
+def _check_link(path: Path) -> None:
+    if path.is_symlink() and not path.exists():
+        raise DataError(f"data {path}: is a link to {path.readlink()}, which leads nowhere")
 
 
 def _read_images(
     files: list[Path], size: int | None, like: tuple[int, ...], first: Path
 ) -> np.ndarray:
-    images = np.empty((len(files), *like, 3), np.uint8)
+    try:
+        images = np.empty((len(files), *like, 3), np.uint8)
+    except MemoryError as error:
+        raise DataError(
+            f"data {first}: {len(files)} images of {like[0]} x {like[1]} pixels don't fit into "
+            "memory; a smaller image_size makes them smaller"
+        ) from error
     for place, file in enumerate(files):
         image = _read_image(file, size)
         if image.shape[:2] != like:

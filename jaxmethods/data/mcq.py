@@ -6,12 +6,14 @@ Three layouts are read, in any mixture of lines:
     {"question": str, "mc1_targets": {text: 0 | 1, ...}}                        (TruthfulQA)
     {"question": str, "mc1_targets": {"choices": [...], "labels": [0 | 1, ...]}}  (Hugging Face)
 
-A file holds one object a line, or one JSON array of them.
+A file holds one object a line, or one JSON array of them. An optional field that is null is absent.
+Candidates may be equal; an object that has a key twice is refused, because only one would count.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,6 +59,8 @@ def read_questions(path: str | Path) -> list[Question]:
             question = _question(row, f"{path.stem}-{len(questions):04d}")
         except ValueError as error:
             raise McqError(f"questions {path}: {where}: {error}") from error
+        except RecursionError as error:
+            raise McqError(f"questions {path}: {where}: is nested too deeply") from error
         if question.id in known:
             raise McqError(
                 f"questions {path}: {where}: id {question.id!r} is that of {known[question.id]} too"
@@ -79,44 +83,89 @@ def in_source_order(question: Question) -> Question:
 
 
 def _rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    if text.startswith("\ufeff"):
+        raise McqError(
+            f"questions {path}: begins with a byte-order mark (BOM); save it as UTF-8 without one"
+        )
     if text.lstrip().startswith("["):
-        try:
-            rows = json.loads(text)
-        except ValueError as error:
-            raise McqError(f"questions {path}: not valid JSON ({error})") from error
-        for number, row in enumerate(rows):
+        for number, row in enumerate(_parsed(text, f"questions {path}")):
             yield f"entry {number}", row
         return
     for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            yield f"line {number}", json.loads(line)
-        except ValueError as error:
-            raise McqError(f"questions {path}: line {number}: not valid JSON ({error})") from error
+        if line.strip():
+            yield f"line {number}", _parsed(line, f"questions {path}: line {number}")
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_object)
+    except json.JSONDecodeError as error:
+        raise McqError(f"{where}: not valid JSON ({error})") from error
+    except RecursionError as error:
+        raise McqError(f"{where}: is nested too deeply") from error
+    except ValueError as error:  # a key twice, an integer of thousands of digits
+        raise McqError(f"{where}: {error}") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs as a dict; the last of two equal keys would decide, perhaps on the right answer."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"expected every key once, got {key!r:.80} twice")
+        found[key] = value
+    return found
 
 
 def _question(row: Any, name: str) -> Question:
     if not isinstance(row, Mapping):
         raise ValueError(f"expected an object, got {type(row).__name__}")
-    choices, label = _targets(row["mc1_targets"]) if "mc1_targets" in row else _choices(row)
+    choices, label = _candidates(row)
     if not choices:
         raise ValueError("choices: expected at least one candidate, got none")
     empty = [place for place, choice in enumerate(choices) if not choice.strip()]
     if empty:
         raise ValueError(f"choices: candidate {empty[0]} is empty")
-    order = row.get("source_order")
-    if order is not None and sorted(order) != list(range(len(choices))):
-        raise ValueError(f"source_order: expected a permutation of {len(choices)} places")
     return Question(
-        id=str(row.get("id", name)),
+        id=_id(row.get("id"), name),
         question=_text(row, "question"),
-        choices=tuple(choices),
+        choices=tuple(_written(choice, "choices") for choice in choices),
         label=label,
         context=_text(row, "context", ""),
         target=_text(row, "target", ""),
-        source_order=None if order is None else tuple(order),
+        source_order=_order(row.get("source_order"), len(choices)),
     )
+
+
+def _id(given: Any, default: str) -> str:
+    if given is None:
+        return default
+    if isinstance(given, str):
+        return _written(given, "id")
+    if isinstance(given, bool) or not isinstance(given, int | float) or not math.isfinite(given):
+        raise ValueError(f"id: expected a string or a number, got {given!r:.80}")
+    return str(given)
+
+
+def _order(order: Any, count: int) -> tuple[int, ...] | None:
+    if order is None:
+        return None
+    whole = isinstance(order, list) and all(type(place) is int for place in order)
+    if not whole or sorted(order) != list(range(count)):
+        raise ValueError(
+            f"source_order: expected a permutation of {count} places, got {order!r:.80}"
+        )
+    return tuple(order)
+
+
+def _candidates(row: Mapping[str, Any]) -> tuple[Sequence[str], int]:
+    """Candidates and the right one's index, in whichever layout they are."""
+    if row.get("mc1_targets") is None:
+        return _choices(row)
+    found = _targets(row["mc1_targets"])
+    if row.get("choices") is not None and _choices(row) != found:
+        raise ValueError("choices: expected those of mc1_targets, or one of both alone")
+    return found
 
 
 def _choices(row: Mapping[str, Any]) -> tuple[Sequence[str], int]:
@@ -132,20 +181,35 @@ def _choices(row: Mapping[str, Any]) -> tuple[Sequence[str], int]:
 
 def _targets(targets: Any) -> tuple[Sequence[str], int]:
     if not isinstance(targets, Mapping):
-        raise ValueError("mc1_targets: expected an object")
+        raise ValueError(f"mc1_targets: expected an object, got {targets!r:.80}")
     if isinstance(targets.get("choices"), list) and isinstance(targets.get("labels"), list):
         choices, labels = targets["choices"], targets["labels"]
     else:
         choices, labels = list(targets), list(targets.values())
     if not all(isinstance(choice, str) for choice in choices) or len(choices) != len(labels):
         raise ValueError("mc1_targets: expected a 0 or 1 for every candidate")
-    if [bool(label) for label in labels].count(True) != 1:
-        raise ValueError("mc1_targets: expected exactly one right candidate")
+    wrong = [x for x in labels if not isinstance(x, int | float) or x not in (0, 1)]
+    if wrong:
+        raise ValueError(f"mc1_targets: expected 0 or 1 for a candidate, got {wrong[0]!r:.80}")
+    if labels.count(1) != 1:
+        raise ValueError(f"mc1_targets: expected exactly one right candidate, got {sum(labels):g}")
     return choices, labels.index(1)
 
 
 def _text(row: Mapping[str, Any], name: str, default: str | None = None) -> str:
-    value = row.get(name, default)
+    value = row.get(name)
+    value = default if value is None else value
     if not isinstance(value, str):
         raise ValueError(f"{name}: expected a string, got {value!r:.80}")
-    return value
+    return _written(value, name)
+
+
+def _written(text: str, name: str) -> str:
+    """The text, which no tokenizer could encode if it held half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name}: expected text, got the lone surrogate {text[error.start]!r}"
+        ) from error
+    return text

@@ -2,24 +2,35 @@
 
 Whatever the file, the result is flat arrays, whole episodes one after another, checked: shapes
 that fit each other, finite numbers, flags that are flags, actions within [-1, 1]. Reading never
-runs code that a file brings along.
+runs code that a file brings along, and opens no file outside of the data's own folder.
 """
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmethods.errors import UserError, import_extra
+from jaxmethods.errors import UserError
 
 REQUIRED = ("observations", "actions", "rewards", "terminals", "timeouts")
 OPTIONAL = ("next_observations",)
 ACTION_TOLERANCE = 1e-4
 """How far recorded actions may leave [-1, 1] by rounding."""
+CONTINUITY = 1e-6
+"""How far the observation that a row reached may be from the next row's by rounding, relative to
+its size where that is above 1."""
+SHUFFLED = 100
+"""From this many unmarked ends on, more of them than not mean that the rows are in no order."""
+OTHER_LAYOUTS = {
+    "robomimic": {"data"},
+    "RLDS": {"steps"},
+    "tianshou": {"obs", "act", "rew"},
+    "imitation": {"obs", "acts"},
+}
+"""Layouts that are not read, by names that only they have."""
 
 
 class DataError(UserError):
@@ -64,17 +75,29 @@ def read_offline(path: Path | str) -> FlatDataset:
     """
     path = Path(path)
     if path.is_dir():
-        path = next(
-            (p for p in (path / "main_data.hdf5", path / "data/main_data.hdf5") if p.is_file()),
-            path,
-        )
+        path = _minari_file(path)
     if not path.is_file():
         raise DataError(f"data {path}: no such file")
     if path.suffix == ".npz":
-        return flat_dataset(read_npz(path, (*REQUIRED, *OPTIONAL)), str(path))
+        arrays = read_npz(path, (*REQUIRED, *OPTIONAL), required=REQUIRED)
+        return flat_dataset(arrays, str(path))
     if path.suffix in (".hdf5", ".h5"):
-        return flat_dataset(_read_hdf5(path), str(path))
+        # Here, because h5py is optional and that module stands on this one.
+        from jaxmethods.data.hdf5 import read_hdf5
+
+        return flat_dataset(read_hdf5(path), str(path))
     raise DataError(f"data {path}: expected a .npz, .hdf5 or .h5 file")
+
+
+def _minari_file(folder: Path) -> Path:
+    for path in (folder / "main_data.hdf5", folder / "data/main_data.hdf5"):
+        if path.is_file():
+            return path
+    found = names_in(path.name for path in folder.iterdir())
+    raise DataError(
+        f"data {folder}: expected a file, or a folder of Minari with main_data.hdf5; the folder "
+        f"has {found}"
+    )
 
 
 def flat_dataset(arrays: Mapping[str, Any], source: str = "data") -> FlatDataset:
@@ -83,44 +106,98 @@ def flat_dataset(arrays: Mapping[str, Any], source: str = "data") -> FlatDataset
     Raises:
         DataError: opens with `source`; names the array, what came and what was expected.
     """
-    missing = [name for name in REQUIRED if name not in arrays]
-    if missing:
-        found = ", ".join(sorted(arrays)) or "nothing"
-        raise DataError(f"data {source}: {missing[0]}: missing; the file has {found}")
-    observations = _matrix(arrays, "observations", source)
+    check_names(arrays, source)
+    observations = matrix(arrays, "observations", source)
     length = len(observations)
     if length < 2:
         raise DataError(f"data {source}: observations: expected at least 2 rows, got {length}")
-    actions = _matrix(arrays, "actions", source, length)
+    actions = matrix(arrays, "actions", source, length)
     largest = np.abs(actions).max()
     if largest > 1 + ACTION_TOLERANCE:
         raise DataError(f"data {source}: actions: expected within [-1, 1], got {largest:.4g}")
     following = None
     if arrays.get("next_observations") is not None:
-        following = _matrix(arrays, "next_observations", source, length)
+        following = matrix(arrays, "next_observations", source, length)
         if following.shape != observations.shape:
             raise DataError(
                 f"data {source}: next_observations: expected shape {observations.shape}, "
                 f"got {following.shape}"
             )
-    rewards = _column(arrays, "rewards", source, length).astype(np.float32)
-    _check_finite(rewards, "rewards", source)
+    timeouts = flags(arrays, "timeouts", source, length)
+    if timeouts[:-1].all():
+        raise DataError(
+            f"data {source}: timeouts: expected a row that no time limit cuts off before the last "
+            f"of the {length}, got none, so that no transition is left"
+        )
     return FlatDataset(
         observations,
         np.clip(actions, -1.0, 1.0),
-        rewards,
-        _flags(arrays, "terminals", source, length),
-        _flags(arrays, "timeouts", source, length),
+        _single(column(arrays, "rewards", source, length), "rewards", source),
+        flags(arrays, "terminals", source, length),
+        timeouts,
         following,
     )
+
+
+def check_names(found: Iterable[str], source: str) -> None:
+    """Raises `DataError` unless all of D4RL's arrays are among the names `found`."""
+    found = set(found)
+    missing = [name for name in REQUIRED if name not in found]
+    if not missing:
+        return
+    others = [name for name, telling in OTHER_LAYOUTS.items() if telling <= found]
+    layout = f", which looks like {others[0]}" if others and "observations" not in found else ""
+    raise DataError(
+        f"data {source}: {missing[0]}: missing; the file has {names_in(found)}{layout}; expected "
+        f"D4RL's {', '.join(REQUIRED)}, or Minari's groups episode_0, episode_1, ..."
+    )
+
+
+def names_in(found: Iterable[str], most: int = 12) -> str:
+    """The names in order, at most so many of them, for an error."""
+    names = sorted(found)
+    more = [f"{len(names) - most} more"] if len(names) > most else []
+    return ", ".join([*names[:most], *more]) or "nothing"
+
+
+def episode_ends(flat: FlatDataset) -> np.ndarray:
+    """[L] bool: where an episode ends, flagged or not.
+
+    Files leave ends unmarked (D4RL's medium-replay among them), where a recording was stopped and
+    begun again. `next_observations` shows them: what a row reached is not what the next one saw.
+
+    Raises:
+        DataError: more rows are followed by another than by the next one: they are in no order.
+    """
+    ends = flat.terminals | flat.timeouts
+    if flat.next_observations is None:
+        return ends
+    seen = flat.observations[1:]
+    away = np.abs(flat.next_observations[:-1] - seen)
+    breaks = np.any(away > CONTINUITY * np.maximum(np.abs(seen), 1.0), axis=1)
+    inside = ~ends[:-1]
+    unmarked = int((breaks & inside).sum())
+    # A file of a few rows may be made of episodes of one step.
+    if unmarked >= SHUFFLED and 2 * unmarked > inside.sum():
+        raise DataError(
+            "data: next_observations: expected what the next row observes, within an episode, "
+            f"got something else after {unmarked} of {inside.sum()} rows; returns need rows in "
+            "the order of time, whole episodes one after another"
+        )
+    return ends | np.append(breaks, False)
 
 
 def q_learning_rows(flat: FlatDataset) -> Rows:
     """D4RL's protocol: all rows but the last of the file and those cut off by a time limit.
 
     Where the dataset has no next observations, that of row i is the observation of row i + 1.
+
+    Raises:
+        DataError: no row is left.
     """
     index = np.flatnonzero(~flat.timeouts[:-1])
+    if not len(index):
+        raise DataError("data: timeouts: expected a row that no time limit cuts off, got none")
     following = flat.next_observations
     after = flat.observations[index + 1] if following is None else following[index]
     return Rows(
@@ -133,87 +210,47 @@ def q_learning_rows(flat: FlatDataset) -> Rows:
     )
 
 
-def read_npz(path: Path | str, names: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
+def read_npz(
+    path: Path | str, names: tuple[str, ...] | None = None, required: tuple[str, ...] = ()
+) -> dict[str, np.ndarray]:
     """The arrays of an npz file, all or those of `names` that are there; never pickles.
 
+    Args:
+        required: D4RL's names, where the file must have them.
+
     Raises:
-        DataError: it is missing or damaged, or holds something else than arrays.
+        DataError: it is missing or damaged, lacks an array, or holds something else than arrays.
     """
     try:
         with np.load(path, allow_pickle=False) as arrays:
             if not isinstance(arrays, np.lib.npyio.NpzFile):
                 raise DataError(f"data {path}: is not an npz archive")
+            if required:
+                check_names(arrays.files, str(path))
             wanted = arrays.files if names is None else [n for n in names if n in arrays.files]
-            return {name: arrays[name] for name in wanted}
+            return {name: _member(arrays, name) for name in wanted}
     except FileNotFoundError as error:
         raise DataError(f"data {path}: no such file") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile) as error:
-        raise DataError(f"data {path}: cannot be read as npz ({_first_line(error)})") from error
-    except Exception as error:  # zlib.error and its kin of damaged archives
-        if isinstance(error, UserError):
-            raise
-        raise DataError(f"data {path}: cannot be read as npz ({_first_line(error)})") from error
+    except UserError:
+        raise
+    except Exception as error:  # damaged archives raise zlib.error, BadZipFile, struct.error, ...
+        raise DataError(f"data {path}: cannot be read as npz ({first_line(error)})") from error
 
 
-def _read_hdf5(path: Path) -> dict[str, np.ndarray]:
-    h5py: Any = import_extra("h5py", "rl")
+def _member(arrays: Any, name: str) -> np.ndarray:
     try:
-        with h5py.File(path, "r") as file:
-            episodes = [name for name in file if name.startswith("episode_")]
-            if episodes:
-                return _minari(file, sorted(episodes, key=_episode_number), path)
-            return {n: np.asarray(file[n]) for n in (*REQUIRED, *OPTIONAL) if n in file}
-    except (OSError, RuntimeError, KeyError, TypeError) as error:
-        raise DataError(f"data {path}: cannot be read as HDF5 ({_first_line(error)})") from error
+        array = arrays[name]
+    except Exception as error:
+        raise ValueError(f"{name}: {first_line(error)}") from error
+    if not isinstance(array, np.ndarray):  # numpy hands over the bytes of a member that is none
+        raise ValueError(f"{name}: is not an array")
+    return array
 
 
-def _minari(file: Any, episodes: list[str], path: Path) -> dict[str, np.ndarray]:
-    """Episodes of T steps with T + 1 observations, one after another."""
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in (*REQUIRED, *OPTIONAL)}
-    for name in episodes:
-        for part, values in _minari_episode(file[name], f"data {path}: {name}").items():
-            parts[part].append(values)
-    try:
-        return {name: np.concatenate(values) for name, values in parts.items()}
-    except ValueError as error:
-        raise DataError(f"data {path}: episodes of different shapes ({error})") from error
-
-
-def _minari_episode(group: Any, where: str) -> dict[str, np.ndarray]:
-    names = ("observations", "actions", "rewards", "terminations", "truncations")
-    missing = [name for name in names if name not in group]
-    if missing:
-        raise DataError(f"{where}: {missing[0]}: missing")
-    if not hasattr(group["observations"], "shape"):
-        raise DataError(f"{where}: observations: expected an array, got a group of arrays")
-    observations, actions, rewards, terminals, truncations = (np.asarray(group[n]) for n in names)
-    if not len(actions) or len(observations) != len(actions) + 1:
-        raise DataError(
-            f"{where}: observations: expected one more than the {len(actions)} actions, "
-            f"got {len(observations)}"
-        )
-    terminals = terminals.astype(bool).reshape(-1)
-    timeouts = truncations.astype(bool).reshape(-1) & ~terminals
-    # An episode that was recorded without its end is cut off where it stops.
-    timeouts[-1] |= not terminals[-1]
-    return {
-        "observations": observations[:-1],
-        "actions": actions,
-        "rewards": rewards,
-        "terminals": terminals,
-        "timeouts": timeouts,
-        "next_observations": observations[1:],
-    }
-
-
-def _episode_number(name: str) -> int:
-    number = name.removeprefix("episode_")
-    return int(number) if number.isdigit() else -1
-
-
-def _matrix(
+def matrix(
     arrays: Mapping[str, Any], name: str, source: str, length: int | None = None
 ) -> np.ndarray:
+    """[rows, dimensions] float32, finite. Raises `DataError`."""
     values = np.asarray(arrays[name])
     if values.ndim != 2 or not values.shape[1] or length not in (None, len(values)):
         rows = "rows" if length is None else length
@@ -222,12 +259,11 @@ def _matrix(
         )
     if not np.issubdtype(values.dtype, np.floating):
         raise DataError(f"data {source}: {name}: expected floating numbers, got {values.dtype}")
-    values = values.astype(np.float32)
-    _check_finite(values, name, source)
-    return values
+    return _single(values, name, source)
 
 
-def _column(arrays: Mapping[str, Any], name: str, source: str, length: int) -> np.ndarray:
+def column(arrays: Mapping[str, Any], name: str, source: str, length: int) -> np.ndarray:
+    """[length] numbers of the file's type. Raises `DataError`."""
     values = np.asarray(arrays[name])
     if values.shape not in ((length,), (length, 1)):
         raise DataError(f"data {source}: {name}: expected shape ({length},), got {values.shape}")
@@ -236,22 +272,28 @@ def _column(arrays: Mapping[str, Any], name: str, source: str, length: int) -> n
     return values.reshape(length)
 
 
-def _flags(arrays: Mapping[str, Any], name: str, source: str, length: int) -> np.ndarray:
-    values = _column(arrays, name, source, length)
+def flags(arrays: Mapping[str, Any], name: str, source: str, length: int) -> np.ndarray:
+    """[length] bool. Raises `DataError` for anything but 0 and 1."""
+    values = column(arrays, name, source, length)
     wrong = values[(values != 0) & (values != 1)]
     if wrong.size:
         raise DataError(f"data {source}: {name}: expected 0 and 1 only, got {wrong[0]}")
     return values.astype(bool)
 
 
-def _check_finite(values: np.ndarray, name: str, source: str) -> None:
-    bad = ~np.isfinite(values)
+def _single(values: np.ndarray, name: str, source: str) -> np.ndarray:
+    """The values as finite float32."""
+    with np.errstate(over="ignore"):
+        single = values.astype(np.float32)
+    bad = ~np.isfinite(single)
     if bad.any():
         row = int(np.argwhere(bad)[0][0])
         raise DataError(
             f"data {source}: {name}: expected finite numbers, got {values[bad][0]} in row {row}"
         )
+    return single
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an exception says, on one line."""
     return (str(error).strip() or type(error).__name__).split("\n")[0][:200]

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.config import nearest
+from jaxmethods.envs.finite import finite
 from jaxmethods.envs.pendulum import Pendulum
 
 CONTROL: dict[str, type] = {"pendulum": Pendulum}
@@ -67,7 +68,9 @@ def episode_returns(env: Any, act: Act, key: jax.Array, episodes: int) -> jax.Ar
     """Undiscounted returns [E] of one episode in each of E environments.
 
     Jitted and vmapped over policies (the parameters `act` closes over) it is one program with one
-    batched policy call a step; it ends when the last episode does.
+    batched policy call a step; it ends when the last episode does. An episode in which an action,
+    an observation or a reward isn't finite ends there, and its return is NaN: comparisons with NaN
+    are false, so that a simulator may take what is broken for standing upright.
     """
     reset_key, key = jax.random.split(key)
     state, timestep = jax.vmap(env.reset)(jax.random.split(reset_key, episodes))
@@ -78,10 +81,13 @@ def episode_returns(env: Any, act: Act, key: jax.Array, episodes: int) -> jax.Ar
     def step(carry: tuple) -> tuple:
         state, observation, key, running, returned = carry
         key, draw = jax.random.split(key)
-        action = jnp.clip(act(draw, observation), -1.0, 1.0)
-        state, timestep = jax.vmap(env.step)(state, action)
-        returned = returned + jnp.where(running, timestep.reward, 0.0)
-        return state, timestep.observation, key, running & ~timestep.last(), returned
+        action = act(draw, observation)
+        state, timestep = jax.vmap(env.step)(state, jnp.clip(action, -1.0, 1.0))
+        sound = finite((observation, action, timestep.reward, timestep.observation))
+        reward = jnp.where(sound, timestep.reward, jnp.nan)
+        returned = returned + jnp.where(running, reward, 0.0)
+        running &= sound & ~timestep.last()
+        return state, timestep.observation, key, running, returned
 
     start = (state, timestep.observation, key, jnp.ones(episodes, bool), jnp.zeros(episodes))
     return jax.lax.while_loop(unfinished, step, start)[-1]

@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 from jumanji.env import Environment
 from jumanji.types import TimeStep
-from jumanji.wrappers import AutoResetWrapper, VmapWrapper, Wrapper
 
+from jaxmethods.envs.automatic_reset import AutomaticReset
+from jaxmethods.envs.finite import finite
 from jaxmethods.envs.types import Observation
 
 Policy = Callable[[jax.Array, Observation], tuple[jax.Array, Any]]
@@ -47,11 +48,11 @@ class EpisodeResults(NamedTuple):
     """Outcome of one episode in each of E environments."""
 
     length: jax.Array
-    """[E] int32: steps taken, `max_steps` if the episode did not end by then."""
+    """[E] int32: steps taken, `max_steps` if the episode did not end by then or broke."""
     returned: jax.Array
-    """[E] float32: sum over the episode of the team's mean reward."""
+    """[E] float32: sum over the episode of the team's mean reward; NaN if the episode broke."""
     success: jax.Array
-    """[E] bool."""
+    """[E] bool; False if the episode broke."""
     policy: Any
     """[E, ...] float32: the policy's outputs averaged over the steps of the episode."""
 
@@ -66,32 +67,17 @@ class Recording(NamedTuple):
     """[] int32: steps taken."""
 
 
-def vectorise(env: Environment, next_obs_in_extras: bool = False) -> VmapWrapper:
+def vectorise(env: Environment, next_obs_in_extras: bool = False) -> AutomaticReset:
     """Maps `reset` over keys [R] and `step` over states and actions, resetting ended episodes.
 
     The time step that ends an episode keeps its reward, discount and extras but shows the first
     observation of the next one. `next_obs_in_extras` adds the observation that was reached as
     `extras["next_obs"]`, which bootstrapping from a truncated episode needs. An environment
     whose state holds settings (an arrival rate, say) keeps them through
-    `keep_settings(state, previous) -> state`.
+    `keep_settings(state, previous) -> state`. A new episode begins from a key derived from the one
+    in the state of the old one; only those that ended are begun (see `automatic_reset`).
     """
-    resetting: Environment = AutoResetWrapper(env, next_obs_in_extras=next_obs_in_extras)
-    keep_settings = getattr(env, "keep_settings", None)
-    if keep_settings is not None:
-        resetting = _KeepSettings(resetting, keep_settings)
-    return VmapWrapper(resetting)
-
-
-class _KeepSettings(Wrapper):
-    """Hands settings in the state on to the state that automatic reset puts in its place."""
-
-    def __init__(self, env: Environment, keep_settings: Callable[[Any, Any], Any]) -> None:
-        self._keep_settings = keep_settings
-        super().__init__(env)
-
-    def step(self, state: Any, action: Any) -> tuple[Any, TimeStep[Observation]]:
-        after, timestep = self._env.step(state, action)
-        return self._keep_settings(after, state), timestep
+    return AutomaticReset(env, next_obs_in_extras)
 
 
 def rollout(
@@ -147,6 +133,11 @@ def play_episodes(
     for environments that don't report it, if it terminated (discount 0). One that is still
     running after `max_steps` has that length, and is a success only if `extras` says so.
 
+    An episode is broken where something in it isn't finite: an observation, an action, a reward or
+    an output of the policy. A policy of discrete actions has to show among its outputs what it
+    chose by (a log-probability, say): the largest of numbers that are NaN is an action like any
+    other.
+
     Args:
         env: an environment, not vectorised.
         policy: see the module.
@@ -171,25 +162,29 @@ def play_episodes(
     def step(carry):
         state, timestep, key, running, results = carry
         key, draw = jax.random.split(key)
-        action, outputs = policy(draw, timestep.observation)
+        seen = timestep.observation
+        action, outputs = policy(draw, seen)
         state, timestep = jax.vmap(env.step)(state, action)
         reward = jnp.mean(_per_agent(timestep.reward, timestep.observation), axis=-1)
+        sound = finite((seen, action, outputs, reward, timestep.observation))
+        reward = jnp.where(sound, reward, jnp.nan)
         results = EpisodeResults(
             length=results.length + running,
             returned=results.returned + jnp.where(running, reward, 0.0),
-            success=jnp.where(running, _success(timestep), results.success),
+            success=jnp.where(running, _success(timestep) & sound, results.success),
             policy=jax.tree.map(
                 lambda total, leaf: total + jnp.where(_expand(running, leaf), leaf, 0),
                 results.policy,
                 outputs,
             ),
         )
-        return state, timestep, key, running & ~_ended(timestep), results
+        return state, timestep, key, running & sound & ~_ended(timestep), results
 
     start = (state, timestep, key, jnp.ones(episodes, bool), results)
     results = jax.lax.while_loop(unfinished, step, start)[-1]
     mean = jax.tree.map(lambda total: total / _expand(results.length, total), results.policy)
-    return results._replace(policy=mean)
+    length = jnp.where(jnp.isfinite(results.returned), results.length, max_steps)
+    return results._replace(length=length, policy=mean)
 
 
 def record_episode(env: Environment, policy: Policy, key: jax.Array, max_steps: int) -> Recording:

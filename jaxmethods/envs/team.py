@@ -23,8 +23,10 @@ class TeamEnvironment(Environment[Any, specs.BoundedArray, Observation]):
     """Specs, time steps and drawing that all environments have in common.
 
     Observations are `Observation`, rewards [N] float32 and discounts [N] float32: 0 when the
-    episode terminates, 1 otherwise, also when `time_limit` truncates it. `extras` has the same
-    entries at reset and at every step, so that time steps can be carried through `lax.scan`.
+    episode terminates, and for an agent of whose rewards none that follows is its own (its car
+    left the road and the next one takes its slot) although the episode goes on; 1 otherwise,
+    also when `time_limit` truncates the episode. `extras` has the same entries at reset and at
+    every step, so that time steps can be carried through `lax.scan`.
     """
 
     presets: ClassVar[Mapping[str, dict[str, Any]]]
@@ -128,13 +130,19 @@ class TeamEnvironment(Environment[Any, specs.BoundedArray, Observation]):
         reward: jax.Array,
         terminated: jax.Array | bool,
         extras: Mapping[str, jax.Array],
+        left: jax.Array | bool = False,
     ) -> TimeStep[Observation]:
-        """The time step after a transition; `terminated` [] wins over truncation."""
+        """The time step after a transition.
+
+        Args:
+            terminated: [] bool, whether the episode ended by itself; wins over truncation.
+            left: [N] bool, the agents whose return ends with this step whatever the episode does.
+        """
         terminated = jnp.asarray(terminated)
         last = terminated
         if self.time_limit is not None:
             last = last | (observation.step_count >= self.time_limit)
-        discount = jnp.where(terminated, 0.0, 1.0).astype(jnp.float32)
+        discount = jnp.where(terminated | left, 0.0, 1.0).astype(jnp.float32)
         return TimeStep(
             step_type=jnp.where(last, StepType.LAST, StepType.MID),
             reward=reward.astype(jnp.float32),

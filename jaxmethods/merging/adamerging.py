@@ -30,7 +30,14 @@ import optax
 from jaxmethods.layout import Rule
 from jaxmethods.merging.adaptation import Unlabelled, draw, objective
 from jaxmethods.merging.config import AdaMergingConfig
-from jaxmethods.merging.trees import Tree, apply_task_vectors, map_with_names, number_of_tasks
+from jaxmethods.merging.trees import (
+    Tree,
+    apply_task_vectors,
+    compute_dtype,
+    is_merged,
+    map_with_names,
+    number_of_tasks,
+)
 from jaxmethods.method import Method, Metrics
 
 RULES = (
@@ -116,10 +123,12 @@ def merged(coefficients: Any, batch: Batch, config: AdaMergingConfig) -> Tree:
 def initial_coefficients(base: Tree, tasks: int, config: AdaMergingConfig) -> Any:
     """All `config.initial`: [T], or for every leaf [T] and, where layers are stacked, [T, N]."""
     if not config.layerwise:
-        return jnp.full(tasks, config.initial)
+        merged = [leaf for leaf in jax.tree.leaves(base) if is_merged(leaf)]
+        return jnp.full(tasks, config.initial, compute_dtype(*merged))
 
     def of_leaf(path: str, leaf: jax.Array) -> jax.Array:
         stacked = config.stacked is not None and re.search(config.stacked, path)
-        return jnp.full((tasks, *leaf.shape[: 1 if stacked else 0]), config.initial)
+        dtype = compute_dtype(leaf) if is_merged(leaf) else jnp.float32
+        return jnp.full((tasks, *leaf.shape[: 1 if stacked else 0]), config.initial, dtype)
 
     return map_with_names(of_leaf, base)

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmethods.merging.trees import compute_dtype
+
 
 class Unlabelled(NamedTuple):
     """Inputs of T tasks; tasks with fewer than n are padded at the end."""
@@ -68,7 +70,7 @@ def draw_indices(key: jax.Array, data: Unlabelled, size: int) -> jax.Array:
     tasks, longest = data.inputs.shape[:2]
     if size > longest:
         raise ValueError(f"batch_size: expected at most the {longest} inputs there are, got {size}")
-    score = jax.random.uniform(key, (tasks, longest))
+    score = jax.random.uniform(key, (tasks, longest), jnp.float32)
     score = jnp.where(jnp.arange(longest) < data.counts[:, None], score, -1.0)
     indices = jax.lax.top_k(score, size)[1]
     return indices % data.counts[:, None]
@@ -89,6 +91,7 @@ def entropy(
         classes: bool, broadcasts to the logits; others don't take part.
         epsilon: None for the exact value; otherwise log(p + epsilon), as some implementations do.
     """
+    logits = logits.astype(compute_dtype(logits))
     if classes is not None:
         logits = jnp.where(classes, logits, -jnp.inf)
     log_p = jax.nn.log_softmax(logits, axis=-1)
@@ -117,6 +120,7 @@ def objective(
     value = jnp.mean(entropy(logits, classes, epsilon), axis=-1)
     if diversity == 0.0:
         return value
+    logits = logits.astype(compute_dtype(logits))
     if classes is not None:
         logits = jnp.where(classes, logits, -jnp.inf)
     mean = jnp.mean(jax.nn.softmax(logits, axis=-1), axis=-2)
@@ -128,10 +132,13 @@ def objective(
 def classify(features: jax.Array, heads: Heads, logit_scale: jax.Array) -> jax.Array:
     """exp(s) normalise(features) head_t^T: features [T, b, P] -> logits [T, b, C].
 
-    Padded classes have logit -inf.
+    Padded classes have logit -inf. Computed in float32 at least: squares of float16 overflow.
     """
+    dtype = compute_dtype(features, heads.weights)
+    features, weights = features.astype(dtype), heads.weights.astype(dtype)
     norms = jnp.linalg.norm(features, axis=-1, keepdims=True)
-    logits = jnp.exp(logit_scale) * jnp.einsum("tbp,tcp->tbc", features / norms, heads.weights)
+    units = features / jnp.where(norms > 0, norms, 1)
+    logits = jnp.exp(logit_scale) * jnp.einsum("tbp,tcp->tbc", units, weights)
     return jnp.where(heads.classes[:, None], logits, -jnp.inf)
 
 
@@ -144,4 +151,10 @@ def accuracy(logits: jax.Array, labels: jax.Array, counts: jax.Array) -> jax.Arr
         counts: [T] int.
     """
     real = jnp.arange(labels.shape[1]) < counts[:, None]
-    return jnp.sum((jnp.argmax(logits, -1) == labels) & real, axis=1) / counts
+    correct = jnp.sum(right(logits, labels) & real, axis=1, dtype=jnp.float32)
+    return correct / counts.astype(jnp.float32)
+
+
+def right(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Bool: whether the largest of logits [..., C] is the label's; of NaN, none is the largest."""
+    return (jnp.argmax(logits, -1) == labels) & ~jnp.isnan(logits).any(-1)

@@ -82,4 +82,4 @@ def _of_members(members: list[tuple[jax.Array, jax.Array]]) -> Variation:
         )
     )
     size = sum(leaf.size for leaf, _ in members)
-    return Variation(moved, moved / jnp.maximum(length, 1e-30), cosine, differ / size)
+    return Variation(moved, moved / jnp.maximum(length, 1e-30), cosine, differ / max(size, 1))

@@ -11,14 +11,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmethods.merging.trees import (
     Coefficients,
     Tree,
+    adds_to_zero,
     check_same_structure,
     check_stack,
     combine,
     compute_dtype,
+    is_concrete,
     is_merged,
     number_of_tasks,
     per_entry,
@@ -30,7 +33,6 @@ LINEAR_ABOVE = 0.9995
 """Cosine beyond which `slerp` is linear: the sine of the angle is lost in rounding."""
 
 
-@partial(jax.jit, static_argnames=("normalize",))
 def average(stack: Tree, weights: Coefficients | None = None, normalize: bool = False) -> Tree:
     """sum_t w_t theta_t, by default the mean (1/T) sum_t theta_t.
 
@@ -41,10 +43,31 @@ def average(stack: Tree, weights: Coefficients | None = None, normalize: bool = 
 
     Returns:
         A tree of one expert's shapes and dtypes; integer leaves are those of the first expert.
+
+    Raises:
+        ValueError: `normalize` with weights that add up to 0 (unless they are traced).
     """
     tasks = number_of_tasks(stack)
-    weights = jnp.full(tasks, 1 / tasks) if weights is None else weights
+    weights = 1 / tasks if weights is None else weights
+    if normalize:
+        check_total(weights, tasks)
+    return _average(stack, weights, normalize)
 
+
+def check_total(weights: Coefficients, tasks: int) -> None:
+    """Raises `ValueError` where weights that are divided by their sum add up to 0."""
+    for weight in jax.tree.leaves(weights):
+        if is_concrete(weight):
+            value = np.asarray(weight, np.float64)
+            if adds_to_zero(np.broadcast_to(value, (tasks,)) if value.ndim == 0 else value):
+                raise ValueError(
+                    f"weights: expected a sum that isn't 0, since normalize divides by it, got "
+                    f"{value.tolist()}"
+                )
+
+
+@partial(jax.jit, static_argnames=("normalize",))
+def _average(stack: Tree, weights: Coefficients, normalize: bool) -> Tree:
     def mean(experts: jax.Array, weight: Any) -> jax.Array:
         if not is_merged(experts):
             return experts[0]
@@ -75,7 +98,7 @@ def analogy(target: Tree, source: Tree, destination: Tree, coefficient: Any = 1.
     def move(a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
         if not is_merged(a):
             return a
-        dtype = compute_dtype(a)
+        dtype = compute_dtype(a, b, c)
         return (a.astype(dtype) + coefficient * (c.astype(dtype) - b.astype(dtype))).astype(a.dtype)
 
     return jax.tree.map(move, target, source, destination)
@@ -85,20 +108,22 @@ def analogy(target: Tree, source: Tree, destination: Tree, coefficient: Any = 1.
 def model_stock(base: Tree, stack: Tree) -> Tree:
     """t mean(theta_t) + (1 - t) theta_0 per leaf, t = T c / (1 + (T - 1) c).
 
-    c is the mean cosine between two different task vectors of the leaf, 0 where one is zero.
-    With one expert c = 1, the expert itself.
+    c is the mean cosine between two different task vectors of the leaf, 0 where one is zero or
+    where it is negative: experts that moved apart leave the base. (t has a pole at
+    c = -1 / (T - 1), and a negative t moves away from all of them.) With one expert c = 1, the
+    expert itself.
     """
     tasks = check_stack(base, stack)
 
     def weight(origin: jax.Array, experts: jax.Array) -> jax.Array:
         if not is_merged(origin) or tasks == 1:
-            return jnp.full(tasks, 1 / tasks)
-        dtype = compute_dtype(origin)
+            return jnp.full(tasks, 1 / tasks, jnp.float32)
+        dtype = compute_dtype(origin, experts)
         vectors = (experts.astype(dtype) - origin.astype(dtype)).reshape(tasks, -1)
         norms = jnp.linalg.norm(vectors, axis=1, keepdims=True)
         units = vectors / jnp.where(norms > 0, norms, 1)
-        total = jnp.square(jnp.linalg.norm(jnp.sum(units, 0))) - jnp.sum(norms > 0)
-        cosine = total / (tasks * (tasks - 1))
+        total = jnp.square(jnp.linalg.norm(jnp.sum(units, 0))) - jnp.sum(norms > 0, dtype=dtype)
+        cosine = jnp.maximum(total / (tasks * (tasks - 1)), 0)
         return jnp.full(tasks, cosine / (1 + (tasks - 1) * cosine))
 
     return combine(base, stack, jax.tree.map(weight, base, stack))
@@ -119,7 +144,7 @@ def slerp(one: Tree, other: Tree, t: Any) -> Tree:
     def turn(a: jax.Array, b: jax.Array) -> jax.Array:
         if not is_merged(a):
             return a
-        dtype = compute_dtype(a)
+        dtype = compute_dtype(a, b)
         weight_a, weight_b = slerp_weights(a.astype(dtype), b.astype(dtype), t)
         return (weight_a * a.astype(dtype) + weight_b * b.astype(dtype)).astype(a.dtype)
 

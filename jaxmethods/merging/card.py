@@ -58,7 +58,8 @@ def describe(inputs: Inputs, hashes: Hashes) -> str:
         del settings["merge"], settings["scope"]
     given |= {name: value for name, value in settings.items() if value is not None}
     rerun = yaml.safe_dump(given, sort_keys=False, default_flow_style=None, width=100)
-    kept = len(inputs.base.tensors) - len(inputs.merged)
+    merged = len(inputs.merged) + len(inputs.tied)
+    kept = len(inputs.base.tensors) - merged
     lines = [
         "---",
         "library_name: transformers",
@@ -66,7 +67,7 @@ def describe(inputs: Inputs, hashes: Hashes) -> str:
         "---",
         f"# Merged by {TITLES[config.method]}",
         "",
-        f"{len(inputs.merged)} tensors are merged, {kept} are the base's. Made by jaxmethods "
+        f"{merged} tensors are merged, {kept} are the base's. Made by jaxmethods "
         f"{_version()}; `jaxmethods merge` makes it again from this config:",
         "",
         "```yaml",

@@ -12,36 +12,33 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmethods.errors import UserError
+from jaxmethods.merging.compatibility import (
+    FREQUENCIES,
+    MergeError,
+    check_configs,
+    check_not_quantised,
+    is_buffer,
+    is_float,
+    same_frequencies,
+)
 from jaxmethods.merging.merge_config import MergeConfig
+from jaxmethods.merging.trees import adds_to_zero
 from jaxmethods.models import hub
 from jaxmethods.models.hub import Folder, Stored
 
 PART = 1 << 22
 """Entries of the largest part."""
 PICKLED = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
-SAME_MEANING = (
-    "num_attention_heads",
-    "num_key_value_heads",
-    "hidden_act",
-    "hidden_activation",
-    "activation_function",
-    "rope_theta",
-    "patch_size",
-)
-"""Fields of `config.json` that change what tensors of the same shapes mean."""
+HEADS = re.compile(r"head|predictions|embed_out|(^|[.])output")
+"""Names of output layers, which may share their weights with the embedding of tokens."""
 ALIGNMENT = 64
 """Bytes; what JAX wants of a host array to use it without a copy."""
-
-
-class MergeError(UserError):
-    """Checkpoints that cannot be merged; the message is one line."""
 
 
 class Inputs(NamedTuple):
@@ -51,7 +48,9 @@ class Inputs(NamedTuple):
     base: Folder
     experts: list[Folder]
     merged: list[str]
-    """Sorted names of the tensors that are merged; all others are the base's."""
+    """Sorted names of the tensors that are merged; all others but `tied` are the base's."""
+    tied: dict[str, str]
+    """Name -> that of the merged tensor that it equals in every checkpoint."""
 
     def sources(self) -> list[Folder]:
         return [self.base, *self.experts]
@@ -81,8 +80,9 @@ def open_inputs(config: MergeConfig) -> Inputs:
     """Reads all headers and checks that the checkpoints fit.
 
     Raises:
-        MergeError: tensors are missing, extra or of another shape or kind; architectures differ; a
-            pattern names nothing; weights are pickled.
+        MergeError: tensors are missing, extra or of another shape or kind; architectures, or what
+            configs say of the computation, differ; weights are quantised or pickled; a pattern
+            names nothing, or one of two tied tensors.
         HubError: a folder or file cannot be read.
     """
     base = open_checkpoint(config.base, "base")
@@ -90,15 +90,19 @@ def open_inputs(config: MergeConfig) -> Inputs:
     for pattern in [*config.exclude, *(rule.pattern for rule in config.rules)]:
         if not any(re.search(pattern, name) for tree in [base, *experts] for name in tree.tensors):
             raise MergeError(f"pattern {pattern!r}: no tensor of {base.path} has such a name")
+    check_not_quantised(base, "base")
     for expert in experts:
-        _check_config(base, expert)
+        check_not_quantised(expert, "expert")
+        check_configs(base, expert)
         _check_tensors(config, base, expert)
+        _check_constants(config, base, expert)
     merged = sorted(
         name for name, stored in base.tensors.items() if _takes_part(config, name, stored)
     )
     if not merged:
         raise MergeError(f"base {base.path}: no floating-point tensor is left to merge")
-    return Inputs(config, base, experts, merged)
+    tied = _tied(config, [base, *experts])
+    return Inputs(config, base, experts, [n for n in merged if n not in tied], tied)
 
 
 def open_checkpoint(path: Path, role: str) -> Folder:
@@ -123,9 +127,10 @@ def coefficients(inputs: Inputs) -> dict[str, float | tuple[float, ...] | None]:
     default = config.coefficient
     if default is None and config.method not in ("average", "model_stock"):
         default = config.value("coefficient")
-    chosen: dict[str, float | tuple[float, ...] | None] = dict.fromkeys(inputs.merged, default)
+    names = [*inputs.merged, *inputs.tied]
+    chosen: dict[str, float | tuple[float, ...] | None] = dict.fromkeys(names, default)
     for rule in reversed(config.rules):  # the first rule has the last word
-        found = {name: re.search(rule.pattern, name) for name in inputs.merged}
+        found = {name: re.search(rule.pattern, name) for name in names}
         found = {name: match for name, match in found.items() if match}
         if not rule.over_depth:
             chosen |= dict.fromkeys(found, rule.coefficient)
@@ -142,7 +147,27 @@ def coefficients(inputs: Inputs) -> dict[str, float | tuple[float, ...] | None]:
             name: float(np.interp(layer, anchors, rule.over_depth))
             for name, layer in layers.items()
         }
+    for name, first in inputs.tied.items():
+        if chosen[name] != chosen[first]:
+            raise MergeError(
+                f"rules: {first} and {name} are the same tensor in every checkpoint (tied), got "
+                f"coefficients {chosen[first]} and {chosen[name]}; expected one for both"
+            )
+    if config.method == "average" and config.value("normalize"):
+        for name, value in chosen.items():
+            weights = np.broadcast_to(1.0 if value is None else value, len(inputs.experts))
+            if adds_to_zero(weights):
+                raise MergeError(
+                    f"{name}: expected weights whose sum isn't 0, since normalize divides by it, "
+                    f"got coefficient {value}; set normalize: false or other weights"
+                )
     return chosen
+
+
+def is_wide(inputs: Inputs) -> bool:
+    """Whether some tensor that is merged is float64 somewhere: JAX has to be told."""
+    kinds = {source.tensors[n].dtype for source in inputs.sources() for n in inputs.merged}
+    return np.dtype(np.float64) in kinds
 
 
 def parts(inputs: Inputs, whole: bool) -> list[Part]:
@@ -151,6 +176,8 @@ def parts(inputs: Inputs, whole: bool) -> list[Part]:
     for name in inputs.merged:
         shape = inputs.base.tensors[name].shape
         size = math.prod(shape)
+        if not size:
+            continue
         if whole:
             found.append(Part(name, 0, size, shape))
             continue
@@ -167,12 +194,18 @@ def load(inputs: Inputs, wanted: Iterable[Part], check: bool = False) -> Iterato
         MergeError: with `check`, a part holds values that are not finite.
     """
     wanted = list(wanted)
+    wide = jnp.asarray(0.0).dtype == jnp.float64  # whether x64 is on; each thread has its own
+
+    def read(part: Part) -> Loaded:
+        with jax.enable_x64(wide):
+            return _load(inputs, part)
+
     with ThreadPoolExecutor(1) as reader:
-        pending = reader.submit(_load, inputs, wanted[0]) if wanted else None
+        pending = reader.submit(read, wanted[0]) if wanted else None
         for part in wanted[1:] + [None] * bool(wanted):
             assert pending is not None
             loaded = pending.result()
-            pending = reader.submit(_load, inputs, part) if part is not None else None
+            pending = reader.submit(read, part) if part is not None else None
             if check:
                 _check_finite(inputs, loaded)
             yield loaded
@@ -232,44 +265,19 @@ def _check_finite(inputs: Inputs, loaded: Loaded) -> None:
             stored = source.tensors[loaded.part.name]
             raise MergeError(
                 f"model file {stored.file}: {loaded.part.name}: expected finite weights, got "
-                f"{count} NaN or infinite of {loaded.part.stop - loaded.part.start}"
+                f"{count} NaN or infinite of {loaded.part.stop - loaded.part.start}; if this is "
+                f"no weight but a mask, exclude: [{re.escape(loaded.part.name) + '$'!r}] keeps "
+                "the base's"
             )
 
 
 def _takes_part(config: MergeConfig, name: str, stored: Stored) -> bool:
-    """Floating tensors that no pattern excludes."""
-    excluded = any(re.search(pattern, name) for pattern in config.exclude)
-    return not excluded and bool(jnp.issubdtype(stored.dtype, jnp.floating))
+    """Floating parameters that no pattern excludes."""
+    return is_float(stored.dtype) and not is_buffer(name, stored) and not _excluded(config, name)
 
 
-def _check_config(base: Folder, expert: Folder) -> None:
-    ours, theirs = base.config, expert.config
-    kinds = [config.get("model_type") for config in (ours, theirs)]
-    if None in kinds:
-        return
-    if kinds[0] != kinds[1]:
-        short, long = sorted(map(str, kinds), key=len)  # clip, clip_vision_model: a tower of it
-        if not long.startswith(f"{short}_"):
-            raise MergeError(
-                f"expert {expert.path}: expected model_type {kinds[0]!r} like the base, "
-                f"got {kinds[1]!r}"
-            )
-        tower = long.removeprefix(f"{short}_").removesuffix("_model") + "_config"
-        ours, theirs = ours.get(tower, ours), theirs.get(tower, theirs)
-    for name, one, other in _differences(ours, theirs):
-        raise MergeError(
-            f"expert {expert.path}: expected {name} {one!r} like the base, got {other!r}"
-        )
-
-
-def _differences(ours: Any, theirs: Any) -> Iterator[tuple[str, Any, Any]]:
-    for name in SAME_MEANING:
-        if name in ours and name in theirs and ours[name] != theirs[name]:
-            yield name, ours[name], theirs[name]
-    for name, value in ours.items():
-        if isinstance(value, dict) and isinstance(theirs.get(name), dict):
-            for inner, one, other in _differences(value, theirs[name]):
-                yield f"{name}.{inner}", one, other
+def _excluded(config: MergeConfig, name: str) -> bool:
+    return any(re.search(pattern, name) for pattern in config.exclude)
 
 
 def _check_tensors(config: MergeConfig, base: Folder, expert: Folder) -> None:
@@ -295,11 +303,97 @@ def _check_tensors(config: MergeConfig, base: Folder, expert: Folder) -> None:
                 f"expert {expert.path}: {name}: expected shape {stored.shape} like the base, "
                 f"got {own.shape} {excluding}"
             )
-        if not jnp.issubdtype(own.dtype, jnp.floating):
+        if not is_float(own.dtype):
             raise MergeError(
                 f"expert {expert.path}: {name}: expected floating-point weights, got {own.dtype} "
                 "(quantised checkpoints are not merged)"
             )
+
+
+def _check_constants(config: MergeConfig, base: Folder, expert: Folder) -> None:
+    """What is copied from the base must be the same in the experts, where they have it."""
+    for name in sorted(base.tensors.keys() & expert.tensors.keys()):
+        ours, theirs = base.tensors[name], expert.tensors[name]
+        if _excluded(config, name) or _takes_part(config, name, ours):
+            continue
+        excluding = "('exclude' keeps the base's)"
+        if FREQUENCIES.search(name) and is_float(ours.dtype) and is_float(theirs.dtype):
+            if not same_frequencies(base.view(name), expert.view(name)):
+                raise MergeError(
+                    f"expert {expert.path}: {name}: expected the base's RoPE frequencies, got "
+                    f"others {excluding}"
+                )
+        elif is_buffer(name, ours):
+            continue
+        elif is_float(theirs.dtype):
+            raise MergeError(
+                f"base {base.path}: {name}: expected floating-point weights like the expert's, "
+                f"got {ours.dtype} {excluding}"
+            )
+        elif _is_table(ours) and ours.shape == theirs.shape and not _equal(ours, theirs):
+            raise MergeError(
+                f"expert {expert.path}: {name}: expected the base's values, since "
+                f"{ours.dtype} cannot be merged, got others {excluding}"
+            )
+
+
+def _is_table(stored: Stored) -> bool:
+    """Several integers; one alone counts something, and booleans are masks."""
+    return math.prod(stored.shape) > 1 and stored.dtype != np.bool_
+
+
+def _tied(config: MergeConfig, sources: list[Folder]) -> dict[str, str]:
+    """Matrices that are equal in every checkpoint: one tensor that is stored several times."""
+    base = sources[0].tensors
+    alike: dict[tuple, list[str]] = {}
+    for name, stored in base.items():
+        if len(stored.shape) < 2 or not is_float(stored.dtype) or is_buffer(name, stored):
+            continue
+        if all(name in source.tensors for source in sources):
+            sample = tuple(_sample(source.tensors[name]) for source in sources)
+            alike.setdefault((stored.shape, sample), []).append(name)
+    found: dict[str, str] = {}
+    for names in alike.values():
+        first, *others = sorted(names, key=lambda name: (bool(HEADS.search(name)), name))
+        for name in others:
+            if not all(_equal(s.tensors[first], s.tensors[name]) for s in sources):
+                continue
+            if all(_equal(base[name], s.tensors[name]) for s in sources[1:]):
+                continue  # nobody moved it: every merge leaves both alone
+            excluded = {n: _excluded(config, n) for n in (first, name)}
+            if all(excluded.values()):
+                continue
+            if any(excluded.values()):
+                one, other = sorted(excluded, key=lambda n: not excluded[n])
+                raise MergeError(
+                    f"exclude: names {one} but not {other}, which is the same tensor in every "
+                    "checkpoint (tied); expected both or none"
+                )
+            found[name] = first
+    return found
+
+
+def _sample(stored: Stored, most: int = 64) -> tuple[str, bytes]:
+    """A few entries from all over a tensor, to tell it from others without reading it."""
+    size = math.prod(stored.shape)
+    flat = np.empty(0, stored.dtype)
+    if size:
+        flat = np.memmap(stored.file, stored.dtype, "r", stored.offset, (size,))
+    return stored.dtype.name, np.array(flat[:: max(size // most, 1)]).tobytes()
+
+
+def _equal(one: Stored, other: Stored) -> bool:
+    """Whether two tensors hold the same bits."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    size = math.prod(one.shape)
+    for start in range(0, size, PART):
+        pair = [np.empty(min(PART, size - start), one.dtype) for _ in range(2)]
+        for stored, values in zip((one, other), pair, strict=True):
+            read_entries(stored, start, values)
+        if pair[0].tobytes() != pair[1].tobytes():
+            return False
+    return True
 
 
 def _some(names: Sequence[str], most: int = 3) -> str:

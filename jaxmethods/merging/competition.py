@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.merging.order_statistics import kth_smallest
+from jaxmethods.merging.sign_election import count
 from jaxmethods.merging.trees import (
     Tree,
     apply_task_vectors,
@@ -30,6 +31,8 @@ from jaxmethods.merging.trees import (
 OUTLIERS = 1e-4
 """Share of the magnitudes clipped at either end."""
 FLOOR = 1e-12
+LARGEST_EXPONENT = 80
+"""exp(89) is no float32."""
 
 
 class Balanced(NamedTuple):
@@ -74,7 +77,9 @@ def balance(tau: Tree, ratio: float = 0.1) -> Balanced:
     A task whose magnitudes (or q) are all equal has minmax 0 everywhere: it doesn't compete.
     """
     all_leaves, structure = jax.tree.flatten(tau)
-    leaves = [leaf for leaf in all_leaves if is_merged(leaf)]
+    leaves = [leaf for leaf in all_leaves if is_merged(leaf) and leaf.size]
+    if not leaves:
+        return Balanced(tau, tau)
     ranks = order_ranks(sum(leaf[0].size for leaf in leaves), ratio)
     magnitudes = [jnp.abs(leaf) for leaf in leaves]
     low, high = (kth_smallest(magnitudes, rank) for rank in ranks.magnitude)
@@ -83,7 +88,7 @@ def balance(tau: Tree, ratio: float = 0.1) -> Balanced:
     top = jnp.max(jnp.stack([jnp.max(q, axis=tuple(range(1, q.ndim))) for q in competing]), axis=0)
     limits = Limits(low, high, floor, top)
     balanced = [
-        balance_leaf(leaf, limits) if is_merged(leaf) else Balanced(leaf, leaf)
+        balance_leaf(leaf, limits) if is_merged(leaf) and leaf.size else Balanced(leaf, leaf)
         for leaf in all_leaves
     ]
     return Balanced(
@@ -103,8 +108,9 @@ def order_ranks(size: int, ratio: float) -> Ranks:
     """Of `size` entries. Raises `ValueError` where the ratio is out of range."""
     if not 0 < ratio <= 1:
         raise ValueError(f"ratio: expected a share in (0, 1], got {ratio}")
-    high = max(int(size * (1 - OUTLIERS) - 1), 0)
-    return Ranks((int(OUTLIERS * size) + 1, high + 1), min(int(size * (1 - ratio)), size - 1) + 1)
+    high = max(count(1 - OUTLIERS, size) - 1, 0)
+    floor = min(count(1 - ratio, size), size - 1)
+    return Ranks((count(OUTLIERS, size) + 1, high + 1), floor + 1)
 
 
 def competitiveness(vectors: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
@@ -112,7 +118,10 @@ def competitiveness(vectors: jax.Array, low: jax.Array, high: jax.Array) -> jax.
     magnitude = jnp.clip(jnp.abs(vectors), _over(low, vectors), _over(high, vectors))
     relative = _minmax(magnitude, low, high)
     cross = jnp.tanh(vectors * sum_over_tasks(vectors))
-    return jnp.exp(vectors.shape[0] * jnp.square(relative)) * cross
+    exponent = vectors.shape[0] * jnp.square(relative)
+    if vectors.shape[0] > LARGEST_EXPONENT:  # a factor that all share doesn't change the scale
+        exponent = exponent - (vectors.shape[0] - LARGEST_EXPONENT)
+    return jnp.exp(exponent) * cross
 
 
 def balance_leaf(vectors: jax.Array, limits: Limits) -> Balanced:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxmethods.layout import Rule
 from jaxmethods.merging import surgery, wemoe
-from jaxmethods.merging.adaptation import Heads, classify, take
+from jaxmethods.merging.adaptation import Heads, classify, right, take
 from jaxmethods.merging.config import WEMoEConfig
 from jaxmethods.merging.finetuning import Base, Images, to_pixels
 from jaxmethods.merging.trees import Tree
@@ -57,9 +57,9 @@ PER_SEED = ("^(base|heads|plain|routed|surgery|surgery_v2|experts|merged)/",)
 class Encoded(NamedTuple):
     """What a model makes of images of every task."""
 
-    features: jax.Array
+    features: Any
     """[T, b, P]"""
-    means: jax.Array
+    means: Any
     """[T, N, b, D]: mean over tokens after every block."""
 
 
@@ -139,13 +139,13 @@ def measure(
             outputs.features
         )
         real = (place < counts).astype(jnp.float32)  # [T, b]
-        right = jnp.argmax(logits, -1) == take(batch.test.labels, indices)
+        correct = right(logits, take(batch.test.labels, indices))
         expert = jax.tree.map(lambda leaf: leaf[METHODS.index("individual")], outputs)
         of_means = jnp.mean(jnp.abs(outputs.means - expert.means), -1)  # [M, T, N, b]
         of_features = jnp.mean(jnp.abs(outputs.features - expert.features), -1)  # [M, T, b]
         distance = jnp.concatenate([of_means, of_features[:, :, None]], 2)
         return Results(
-            jnp.sum(right * real, -1),
+            jnp.sum(correct * real, -1),
             jnp.sum(distance * real[:, None], -1),
             {name: jnp.einsum("mntbe,tb->mnte", value, real) for name, value in routing.items()},
         )

@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.merging.fused import merged_linear
+from jaxmethods.merging.trees import compute_dtype
 
 Strategy = Literal["auto", "merge", "blocks", "expertwise", "fused"]
 SCRATCH_BYTES = 2**30
@@ -81,11 +82,20 @@ def merge_weights(base: Any, tau: Any, coefficients: jax.Array) -> Any:
     """W_0 + sum_t c_t tau_t of a tree; tau [T, ...], coefficients [T]."""
 
     def merge(origin: jax.Array, vectors: jax.Array) -> jax.Array:
-        # Products in full precision: they are few, and rounded coefficients would shift weights.
-        change = jnp.tensordot(coefficients.astype(vectors.dtype), vectors, 1, precision="highest")
-        return (origin + change).astype(origin.dtype)
+        return (origin + mix(coefficients, vectors)).astype(origin.dtype)
 
     return jax.tree.map(merge, base, tau)
+
+
+def mix(coefficients: jax.Array, vectors: jax.Array) -> jax.Array:
+    """sum_t c_t tau_t of coefficients [..., T] and vectors [T, ...].
+
+    In float32 at least and full precision: products are few, and rounded coefficients would shift
+    weights, those of bfloat16 by up to 1 in 256.
+    """
+    dtype = compute_dtype(vectors)
+    given = coefficients.astype(dtype), vectors.astype(dtype)
+    return jnp.tensordot(*given, axes=1, precision="highest")
 
 
 def apply_merged(
@@ -282,8 +292,6 @@ def sum_of_blocks(
     layer: jax.Array,
 ) -> jax.Array:
     """`in_blocks`, of groups one after the other or all at once."""
-    # Products in full precision: they are few, and rounded coefficients would shift weights.
-    mix = partial(jnp.tensordot, axes=1, precision="highest")
 
     def contribution(start: Any, x: jax.Array, c: jax.Array, size: int) -> jax.Array:
         """Of hidden units start, ..., start + size - 1; [G, M, D']."""
@@ -294,7 +302,7 @@ def sum_of_blocks(
         ]
 
         def one(x: jax.Array, c: jax.Array) -> jax.Array:
-            w1, b1, w2 = ((w + mix(c.astype(v.dtype), v)).astype(w.dtype) for w, v in weights)
+            w1, b1, w2 = ((w + mix(c, v)).astype(w.dtype) for w, v in weights)
             return activation(x @ w1.T + b1) @ w2.T
 
         if len(c) == 1:
@@ -305,17 +313,21 @@ def sum_of_blocks(
         return total + jax.checkpoint(partial(contribution, size=block))(start, x, c), None
 
     origin, vectors = base["fc2"]["bias"][layer], tau["fc2"]["bias"][layer]
-    bias = (origin + mix(c.astype(vectors.dtype), vectors)).astype(origin.dtype)
-    total = jnp.broadcast_to(bias[:, None], (*x.shape[:2], bias.shape[-1])).astype(x.dtype)
+    bias = (origin + mix(c, vectors)).astype(origin.dtype)
+    dtype = jnp.result_type(x, *jax.tree.leaves(base))
+    total = jnp.broadcast_to(bias[:, None], (*x.shape[:2], bias.shape[-1]))
+    total = total.astype(jnp.promote_types(dtype, jnp.float32))  # a sum of many blocks
     whole, rest = divmod(base["fc1"]["bias"].shape[-1], block)
-    total, _ = jax.lax.scan(add, total, block * jnp.arange(whole))
-    return total + contribution(whole * block, x, c, rest) if rest else total
+    total, _ = jax.lax.scan(add, total, block * jnp.arange(whole, dtype=layer.dtype))
+    total = total + contribution(whole * block, x, c, rest) if rest else total
+    return total.astype(dtype)
 
 
 def _cut(leaf: jax.Array, axis: int, layer: Any, start: Any, size: int) -> jax.Array:
     """leaf[layer] from `start` on along an axis of `leaf`, `size` entries."""
     starts, sizes = [layer] + [0] * (leaf.ndim - 1), [1, *leaf.shape[1:]]
     starts[axis], sizes[axis] = start, size
+    starts = [jnp.asarray(place, jnp.int32) for place in starts]  # of one type, also with x64
     return jax.lax.dynamic_slice(leaf, starts, sizes)[0]
 
 
@@ -326,8 +338,8 @@ def _expertwise(
         """x [G, M, in]; all experts in one product over (t, in)."""
         scaled = coefficients[:, :, None, None] * x[:, None]  # [G, T, M, in]
         changed = jnp.einsum("gtmi,toi->gmo", scaled.astype(x.dtype), tau[name]["weight"])
-        bias = base[name]["bias"] + coefficients @ tau[name]["bias"]  # [G, out]
-        return x @ base[name]["weight"].T + changed + bias[:, None]
+        bias = base[name]["bias"] + mix(coefficients, tau[name]["bias"])  # [G, out]
+        return (x @ base[name]["weight"].T + changed + bias[:, None]).astype(x.dtype)
 
     x = h.reshape(len(coefficients), -1, h.shape[-1])
     out = layer("fc2", activation(layer("fc1", x)))

@@ -57,7 +57,8 @@ def merged_linear(
     many = min(GROUPS, groups)
     x = _pad(x, (many, _power_of_two(tokens) if platform == "gpu" else TOKENS, step))
     weight, vectors = _pad(base["weight"], (tile, step)), _pad(tau["weight"], (1, tile, step))
-    bias = base["bias"] + coefficients.astype(tau["bias"].dtype) @ tau["bias"]  # [G, O]: small
+    change = coefficients.astype(jnp.float32) @ tau["bias"].astype(jnp.float32)
+    bias = base["bias"].astype(jnp.float32) + change  # [G, O]: small
     padded, rows, width = x.shape
 
     def kernel(c: Any, x: Any, weight: Any, vectors: Any, bias: Any, out: Any) -> None:

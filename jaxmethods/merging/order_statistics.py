@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial, reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,8 @@ import numpy as np
 
 CANDIDATES = 3
 """Keys below which a pass counts the entries."""
+DIGIT = 16
+"""Bits that a pass over numbers that come in parts finds out."""
 COUNTER = 10
 """Bits of a counter; those of all candidates share a uint32, so that a pass reads and adds once."""
 SAMPLE = 1 << 16
@@ -31,6 +33,8 @@ DEVIATIONS = 2.5
 """Standard deviations between a guess, from the sample or from counts, and those around it."""
 NARROW = 64
 """Keys of a bracket that is cut into equal parts."""
+FLOATS = {4: jnp.float32, 8: jnp.float64}
+"""The type that has keys of so many bytes."""
 RANGE = 1 << 14
 """Entries of a leaf that are counted at a time on CPU; counters of a range fit into its caches."""
 
@@ -43,14 +47,14 @@ def kth_smallest(
     """The k-th smallest (1-based) over all leaves, for every entry of their leading axis.
 
     Args:
-        leaves: float arrays [T, ...], read as float32; NaN is not expected. Or tuples of arrays
-            [T or 1, ...] of which `prepare` makes such values.
+        leaves: float arrays [T, ...]; NaN is not expected. Or tuples of arrays [T or 1, ...] of
+            which `prepare` makes such values.
         k: 1 <= k <= number of entries of one t.
         prepare: entrywise, of ranges [T or 1, n] of a leaf's arrays. It is evaluated anew in every
             pass, so that what it makes is never in memory as a whole.
 
     Returns:
-        [T] float32: the value itself, not an interpolation.
+        [T] float32, or float64 where a leaf's values are: the value itself, not an interpolation.
 
     Raises:
         ValueError: k is out of range, or there are 2^32 entries or more.
@@ -84,19 +88,23 @@ def sum_over_entries(
     ranges = size // RANGE
 
     def at_once(*rows: jax.Array) -> jax.Array:
-        return jnp.sum(unpack(function(*rows)), axis=-1)
+        return total(function(*rows))
+
+    def total(values: jax.Array) -> jax.Array:
+        values = unpack(values)
+        return jnp.sum(values, axis=-1, dtype=values.dtype)  # not a wider one with jax_enable_x64
 
     def in_turn(*rows: jax.Array) -> jax.Array:
         def cut(index: jax.Array | int) -> list[jax.Array]:
             return [jax.lax.dynamic_slice_in_dim(row, index * RANGE, RANGE, 1) for row in rows]
 
-        def block(index: jax.Array, total: jax.Array) -> jax.Array:
+        def block(index: jax.Array, before: jax.Array) -> jax.Array:
             def add(place: jax.Array, values: jax.Array) -> jax.Array:
                 return values + function(*cut(place))
 
             start, stop = index * most, jnp.minimum((index + 1) * most, ranges)
             values = jax.lax.fori_loop(start + 1, stop, add, function(*cut(start)))
-            return total + jnp.sum(unpack(values), axis=-1)
+            return before + total(values)
 
         rest = at_once(*(row[:, ranges * RANGE :] for row in rows))
         return jax.lax.fori_loop(0, -(-ranges // most), block, rest)
@@ -110,37 +118,54 @@ def streamed_kth_smallest(read: Callable[[], Iterable[jax.Array]], k: Sequence[i
     """Several order statistics of numbers that come in parts.
 
     The first pass counts upper halves of bit patterns, the second lower halves of those whose
-    upper half is that of the result.
+    upper half is that of the result. Of float64 it takes four passes for four quarters.
 
     Args:
-        read: starts a pass over all parts, float arrays [T, n]; it is called twice.
+        read: starts a pass over all parts, float arrays [T, n], all float64 or none.
         k: 1-based ranks, each within the number of entries of one t.
 
     Returns:
-        [len(k), T] float32: the values themselves.
+        [len(k), T] float32 or float64: the values themselves.
     """
-    half = 1 << 16
-    upper: np.ndarray | int = 0
-    for part in read():
-        keys = np.asarray(_sortable_part(part))
-        upper = upper + np.stack([np.bincount(row >> 16, minlength=half) for row in keys])
-    totals = np.cumsum(upper, axis=1)
-    found = np.stack([[np.searchsorted(total, rank) for total in totals] for rank in k])  # [K, T]
-    lower = np.zeros((*found.shape, half), np.int64)
-    for part in read():
-        for t, row in enumerate(np.asarray(_sortable_part(part))):
-            above = row >> 16
-            for counts, wanted in zip(lower[:, t], found[:, t], strict=True):
-                counts += np.bincount(row[above == wanted] & (half - 1), minlength=half)
-    keys = np.empty(found.shape, np.uint32)
-    for place, top in np.ndenumerate(found):
-        rank = k[place[0]] - (totals[place[1], top - 1] if top else 0)
-        keys[place] = (int(top) << 16) + int(np.searchsorted(np.cumsum(lower[place]), rank))
-    return np.asarray(value_of(jnp.asarray(keys)))
+    found: np.ndarray | None = None  # [K, T], the leading digits of the keys
+    rank, place = np.asarray(k)[:, None], 0
+    while found is None or place:
+        counts: np.ndarray | int = 0  # [K or 1, T, 2^16], of the keys with those leading digits
+        for part in read():
+            keys = np.asarray(_sortable_part(part))
+            before = keys.dtype.itemsize * 8 // DIGIT if found is None else place
+            counts = counts + _count_digits(keys, before - 1, found)
+        place = before - 1
+        totals = np.cumsum(counts, axis=-1) + np.zeros((len(k), 1, 1), np.int64)
+        rank = np.broadcast_to(rank, totals.shape[:2])
+        digit = np.sum(totals < rank[..., None], axis=-1)
+        smaller = np.take_along_axis(totals, np.maximum(digit - 1, 0)[..., None], -1)[..., 0]
+        rank = rank - np.where(digit > 0, smaller, 0)
+        leading = keys.dtype.type(0) if found is None else found << keys.dtype.type(DIGIT)
+        found = leading + digit.astype(keys.dtype)  # uint64 + int64 would be float64
+    return np.asarray(value_of(jnp.asarray(found)))
+
+
+def _count_digits(keys: np.ndarray, place: int, found: np.ndarray | None) -> np.ndarray:
+    """[K or 1, T, 2^16]: how often a digit occurs in keys [T, n] that begin with `found` [K, T]."""
+    kind = keys.dtype.type
+    digits = (keys >> kind(DIGIT * place)) & kind((1 << DIGIT) - 1)
+    if found is None:
+        rows = [[np.bincount(row, minlength=1 << DIGIT) for row in digits]]
+    else:
+        leading = keys >> kind(DIGIT * (place + 1))
+        rows = [
+            [
+                np.bincount(row[above == wanted], minlength=1 << DIGIT)
+                for row, above, wanted in zip(digits, leading, of_rank, strict=True)
+            ]
+            for of_rank in found
+        ]
+    return np.asarray(rows, np.int64)
 
 
 class _Bracket(NamedTuple):
-    """What is known of the k-th key: low <= key <= high. All [T] uint32."""
+    """What is known of the k-th key: low <= key <= high. All [T]; keys are uint32 or uint64."""
 
     low: jax.Array
     high: jax.Array
@@ -156,6 +181,7 @@ def _search(
 ) -> jax.Array:
     tasks = max(array.shape[0] for array in groups[0])
     size = sum(group[0][0].size for group in groups)
+    kind = _key_type(groups, prepare)
 
     def narrow(bracket: _Bracket, candidates: jax.Array) -> _Bracket:
         for candidate, count in zip(candidates, _below(groups, candidates, prepare), strict=True):
@@ -169,8 +195,9 @@ def _search(
             )
         return bracket
 
-    zeros, ones = jnp.zeros(tasks, jnp.uint32), jnp.full(tasks, 0xFFFFFFFF, jnp.uint32)
-    bracket = _Bracket(zeros, ones, zeros, jnp.full(tasks, size, jnp.uint32))
+    nothing, everything = jnp.zeros(tasks, jnp.uint32), jnp.full(tasks, size, jnp.uint32)
+    lowest = jnp.zeros(tasks, kind)
+    bracket = _Bracket(lowest, ~lowest, nothing, everything)
     if size > SAMPLE:
         bracket = narrow(bracket, _sampled(groups, k / size, prepare))
 
@@ -192,7 +219,7 @@ def _below(
     shifts = jnp.arange(CANDIDATES, dtype=jnp.uint32) * COUNTER
 
     def pack(*values: jax.Array) -> jax.Array:
-        keys = sortable(prepare(*values))
+        keys = sortable(prepare(*values), candidates.dtype)
         hits = [(keys < candidate[:, None]).astype(jnp.uint32) for candidate in candidates]
         return reduce(jnp.bitwise_or, [hit << (COUNTER * i) for i, hit in enumerate(hits)])
 
@@ -210,7 +237,9 @@ def _sampled(
     """Candidates [3, T] around the key below which a share of the entries lies, from a sample."""
     step = sum(group[0][0].size for group in groups) // SAMPLE | 1
     rows = [[array.reshape(len(array), -1)[:, ::step] for array in group] for group in groups]
-    keys = jnp.sort(jnp.concatenate([sortable(prepare(*group)) for group in rows], axis=1), axis=1)
+    kind = _key_type(groups, prepare)
+    keys = [sortable(prepare(*group), kind) for group in rows]
+    keys = jnp.sort(jnp.concatenate(keys, axis=1), axis=1)
     size = keys.shape[1]
     deviation = jnp.sqrt(share * (1 - share) * size)
     places = share * size + SAMPLE_DEVIATIONS * deviation * jnp.array([-1.0, 0.0, 1.0])
@@ -224,23 +253,39 @@ def _expected(bracket: _Bracket, k: jax.Array, evenly: jax.Array) -> jax.Array:
     In a narrow bracket, or if `evenly`, they cut it into equal parts.
     """
     width = bracket.high - bracket.low
-    inside = (bracket.up_to - bracket.below).astype(jnp.float32)
-    share = (k - bracket.below).astype(jnp.float32) / inside
+    kind = width.dtype
+    real = FLOATS[kind.itemsize]
+    inside = (bracket.up_to - bracket.below).astype(real)
+    share = (k - bracket.below).astype(real) / inside
     deviation = jnp.sqrt(share * (1 - share) / inside)
-    around = share + DEVIATIONS * deviation * jnp.array([[-1.0], [0.0], [1.0]])
-    # The largest float32 below 2^32 is the last that an integer can hold.
-    offsets = jnp.clip(around * width.astype(jnp.float32), 0.0, 2.0**32 - 256).astype(jnp.uint32)
-    part = jnp.arange(1, CANDIDATES + 1, dtype=jnp.uint32)[:, None]
+    around = share + DEVIATIONS * deviation * jnp.array([[-1.0], [0.0], [1.0]], real)
+    # The largest float below 2^32 (2^64) is the last that an integer can hold.
+    largest = 2.0**32 - 256 if kind == jnp.uint32 else 2.0**64 - 2048
+    offsets = jnp.clip(around * width.astype(real), 0.0, largest).astype(kind)
+    part = jnp.arange(1, CANDIDATES + 1, dtype=kind)[:, None]
     parts = part * (width // (CANDIDATES + 1)) + jnp.minimum(part, width % (CANDIDATES + 1))
     offsets = jnp.where((width <= NARROW) | evenly, parts, offsets)
     return bracket.low + jnp.clip(offsets, 1, jnp.maximum(width, 1))
 
 
-def sortable(values: jax.Array) -> jax.Array:
-    """uint32 in the order of the floats: negative ones inverted, the sign bit set on the others."""
-    bits = jax.lax.bitcast_convert_type(values.astype(jnp.float32), jnp.uint32)
-    sign = jnp.uint32(1 << 31)
-    bits = jnp.where(bits == sign, jnp.uint32(0), bits)  # -0 is 0
+def _key_type(groups: list[tuple[jax.Array, ...]], prepare: Callable[..., jax.Array]) -> Any:
+    """That of the widest values, since only keys of one type have one order."""
+    values = [jax.eval_shape(prepare, *group).dtype for group in groups]
+    return jnp.dtype(jnp.uint64 if jnp.dtype(jnp.float64) in values else jnp.uint32)
+
+
+def sortable(values: jax.Array, kind: Any = None) -> jax.Array:
+    """Integers in the order of the floats: negative ones inverted, the sign bit set on the others.
+
+    Args:
+        kind: uint32, or uint64 as float64 needs it; None: what the values need.
+    """
+    if kind is None:
+        kind = jnp.uint64 if values.dtype == jnp.float64 else jnp.uint32
+    kind = jnp.dtype(kind)
+    bits = jax.lax.bitcast_convert_type(values.astype(FLOATS[kind.itemsize]), kind)
+    sign = jnp.asarray(1 << (8 * kind.itemsize - 1), kind)
+    bits = jnp.where(bits == sign, jnp.asarray(0, kind), bits)  # -0 is 0
     return jnp.where(bits & sign, ~bits, bits | sign)
 
 
@@ -248,7 +293,7 @@ _sortable_part = jax.jit(sortable)
 
 
 def value_of(keys: jax.Array) -> jax.Array:
-    """The float32 of a `sortable` integer."""
-    sign = jnp.uint32(1 << 31)
+    """The float of a `sortable` integer."""
+    sign = jnp.asarray(1 << (8 * keys.dtype.itemsize - 1), keys.dtype)
     bits = jnp.where(keys & sign, keys ^ sign, ~keys)
-    return jax.lax.bitcast_convert_type(bits, jnp.float32)
+    return jax.lax.bitcast_convert_type(bits, FLOATS[keys.dtype.itemsize])

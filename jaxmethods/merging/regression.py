@@ -5,6 +5,9 @@ arXiv 2212.09849.
 
     W = argmin sum_t |X_t W^T - X_t W_t^T|^2,
     W^T = (sum_t G_t)^{-1} sum_t G_t W_t^T,       G_t = X_t^T X_t
+
+Inputs may not span: a feature may be 0 in all of them, or there may be fewer rows than features.
+Then many W are the closest, and what the inputs leave open is that of the experts' average.
 """
 
 from __future__ import annotations
@@ -18,11 +21,23 @@ import jax.numpy as jnp
 
 from jaxmethods.linalg import in_turn
 from jaxmethods.merging.arithmetic import average
-from jaxmethods.merging.trees import Tree, compute_dtype, leaves_with_names, map_with_names
+from jaxmethods.merging.trees import (
+    Tree,
+    compute_dtype,
+    leaves_with_names,
+    map_with_names,
+    sum_over_tasks,
+)
 
 
 def gram(inputs: jax.Array) -> jax.Array:
-    """X^T X / rows of inputs [..., rows, in] -> [..., in, in] float32."""
+    """X^T X / rows of inputs [..., rows, in] -> [..., in, in], float32 or what is wider.
+
+    Raises:
+        ValueError: there are no rows.
+    """
+    if not inputs.shape[-2]:
+        raise ValueError(f"inputs: expected at least one row, got shape {inputs.shape}")
     x = inputs.astype(compute_dtype(inputs))
     return jnp.einsum("...ni,...nj->...ij", x, x, precision="highest") / x.shape[-2]
 
@@ -57,12 +72,14 @@ def regmean(
     def merge(path: str, experts: jax.Array) -> jax.Array:
         if path not in grams:
             return average(experts)
-        weights = experts.astype(compute_dtype(experts))
+        weights = experts.astype(compute_dtype(experts, grams[path]))
         if layout == "out_in":
             weights = weights.mT
         expected = (*weights.shape[:-2], weights.shape[-2], weights.shape[-2])
         if grams[path].shape != expected:
             raise ValueError(f"grams {path!r}: expected shape {expected}, got {grams[path].shape}")
+        if not experts.size:
+            return experts[0]
         merged = _solve(grams[path].astype(weights.dtype), weights, alpha, jitter)
         return (merged.mT if layout == "out_in" else merged).astype(experts.dtype)
 
@@ -77,4 +94,29 @@ def _solve(grams: jax.Array, weights: jax.Array, alpha: float, jitter: float) ->
     mean_diagonal = jnp.trace(total, axis1=-2, axis2=-1) / total.shape[-1]
     total = total + jitter * mean_diagonal[..., None, None] * unit
     right = jnp.sum(jnp.matmul(grams, weights, precision="highest"), axis=0)
-    return in_turn(jnp.linalg.solve, total, right)
+    return in_turn(_solve_one, total, right, sum_over_tasks(weights) / len(weights))
+
+
+def _solve_one(total: jax.Array, right: jax.Array, mean: jax.Array) -> jax.Array:
+    """W with total W = right, closest to the mean where there are several; all [..., in, ...]."""
+    diagonal = jnp.diagonal(total, axis1=-2, axis2=-1)
+    dead = diagonal <= 0  # such rows and columns are 0
+    size = jnp.sqrt(jnp.where(dead, 1, diagonal))
+    unit = jnp.eye(total.shape[-1], dtype=total.dtype)
+    total = total + jnp.where(dead, 1, 0).astype(total.dtype)[..., None] * unit
+    right = jnp.where(dead[..., None], mean, right)
+    # Features of unit length: then small eigenvalues are dependent features, not small ones.
+    scaled = total / (size[..., :, None] * size[..., None, :])
+    least = jnp.asarray(jnp.finfo(total.dtype).eps * total.shape[-1], total.dtype)
+    spans = jnp.all(jnp.isfinite(jnp.linalg.cholesky(scaled - least * unit)))
+
+    def closest() -> jax.Array:
+        values, vectors = jnp.linalg.eigh(scaled)
+        kept = values > least
+        inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0)
+        product = partial(jnp.matmul, precision="highest")
+        error = (right - product(total, mean)) / size[..., None]
+        change = product(vectors, inverse[..., None] * product(vectors.mT, error))
+        return mean + change / size[..., None]
+
+    return jax.lax.cond(spans, lambda: jnp.linalg.solve(total, right), closest)

@@ -54,11 +54,11 @@ def init(
     width = width + encoding
     one, two = jax.random.split(key)
     bias = jnp.full(tasks, coefficient, jnp.float32)
-    weight = INITIAL_STD * jax.random.normal(two, (tasks, width)) if depth else None
+    weight = INITIAL_STD * jax.random.normal(two, (tasks, width), jnp.float32) if depth else None
     if depth < 2:
         return Router(None, None, weight, bias)
-    hidden = INITIAL_STD * jax.random.normal(one, (width, width))
-    return Router(hidden, jnp.zeros(width), weight, bias)
+    hidden = INITIAL_STD * jax.random.normal(one, (width, width), jnp.float32)
+    return Router(hidden, jnp.zeros(width, jnp.float32), weight, bias)
 
 
 def apply(router: Router, h: jax.Array, encoding: jax.Array | None = None) -> jax.Array:
@@ -94,18 +94,19 @@ def coefficients(
     if groups is None:
         return samples
     if isinstance(groups, int):
-        if len(h) % groups:
+        if groups < 1 or len(h) % groups:
             raise ValueError(f"groups: expected a divisor of the {len(h)} samples, got {groups}")
         return jnp.mean(samples.reshape(groups, -1, samples.shape[-1]), axis=1)
     total = jax.ops.segment_sum(samples, groups, len(h))
-    size = jax.ops.segment_sum(jnp.ones(len(h)), groups, len(h))
+    size = jax.ops.segment_sum(jnp.ones(len(h), total.dtype), groups, len(h))
     return (total / jnp.maximum(size, 1)[:, None])[groups]
 
 
 def layer_encodings(layers: int, width: int) -> jax.Array:
     """[N, E]: [sin(l w_i), cos(l w_i)], w_i = 10000^(-2i/E), i < E/2, for block l = 0..N-1."""
-    frequencies = 10000.0 ** (-2 * jnp.arange(width // 2) / width)
-    angles = jnp.arange(layers)[:, None] * frequencies
+    place = jnp.arange(width // 2, dtype=jnp.float32)
+    frequencies = 10000.0 ** (-2 * place / width)
+    angles = jnp.arange(layers, dtype=jnp.float32)[:, None] * frequencies
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 

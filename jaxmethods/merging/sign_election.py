@@ -14,6 +14,7 @@ gives the experts themselves where nothing is in their way.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial, reduce
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -137,9 +138,9 @@ def thresholds(leaves: Sequence[Experts], density: float) -> jax.Array:
     """[T] float32: the smallest magnitude that is kept, within all leaves together."""
     density = share(density)
     tasks, size = len(leaves[0].stack), sum(leaf.base.size for leaf in leaves)
-    rank = size - int(density * size)
+    rank = size - count(density, size)
     if density == 0 or rank == 0:  # nothing or all
-        return jnp.full(tasks, 0.0 if density else jnp.inf)
+        return jnp.full(tasks, 0.0 if density else jnp.inf, jnp.float32)
     drop = leaves[0].drop
 
     def magnitude(base: jax.Array, stack: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -191,7 +192,7 @@ def merge_leaf(
     ]
     weights = [_rescaled(experts, w, t) for t, w in enumerate(_weights(vectors, keep, merge))]
     weights = [coefficient[t] * weight for t, weight in enumerate(weights)]
-    dtype = compute_dtype(experts.base)
+    dtype = compute_dtype(experts.base, experts.stack)
     rest = 1 - reduce(jnp.add, weights)
     terms = [weights[t] * experts.stack[t].astype(dtype) for t in tasks]
     mixed = rest * experts.base.astype(dtype) + reduce(jnp.add, terms)
@@ -202,7 +203,7 @@ def _totals(experts: Experts, limits: jax.Array) -> jax.Array:
     """Sum of the kept entries, in the shape of one expert."""
     vectors = [_vectors_of(experts, t) for t in range(len(experts.stack))]
     kept = [jnp.where(jnp.abs(v) >= limits[t], v, 0) for t, v in enumerate(vectors)]
-    return reduce(jnp.add, kept).astype(jnp.float32)
+    return reduce(jnp.add, kept)
 
 
 def _vectors_of(experts: Experts, task: int) -> jax.Array:
@@ -211,7 +212,7 @@ def _vectors_of(experts: Experts, task: int) -> jax.Array:
 
 
 def _vectors(base: jax.Array, stack: jax.Array, mask: jax.Array | None, drop: Any) -> jax.Array:
-    dtype = compute_dtype(base)
+    dtype = compute_dtype(base, stack)
     vectors = stack.astype(dtype) - base.astype(dtype)
     return vectors if mask is None else jnp.where(mask, vectors, 0) / (1 - drop)
 
@@ -226,11 +227,13 @@ def _weights(
     vectors: Sequence[jax.Array], keep: Sequence[jax.Array], merge: Merge
 ) -> list[jax.Array]:
     """w_t with m = sum_t w_t tau_t."""
+    dtype = compute_dtype(*vectors)
     if merge == "sum":
-        return [kept.astype(jnp.float32) for kept in keep]
+        return [kept.astype(dtype) for kept in keep]
     if merge == "mean":
-        count = reduce(jnp.add, [kept.astype(jnp.int32) for kept in keep])
-        return [kept / jnp.maximum(count, 1) for kept in keep]
+        agreeing = reduce(jnp.add, [kept.astype(jnp.int32) for kept in keep])
+        divisor = jnp.maximum(agreeing, 1).astype(dtype)
+        return [kept.astype(dtype) / divisor for kept in keep]
     if merge == "max":
         magnitudes = [
             jnp.where(kept, jnp.abs(v), -1) for v, kept in zip(vectors, keep, strict=True)
@@ -239,7 +242,7 @@ def _weights(
         weights, free = [], jnp.ones(largest.shape, bool)
         for magnitude, kept in zip(magnitudes, keep, strict=True):  # the first of equal ones
             chosen = free & (magnitude == largest)
-            weights.append((chosen & kept).astype(jnp.float32))
+            weights.append((chosen & kept).astype(dtype))
             free = free & ~chosen
         return weights
     raise ValueError(f"merge: expected 'sum', 'mean' or 'max', got {merge!r}")
@@ -248,7 +251,7 @@ def _weights(
 def agreement_weights(
     tau: Tree, density: float = 0.2, merge: Merge = "sum", scope: Scope = "global"
 ) -> Tree:
-    """w_t per entry with m = sum_t w_t tau_t, a tree [T, ...] float32."""
+    """w_t per entry with m = sum_t w_t tau_t, a tree [T, ...] in float32 or what is wider."""
     kept = kept_entries(tau, density, scope)
     return jax.tree.map(lambda vectors, keep: leaf_weights(vectors, keep, merge), tau, kept)
 
@@ -292,7 +295,7 @@ def trim_mask(tau: Tree, density: float, scope: Scope = "global") -> Tree:
 
     def of_leaves(leaves: list[jax.Array]) -> jax.Array | None:
         size = sum(leaf[0].size for leaf in leaves)
-        rank = size - int(density * size)
+        rank = size - count(density, size)
         if rank == 0 or density == 0:
             return None
         return kth_smallest([jnp.abs(leaf) for leaf in leaves], rank)
@@ -319,7 +322,7 @@ def elected_signs(tau: Tree, trimmed: Tree, scope: Scope = "global") -> Tree:
     """
 
     signs = jax.tree.map(leaf_signs, tau, trimmed)
-    ballots = jax.tree.map(lambda sign: jnp.sum(sign.astype(jnp.int32)), signs)
+    ballots = jax.tree.map(lambda sign: jnp.sum(sign, dtype=jnp.int32), signs)
     whole = sum(jax.tree.leaves(ballots), jnp.int32(0))
 
     def settle(sign: jax.Array, ballot: jax.Array) -> jax.Array:
@@ -331,7 +334,8 @@ def elected_signs(tau: Tree, trimmed: Tree, scope: Scope = "global") -> Tree:
 
 def leaf_signs(vectors: jax.Array, keep: jax.Array) -> jax.Array:
     """Sign of the sum of one leaf's kept entries, float32; 0 where they cancel or there is none."""
-    return jnp.sign(sum_over_tasks(jnp.where(keep, vectors, 0)).astype(jnp.float32))
+    kept = jnp.where(keep, vectors.astype(compute_dtype(vectors)), 0)
+    return jnp.sign(sum_over_tasks(kept)).astype(jnp.float32)
 
 
 def mergekit_weights(tau: Tree, density: float, coefficients: Coefficients) -> Tree:
@@ -340,7 +344,7 @@ def mergekit_weights(tau: Tree, density: float, coefficients: Coefficients) -> T
     one = jax.tree.map(lambda leaf: leaf[0], tau)
 
     def weigh(path: str, vectors: jax.Array, coefficient: jax.Array) -> jax.Array:
-        keep = largest(vectors, int(density * vectors[0].size))
+        keep = largest(vectors, count(density, vectors[0].size))
         weight = jnp.where(keep, per_entry(coefficient, vectors, path), 0.0)
         total = sum_over_tasks(weight * vectors)
         sign = jnp.where(total >= 0, 1.0, -1.0)
@@ -362,6 +366,11 @@ def largest(vectors: jax.Array, count: int) -> jax.Array:
     missing = count - jnp.sum(above, axis=1, keepdims=True, dtype=jnp.int32)
     first = jnp.cumsum(equal, axis=1, dtype=jnp.int32) <= missing
     return (above | (equal & first)).reshape(vectors.shape)
+
+
+def count(part: float, size: int) -> int:
+    """floor(part size). The slack is that of the product: 0.29 of 100 is 28.999... in binary."""
+    return math.floor(part * size + 1e-9 + 4e-16 * size)
 
 
 def share(density: float) -> float:

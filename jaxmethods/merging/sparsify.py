@@ -20,12 +20,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.merging.order_statistics import kth_smallest
-from jaxmethods.merging.sign_election import Merge, Scope, largest, merge_elected, share
+from jaxmethods.merging.sign_election import Merge, Scope, count, largest, merge_elected, share
 from jaxmethods.merging.trees import (
     Coefficients,
     Tree,
     check_stack,
     compute_dtype,
+    is_concrete,
     is_merged,
     map_with_names,
 )
@@ -79,7 +80,8 @@ def leaf_key(key: jax.Array, path: str) -> jax.Array:
 @partial(jax.jit, static_argnames=("shape",))
 def leaf_mask(key: jax.Array, shape: tuple[int, ...], p: Any) -> jax.Array:
     """True with probability 1 - p."""
-    return jax.random.uniform(key, shape) >= p
+    # Of one type whatever the default is, so that masks don't depend on jax_enable_x64.
+    return jax.random.uniform(key, shape, jnp.float32) >= jnp.asarray(p, jnp.float32)
 
 
 def dare_with_mask(
@@ -90,11 +92,7 @@ def dare_with_mask(
     where: Callable[[str, jax.Array], bool] | None = None,
 ) -> Tree:
     """m tau / (1 - p) with given masks (True: keep)."""
-    if isinstance(p, int | float):
-        if not 0 <= p <= 1:
-            raise ValueError(f"p: expected a drop rate in [0, 1], got {p}")
-        if rescale and p == 1:
-            raise ValueError("p: 1 drops everything, which cannot be rescaled; got 1")
+    _check_rate(p, rescale)
 
     def drop(path: str, vectors: jax.Array, keep: jax.Array) -> jax.Array:
         if not is_merged(vectors) or (where is not None and not where(path, vectors[0])):
@@ -106,8 +104,20 @@ def dare_with_mask(
 
 @jax.jit
 def drop_entries(vectors: jax.Array, keep: jax.Array, p: Any) -> jax.Array:
-    """m tau / (1 - p) of one leaf."""
-    return jnp.where(keep, vectors, 0) / (1 - p)
+    """m tau / (1 - p) of one leaf, in its dtype; zeros where p is 1."""
+    dtype = compute_dtype(vectors)
+    kept = 1 - jnp.asarray(p, dtype)
+    rescaled = jnp.where(keep, vectors.astype(dtype), 0) / jnp.where(kept > 0, kept, 1)
+    return rescaled.astype(vectors.dtype)
+
+
+def _check_rate(p: Any, rescale: bool) -> None:
+    if not is_concrete(p):
+        return
+    if not 0 <= float(p) <= 1:
+        raise ValueError(f"p: expected a drop rate in [0, 1], got {p}")
+    if rescale and float(p) == 1:
+        raise ValueError("p: 1 drops everything, which cannot be rescaled; got 1")
 
 
 def dare_ties(
@@ -126,8 +136,12 @@ def dare_ties(
     Args:
         p: drop rate in [0, 1).
         density: share of the entries that TIES then keeps; dropped ones are its smallest.
+
+    Raises:
+        ValueError: p is not in [0, 1), or the trees don't match.
     """
     check_stack(base, stack)
+    _check_rate(p, rescale=True)
     masks = dare_mask(key, stack, p)
     return _merge_elected(base, stack, masks, p, density, coefficients, merge, scope)
 
@@ -146,15 +160,20 @@ def breadcrumbs(tau: Tree, density: float = 0.9, gamma: float = 0.01) -> Tree:
     """Drops the floor(gamma n) largest of every leaf, then the smallest down to floor(rho n).
 
     Where both can't be had, fewer of the largest are dropped.
+
+    Raises:
+        ValueError: density or gamma is out of range.
     """
     density = share(density)
+    if not 0 <= gamma <= 1:
+        raise ValueError(f"gamma: expected a share in [0, 1], got {gamma}")
 
     def keep(vectors: jax.Array) -> jax.Array:
         if not is_merged(vectors):
             return vectors
         size = vectors[0].size
-        left = int(density * size)
-        top = min(int(gamma * size), size - left)
+        left = count(density, size)
+        top = min(count(gamma, size), size - left)
         middle = largest(vectors, left + top) & ~largest(vectors, top)
         return jnp.where(middle, vectors, 0)
 
@@ -194,14 +213,18 @@ def della_leaf(
     rows = vectors if vectors.ndim > 1 else vectors[:, None]  # a number is a row of its own
     row = rows.shape[-1]
     rank = jnp.argsort(jnp.argsort(jnp.abs(rows), axis=-1), axis=-1).reshape(vectors.shape)
-    probability = density - epsilon + 2 * epsilon * rank / max(row - 1, 1)
-    kept = jnp.where(jax.random.uniform(key, vectors.shape) < probability, vectors, 0)
+    probability = density - epsilon + 2 * epsilon * rank.astype(jnp.float32) / max(row - 1, 1)
+    if row == 1:  # neither small nor large
+        probability = density
+    uniform = jax.random.uniform(key, vectors.shape, jnp.float32)
+    kept = jnp.where(uniform < jnp.asarray(probability, jnp.float32), vectors, 0)
     if not rescale:
         return kept
-    axes = tuple(range(1, vectors.ndim))
-    before = jnp.sum(jnp.abs(vectors), axes, keepdims=True)
-    after = jnp.sum(jnp.abs(kept), axes, keepdims=True)
-    return kept * jnp.where(after > 0, before / jnp.where(after > 0, after, 1), 1)
+    axes, dtype = tuple(range(1, vectors.ndim)), compute_dtype(vectors)
+    before = jnp.sum(jnp.abs(vectors), axes, keepdims=True, dtype=dtype)
+    after = jnp.sum(jnp.abs(kept), axes, keepdims=True, dtype=dtype)
+    factor = jnp.where(after > 0, before / jnp.where(after > 0, after, 1), 1)
+    return (kept.astype(dtype) * factor).astype(vectors.dtype)
 
 
 @partial(jax.jit, static_argnames=("ratio", "stacked"))
@@ -223,10 +246,10 @@ def magnitude_prune(tree: Tree, ratio: float, stacked: int = 1) -> Tree:
         raise ValueError(f"ratio: expected a share in [0, 1], got {ratio}")
 
     def prune(leaf: jax.Array) -> jax.Array:
-        if not is_merged(leaf):
+        if not is_merged(leaf) or not leaf.size:
             return leaf
         tensors = leaf.reshape(-1, *leaf.shape[stacked:])
-        rank = int(ratio * (tensors[0].size - 1)) + 1
+        rank = count(ratio, tensors[0].size - 1) + 1
         limit = kth_smallest([jnp.abs(tensors)], rank)
         keep = jnp.abs(tensors) > limit.reshape(-1, *(1,) * (tensors.ndim - 1))
         return jnp.where(keep, tensors, 0).reshape(leaf.shape)
@@ -246,4 +269,7 @@ def concrete_mask(
     dtype = compute_dtype(logits)
     noise = jnp.log(uniform.astype(dtype)) - jnp.log1p(-uniform.astype(dtype))
     mask = jax.nn.sigmoid((noise + logits) / temperature)
-    return mask / jnp.mean(mask) if rescale else mask
+    if not rescale:
+        return mask
+    mean = jnp.mean(mask)
+    return mask / jnp.where(mean > 0, mean, 1)

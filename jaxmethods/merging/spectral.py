@@ -22,6 +22,7 @@ from jaxmethods.linalg import in_turn
 from jaxmethods.merging.trees import (
     Tree,
     apply_task_vectors,
+    is_merged,
     map_with_names,
     sum_over_tasks,
     task_vectors,
@@ -66,7 +67,8 @@ def _merge_matrices(
     chosen = is_matrix or (lambda path, leaf: leaf.ndim == 2)
 
     def one(path: str, vectors: jax.Array) -> jax.Array:
-        merged = merge(vectors) if chosen(path, vectors[0]) else _mean(vectors)
+        factorised = is_merged(vectors) and vectors.size and chosen(path, vectors[0])
+        merged = merge(vectors) if factorised else _mean(vectors)
         return merged[None].astype(vectors.dtype)
 
     return apply_task_vectors(base, map_with_names(one, task_vectors(base, stack)), coefficient)

@@ -29,6 +29,7 @@ import optax
 from jaxmethods.layout import Rule
 from jaxmethods.merging.adaptation import Unlabelled, draw_indices, take
 from jaxmethods.merging.config import SurgeryConfig
+from jaxmethods.merging.trees import compute_dtype
 from jaxmethods.method import Method, Metrics
 
 RULES = (
@@ -103,14 +104,15 @@ def init(
 
     def uniform(key: jax.Array, *shape: int) -> jax.Array:
         bound = shape[-1] ** -0.5
-        return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+        return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
-    modules = Modules(uniform(one, tasks, rank, width), jnp.zeros((tasks, width, rank)))
+    zeros = partial(jnp.zeros, dtype=jnp.float32)
+    modules = Modules(uniform(one, tasks, rank, width), zeros((tasks, width, rank)))
     if blocks is None or block_width is None:
         return modules
     return modules._replace(
         block_down=uniform(two, tasks, blocks, rank, block_width),
-        block_up=jnp.zeros((tasks, blocks, block_width, rank)),
+        block_up=zeros((tasks, blocks, block_width, rank)),
     )
 
 
@@ -133,9 +135,12 @@ def encode_corrected(
     The model is the same for all tasks: its weights aren't copied.
     """
 
+    def of_block(x: jax.Array, down_up: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return correct(x, down_up).astype(x.dtype)  # the residual stream keeps its type
+
     def one(modules: Modules, inputs: jax.Array) -> tuple[jax.Array, jax.Array]:
         corrections = (modules.block_down, modules.block_up)
-        features, means = encode(model, inputs, correct, corrections)
+        features, means = encode(model, inputs, of_block, corrections)
         return correct(features, (modules.down, modules.up)), means
 
     return jax.vmap(one)(modules, inputs)
@@ -200,7 +205,8 @@ def loss(
     """
 
     def distance(one: jax.Array, other: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-        error = one - jax.lax.stop_gradient(other)
+        dtype = compute_dtype(one, other)  # means of many small errors
+        error = one.astype(dtype) - jax.lax.stop_gradient(other.astype(dtype))
         # Not `abs`, whose derivative at 0 is 1 here: an error of 0 shall move nothing.
         sign = jax.lax.stop_gradient(jnp.sign(error))
         return jnp.mean(error * (sign if config.loss == "l1" else error), axis=axes)

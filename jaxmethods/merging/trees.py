@@ -23,6 +23,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxmethods.layout import Rule
 
@@ -128,20 +129,34 @@ def is_merged(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
-def compute_dtype(leaf: Any) -> Any:
-    """float32, or what is wider."""
-    return jnp.promote_types(leaf.dtype, jnp.float32)
+def compute_dtype(*leaves: Any) -> Any:
+    """float32, or what is wider; of several leaves the widest."""
+    return reduce(jnp.promote_types, [leaf.dtype for leaf in leaves], jnp.dtype(jnp.float32))
+
+
+def adds_to_zero(weights: Any) -> bool:
+    """Whether weights [T, ...] add up to 0 somewhere, or to what is only rounding."""
+    values = np.asarray(weights, np.float64)
+    return bool((np.abs(values.sum(0)) <= 1e-6 * np.abs(values).sum(0)).any())
+
+
+def is_concrete(value: Any) -> bool:
+    """Whether a number or array is known now, not traced by `jit`, `vmap` or `grad`."""
+    return not isinstance(value, Tracer)
 
 
 @jax.jit
 def task_vectors(base: Tree, stack: Tree) -> Tree:
-    """tau_t = theta_t - theta_0, stacked [T, ...] float32; zeros for leaves that aren't merged."""
+    """tau_t = theta_t - theta_0, stacked [T, ...] in float32 or what is wider.
+
+    Zeros for leaves that aren't merged.
+    """
     check_stack(base, stack)
 
     def difference(origin: jax.Array, experts: jax.Array) -> jax.Array:
         if not is_merged(experts):
             return jnp.zeros_like(experts)
-        dtype = compute_dtype(origin)
+        dtype = compute_dtype(origin, experts)
         return experts.astype(dtype) - origin.astype(dtype)
 
     return jax.tree.map(difference, base, stack)
@@ -166,9 +181,10 @@ def apply_task_vectors(base: Tree, tau: Tree, coefficients: Coefficients = 1.0) 
     def add(path: str, origin: jax.Array, vectors: jax.Array, coefficient: Any) -> jax.Array:
         if not is_merged(origin):
             return origin
-        weights = per_entry(coefficient, vectors, path)
-        total = sum_over_tasks(weights * vectors.astype(compute_dtype(origin)))
-        return (origin.astype(total.dtype) + total).astype(origin.dtype)
+        dtype = compute_dtype(origin, vectors)
+        weights = per_entry(coefficient, vectors, path, dtype)
+        total = sum_over_tasks(weights * vectors.astype(dtype))
+        return (origin.astype(dtype) + total).astype(origin.dtype)
 
     return map_with_names(add, base, tau, spread(coefficients, base))
 
@@ -185,8 +201,8 @@ def combine(base: Tree, stack: Tree, weights: Coefficients) -> Tree:
     def mix(path: str, origin: jax.Array, experts: jax.Array, weight: Any) -> jax.Array:
         if not is_merged(origin):
             return origin
-        dtype = compute_dtype(origin)
-        entry = per_entry(weight, experts, path).astype(dtype)
+        dtype = compute_dtype(origin, experts)
+        entry = per_entry(weight, experts, path, dtype)
         rest = 1 - sum_over_tasks(entry)
         mixed = rest * origin.astype(dtype) + sum_over_tasks(entry * experts.astype(dtype))
         return mixed.astype(origin.dtype)
@@ -215,9 +231,13 @@ def spread(coefficients: Coefficients, base: Tree) -> Tree:
     )
 
 
-def per_entry(coefficient: Any, stacked: jax.Array, path: str) -> jax.Array:
-    """A coefficient [], [T] or [T, leading axes of the leaf] made to broadcast over [T, ...]."""
-    value = jnp.asarray(coefficient)
+def per_entry(coefficient: Any, stacked: jax.Array, path: str, dtype: Any = None) -> jax.Array:
+    """A coefficient [], [T] or [T, leading axes of the leaf] made to broadcast over [T, ...].
+
+    Args:
+        dtype: None for `compute_dtype(stacked)`.
+    """
+    value = jnp.asarray(coefficient).astype(compute_dtype(stacked) if dtype is None else dtype)
     if value.ndim == 0:
         value = jnp.broadcast_to(value, stacked.shape[:1])
     if value.shape != stacked.shape[: value.ndim]:
@@ -239,9 +259,8 @@ def coefficients_by_name(tree: Tree, rules: Sequence[tuple[str, Any]], default: 
     """
 
     def choose(path: str, leaf: Any) -> jax.Array:
-        del leaf
         value = next((value for pattern, value in rules if re.search(pattern, path)), default)
-        return jnp.asarray(value, jnp.float32)
+        return jnp.asarray(value, compute_dtype(leaf) if is_merged(leaf) else jnp.float32)
 
     return map_with_names(choose, tree)
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 
 Kernel: TypeAlias = Literal["xla", "cudnn"]
 """`jax.nn.dot_product_attention`'s implementation; cuDNN wants half precision on a GPU."""
@@ -46,7 +47,8 @@ def causal_attention(
 
     Args:
         mask: [B, T] bool, False on padding; None: none that a token could see.
-        window: a token sees itself and `window - 1` tokens before it.
+        window: a token sees itself and `window - 1` tokens before it. Padding, between tokens or
+            in the cache, is not counted.
         kernel: of attention without a cache.
 
     Returns:
@@ -63,7 +65,10 @@ def causal_attention(
 
         return fresh
     known = _ones(batch, new) if mask is None else mask
-    fresh_visible = known[:, None, :] & _earlier(0, new, new, window)  # [B, T, T]
+    fresh_visible = known[:, None, :] & _earlier(0, new, new)  # [B, T, T]
+    fresh_place, cached_place = _ordinals(known, cache)
+    if window is not None:
+        fresh_visible &= _near(fresh_place, fresh_place, window)
     if cache is None:
 
         def masked(q: jax.Array, k: jax.Array, v: jax.Array, past: Past) -> jax.Array:
@@ -72,7 +77,9 @@ def causal_attention(
             )
 
         return masked
-    cached = cache.mask[:, None, :] & _earlier(cache.length, new, cache.mask.shape[1], window)
+    cached = cache.mask[:, None, :] & _earlier(cache.length, new, cache.mask.shape[1])
+    if window is not None:
+        cached &= _near(fresh_place, cached_place, window)
     visible = jnp.concatenate([cached, fresh_visible], axis=-1)  # [B, T, S + T]
 
     def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, past: Past) -> jax.Array:
@@ -86,8 +93,9 @@ def _attend_beside(
 ) -> jax.Array:
     """Of q [B, T, H, d] to a layer's cache and to k, v [B, T, K, d], as `visible` says."""
     (batch, new, heads, width), size = k.shape, past[0].shape[2]
-    grouped = jnp.moveaxis(q.reshape(batch, new, heads, -1, width), 1, 3)  # [B, K, G, T, d]
-    rows = grouped.reshape(batch, heads, -1, width)  # [B, K, G T, d]
+    group = q.shape[2] // heads  # said, not inferred: an empty array has no size to infer it from
+    grouped = jnp.moveaxis(q.reshape(batch, new, heads, group, width), 1, 3)  # [B, K, G, T, d]
+    rows = grouped.reshape(batch, heads, group * new, width)  # [B, K, G T, d]
 
     def products(keys: jax.Array) -> jax.Array:
         return _each_head(rows, keys.astype(q.dtype), 3, jnp.float32).reshape(
@@ -99,7 +107,7 @@ def _attend_beside(
     # Finite, so that a row that sees nothing isn't NaN.
     scores = jnp.where(visible[:, None, None], scores, -0.7 * jnp.finfo(scores.dtype).max)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    weights = weights.reshape(batch, heads, -1, size + new)
+    weights = weights.reshape(batch, heads, group * new, size + new)
     found = _each_head(weights[..., :size], past[1].astype(v.dtype), 2)
     found = found + _each_head(weights[..., size:], jnp.swapaxes(v, 1, 2), 2)
     return jnp.moveaxis(found.reshape(grouped.shape), 3, 1).reshape(q.shape)
@@ -115,12 +123,25 @@ def _each_head(rows: jax.Array, tokens: jax.Array, axis: int, dtype: Any = None)
 
 
 def grow(cache: Cache | None, mask: jax.Array | None, keys: jax.Array, values: jax.Array) -> Cache:
-    """The cache with the keys and values [L, B, T, K, d] of new tokens written behind the old."""
+    """The cache with the keys and values [L, B, T, K, d] of new tokens written behind the old.
+
+    Raises:
+        ValueError: no room for them. Where a program is compiled, which cannot raise, the keys
+            become NaN: written over the last tokens they would give a wrong answer.
+    """
     batch, new = keys.shape[1:3]
     mask = _ones(batch, new) if mask is None else mask
     keys, values = jnp.swapaxes(keys, 2, 3), jnp.swapaxes(values, 2, 3)
     if cache is None:
         return Cache(keys, values, mask, jnp.int32(new))
+    room = cache.mask.shape[1]
+    traced = isinstance(cache.length, Tracer)
+    if new > room or (not traced and cache.length + new > room):
+        raise ValueError(
+            f"cache: expected room for {new} further tokens, got {room} places"
+            f"{'' if traced else f' with {int(cache.length)} taken'}; attention.reserve makes some"
+        )
+    keys = jnp.where(cache.length + new <= room, keys, jnp.nan)
     start = (0, 0, 0, cache.length, 0)
     return Cache(
         lax.dynamic_update_slice(cache.keys, keys.astype(cache.keys.dtype), start),
@@ -143,17 +164,26 @@ def reserve(cache: Cache, more: int) -> Cache:
 
 def token_positions(batch: int, new: int, mask: jax.Array | None, cache: Cache | None) -> jax.Array:
     """How many tokens come before each, [B, T] int32; 0 on padding before the first."""
-    counts = jnp.cumsum(_ones(batch, new) if mask is None else mask, axis=1, dtype=jnp.int32)
-    earlier = 0 if cache is None else jnp.sum(cache.mask, 1, keepdims=True, dtype=jnp.int32)
-    return jnp.maximum(earlier + counts - 1, 0)
+    return jnp.maximum(_ordinals(_ones(batch, new) if mask is None else mask, cache)[0] - 1, 0)
 
 
-def _earlier(start: jax.Array | int, new: int, keys: int, window: int | None) -> jax.Array:
-    """[T, S] bool: which keys aren't later than each query (and aren't too far back)."""
-    query = start + jnp.arange(new)[:, None]
-    key = jnp.arange(keys)[None, :]
-    visible = key <= query
-    return visible if window is None else visible & (key > query - window)
+def _ordinals(known: jax.Array, cache: Cache | None) -> tuple[jax.Array, jax.Array]:
+    """Of new slots [B, T] and the cache's [B, S]: how many tokens there are up to and with each."""
+    fresh = jnp.cumsum(known, axis=1, dtype=jnp.int32)
+    if cache is None:
+        return fresh, fresh[:, :0]
+    cached = jnp.cumsum(cache.mask, axis=1, dtype=jnp.int32)
+    return jnp.sum(cache.mask, 1, keepdims=True, dtype=jnp.int32) + fresh, cached
+
+
+def _earlier(start: jax.Array | int, new: int, keys: int) -> jax.Array:
+    """[T, S] bool: which keys aren't later than each query."""
+    return jnp.arange(keys)[None, :] <= start + jnp.arange(new)[:, None]
+
+
+def _near(queries: jax.Array, keys: jax.Array, window: int) -> jax.Array:
+    """[B, T, S] bool: which keys [B, S] aren't too far back for each query [B, T], in tokens."""
+    return keys[:, None, :] > queries[:, :, None] - window
 
 
 def _ones(batch: int, new: int) -> jax.Array:

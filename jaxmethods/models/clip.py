@@ -3,7 +3,8 @@ r"""CLIP: a vision tower and a text tower with one space of features.
     logits_per_image = exp(s) normalise(image features) normalise(text features)^T
 
 Radford et al. 2021, arXiv 2103.00020. Hugging Face folders of the whole model (`clip`) and of the
-vision tower alone (`clip_vision_model`) go in and out unchanged: parameters keep their names,
+vision tower alone (`clip_vision_model`, with or without its projection) go in and out: parameters
+keep their names,
 
     {"vision_model", "visual_projection", "text_model", "text_projection", "logit_scale"}
 
@@ -30,8 +31,12 @@ from pydantic import ValidationError
 from jaxmethods.config import Config
 from jaxmethods.errors import import_extra
 from jaxmethods.models import hub, vit
+from jaxmethods.models.hub_config import Fields
+from jaxmethods.models.lookup import rows
 from jaxmethods.models.vit import Activation, PositiveInt, VisionConfig
 
+PROJECTION = "visual_projection.weight"
+"""Stored beside a vision tower by `CLIPVisionModelWithProjection`."""
 LEGACY_EOS = 2
 """An `eos_token_id` that old configs hold by mistake: the pooled token is then the largest id."""
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -58,8 +63,10 @@ class CLIPConfig(Config):
 
     vision: VisionConfig = VisionConfig()
     text: TextConfig | None = TextConfig()
-    """None: a folder of the vision tower alone, without projection and scale."""
+    """None: a folder of the vision tower alone, without scale."""
     projection_dim: PositiveInt = 512
+    projected_tower: bool = False
+    """Whether a vision tower alone has its projection."""
 
 
 class Loaded(NamedTuple):
@@ -108,7 +115,8 @@ def text_features(
     """Encodes texts.
 
     Args:
-        ids: [B, L] integer token ids, L at most `max_position_embeddings`.
+        ids: [B, L] integer token ids, L at most `max_position_embeddings`. Ids that the vocabulary
+            hasn't are an error, or NaN where values aren't known (in `jit`).
         mask: [B, L], 0 at padding; None: no padding. The pooled token never looks behind itself,
             so padding after it doesn't matter to the features.
     """
@@ -121,7 +129,7 @@ def text_features(
         )
     tower = params["text_model"]
     length = ids.shape[-1]
-    x = tower["embeddings"]["token_embedding"]["weight"][ids]
+    x = rows(tower["embeddings"]["token_embedding"]["weight"], ids, "ids")
     x = x + tower["embeddings"]["position_embedding"]["weight"][:length]
     sees = jnp.tril(jnp.ones((length, length), bool))[None, None]
     if mask is not None:
@@ -269,7 +277,10 @@ def load(path: str | Path, dtype: Any = jnp.float32, shardings: Any = None) -> L
     """
     folder = hub.open_folder(path)
     config = config_of(folder.config, str(path))
-    ignore = _buffers if config.text is not None else _not_vision
+    if config.text is None:
+        folder = _with_prefix(folder)
+        config = config.model_copy(update={"projected_tower": _has_projection(folder)})
+    ignore = _buffers if config.text is not None else _not_tower(config)
     params = hub.read_params(
         folder, table(config), shapes(config), dtype=dtype, shardings=shardings, ignore=ignore
     )
@@ -289,8 +300,22 @@ def save(
     Raises:
         HubError: the folder exists, or parameters don't fit the config. Nothing is left then.
     """
-    config = config_of(raw, str(path))
-    hub.write_folder(path, raw, table(config), params, extra_files=tokenizer_from)
+    config, written = config_of(raw, str(path)), dict(raw)
+    written.pop("transformers_weights", None)  # names a file of the folder that was read
+    if config.text is None:
+        projected = "visual_projection" in params
+        config = config.model_copy(update={"projected_tower": projected})
+        if raw.get("architectures") is not None:
+            written["architectures"] = [TOWERS[projected]]
+    stored = hub.common_type(params)
+    for name in ("dtype", "torch_dtype"):
+        if written.get(name) is not None and not _holds(written[name], stored):
+            written[name] = str(stored)  # transformers would round what it reads
+    hub.write_folder(path, written, table(config), params, extra_files=tokenizer_from)
+
+
+TOWERS = ("CLIPVisionModel", "CLIPVisionModelWithProjection")
+"""Classes of a vision tower alone, without and with its projection."""
 
 
 def config_of(raw: Mapping[str, Any], source: str = "config") -> CLIPConfig:
@@ -300,14 +325,21 @@ def config_of(raw: Mapping[str, Any], source: str = "config") -> CLIPConfig:
         HubError: it is of another model type, or a field is wrong.
     """
     kind = raw.get("model_type")
+    for name in ("quantization_config", "per_layer_config"):
+        Fields(raw, source).refuse(name)
     try:
         if kind == "clip_vision_model":
             vision = VisionConfig(**_known(VisionConfig, raw))
-            return CLIPConfig(vision=vision, text=None, projection_dim=vision.projection_dim)
+            return CLIPConfig(
+                vision=vision,
+                text=None,
+                projection_dim=vision.projection_dim,
+                projected_tower=_is_projected(raw),
+            )
         if kind == "clip":
             projection = raw.get("projection_dim", 512)
-            vision = _known(VisionConfig, raw.get("vision_config") or {})
-            text = _known(TextConfig, raw.get("text_config") or {})
+            vision = _tower_fields(VisionConfig, raw, "vision_config", source)
+            text = _tower_fields(TextConfig, raw, "text_config", source)
             return CLIPConfig(
                 vision=VisionConfig(**{**vision, "projection_dim": projection}),
                 text=TextConfig(**{**text, "projection_dim": projection}),
@@ -329,24 +361,25 @@ def shapes(config: CLIPConfig) -> Any:
 
 def init(key: jax.Array, config: CLIPConfig) -> Any:
     """Random parameters; the whole tree of a `clip`, or a vision tower alone."""
-    keys = jax.random.split(key, 5)
+    keys = jax.random.split(key, 6)
     params: dict[str, Any] = {"vision_model": vit.init(keys[0], config.vision)}
     text, projection = config.text, config.projection_dim
-    if text is None:
-        return params
 
     def normal(key: jax.Array, *shape: int, std: float = 0.02) -> dict[str, jax.Array]:
         return {"weight": std * jax.random.normal(key, shape)}
 
+    if text is not None or config.projected_tower:
+        params["visual_projection"] = normal(
+            keys[1], projection, config.vision.hidden_size, std=config.vision.hidden_size**-0.5
+        )
+    if text is None:
+        return params
     width = text.hidden_size
-    params["visual_projection"] = normal(
-        keys[1], projection, config.vision.hidden_size, std=config.vision.hidden_size**-0.5
-    )
     params["text_projection"] = normal(keys[2], projection, width, std=width**-0.5)
     params["text_model"] = {
         "embeddings": {
             "token_embedding": normal(keys[3], text.vocab_size, width),
-            "position_embedding": normal(keys[3], text.max_position_embeddings, width),
+            "position_embedding": normal(keys[5], text.max_position_embeddings, width),
         },
         "encoder": {
             "layers": vit.init_layers(
@@ -377,10 +410,60 @@ def _known(model: type[Config], raw: Mapping[str, Any]) -> dict[str, Any]:
     return {name: raw[name] for name in model.model_fields if raw.get(name) is not None}
 
 
+def _tower_fields(
+    model: type[Config], raw: Mapping[str, Any], name: str, source: str
+) -> dict[str, Any]:
+    """A tower's fields. Those of `NAME_dict`, and the defaults of what it leaves out, are stronger
+    than those of `NAME`: so old configs with both are read by `transformers`."""
+    own, older = raw.get(name), raw.get(f"{name}_dict")
+    for value in (own, older):
+        if not isinstance(value, dict | None):
+            raise hub.HubError(f"model {source}: config.json: {name}: expected an object")
+    if older is None:
+        return _known(model, own or {})
+    return {**_known(model, own or {}), **model().model_dump(), **_known(model, older)}
+
+
 def _buffers(name: str) -> bool:
     return name.endswith("position_ids")
 
 
-def _not_vision(name: str) -> bool:
-    """A vision tower may be read from a file that holds the whole model."""
-    return _buffers(name) or not name.startswith("vision_model.")
+def _not_tower(config: CLIPConfig) -> Any:
+    """Says what else a vision tower's file may hold: it may be that of the whole model."""
+    others = ("text_model.", "text_projection.", "logit_scale")
+    if not config.projected_tower:
+        others += (PROJECTION,)
+    return lambda name: _buffers(name) or name.startswith(others)
+
+
+def _with_prefix(folder: hub.Folder) -> hub.Folder:
+    """A `CLIPVisionModel` as transformers 5 writes it lacks the prefix `vision_model.`."""
+    if any(name.startswith("vision_model.") for name in folder.tensors):
+        return folder
+    return folder._replace(
+        tensors={
+            name if name == PROJECTION else f"vision_model.{name}": stored
+            for name, stored in folder.tensors.items()
+        }
+    )
+
+
+def _is_projected(raw: Mapping[str, Any]) -> bool:
+    classes = raw.get("architectures")
+    return isinstance(classes, list) and TOWERS[True] in classes
+
+
+def _has_projection(folder: hub.Folder) -> bool:
+    """Whether the tower has one: by its class, or else if one is stored beside the tower alone."""
+    if folder.config.get("architectures"):
+        return _is_projected(folder.config)
+    whole = any(name.startswith("text_model.") for name in folder.tensors)
+    return PROJECTION in folder.tensors and not whole
+
+
+def _holds(dtype: Any, stored: Any) -> bool:
+    """Whether a type (as config.json names it) holds all values of another one."""
+    try:
+        return jnp.promote_types(str(dtype).removeprefix("torch."), stored) == jnp.dtype(dtype)
+    except TypeError:
+        return False

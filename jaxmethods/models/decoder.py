@@ -31,6 +31,7 @@ from jaxmethods.layout import Rule
 from jaxmethods.models.attention import Cache, Kernel, causal_attention, grow, token_positions
 from jaxmethods.models.decoder_config import DecoderConfig
 from jaxmethods.models.decoder_layer import Inside, Params, normalize, over_layers, run_layer
+from jaxmethods.models.lookup import rows
 from jaxmethods.models.rope import rotation
 
 Tap: TypeAlias = Literal["hidden", "head_outputs", "head_norms", "mlp_outputs"]
@@ -88,8 +89,9 @@ def forward(
 
     Args:
         ids: [B, T] int tokens; or `inputs_embeds` [B, T, D] in place of their embeddings.
-        mask: [B, T] bool or 0/1, False on padding at either end. A batch padded on the right
-            needs none unless its cache is kept: causality hides what comes later.
+        mask: [B, T] bool or 0/1, False on padding, wherever it is. A batch padded on the right
+            needs none, since causality hides what comes later, unless its cache is kept or its
+            frequencies are dynamic: these follow the number of a row's tokens.
         positions: [B, T] int; default: the number of tokens before, by `mask` and `cache`.
         cache: tokens so far; the T new ones see them. The returned cache holds both, so there
             must be room for T (`attention.reserve`).
@@ -110,7 +112,7 @@ def forward(
     if positions is None:
         positions = token_positions(batch, new, mask, cache)
     embedded = embed(params, config, ids, inputs_embeds, positions, dtype)
-    angles = rotation(config, positions) if config.positions == "rope" else None
+    angles = rotation(config, positions, mask) if config.positions == "rope" else None
     attend = causal_attention(batch, new, mask, cache, config.sliding_window, kernel)
 
     def body(x: jax.Array, inputs: tuple) -> tuple[jax.Array, dict[str, Any]]:
@@ -149,11 +151,14 @@ def embed(
     """The residual stream before the first layer, [B, T, D].
 
     In `dtype`, except that float16 keeps it in float32: some models' massive activations overflow.
+    Ids past the vocabulary and positions past a learned table are an error, or NaN where their
+    values aren't known (see `lookup.rows`).
     """
-    x = params["embed"]["tokens"][ids] if inputs_embeds is None else inputs_embeds
+    x = inputs_embeds if ids is None else rows(params["embed"]["tokens"], ids, "ids")
+    assert x is not None
     x = x.astype(jnp.float32 if dtype == jnp.float16 else dtype)
     if config.positions == "learned":
-        x = x + params["embed"]["positions"][positions].astype(x.dtype)
+        x = x + rows(params["embed"]["positions"], positions, "positions").astype(x.dtype)
     return x
 
 

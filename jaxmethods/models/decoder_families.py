@@ -6,6 +6,7 @@ don't implement is an error that names the field, never silently another model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -28,63 +29,111 @@ class Family(NamedTuple):
     table: Callable[[DecoderConfig], list[Tensor]]
 
 
-def _read_llama(fields: Fields) -> dict[str, Any]:
-    heads = fields.size("num_attention_heads")
-    width = fields.size("hidden_size")
-    head_dim = fields.size("head_dim", width // heads)
-    bias = bool(fields.get("attention_bias", False))
+def _read_llama(
+    fields: Fields,
+    *,
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+    max_positions: int = 2048,
+    biases: tuple[str, ...] = ("attention_bias", "mlp_bias"),
+) -> dict[str, Any]:
+    """Llama and what descends from it.
+
+    Args:
+        kv_heads, head_dim, max_positions: the family's defaults.
+        biases: which of the two settings the family has; it ignores others.
+    """
+    heads, width = fields.size("num_attention_heads"), fields.size("hidden_size")
+    if head_dim is None and fields.get("head_dim") is None:
+        head_dim = _head_dim(fields, heads, width)
+    head_dim = fields.size("head_dim", head_dim)
+    # A missing field means the default of Hugging Face's class, a null one as many as heads.
+    kv_heads = heads if "num_key_value_heads" in fields.values or kv_heads is None else kv_heads
+    max_positions = fields.size("max_position_embeddings", max_positions)
+    _require_whole_rotation(fields)
+    attention_bias, mlp_bias = (
+        name in biases and fields.flag(name, False) for name in ("attention_bias", "mlp_bias")
+    )
     return {
         "width": width,
         "mlp_width": fields.size("intermediate_size"),
         "layers": fields.size("num_hidden_layers"),
         "heads": heads,
-        "kv_heads": fields.size("num_key_value_heads", heads),
+        "kv_heads": fields.size("num_key_value_heads", kv_heads),
         "head_dim": head_dim,
         "rotary_dim": head_dim,
-        "max_positions": fields.size("max_position_embeddings", 2048),
-        "norm_eps": fields.get("rms_norm_eps", 1e-6),
+        "max_positions": max_positions,
+        "norm_eps": fields.number("rms_norm_eps", 1e-6),
         "activation": fields.activation("hidden_act", "silu"),
-        "qkv_bias": bias,
-        "out_bias": bias,
-        "mlp_bias": bool(fields.get("mlp_bias", False)),
-        "tied": bool(fields.get("tie_word_embeddings", False)),
-        **fields.rope(),
+        "qkv_bias": attention_bias,
+        "out_bias": attention_bias,
+        "mlp_bias": mlp_bias,
+        "tied": fields.flag("tie_word_embeddings", False),
+        **fields.rope(max_positions),
     }
 
 
 def _read_mistral(fields: Fields) -> dict[str, Any]:
     # A missing field means the default of Hugging Face's class, a null one no window.
     window = fields.values.get("sliding_window", 4096)
-    kv_heads = fields.size("num_key_value_heads", 8)
-    return _read_llama(fields) | {
-        "sliding_window": window,
-        "kv_heads": kv_heads,
-        "max_positions": fields.size("max_position_embeddings", 131_072),
+    # With this field, `AutoModel` makes a Ministral of a Mistral: each layer has its own kind.
+    kinds = set(_layer_types(fields))
+    if len(kinds) > 1 or (kinds == {"sliding_attention"} and window is None):
+        got = fields.values["layer_types"]
+        raise fields.error("layer_types", "one kind for all layers, with a sliding_window", got)
+    return _read_llama(fields, kv_heads=8, max_positions=131_072, biases=()) | {
+        "sliding_window": None if kinds == {"full_attention"} else window
     }
 
 
 def _read_qwen2(fields: Fields) -> dict[str, Any]:
     _require_full_attention(fields)
-    return _read_llama(fields) | {
-        "qkv_bias": True,
-        "out_bias": False,
-        "mlp_bias": False,
-        "max_positions": fields.size("max_position_embeddings", 32_768),
-    }
+    values = _read_llama(fields, kv_heads=32, max_positions=32_768, biases=())
+    return values | {"qkv_bias": True}
 
 
 def _read_qwen3(fields: Fields) -> dict[str, Any]:
     _require_full_attention(fields)
-    head_dim = fields.size("head_dim", 128)
-    sizes = {"head_dim": head_dim, "rotary_dim": head_dim}
-    positions = fields.size("max_position_embeddings", 32_768)
-    return _read_llama(fields) | sizes | {"qk_norm": True, "max_positions": positions}
+    values = _read_llama(
+        fields, kv_heads=32, head_dim=128, max_positions=32_768, biases=("attention_bias",)
+    )
+    return values | {"qk_norm": True}
+
+
+def _head_dim(fields: Fields, heads: int, width: int) -> int:
+    """The share of each head in the width."""
+    name = "n_head" if "n_head" in fields.values else "num_attention_heads"
+    if width % heads:
+        raise fields.error(name, f"a divisor of the width {width}", heads)
+    return width // heads
+
+
+def _layer_types(fields: Fields) -> list[str]:
+    """What `layer_types` says of every layer; nothing if it is missing."""
+    kinds = fields.get("layer_types", [])
+    legacy = {"attention": "full_attention"}
+    known = {"full_attention", "sliding_attention", *legacy}
+    if not isinstance(kinds, list) or any(kind not in known for kind in map(str, kinds)):
+        raise fields.error("layer_types", "'full_attention' or 'sliding_attention'", kinds)
+    if kinds and len(kinds) != fields.size("num_hidden_layers"):
+        raise fields.error("layer_types", f"{fields.size('num_hidden_layers')} layers", kinds)
+    return [legacy.get(str(kind), str(kind)) for kind in kinds]
 
 
 def _require_full_attention(fields: Fields) -> None:
     fields.require("use_sliding_window", False, False)
-    if set(fields.get("layer_types", ())) - {"full_attention"}:
-        raise fields.error("layer_types", "'full_attention' only", fields.values["layer_types"])
+    kinds = fields.get("layer_types", [])
+    if not isinstance(kinds, list) or set(map(str, kinds)) - {"full_attention", "attention"}:
+        raise fields.error("layer_types", "'full_attention' only", kinds)
+    _layer_types(fields)
+
+
+def _require_whole_rotation(fields: Fields) -> None:
+    """Families that turn whole heads ignore a share, or fail with it."""
+    share = fields.rope_parameters().get("partial_rotary_factor")
+    share = fields.get("partial_rotary_factor", 1.0) if share is None else share
+    if share != 1:
+        raise fields.error("partial_rotary_factor", "1.0", share)
 
 
 def _write_llama(config: DecoderConfig) -> dict[str, Any]:
@@ -150,29 +199,34 @@ def _table_llama(config: DecoderConfig) -> list[Tensor]:
 
 def _read_neox(fields: Fields) -> dict[str, Any]:
     heads, width = fields.size("num_attention_heads"), fields.size("hidden_size")
-    nested = fields.get("rope_parameters", {}).get("partial_rotary_factor")
-    share = fields.get("rotary_pct", fields.get("partial_rotary_factor", nested or 0.25))
-    bias = bool(fields.get("attention_bias", True))
-    parallel = fields.get("use_parallel_residual", True)
+    head_dim = _head_dim(fields, heads, width)
+    fields.require("head_dim", head_dim, head_dim)
+    max_positions = fields.size("max_position_embeddings", 2048)
+    share = fields.rope_parameters().get("partial_rotary_factor", fields.get("rotary_pct", 0.25))
+    turned = head_dim * share if isinstance(share, int | float) else -1
+    if not 0 <= turned <= head_dim or int(turned) % 2:
+        raise fields.error("rotary_pct", f"an even part of the {head_dim} of a head", share)
+    bias = fields.flag("attention_bias", True)
+    parallel = fields.flag("use_parallel_residual", True)
     return {
         "width": width,
         "mlp_width": fields.size("intermediate_size"),
         "layers": fields.size("num_hidden_layers"),
         "heads": heads,
         "kv_heads": heads,
-        "head_dim": width // heads,
-        "rotary_dim": int(width // heads * share),
-        "max_positions": fields.size("max_position_embeddings", 2048),
+        "head_dim": head_dim,
+        "rotary_dim": int(turned),
+        "max_positions": max_positions,
         "norm": "layer",
-        "norm_eps": fields.get("layer_norm_eps", 1e-5),
+        "norm_eps": fields.number("layer_norm_eps", 1e-5),
         "activation": fields.activation("hidden_act", "gelu"),
         "gated": False,
         "residual": "parallel" if parallel else "sequential",
         "qkv_bias": bias,
         "out_bias": bias,
         "mlp_bias": True,
-        "tied": bool(fields.get("tie_word_embeddings", False)),
-        **fields.rope(),
+        "tied": fields.flag("tie_word_embeddings", False),
+        **fields.rope(max_positions, "rotary_emb_base"),
     }
 
 
@@ -187,10 +241,16 @@ def _write_neox(config: DecoderConfig) -> dict[str, Any]:
         "hidden_act": _activation(config),
         "use_parallel_residual": config.residual == "parallel",
         "attention_bias": config.qkv_bias,
-        "rotary_pct": config.rotary_dim / config.head_dim,
+        "rotary_pct": _share(config.rotary_dim, config.head_dim),
         "rotary_emb_base": config.rope_theta,
         **_write_rope(config),
     }
+
+
+def _share(part: int, whole: int) -> float:
+    """part / whole, rounded such that int(whole * share) is the part."""
+    share = part / whole
+    return share if int(whole * share) == part else math.nextafter(share, math.inf)
 
 
 def _table_neox(config: DecoderConfig) -> list[Tensor]:
@@ -226,28 +286,43 @@ def _table_neox(config: DecoderConfig) -> list[Tensor]:
     return table + _head_table(config)
 
 
+CODEGEN_NAMES = {
+    "max_position_embeddings": "n_positions",
+    "hidden_size": "n_embd",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+"""Other names of CodeGen's fields; where both are given, these are taken."""
+
+
 def _read_codegen(fields: Fields) -> dict[str, Any]:
+    renamed = {n: fields.values[name] for name, n in CODEGEN_NAMES.items() if name in fields.values}
+    fields = Fields({**fields.values, **renamed}, fields.source)
     heads, width = fields.size("n_head"), fields.size("n_embd")
     if heads % CODEGEN_SHARDS:
         raise fields.error("n_head", f"a multiple of {CODEGEN_SHARDS}", heads)
+    head_dim = _head_dim(fields, heads, width)
+    rotary_dim = fields.values.get("rotary_dim", 64)
+    if not isinstance(rotary_dim, int) or not 0 < rotary_dim <= head_dim or rotary_dim % 2:
+        raise fields.error("rotary_dim", f"an even number up to {head_dim}", rotary_dim)
     return {
         "width": width,
         "mlp_width": fields.size("n_inner", 4 * width),
         "layers": fields.size("n_layer"),
         "heads": heads,
         "kv_heads": heads,
-        "head_dim": width // heads,
-        "rotary_dim": fields.size("rotary_dim", width // heads),
+        "head_dim": head_dim,
+        "rotary_dim": rotary_dim,
         "rotary_pairs": "neighbours",
         "max_positions": fields.size("n_positions", 2048),
         "norm": "layer",
-        "norm_eps": fields.get("layer_norm_epsilon", 1e-5),
+        "norm_eps": fields.number("layer_norm_epsilon", 1e-5),
         "activation": fields.activation("activation_function", "gelu_new"),
         "gated": False,
         "residual": "parallel_one_norm",
         "mlp_bias": True,
         "head_bias": True,
-        "tied": bool(fields.get("tie_word_embeddings", False)),
+        "tied": fields.flag("tie_word_embeddings", False),
     }
 
 
@@ -301,14 +376,15 @@ def _read_opt(fields: Fields) -> dict[str, Any]:
     fields.require("word_embed_proj_dim", width, width)
     fields.require("layer_norm_elementwise_affine", True, True)
     fields.require("_remove_final_layer_norm", False, False)
-    bias = bool(fields.get("enable_bias", True))
+    bias = fields.flag("enable_bias", True)
+    head_dim = _head_dim(fields, heads, width)
     return {
         "width": width,
         "mlp_width": fields.size("ffn_dim"),
         "layers": fields.size("num_hidden_layers"),
         "heads": heads,
         "kv_heads": heads,
-        "head_dim": width // heads,
+        "head_dim": head_dim,
         "max_positions": fields.size("max_position_embeddings", 2048),
         "norm": "layer",
         "activation": fields.activation("activation_function", "relu"),
@@ -317,7 +393,7 @@ def _read_opt(fields: Fields) -> dict[str, Any]:
         "qkv_bias": bias,
         "out_bias": bias,
         "mlp_bias": bias,
-        "tied": bool(fields.get("tie_word_embeddings", True)),
+        "tied": fields.flag("tie_word_embeddings", True),
     }
 
 
@@ -401,7 +477,17 @@ def _head_table(config: DecoderConfig) -> list[Tensor]:
 
 def head_name(config: DecoderConfig) -> str:
     """The head's kernel in a checkpoint; some hold it although it is tied to the embedding."""
-    return "embed_out.weight" if config.family == "gpt_neox" else "lm_head.weight"
+    return NEOX_HEAD if config.family == "gpt_neox" else "lm_head.weight"
+
+
+NEOX_HEAD = "embed_out.weight"
+"""Transformers 5 reads it as `lm_head.weight`, and some files have that name."""
+
+
+def embedding_name(config: DecoderConfig) -> str:
+    """The table of tokens in a checkpoint."""
+    (entry,) = (e for e in FAMILIES[config.family].table(config) if e.leaves == ("embed/tokens",))
+    return entry.name
 
 
 def _activation(config: DecoderConfig) -> str:

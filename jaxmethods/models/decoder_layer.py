@@ -40,7 +40,8 @@ def run_layer(
     keys, values = project_keys(config, layer["attention"], normed, angles)
     queries = project_queries(config, layer["attention"], normed, angles)
     heads = attend(queries, keys, values)
-    attended = dense(layer["attention"]["out"], heads.reshape(*heads.shape[:2], -1))
+    together = heads.reshape(*heads.shape[:2], config.heads * config.head_dim)
+    attended = dense(layer["attention"]["out"], together)
     if config.residual == "sequential":
         x = x + attended
     if config.residual != "parallel_one_norm":
@@ -104,7 +105,7 @@ def dense(params: Params, x: jax.Array) -> jax.Array:
 
 def split_heads(config: DecoderConfig, x: jax.Array) -> jax.Array:
     """[B, T, H d] -> [B, T, H, d]."""
-    return x.reshape(*x.shape[:-1], -1, config.head_dim)
+    return x.reshape(*x.shape[:-1], x.shape[-1] // config.head_dim, config.head_dim)
 
 
 def over_layers(

@@ -22,9 +22,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +34,7 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jaxmethods.errors import UserError
@@ -49,22 +52,15 @@ DTYPES = {
     "BOOL": np.dtype(np.bool_),
 }
 """Element types of safetensors files that we read."""
+WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+SHARD = re.compile(r"model-(\d+)-of-(\d+)\.safetensors")
 LARGEST_HEADER = 100_000_000
 """Bytes; the format's own limit."""
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "tokenizer.model",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "chat_template.jinja",
-)
+COMPANIONS = {".bpe", ".jinja", ".json", ".model", ".py", ".spm", ".tiktoken", ".txt"}
+"""Kinds of files that belong to a model beside its weights: tokenizer, preprocessor, templates, and
+the code that `auto_map` names."""
+TEMPLATES = "additional_chat_templates"
 
 
 class HubError(UserError):
@@ -157,24 +153,55 @@ def open_folder(path: str | Path) -> Folder:
     if not path.is_dir():
         raise HubError(f"model {path}: not a folder")
     config = _read_json(path / "config.json")
+    if (path / "adapter_config.json").is_file() and list(path.glob("adapter_model.*")):
+        raise HubError(
+            f"model {path}: adapter_config.json says that an adapter belongs to these weights; "
+            "merge it into them first, or move adapter_config.json and adapter_model.* away"
+        )
     tensors: dict[str, Stored] = {}
-    index = path / INDEX
-    if index.is_file():
-        weight_map = _weight_map(index)
-        for file in sorted(set(weight_map.values())):
-            tensors |= _read_header(path / file)
-        absent = sorted(set(weight_map) - set(tensors))
-        if absent:
-            raise HubError(f"model {path}: {INDEX} names {_some(absent)}, which no file holds")
-    else:
-        files = sorted(path.glob("*.safetensors"))
-        if not files:
-            pickled = [file.name for file in sorted(path.glob("*.bin"))]
-            hint = f"; {_some(pickled)} may run code when opened and is not read" if pickled else ""
-            raise HubError(f"model {path}: holds no *.safetensors file{hint}")
-        for file in files:
-            tensors |= _read_header(file)
+    for file in weight_files(path, config):
+        tensors |= _read_header(file)
     return Folder(path, config, tensors)
+
+
+def weight_files(path: Path, config: Mapping[str, Any]) -> list[Path]:
+    """The files of a folder that hold its weights, in the order in which `transformers` looks.
+
+    The file or index that `transformers_weights` names; else `model.safetensors`, whatever index
+    an earlier save has left beside it; else the files of `model.safetensors.index.json`. Besides
+    those, a complete set of `model-00001-of-0000N.safetensors` whose index is lost.
+
+    Raises:
+        HubError: there are none of these, an index doesn't fit its files, or a part is missing.
+    """
+    named = config.get("transformers_weights")
+    if named is not None:
+        if not isinstance(named, str) or Path(named).name != named or not named:
+            raise HubError(
+                f"model config {path / 'config.json'}: transformers_weights: expected the name of "
+                f"a file beside it, got {named!r}"
+            )
+        return _indexed(path, path / named) if named.endswith(".json") else [path / named]
+    if (path / WEIGHTS).is_file():
+        return [path / WEIGHTS]
+    if (path / INDEX).is_file():
+        return _indexed(path, path / INDEX)
+    return _shards_without_index(path)
+
+
+def companions(path: str | Path) -> list[Path]:
+    """Files of a model folder that belong to it beside config and weights, relative to it."""
+    path = Path(path)
+    found = [
+        file
+        for file in [*path.iterdir(), *(path / TEMPLATES).glob("*.jinja")]
+        if file.suffix in COMPANIONS and file.is_file()
+    ]
+    return sorted(
+        file.relative_to(path)
+        for file in found
+        if file.name != "config.json" and not file.name.endswith(".index.json")
+    )
 
 
 def open_file(path: str | Path) -> Folder:
@@ -196,13 +223,15 @@ def read_params(
     Args:
         table: every tensor of the checkpoint, and which leaves it holds.
         shapes: the tree, with a `jax.ShapeDtypeStruct` (or an array) at every leaf.
-        dtype: of the leaves; None keeps what is stored.
+        dtype: of the leaves; None keeps what is stored. Layers of different types that are stacked
+            on one leaf get the narrowest type that holds all of them.
         shardings: one for all leaves, or a tree with one for each; default: the default device.
         ignore: says of a stored name that it is no parameter (a buffer), so that its being there
             is not an error.
 
     Raises:
-        HubError: tensors are missing, too many, or of another shape than the config says.
+        HubError: tensors are missing, too many, or of another shape than the config says; or a
+            finite weight doesn't fit `dtype`.
     """
     table = list(table)
     _check(folder, table, ignore)
@@ -236,7 +265,8 @@ def write_folder(
     Args:
         path: must not exist, or be an empty folder.
         largest_file: bytes; more than that goes into several files and an index.
-        extra_files: a model folder whose tokenizer files are copied along.
+        extra_files: a model folder whose `companions` (tokenizer, templates, code) are copied
+            along.
     """
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -246,13 +276,21 @@ def write_folder(
     try:
         _write_weights(temporary, list(table), params, largest_file)
         (temporary / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n")
-        for name in TOKENIZER_FILES if extra_files is not None else ():
-            if (Path(extra_files or "") / name).is_file():
-                shutil.copyfile(Path(extra_files or "") / name, temporary / name)
+        for name in [] if extra_files is None else companions(extra_files):
+            (temporary / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(Path(extra_files or "") / name, temporary / name)
         temporary.chmod(0o755)
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def common_type(params: Any) -> np.dtype:
+    """The narrowest type that holds all leaves, which `config.json` should name.
+
+    Transformers rounds what it reads to the type that the config names.
+    """
+    return np.dtype(reduce(jnp.promote_types, [leaf.dtype for leaf in jax.tree.leaves(params)]))
 
 
 def path_of(path: Any) -> str:
@@ -264,21 +302,46 @@ def _read_leaf(
     folder: Folder, entry: Tensor, place: int, shape: tuple, dtype: Any, sharding: Any
 ) -> jax.Array:
     names = entry.names()
-    dtype = folder.tensors[names[0]].dtype if dtype is None else np.dtype(dtype)
+    if dtype is None:
+        dtype = reduce(jnp.promote_types, [folder.tensors[name].dtype for name in names])
+    dtype = np.dtype(dtype)
+    if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+        raise HubError(
+            f"model {folder.path}: {names[0]}: float64 weights are kept only with jax_enable_x64; "
+            "switch it on or pass dtype=jnp.float32"
+        )
 
     def part(index: Any) -> np.ndarray:
         if not entry.layers:
-            return np.array(entry.split(folder.view(entry.name))[place][index], dtype, order="C")
+            tensor = entry.split(folder.view(entry.name))[place][index]
+            out = np.empty(tensor.shape, dtype)
+            _convert(folder, entry.name, tensor, out)
+            return out
         layers = range(*index[0].indices(entry.layers))
         sizes = [len(range(*cut.indices(n))) for cut, n in zip(index, shape, strict=True)]
         stack = np.empty(sizes, dtype)
         for row, layer in zip(stack, layers, strict=True):
-            row[...] = entry.split(folder.view(names[layer]))[place][index[1:]]
+            tensor = entry.split(folder.view(names[layer]))[place][index[1:]]
+            _convert(folder, names[layer], tensor, row)
         return stack
 
     array = jax.make_array_from_callback(shape, sharding, part, dtype=dtype)
     # Transfers are asynchronous: without waiting, every leaf would be on the host at once.
     return jax.block_until_ready(array)
+
+
+def _convert(folder: Folder, name: str, tensor: np.ndarray, out: np.ndarray) -> None:
+    """Fills `out` with the tensor; what is finite stays finite."""
+    with np.errstate(over="ignore"):
+        out[...] = tensor
+    if jnp.finfo(tensor.dtype).max <= jnp.finfo(out.dtype).max:
+        return
+    lost = np.count_nonzero(~np.isfinite(out) & np.isfinite(tensor))
+    if lost:
+        raise HubError(
+            f"model {folder.path}: {name}: {lost} finite {tensor.dtype} weights are infinite as "
+            f"{out.dtype}; load it with a wider dtype"
+        )
 
 
 def _check(folder: Folder, table: Sequence[Tensor], ignore: Callable[[str], bool]) -> None:
@@ -313,11 +376,16 @@ def _read_header(file: Path) -> dict[str, Stored]:
             if size < 8 or length > min(LARGEST_HEADER, size - 8):
                 raise ValueError("the file is cut off")
             header = json.loads(stream.read(length))
+        # Holes, overlaps, lengths, numbers that are none: refused by the format's own reader.
+        with safe_open(file, framework="np"):
+            pass
         header.pop("__metadata__", None)
         return {name: _stored(file, entry, 8 + length, size) for name, entry in header.items()}
     except OSError as error:
         raise HubError(f"model file {file}: cannot be read ({error.strerror})") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (
+        ValueError, TypeError, KeyError, AttributeError, RecursionError, SafetensorError
+    ) as error:  # fmt: skip
         raise HubError(f"model file {file}: not a valid safetensors file ({error})") from error
 
 
@@ -331,6 +399,39 @@ def _stored(file: Path, entry: Mapping[str, Any], start: int, size: int) -> Stor
     if begin < 0 or start + end > size:
         raise ValueError("the file is cut off")
     return Stored(file, dtype, shape, start + begin)
+
+
+def _indexed(path: Path, index: Path) -> list[Path]:
+    """The files of an index. A tensor that several hold is the last one's, as in `transformers`."""
+    weight_map = _weight_map(index)
+    files = [path / file for file in sorted(set(weight_map.values()))]
+    held = {name for file in files for name in _read_header(file)}
+    absent = sorted(set(weight_map) - held)
+    if absent:
+        raise HubError(f"model {path}: {index.name} names {_some(absent)}, which no file holds")
+    return files
+
+
+def _shards_without_index(path: Path) -> list[Path]:
+    pickled = sorted(file.name for file in path.glob("*.bin"))
+    hint = f"; {_some(pickled)} may run code when opened and is not read" if pickled else ""
+    others = sorted(file.name for file in path.glob("*.safetensors"))
+    if not others:
+        raise HubError(f"model {path}: holds no *.safetensors file{hint}")
+    shards = [match for match in map(SHARD.fullmatch, others) if match]
+    if not shards:
+        raise HubError(
+            f"model {path}: holds neither {WEIGHTS} nor {INDEX}, and {_some(others)} may be "
+            f"anything{hint}; rename the file that holds the weights to {WEIGHTS}"
+        )
+    wanted = int(shards[0][2])
+    found = {int(match[1]) for match in shards}
+    if {int(match[2]) for match in shards} != {wanted} or found != set(range(1, wanted + 1)):
+        raise HubError(
+            f"model {path}: without {INDEX}, expected all {wanted} files of the weights, got "
+            f"{_some([match[0] for match in shards])}"
+        )
+    return [path / match[0] for match in shards]
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -348,7 +449,7 @@ def _read_json(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise HubError(f"model file {file}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise HubError(f"model file {file}: not valid JSON") from error
     if not isinstance(content, dict):
         raise HubError(f"model file {file}: expected a JSON object")
@@ -362,7 +463,7 @@ def _write_weights(folder: Path, table: Sequence[Tensor], params: Any, largest: 
     for number, tensors in enumerate(files, 1):
         several = f"model-{number:05d}-of-{len(files):05d}.safetensors"
         file = several if len(files) > 1 else "model.safetensors"
-        content = {name: _stored_form(entry, layer, leaves) for name, entry, layer in tensors}
+        content = {name: _stored_form(name, entry, layer, leaves) for name, entry, layer in tensors}
         # `transformers` opens a file only if it says whose layout its tensors have.
         save_file(content, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(content, file)
@@ -389,13 +490,18 @@ def _plan(
     return files
 
 
-def _stored_form(entry: Tensor, layer: int, leaves: Mapping[str, Any]) -> np.ndarray:
+def _stored_form(name: str, entry: Tensor, layer: int, leaves: Mapping[str, Any]) -> np.ndarray:
     parts = [leaves[leaf][layer] if entry.layers else leaves[leaf] for leaf in entry.leaves]
-    tensor = entry.join([np.asarray(jax.device_get(part)) for part in parts])
+    dtype = reduce(jnp.promote_types, [part.dtype for part in parts])
+    arrays = [np.asarray(jax.device_get(part)) for part in parts]
+    tensor = entry.join([array.astype(dtype, copy=False) for array in arrays])
     if tensor.shape != entry.shape:
         raise HubError(
             f"{entry.name}: expected parameters of shape {entry.shape}, got {tensor.shape}"
         )
+    wrong = tensor.size - np.count_nonzero(np.isfinite(tensor))
+    if wrong:
+        raise HubError(f"{name}: expected finite weights, got {wrong} NaN or infinite ones")
     return np.asarray(tensor, order="C")  # ascontiguousarray would make a vector of a number
 
 

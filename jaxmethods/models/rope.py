@@ -13,11 +13,19 @@ import numpy as np
 from jaxmethods.models.decoder_config import DecoderConfig, RopeScaling
 
 
-def rotation(config: DecoderConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine of the angles, float32 [..., T, r / 2], for positions [..., T]."""
+def rotation(
+    config: DecoderConfig, positions: jax.Array, mask: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine of the angles, float32 [..., T, r / 2], for positions [..., T].
+
+    Args:
+        mask: [..., T] bool: what is a token. Dynamic frequencies follow the largest position of a
+            row's tokens, whatever its padding is said to stand at.
+    """
     scaling = config.rope_scaling
     if scaling is not None and scaling.kind == "dynamic":
-        frequencies = _dynamic_frequencies(config, scaling, positions)
+        known = positions if mask is None else jnp.where(mask, positions, 0)
+        frequencies = _dynamic_frequencies(config, scaling, known)
     else:
         frequencies = jnp.asarray(inverse_frequencies(config))
     angles = positions[..., None].astype(jnp.float32) * frequencies
@@ -61,9 +69,10 @@ def _dynamic_frequencies(
     config: DecoderConfig, scaling: RopeScaling, positions: jax.Array
 ) -> jax.Array:
     """f_j [..., 1, r / 2] of each sequence, from the largest position it has reached."""
-    reached = jnp.max(positions, axis=-1, keepdims=True)[..., None] + 1
+    reached = jnp.max(positions, axis=-1, keepdims=True, initial=0)[..., None] + 1
     longer = jnp.maximum(reached, config.max_positions) / config.max_positions
     stretch = scaling.factor * longer - (scaling.factor - 1)
     size = config.rotary_dim
-    theta = config.rope_theta * stretch ** (size / (size - 2))
+    # A single pair turns by one radian a token with any base.
+    theta = config.rope_theta * stretch ** (size / max(size - 2, 1))
     return 1.0 / theta ** (jnp.arange(0, size, 2, dtype=jnp.float32) / size)

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmethods.novo.heads import Heads, correct_counts, predict, select_heads
+from jaxmethods.novo.heads import Heads, correct_counts, largest_of, predict, select_heads
 
 
 def most_likely(log_likelihood: jax.Array, mask: jax.Array) -> jax.Array:
     """The candidate with the largest log-likelihood [n, C]."""
-    return jnp.argmax(jnp.where(mask, log_likelihood, -jnp.inf), axis=-1).astype(jnp.int32)
+    return largest_of(log_likelihood, mask)
 
 
 def single_best(counts: jax.Array) -> Heads:
@@ -41,7 +41,7 @@ def random_heads(key: jax.Array, total: int, largest: jax.Array, smallest: jax.A
 def majority(labels: jax.Array, mask: jax.Array) -> jax.Array:
     """The label that is most frequent among labelled questions, for questions with this mask."""
     counts = jnp.bincount(labels, length=mask.shape[-1])
-    return jnp.argmax(jnp.where(mask, counts, -1), axis=-1).astype(jnp.int32)
+    return largest_of(jnp.broadcast_to(counts, mask.shape), mask)
 
 
 def chance(mask: jax.Array) -> jax.Array:
@@ -75,20 +75,20 @@ def probe(
         )
         return (optax.apply_updates(weights, updates), state), None
 
-    start = jnp.zeros(norms.shape[-1])
+    start = jnp.zeros(x.shape[-1], x.dtype)
     (weights, _), _ = jax.lax.scan(step, (start, solver.init(start)), None, length=steps)
     return weights
 
 
 def probe_predict(weights: jax.Array, norms: jax.Array, mask: jax.Array) -> jax.Array:
     """The candidate with the largest score of the probe."""
-    scores = jnp.where(mask, standardize(norms, mask) @ weights, -jnp.inf)
-    return jnp.argmax(scores, axis=-1).astype(jnp.int32)
+    return largest_of(standardize(norms, mask) @ weights, mask)
 
 
 def standardize(norms: jax.Array, mask: jax.Array) -> jax.Array:
     """Norms minus their question's mean, over each head's standard deviation; 0 where masked."""
     there = mask[..., None]
+    norms = norms.astype(jnp.promote_types(norms.dtype, jnp.float32))
     mean = jnp.sum(jnp.where(there, norms, 0), -2, keepdims=True) / jnp.sum(
         there, -2, keepdims=True
     )

@@ -83,21 +83,27 @@ def draw_accuracies(path: Path, metrics: Mapping[str, float]) -> None:
 
 def draw_margins(path: Path, votes: np.ndarray, labels: np.ndarray) -> None:
     """By how many votes the right candidate leads the best other one (or trails it)."""
-    rows = np.arange(len(labels))
-    others = votes.copy()
-    others[rows, labels] = -1
     figure = _figure(6.0, 2.6)
     panel = figure.subplots()
-    margins = votes[rows, labels] - others.max(1)
-    step = max(1, int(np.ptp(margins)) // 40)  # votes are whole numbers, and 0 a bar of its own
-    edges = np.arange(margins.min() // step * step, margins.max() + step + 1, step) - 0.5
-    panel.hist(margins, bins=edges, color="#9fb2c4", rwidth=0.9)
+    margin = margins(votes, labels)
+    step = max(1, int(np.ptp(margin)) // 40)  # votes are whole numbers, and 0 a bar of its own
+    edges = np.arange(margin.min() // step * step, margin.max() + step + 1, step) - 0.5
+    panel.hist(margin, bins=edges, color="#9fb2c4", rwidth=0.9)
     panel.axvline(0, color=SMALLEST)
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set_xlabel("votes of the right candidate minus those of the best other one")
     panel.set_ylabel("questions")
     panel.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)
+
+
+def margins(votes: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Votes [n, C] of the right candidates minus those of the best other one, which has 0 at least;
+    [n]."""
+    rows = np.arange(len(labels))
+    others = votes.copy()
+    others[rows, labels] = 0
+    return votes[rows, labels] - others.max(1)
 
 
 def _figure(width: float, height: float) -> Figure:

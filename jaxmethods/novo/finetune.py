@@ -21,10 +21,10 @@ Params = dict[str, Any]
 def init_head(key: jax.Array, heads: int, width: int) -> Params:
     """Parameters for norms of `heads` attention heads and a hidden layer of `width`."""
     keys = jax.random.split(key)
-    initializer = jax.nn.initializers.normal(0.02)
+    draw = jax.nn.initializers.normal(0.02, jnp.float32)
     return {
-        "hidden": {"kernel": initializer(keys[0], (heads, width)), "bias": jnp.zeros(width)},
-        "out": {"kernel": initializer(keys[1], (width, 1)), "bias": jnp.zeros(1)},
+        "hidden": {"kernel": draw(keys[0], (heads, width)), "bias": jnp.zeros(width, jnp.float32)},
+        "out": {"kernel": draw(keys[1], (width, 1)), "bias": jnp.zeros(1, jnp.float32)},
     }
 
 
@@ -33,7 +33,8 @@ def differentiable_norms(head_outputs: jax.Array, eps: float = 1e-6) -> jax.Arra
 
     eps stands inside the root: at 0 the norm has no gradient, and some heads do output 0.
     """
-    squares = jnp.sum(jnp.square(head_outputs.astype(jnp.float32)), axis=-1)
+    wide = head_outputs.astype(jnp.promote_types(head_outputs.dtype, jnp.float32))
+    squares = jnp.sum(jnp.square(wide), axis=-1)
     norms = jnp.moveaxis(jnp.sqrt(squares + eps), 0, -2)
     return norms.reshape(*norms.shape[:-2], -1)
 
@@ -60,6 +61,7 @@ def candidate_logits(
 
 def candidate_loss(logits: jax.Array, mask: jax.Array, labels: jax.Array) -> jax.Array:
     """Mean cross-entropy over the candidates there are: [n, C], bool [n, C], int [n]."""
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     masked = jnp.where(mask, logits, -jnp.inf)
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(masked, labels))
 

@@ -92,6 +92,9 @@ def select_heads(
     """
     if not 0 <= q <= 1:
         raise ValueError(f"q: expected a quantile in [0, 1], got {q}")
+    if not counts.shape[-1]:
+        nobody = jnp.zeros(0, bool)
+        return Heads(nobody, nobody, jnp.bool_(False))
     place = q * (counts.shape[-1] - 1)
     if rule == "code":
         threshold = jnp.sort(counts, axis=-1)[..., math.floor(place + 1e-9)]
@@ -133,8 +136,19 @@ def count_votes(
     votes = for_largest @ (heads.max_mask * weight) + for_smallest @ (heads.min_mask * weight)
     if weights is None:
         votes = jnp.round(votes).astype(jnp.int32)
-    prediction = jnp.argmax(jnp.where(mask, votes, -1)).astype(jnp.int32)
-    return votes, jnp.where(heads.ok, prediction, -1)
+    return votes, jnp.where(heads.ok, largest_of(votes, mask), -1)
+
+
+def largest_of(values: jax.Array, mask: jax.Array) -> jax.Array:
+    """Where the largest of values [..., C] stands among those in the mask, [...] int32.
+
+    The first of equals. Whatever the values are, even -inf, one that isn't there never wins; 0
+    where none is.
+    """
+    lowest = -jnp.inf if jnp.issubdtype(values.dtype, jnp.floating) else jnp.iinfo(values.dtype).min
+    place = jnp.argmax(jnp.where(mask, values, lowest), axis=-1)
+    there = jnp.take_along_axis(mask, place[..., None], axis=-1)[..., 0]
+    return jnp.where(there, place, jnp.argmax(mask, axis=-1)).astype(jnp.int32)
 
 
 def fit(

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmethods.keys import named
 from jaxmethods.novo import baselines, heads
 from jaxmethods.novo.heads import Heads
 from jaxmethods.novo.resample import Questions, bootstrap, elect
@@ -27,7 +28,7 @@ def accuracies(
     shuffled = np.random.default_rng(seed + 1).random(judged.mask.shape)
     order = np.argsort(np.where(judged.mask, shuffled, 2.0), axis=1)
     numbers = jnp.sum(chosen.max_mask), jnp.sum(chosen.min_mask)
-    keys = jax.random.split(jax.random.key(seed), RANDOM_DRAWS)
+    keys = jax.random.split(named(jax.random.key(seed), "random heads"), RANDOM_DRAWS)
     drawn = jax.vmap(baselines.random_heads, (0, None, None, None))(
         keys, judged.norms.shape[-1], *numbers
     )

@@ -67,7 +67,7 @@ def run_root(
         residual: also what predicts the next token (needed for likelihoods only).
     """
     dtype = jnp.dtype(dtype or params["embed"]["tokens"].dtype)
-    positions = jnp.arange(ids.shape[0])[None]
+    positions = _within(ids.shape[0], length)[None]
     x = embed(params, config, ids[None], None, positions, dtype)
     angles = rotation(config, positions) if config.positions == "rope" else None
     local = None if config.sliding_window is None else (config.sliding_window - 1, 0)
@@ -198,6 +198,7 @@ def sequence_norms(
         params,
         config,
         ids,
+        positions=_within(ids.shape[1], lengths[:, None]),
         logits=False,
         taps=("head_outputs",),
         taps_at=lengths[:, None] - 1,
@@ -206,6 +207,11 @@ def sequence_norms(
     )
     norms = _norm(outputs.head_outputs[:, :, 0], order)  # [L, B, H]
     return jnp.moveaxis(norms, 0, 1).reshape(ids.shape[0], -1)
+
+
+def _within(slots: int, length: jax.Array) -> jax.Array:
+    """Positions of slots; padding on the right stays at the last token's, and so adds none."""
+    return jnp.minimum(jnp.arange(slots), jnp.maximum(length - 1, 0))
 
 
 def _begin(

@@ -21,6 +21,7 @@ from pydantic import model_validator
 
 from jaxmethods.config import TrainingRunConfig
 from jaxmethods.files import write_atomically
+from jaxmethods.keys import named
 from jaxmethods.method import Batch, Method, Metrics
 from jaxmethods.models import decoder, decoder_hub
 from jaxmethods.models.decoder_config import DecoderConfig
@@ -102,7 +103,8 @@ def report(run: Run, results: Results, folder: Path) -> None:
         model = folder / f"model{ending}"
         decoder_hub.save(model, learner_config(run), learned.params)
         write_atomically(model / "tokenizer.json", json.dumps(tokenizer_of(run.world)) + "\n")
-        items = draw_items(jax.random.key(run.seed + seed), learned.facts, run.world)
+        key = named(jax.random.key(run.seed + seed), "questions")
+        items = draw_items(key, learned.facts, run.world)
         rows = [json.dumps(row) + "\n" for row in questions_in_words(items, run.world)]
         write_atomically(folder / f"questions{ending}.jsonl", "".join(rows))
 

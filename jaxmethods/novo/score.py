@@ -21,7 +21,7 @@ from jaxmethods.novo.norms import (
     run_root,
     sequence_norms,
 )
-from jaxmethods.novo.tree import Sequences, Tree, build_tree, plan_batches
+from jaxmethods.novo.tree import Sequences, Tree, build_tree, candidate_starts, plan_batches
 
 Mode = Literal["tree", "packed", "naive"]
 """Share instruction and question; share the question; share nothing."""
@@ -72,7 +72,8 @@ def score(
     """Norms (and log-likelihoods) of all candidates; see `norms` and `tree`.
 
     Args:
-        mode: what is shared; the numbers are those of one row for each candidate.
+        mode: what is shared; the numbers are those of one row for each candidate. Where dynamic
+            frequencies make every token depend on the length of its sequence, nothing is shared.
         mesh: split batches over its axis "data".
 
     Raises:
@@ -82,12 +83,21 @@ def score(
         if likelihood or tokens != "last":
             raise ValueError("mode: naive reads norms at the last token only")
         return _score_naive(params, config, sequences, order, dtype, batch_tokens)
-    tree = build_tree(
-        sequences, prompt_lengths, share_root=mode == "tree", batch_tokens=batch_tokens
-    )
     settings = {"likelihood": likelihood, "order": order, "tokens": tokens, "dtype": dtype}
-    parts = list(score_batches(params, config, tree, mesh=mesh, **settings))
-    return collect(tree, jax.device_get(parts))
+
+    def scores(sequences: Sequences, starts: Sequence[int] | None, share_root: bool) -> Scores:
+        tree = build_tree(sequences, starts, share_root=share_root, batch_tokens=batch_tokens)
+        parts = list(score_batches(params, config, tree, mesh=mesh, **settings))
+        return _gather(tree, jax.device_get(parts))
+
+    longest = max((len(s) for question in sequences for s in question), default=0)
+    if not _depends_on_length(config, longest):
+        return _finite(scores(sequences, prompt_lengths, mode == "tree"))
+    alone = [[sequence] for question in sequences for sequence in question]
+    starts = candidate_starts(sequences, prompt_lengths)
+    each = [start for start, question in zip(starts, sequences, strict=True) for _ in question]
+    numbers = [len(question) for question in sequences]
+    return _finite(_by_question(scores(alone, each, False), numbers))
 
 
 def score_batches(
@@ -102,7 +112,19 @@ def score_batches(
     mesh: Mesh | None = None,
     first: int = 0,
 ) -> Iterator[Part]:
-    """The scores of the tree's batches, from batch `first` on, as they are dispatched."""
+    """The scores of the tree's batches, from batch `first` on, as they are dispatched.
+
+    Raises:
+        ValueError: candidates that share tokens whose frequencies depend on their lengths.
+    """
+    longest = max((int(rows.positions.max()) + 1 for rows in tree.batches), default=0)
+    sharing = tree.root_length > 0 or any(rows.ends.shape[1] > 1 for rows in tree.batches)
+    if sharing and _depends_on_length(config, longest):
+        raise ValueError(
+            f"tree: sequences of up to {longest} tokens are longer than max_positions "
+            f"({config.max_positions}), and dynamic frequencies then depend on the length of each; "
+            "expected one candidate in each row and no root, as `score` makes them"
+        )
     length = jnp.int32(tree.root_length)
     root: Root = _run_root(params, config, tree.root, length, residual=likelihood, dtype=dtype)
     for rows in tree.batches[first:]:
@@ -117,7 +139,15 @@ def score_batches(
 
 
 def collect(tree: Tree, parts: Sequence[Part]) -> Scores:
-    """Puts the batches' scores (on the host) where their questions and candidates are."""
+    """Puts the batches' scores (on the host) where their questions and candidates are.
+
+    Raises:
+        ValueError: norms that are not finite.
+    """
+    return _finite(_gather(tree, parts))
+
+
+def _gather(tree: Tree, parts: Sequence[Part]) -> Scores:
     questions, mask = tree.slots.shape[0], tree.slots >= 0
     place = np.where(mask, tree.slots, 0)
 
@@ -130,12 +160,36 @@ def collect(tree: Tree, parts: Sequence[Part]) -> Scores:
         return np.where(mask.reshape(mask.shape + (1,) * (spread.ndim - 2)), spread, 0)
 
     norms = gather("norms")
-    if not np.isfinite(norms).all():
-        where = int(np.argwhere(~np.isfinite(norms))[0][0])
-        raise ValueError(f"norms of question {where} are not finite")
     if parts[0].likelihood is None:
         return Scores(norms, mask, None, None)
     return Scores(norms, mask, gather("likelihood"), gather("lengths"))
+
+
+def _finite(scores: Scores) -> Scores:
+    if not np.isfinite(scores.norms).all():
+        where = int(np.argwhere(~np.isfinite(scores.norms))[0][0])
+        raise ValueError(f"norms of question {where} are not finite")
+    return scores
+
+
+def _depends_on_length(config: DecoderConfig, length: int) -> bool:
+    """Whether tokens of sequences so long turn by angles that the whole length decides."""
+    scaling = config.rope_scaling
+    return scaling is not None and scaling.kind == "dynamic" and length > config.max_positions
+
+
+def _by_question(scores: Scores, candidates: Sequence[int]) -> Scores:
+    """Scores [N, 1] of all candidates, as those of questions with so many of them."""
+    mask = np.arange(max(candidates)) < np.asarray(candidates)[:, None]
+
+    def placed(values: np.ndarray | None) -> Any:
+        if values is None:
+            return None
+        spread = np.zeros((*mask.shape, *values.shape[2:]), values.dtype)
+        spread[mask] = values[:, 0]
+        return spread
+
+    return Scores(*(placed(values) for values in scores))
 
 
 def _score_naive(
@@ -167,4 +221,4 @@ def _score_naive(
     for place, question in enumerate(sequences):
         for number, sequence in enumerate(question):
             norms[place, number] = by_sequence[tuple(sequence)]
-    return Scores(norms, tree.slots >= 0, None, None)
+    return _finite(Scores(norms, tree.slots >= 0, None, None))

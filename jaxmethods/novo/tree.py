@@ -93,10 +93,7 @@ def build_tree(
     _check(sequences)
     distinct = [list(dict.fromkeys(map(tuple, question))) for question in sequences]
     shared = [_own_end(question, common_prefix(question)) for question in distinct]
-    starts = [
-        max(1, min(length, prefix) if prompt_lengths is not None else prefix)
-        for length, prefix in zip(prompt_lengths or shared, shared, strict=True)
-    ]
+    starts = candidate_starts(distinct, prompt_lengths)
     root = 0
     if share_root:
         everything = [sequence for question in distinct for sequence in question]
@@ -121,6 +118,15 @@ def build_tree(
             shapes=len({batch.ids.shape for batch in batches}) + 1,
         ),
     )
+
+
+def candidate_starts(
+    sequences: Sequences, prompt_lengths: Sequence[int] | None = None
+) -> list[int]:
+    """Position of each question's first token that belongs to its candidates; see `Rows`."""
+    shared = [_own_end(question, common_prefix(question)) for question in sequences]
+    lengths = shared if prompt_lengths is None else prompt_lengths
+    return [max(1, min(length, prefix)) for length, prefix in zip(lengths, shared, strict=True)]
 
 
 def common_prefix(sequences: Sequence[Any]) -> int:

@@ -17,6 +17,7 @@ import numpy as np
 import tyro
 
 from jaxmethods.errors import UserError
+from jaxmethods.keys import named
 from jaxmethods.obd.config import OBDConfig
 from jaxmethods.obd.distilled import load
 from jaxmethods.obd.evaluate import (
@@ -79,7 +80,8 @@ def judged(options: Options) -> np.ndarray:
     play: Any = player(evaluation, config)
     if play is None:
         raise ValueError("MuJoCo is not installed; pip install 'jaxmethods[rl]'")
-    train_key, play_key = jax.random.split(jax.random.key(options.seed))
+    # Not the keys that the set was distilled with, if it had the same seed.
+    train_key, play_key = jax.random.split(named(jax.random.key(options.seed), "students"))
     params = trained_students(config, options.students, train_key, found.syn)
     return np.asarray(play(params, found.norm, play_key), float)
 
@@ -89,7 +91,7 @@ def print_table(options: Options, table: str) -> None:
     check_mujoco(options.environment)
     found = load(options.set)
     check_spaces(options.environment, found.syn.states.shape[1], found.syn.actions.shape[1])
-    key = jax.random.key(options.seed)
+    key = named(jax.random.key(options.seed), "table")
     print(f"| {table} | normalised score |\n| --- | --- |")
     for name, params, residual in TABLES[table](key, found.syn, options.students):
         returns = evaluate_returns(

@@ -33,6 +33,8 @@ from jaxmethods.obd.config import Positive, PositiveInt
 from jaxmethods.obd.policy import Layer
 
 ALPHA_BOUNDS = (-5.0, 3.0)
+LARGEST_LOG = 60.0
+"""Of a weight: float32 holds the sum of e^60 over 10^12 states."""
 Density: TypeAlias = Callable[[jax.Array], jax.Array]
 """States [..., S] -> log-density [...], up to a constant that is the same for all states."""
 
@@ -198,12 +200,31 @@ def state_log_prob(density: Density, states: jax.Array, chunk: int = 8192) -> ja
 def sdw_weights(log_p: jax.Array, tau: jax.Array | float, size: int = 1) -> jax.Array:
     """r [L], mean 1, of the data's log-densities [L].
 
+    An infinite log-density counts as the nearest finite one: a state of density 0 weighs as much as
+    the rarest of the others.
+
     Args:
         log_p: up to a constant.
         tau: strength in [0, 1]; 0 gives ones. May be traced.
         size: S, which the log-density is divided by; 1 if it already is per dimension.
+
+    Raises:
+        ValueError: no states.
     """
-    log_weights = -tau * (log_p - jnp.mean(log_p)) / size
+    log_p = jnp.asarray(log_p)
+    log_p = log_p.astype(jnp.promote_types(log_p.dtype, jnp.float32))
+    if not log_p.size:
+        raise ValueError("log_p: expected the log-density of one state at least, got none")
+    finite = jnp.isfinite(log_p)
+    least = jnp.min(jnp.where(finite, log_p, jnp.inf))
+    most = jnp.max(jnp.where(finite, log_p, -jnp.inf))
+    near = jnp.clip(log_p, least, most)
+    log_p = jnp.where(jnp.any(finite) | jnp.isnan(log_p), near, 0.0)  # all infinite: all alike
+    mean = jnp.mean(log_p)
+    # Any constant may be taken off; the sum behind the mean overflows where densities do, nearly.
+    log_weights = -tau * (log_p - jnp.where(jnp.isinf(mean), most, mean)) / size
     low, high = jnp.quantile(log_weights, jnp.array([0.01, 0.99]))
-    weights = jnp.exp(jnp.clip(log_weights, low, high))
+    log_weights = jnp.clip(log_weights, low, high)
+    # Weights are known up to a factor; those that exp or the sum couldn't hold are scaled down.
+    weights = jnp.exp(log_weights - jnp.maximum(jnp.max(log_weights) - LARGEST_LOG, 0.0))
     return weights / jnp.mean(weights)

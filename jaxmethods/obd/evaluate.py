@@ -19,6 +19,7 @@ import optax
 
 from jaxmethods.config import Config, OnResume, nearest
 from jaxmethods.envs.control import BRAX, CONTROL, episode_returns, make_control
+from jaxmethods.envs.finite import finite
 from jaxmethods.method import Metrics
 from jaxmethods.obd.baselines import random_rows
 from jaxmethods.obd.config import OBDConfig, PositiveInt
@@ -199,6 +200,8 @@ def _control_returns(
             del key
             return policy.mode(params, norm.apply(jnp.asarray(observation)))
 
-        return episode_returns(env, act, key, episodes)
+        returns = episode_returns(env, act, key, episodes)
+        # Actions may be finite where weights are not: tanh makes an infinite one a 1.
+        return jnp.where(finite(params, batch_axes=0), returns, jnp.nan)
 
     return jax.vmap(one)(params)

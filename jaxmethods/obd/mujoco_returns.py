@@ -18,6 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxmethods.config import nearest
@@ -54,7 +55,8 @@ def evaluate_returns(
         processes: spread the episodes over so many processes; results are the same.
 
     Returns:
-        [K, E] float64; of the ensemble [E].
+        [K, E] float64; of the ensemble [E]. NaN of a policy with a parameter that isn't finite, and
+        of an episode in which an action, an observation or the reward isn't.
 
     Raises:
         ValueError: unknown environment.
@@ -68,11 +70,22 @@ def evaluate_returns(
     shares = [share for share in np.array_split(seeds, processes) if len(share)]
     jobs = [(ENVIRONMENTS[env_name], policies, share, ensemble) for share in shares]
     if len(jobs) == 1:
-        return _play(*jobs[0])
-    # A fresh interpreter: a forked one would inherit JAX's threads in an unknown state.
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(len(jobs), mp_context=spawn) as pool:
-        return np.concatenate(list(pool.map(_play, *zip(*jobs, strict=True))), axis=-1)
+        returns = _play(*jobs[0])
+    else:
+        # A fresh interpreter: a forked one would inherit JAX's threads in an unknown state.
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(len(jobs), mp_context=spawn) as pool:
+            returns = np.concatenate(list(pool.map(_play, *zip(*jobs, strict=True))), axis=-1)
+    # Actions may be finite where weights are not: tanh makes an infinite one a 1.
+    sound = _sound(params)
+    return np.where(sound.all() if ensemble else sound[:, None], returns, np.nan)
+
+
+def _sound(params: Any) -> np.ndarray:
+    """[K] bool: the policies whose parameters are all finite."""
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
+    each = [np.isfinite(leaf.reshape(len(leaf), -1)).all(1) for leaf in leaves]
+    return np.logical_and.reduce(each)
 
 
 def check_mujoco(env_name: str) -> None:
@@ -100,13 +113,18 @@ def _play(name: str, policies: tuple, seeds: np.ndarray, ensemble: bool) -> np.n
         observations = flat.reshape(teams, len(seeds), -1)
         returns, running = np.zeros(count), np.ones(count, bool)
         for _ in range(MAX_STEPS):
-            actions = _actions(policies, observations)
+            with np.errstate(invalid="ignore", over="ignore"):  # a broken policy's episodes are NaN
+                actions = _actions(policies, observations)
             actions = actions.mean(0) if ensemble else actions.reshape(count, -1)
             for index in np.flatnonzero(running):
-                env.data = places[index]
-                flat[index], reward, failed, _, _ = env.step(actions[index])
-                returns[index] += reward
-                running[index] = not failed
+                # MuJoCo answers an action of NaN with its last state or a fresh one, and goes on.
+                sound = np.isfinite(actions[index]).all()
+                if sound:
+                    env.data = places[index]
+                    flat[index], reward, failed, _, _ = env.step(actions[index])
+                    sound = np.isfinite(flat[index]).all() and np.isfinite(reward)
+                returns[index] += reward if sound else np.nan
+                running[index] = sound and not failed
             if not running.any():
                 break
     return returns if ensemble else returns.reshape(teams, len(seeds))

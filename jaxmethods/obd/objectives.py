@@ -62,7 +62,7 @@ def bc_loss(
         noise: [N, A].
         size: use the first so many of the N pairs only; may be traced.
     """
-    error = jnp.square(sample(params, syn.states, noise) - syn.actions)
+    error = _squared_error(sample(params, syn.states, noise), syn.actions)
     if size is None:
         return jnp.mean(error)
     used = jnp.arange(len(error)) < size
@@ -71,7 +71,7 @@ def bc_loss(
 
 def outer_loss(params: Any, batch: OuterBatch, sample: Sample = policy_sample) -> jax.Array:
     """The weighted squared error of the student's sampled actions, []."""
-    error = jnp.square(sample(params, batch.states, batch.noise) - batch.targets)
+    error = _squared_error(sample(params, batch.states, batch.noise), batch.targets)
     return jnp.mean(batch.weights[:, None] * error)
 
 
@@ -114,3 +114,9 @@ def outer_weights(q: jax.Array, config: OBDConfig, beta_w: jax.Array | float) ->
     if config.objective == "pbc_scaled":
         return jnp.full_like(weights, weights.mean())
     return weights
+
+
+def _squared_error(actions: jax.Array, targets: jax.Array) -> jax.Array:
+    """In float32 at least, whatever the network computes in."""
+    error = actions - targets
+    return jnp.square(error.astype(jnp.promote_types(error.dtype, jnp.float32)))

@@ -14,6 +14,7 @@ the networks are those of its code.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
 
@@ -41,7 +42,11 @@ class PolicyParams(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """A policy architecture as three pure functions of its own pytree of parameters."""
+    """A policy architecture as three pure functions of its own pytree of parameters.
+
+    One architecture is one object, however often it is asked for: as a static argument of a jitted
+    function it is compiled once.
+    """
 
     init: Callable[[jax.Array, int, int], Any]
     """(typed key, S, A) -> params."""
@@ -62,7 +67,11 @@ def tanh_gaussian(n_layers: int = 4, hidden: int = 256, residual: bool = False) 
     least = 3 if residual else 1
     if n_layers < least:
         raise ValueError(f"n_layers: expected at least {least}, got {n_layers}")
+    return _tanh_gaussian(int(n_layers), int(hidden), bool(residual))
 
+
+@cache
+def _tanh_gaussian(n_layers: int, hidden: int, residual: bool) -> Policy:
     def init(key: jax.Array, n_states: int, n_actions: int) -> PolicyParams:
         return init_policy(key, n_states, n_actions, hidden, n_layers)
 
@@ -77,7 +86,11 @@ def tanh_gaussian(n_layers: int = 4, hidden: int = 256, residual: bool = False) 
 
 def deterministic(hidden: Sequence[int] = (400, 300)) -> Policy:
     """The deterministic student of the published code: a = tanh(network(s))."""
+    return _deterministic(tuple(hidden))
 
+
+@cache
+def _deterministic(hidden: tuple[int, ...]) -> Policy:
     def init(key: jax.Array, n_states: int, n_actions: int) -> tuple[Layer, ...]:
         return init_deterministic(key, n_states, n_actions, hidden)
 
@@ -147,7 +160,9 @@ def policy_log_prob(
 
     The tanh's log-derivative is 2 (log 2 - z - softplus(-2 z)), which doesn't overflow.
     """
-    mean, log_std = policy_heads(params, states, residual)
+    wide = jnp.promote_types(states.dtype, jnp.float32)
+    heads = policy_heads(params, states, residual)
+    mean, log_std, noise = (x.astype(wide) for x in (*heads, noise))
     z = mean + jnp.exp(log_std) * noise
     gaussian = -0.5 * noise**2 - log_std - 0.5 * jnp.log(2 * jnp.pi)
     return jnp.sum(gaussian - 2.0 * (jnp.log(2.0) - z - jax.nn.softplus(-2.0 * z)), axis=-1)

@@ -17,9 +17,10 @@ from pydantic import Field, model_validator
 
 from jaxmethods.config import Config, OnResume, TrainingRunConfig
 from jaxmethods.data.generated import mixed_quality
-from jaxmethods.data.offline import FlatDataset, q_learning_rows, read_offline
+from jaxmethods.data.offline import FlatDataset, episode_ends, q_learning_rows, read_offline
 from jaxmethods.envs.control import make_control
 from jaxmethods.envs.pendulum import swing_up
+from jaxmethods.keys import named
 from jaxmethods.method import Batch, Rule, Stage, State
 from jaxmethods.obd import comparison, density, distilled, figures, method
 from jaxmethods.obd.baselines import cloning
@@ -165,7 +166,7 @@ class Inputs:
         if self._flat is None:
             env = make_control(str(self.run.data.generate))
             play = CONTROLLERS[str(self.run.data.generate)]
-            key = jax.random.key(self.run.data.seed)
+            key = named(jax.random.key(self.run.data.seed), "data")
             self._flat = mixed_quality(env, play, key, self.run.data.episodes)
         return self._flat
 
@@ -176,7 +177,7 @@ class Inputs:
     def returns(self) -> jax.Array:
         """[L]: the return of the episode that each row of the offline data belongs to."""
         flat = self.flat()
-        whole = whole_returns(flat.rewards, flat.terminals | flat.timeouts)
+        whole = whole_returns(flat.rewards, episode_ends(flat))
         return whole[q_learning_rows(flat).index]
 
     def _offline(self) -> tuple[OfflineData, Norm]:
@@ -184,6 +185,8 @@ class Inputs:
 
     def _check(self) -> None:
         data, norm = self.offline()
+        if self.run.teacher.learn is not None or self.run.comparison is not None:
+            episode_ends(self.flat())  # returns will be needed, which rows in no order don't have
         check_teacher(Source(data, norm, self.teacher))
         sizes = data.states.shape[1], data.actions.shape[1]
         check_spaces(self.run.evaluation.environment, *sizes)
@@ -273,7 +276,7 @@ def source(run: Run, inputs: Inputs, finished: dict[str, State]) -> Source:
     if not run.distillation.init_pool:
         return Source(data, norm, teacher)
     config = run.distillation
-    key = jax.random.fold_in(jax.random.key(run.seed), 1)
+    key = named(jax.random.key(run.seed), "initial students")
     unpooled = Source(data, norm, teacher)
     pool = method.init_pool(key, config, unpooled, method.make_student(config.student))
     return unpooled._replace(init_pool=pool)

@@ -9,8 +9,16 @@ processes may read the checkpoints of a run that trains. A checkpoint appears an
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import logging
 import math
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +142,8 @@ class Checkpoints:
         items: dict[str, Any] = {STATE: ocp.args.StandardSave({"state": state})}
         if score is not None and _finite(score) is not None:
             items[METRICS] = ocp.args.JsonSave({"score": float(score)})
-        self._orbax.save(self.path(step), args=ocp.args.Composite(**items))
+        with _quiet_threads():
+            self._orbax.save(self.path(step), args=ocp.args.Composite(**items))
 
     def _clear_once(self) -> None:
         if self._cleared:
@@ -159,6 +168,32 @@ class Checkpoints:
         for step in steps:
             if step not in kept:
                 files.remove(self.path(step))
+
+
+@contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """What fails in orbax's threads is raised in ours too: there it would only be printed."""
+    log, running, printed = logging.getLogger("absl"), set(threading.enumerate()), io.StringIO()
+    before, log.disabled = log.disabled, True
+    try:
+        with contextlib.redirect_stderr(printed):
+            try:
+                yield
+            except BaseException:
+                for thread in set(threading.enumerate()) - running:
+                    thread.join(timeout=5.0)
+                time.sleep(0.2)  # writes under way come back to an event loop that is gone
+                printed.truncate(0)
+                # Its tasks are found to have failed when they are collected, whenever that is.
+                logging.getLogger("asyncio").addFilter(_not_of_orbax)
+                raise
+    finally:
+        log.disabled = before
+        sys.stderr.write(printed.getvalue())
+
+
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.getMessage()
 
 
 def _finite(score: Any) -> float | None:

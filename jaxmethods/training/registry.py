@@ -50,14 +50,20 @@ def find(name: object, source: str) -> Registered:
     """Looks a method up; `ConfigError` names the nearest one."""
     if name is None:
         raise ConfigError(f"config {source}: method: is required{nearest('', METHODS)}")
-    if not isinstance(name, str):
-        raise ConfigError(f"config {source}: method: expected a name, got {name!r}")
+    _check_text(name, source)
     if name not in METHODS:
         raise ConfigError(
-            f"config {source}: method: unknown method {name!r}{nearest(name, METHODS)}"
+            f"config {source}: method: unknown method {name!r:.200}{nearest(str(name), METHODS)}"
         )
-    module = importlib.import_module(METHODS[name].module)
+    module = importlib.import_module(METHODS[str(name)].module)
     return Registered(module.Run, module.recipe)
+
+
+def _check_text(name: object, source: str) -> None:
+    if name is not None and not isinstance(name, str):
+        raise ConfigError(
+            f"config {source}: method: expected the name of a method, got {name!r:.200}"
+        )
 
 
 def parse_config(values: Mapping[str, Any], source: str) -> RunConfig:

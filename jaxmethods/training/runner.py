@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxmethods.config import RunConfig, mesh_of, seeds_of
 from jaxmethods.errors import UserError
 from jaxmethods.files import FileError, reason, remove, staged
+from jaxmethods.keys import named
 from jaxmethods.layout import seed_axes
 from jaxmethods.stages import Compute, Recipe, Stage, Train, Write, check_recipe
 from jaxmethods.training import distributed, report, result
@@ -235,7 +236,9 @@ def evaluate(
         step, state, batch = restore(kept, config, mesh, results, chosen)
         results[stage.name] = kept.result(state, batch, keep=False)
         kept.close()
-        keys = put(jax.random.split(jax.random.key(seed), seeds_of(config)), _whole(mesh))
+        # Not the keys that training begins with, if it had the same seed.
+        anew = named(jax.random.key(seed), "evaluate")
+        keys = put(jax.random.split(anew, seeds_of(config)), _whole(mesh))
         metrics = Judge(kept.stage, batch, _whole(mesh)).metrics(state, batch, keys)
         if metrics:
             yield stage.name, step, metrics

@@ -76,3 +76,33 @@ def test_the_loss_is_traced_once(start):
     traced = chex.assert_max_traces(saddle_free_loss, n=1)
     once = alternating(traced, optax.adam(0.05), optax.sgd(0.05))
     jax.jit(once.step)(start, jnp.bool_(True), TARGET)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_an_optimizer_state_is_carried_in_the_type_that_steps_give_it(dtype):
+    """Half precision parameters under float32 rates: types stay, and the minimum is reached."""
+    optimizer = optax.sgd(jnp.float32(0.05), momentum=jnp.float32(0.5))
+    problem = alternating(saddle_free_loss, optimizer, optimizer, joint=True)
+    start = problem.init({"w": jnp.array([3.0, -2.0], dtype)}, jnp.array([0.5, 0.1], dtype))
+    step = lambda state, _: (problem.step(state, True, TARGET.astype(dtype))[0], None)  # noqa: E731
+    state, _ = jax.lax.scan(step, start, length=200)
+    assert state.upper.dtype == dtype
+    np.testing.assert_allclose(state.upper.astype(float), TARGET, rtol=0.05)
+
+
+def test_a_joint_step_moves_both_variables_along_their_gradients(start):
+    joint = alternating(saddle_free_loss, optax.sgd(0.05), optax.sgd(0.05), joint=True)
+    state = joint.init(start.lower, start.upper)
+    after, report = joint.step(state, True, TARGET)
+    lower = 2 * (start.lower["w"] - start.upper)
+    upper = -lower + 2 * (start.upper - TARGET)
+    np.testing.assert_allclose(after.lower["w"], start.lower["w"] - 0.05 * lower, rtol=1e-6)
+    np.testing.assert_allclose(after.upper, start.upper - 0.05 * upper, rtol=1e-6)
+    np.testing.assert_allclose(report.gradient_norm, jnp.linalg.norm(lower), rtol=1e-6)
+
+
+def test_a_given_upper_gradient_is_the_one_that_is_followed(problem, start):
+    given = jnp.array([4.0, -3.0])
+    after, report = problem.step(start, True, TARGET, upper_gradient=given)
+    np.testing.assert_allclose(after.upper, start.upper - 0.05 * given, rtol=1e-6)
+    np.testing.assert_allclose(report.gradient_norm, 5.0, rtol=1e-6)

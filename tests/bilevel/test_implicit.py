@@ -94,6 +94,17 @@ def test_a_short_neumann_series_is_truncated_unrolling_from_the_solution():
     np.testing.assert_allclose(validation_gradient(-3.0, short, 3000), unrolled, rtol=1e-9)
 
 
+def test_the_neumann_series_ends_with_the_first_term_within_the_tolerance():
+    """With a Hessian of 1 and rate 0.3 terms are 1, 0.7, 0.49: the last one is below a half."""
+    mode = Implicit("neumann", iterations=1000, tolerance=0.5, rate=0.3)
+
+    def outer(h):
+        loss = lambda theta, h, _: 0.5 * jnp.sum((theta - h) ** 2)  # noqa: E731
+        return bilevel.solve(loss, optax.sgd(0.3), jnp.zeros(()), h, steps=3, mode=mode).params
+
+    np.testing.assert_allclose(jax.grad(outer)(1.0), 0.3 * (1 + 0.7 + 0.49), rtol=1e-12)
+
+
 @pytest.mark.parametrize("solver", ["cg", "neumann"])
 def test_damping_is_added_to_the_hessian(solver):
     """With a Hessian of a, the gradient is that of a + damping."""
@@ -127,3 +138,33 @@ def test_closed_over_values_and_the_last_batch_have_gradients():
     closed, batches = jax.grad(outer, argnums=(0, 1))(2.0, jnp.array([5.0, 3.0]))
     np.testing.assert_allclose(closed, 3.0)
     np.testing.assert_allclose(batches, [0.0, 2.0])
+
+
+@pytest.mark.parametrize("solver", ["cg", "neumann"])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_parameters_are_solved_for_in_single_precision(solver, dtype):
+    """d(sum theta*)/dh is A^-1 1, to the rounding of the products."""
+    hessian = np.array([[2.0, 0.25], [0.25, 1.0]])
+    mode = Implicit(solver, rate=0.5)
+
+    def outer(h):
+        loss = lambda w, h, _: 0.5 * w @ jnp.asarray(hessian, dtype) @ w - w @ h  # noqa: E731
+        start = jnp.zeros(2, dtype)
+        solution = bilevel.solve(loss, optax.sgd(0.3), start, h, steps=20, mode=mode)
+        return jnp.sum(solution.params)
+
+    gradient = jax.grad(outer)(jnp.ones(2, dtype))
+    expected = np.linalg.solve(hessian, np.ones(2))
+    np.testing.assert_allclose(gradient.astype(float), expected, rtol=4 * jnp.finfo(dtype).eps)
+
+
+def test_where_the_inner_loop_diverged_there_is_no_gradient():
+    """Conjugate gradients stop at the first NaN, with a solution of zero."""
+
+    def outer(h):
+        loss = lambda w, h, _: jnp.sum((w - h) ** 4)  # noqa: E731
+        start = jnp.full(2, 10.0)
+        solution = bilevel.solve(loss, optax.sgd(1.0), start, h, steps=20, mode=Implicit())
+        return jnp.sum(solution.params)
+
+    assert np.all(np.isnan(jax.grad(outer)(jnp.ones(2))))

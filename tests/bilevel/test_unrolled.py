@@ -59,3 +59,18 @@ def test_without_a_learning_rate_it_is_the_first_order_gradient():
     _, gradient = one_step_gradient(wavy, PARAMS, HYPER, 0.0, (0.2,))
     expected = jax.grad(lambda hyper: wavy(PARAMS, hyper, 0.2)[0])(HYPER)
     jax.tree.map(np.testing.assert_array_equal, gradient, expected)
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "tolerance"),
+    [("bfloat16", "float32", 0.03), ("float16", "float16", 4e-3), ("float32", "bfloat16", 0.03)],
+)
+def test_levels_of_different_types_have_gradients_of_their_own(lower, upper, tolerance):
+    """A float32 rate widens nothing."""
+    w, u = W.astype(lower), U.astype(upper)
+    arguments = (jnp.float32(0.1), (False,), (True,))
+    _, gradient = one_step_gradient(quadratic, w, u, *arguments)
+    _, expected = one_step_gradient(quadratic, W, U, *arguments)
+    assert gradient.dtype == upper
+    scale = float(jnp.abs(expected).max())
+    np.testing.assert_allclose(gradient.astype(float), expected, atol=tolerance * scale)

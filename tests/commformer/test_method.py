@@ -10,6 +10,7 @@ import pytest
 
 from jaxmethods import envs
 from jaxmethods.commformer import config, method, objectives, schedule
+from jaxmethods.commformer import graph as graphs
 
 NETWORK = config.NetworkConfig(embed=8)
 PPO = config.PPOConfig(environments=8, rollout=6, epochs=5, minibatches=1)
@@ -58,6 +59,12 @@ def test_an_update_moves_both_levels_and_counts_itself(updated):
     assert metrics["environment_steps"] == 6 * 8 * 6
 
 
+def test_environment_steps_are_counted_past_what_an_int32_holds(compiled, updated):
+    state = updated[0]._replace(update=jnp.int32(50_000_000))
+    metrics = compiled[2](state, None)[1]
+    np.testing.assert_allclose(metrics["environment_steps"], 50_000_001 * 48, rtol=1e-6)
+
+
 def test_metrics_are_finite_scalars(updated):
     for name, value in updated[2].items():
         assert value.shape == (), name
@@ -92,6 +99,20 @@ def test_the_network_optimizer_steps_as_often_as_annealing_plans():
         training, _ = build(graph)
         uppers = [int(schedule.moves_upper(training, jnp.int32(u)).sum()) for u in range(8)]
         assert schedule.lower_steps(training) == 8 * PPO.epochs - sum(uppers)
+
+
+@pytest.mark.parametrize(("ratio", "updates", "last"), [(0.29, 100, 29), (0.57, 100, 57)])
+def test_a_share_of_the_run_that_is_whole_is_taken_whole(ratio, updates, last):
+    """0.29 * 100 is 28.999... in binary floating point."""
+    graph = config.GraphConfig(post_stable=True, post_ratio=ratio)
+    training, _ = build(graph, updates=updates)
+    assert schedule.stable_from(training) == last
+    logits, noise = jnp.eye(3), jnp.arange(9.0).reshape(3, 3)
+    for update, stable in ((last, False), (last + 1, True)):
+        found = graphs.training_graph(logits, noise, update, updates, 1, graph)
+        assert np.array_equal(found, jnp.eye(3)) == stable
+    for number in range(1, 200):  # thousandths, up to millions of updates
+        assert graphs.whole_part(number / 1000 * 29_000_000) == number * 29_000
 
 
 @pytest.mark.parametrize("update", [0, 5])
@@ -193,6 +214,20 @@ class TestLevels:
         training, _ = build(graph=config.GraphConfig(levels="frozen"))
         assert not schedule.moves_upper(training, jnp.int32(3)).any()
         assert schedule.lower_steps(training) == 8 * PPO.epochs
+
+    @pytest.mark.parametrize(("environments", "fraction"), [(2, 0.9), (2, 0.1), (3, 0.9)])
+    def test_split_data_leaves_both_levels_an_environment(self, environments, fraction):
+        graph = config.GraphConfig(upper_data="split", upper_fraction=fraction)
+        ppo = config.PPOConfig(environments=environments, minibatches=1)
+        held_out = method.held_out_samples(build(graph=graph, ppo=ppo)[0])
+        assert held_out.any(1).all()
+        assert (~held_out).any(1).all()
+
+    def test_one_environment_cannot_be_split(self):
+        graph = config.GraphConfig(upper_data="split")
+        ppo = config.PPOConfig(environments=1, minibatches=1)
+        with pytest.raises(ValueError, match="split needs two environments, got 1"):
+            method.held_out_samples(build(graph=graph, ppo=ppo)[0])
 
     def test_split_data_gives_each_level_its_own_environments(self):
         graph = config.GraphConfig(upper_data="split", upper_fraction=0.25)
@@ -312,6 +347,72 @@ class TestWhoTakesPart:
     def test_environments_without_mortal_agents_have_no_mask(self, compiled):
         _, init, _ = compiled
         assert init(jax.random.key(0), None).active is None
+
+
+class TestACarThatLeaves:
+    """What happens in its slot afterwards is no consequence of what it did."""
+
+    @pytest.fixture(scope="class")
+    def collected(self):
+        """An undiscounted roll-out with values of 0, whose returns are plain sums: [T, R, N]."""
+        ppo = PPO.model_copy(
+            update={"discount": 1.0, "gae_lambda": 1.0, "environments": 16, "rollout": 24}
+        )
+        env = envs.make("traffic_junction", n_cars=4, add_rate=0.9)
+        training, trained = build(ppo=ppo, env=env)
+        state = jax.jit(trained.init)(jax.random.key(0), None)
+        head = jax.tree.map(jnp.zeros_like, state.levels.lower)  # all weights 0: values 0
+        state = state._replace(levels=state.levels._replace(lower=head))
+
+        @jax.jit
+        def collect(state):
+            _, trajectory, samples = method.collect(
+                training, state, jnp.zeros((4, 4)), jax.random.key(1)
+            )
+            return trajectory, samples.targets
+
+        trajectory, targets = collect(state)
+        shape = (ppo.environments, ppo.rollout, 4)
+        by_time = (leaf.reshape(shape).swapaxes(0, 1) for leaf in (targets.returns, targets.active))
+        return jax.tree.map(np.asarray, (trajectory, *by_time))
+
+    def test_a_return_is_the_sum_of_the_cars_own_rewards(self, collected):
+        trajectory, returns, active = collected
+        left = trajectory.discount == 0
+        alive = trajectory.extras["alive"]
+        assert left.sum() > 20
+        assert (left & alive).any(), "a slot must be taken in the step in which it is freed"
+        expected, total = np.zeros_like(returns), 0.0
+        for step in reversed(range(len(returns))):
+            paid = np.where(left[step] & alive[step], 0.0, trajectory.reward[step])
+            total = paid + np.where(left[step], 0.0, total)
+            expected[step] = total
+        np.testing.assert_allclose(returns[active > 0], expected[active > 0], atol=1e-4)
+
+    def test_its_last_step_is_worth_nothing_whoever_crashes_there_later(self, collected):
+        trajectory, returns, active = collected
+        left = trajectory.discount == 0
+        assert (active[left] == 1).all()
+        assert (trajectory.reward[1:][left[:-1]] < -5).any(), "somebody must crash there"
+        np.testing.assert_allclose(returns[left], 0.0, atol=1e-6)
+
+
+def test_rewards_of_a_terminated_episode_stay_with_those_who_are_alive():
+    """All discounts are 0 there, of an episode that goes on only those of agents that left."""
+    reward = -jnp.arange(1.0, 7.0).reshape(3, 1, 2)
+    discount = jnp.array([[[0, 1]], [[0, 0]], [[0, 0]]], float)
+    last = jnp.array([[False], [True], [False]])
+    alive = jnp.array([[[1, 1]], [[1, 1]], [[1, 0]]], bool)
+    trajectory = envs.Trajectory(None, None, reward, discount, last, None, {"alive": alive})
+    expected = [[[0, -2]], [[-3, -4]], [[0, -6]]]
+    np.testing.assert_array_equal(method.own_rewards(trajectory), expected)
+
+
+def test_environment_steps_count_on_beyond_what_int32_holds(compiled):
+    _, init, step = compiled
+    state = init(jax.random.key(0), None)._replace(update=jnp.int32(2**30))
+    metrics = step(state, None)[1]
+    np.testing.assert_allclose(metrics["environment_steps"], (2**30 + 1) * 8 * 6, rtol=1e-6)
 
 
 def test_a_truncated_episode_is_worth_what_the_state_it_reached_is():

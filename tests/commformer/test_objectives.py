@@ -51,6 +51,39 @@ def test_denormalising_undoes_normalising(seed):
     np.testing.assert_allclose(denormalize(state, normalize(state, values)), values, atol=1e-4)
 
 
+@pytest.mark.parametrize("mean", [0.0, 100.0, 3000.0])
+def test_moments_are_right_after_half_a_million_updates(mean):
+    """Plain float32 moments say 0.01 for the variance of 1 about a mean of 100."""
+    count, decay = 500_000, 0.99999
+    draws = np.random.default_rng(0).normal(size=(1000, 2)).astype(np.float32)
+    returns = jnp.asarray(draws) + mean
+
+    @jax.jit
+    def run(returns):
+        def step(state, place):
+            return objectives.value_norm_update(state, returns[place % 1000]), None
+
+        start = objectives.value_norm_init()
+        return jax.lax.scan(step, start, jnp.arange(count))[0]
+
+    state = run(returns)
+    batches = np.asarray(returns, np.float64)[np.arange(count) % 1000]
+    weights = (1 - decay) * decay ** np.arange(count)[::-1]
+    right = weights @ batches.mean(1) / weights.sum()
+    spread = weights @ np.square(batches - right).mean(1) / weights.sum()
+    np.testing.assert_allclose(state.debias, weights.sum(), rtol=1e-6)
+    found = objectives.value_norm_moments(state)
+    np.testing.assert_allclose(found[0], right, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(found[1], spread, rtol=1e-4)
+
+
+@pytest.mark.parametrize("value", [0.1, 100.1, 3000.7])
+def test_equal_advantages_are_normalized_to_zero(value):
+    """Not to the rounding of their mean."""
+    advantages = jnp.full((7, 11, 3), value)
+    np.testing.assert_array_equal(objectives.normalize_advantages(advantages), 0.0)
+
+
 def test_the_variance_of_constant_returns_is_at_its_floor():
     state = update(objectives.value_norm_init(), jnp.full((4,), 2.0))
     mean, variance = objectives.value_norm_moments(state)

@@ -136,6 +136,36 @@ def test_what_is_wrong_with_a_folder_is_named(tmp_path):
     assert_error(reason, opens=absent, path=tmp_path, names=["other"])
 
 
+def test_images_behind_links_count_and_links_that_lead_nowhere_are_named(tmp_path):
+    folder = save_folder(tmp_path / "data")
+    (whole,) = read_tasks(folder.parent)
+    own = folder / "train/class 0"
+    own.rename(tmp_path / "elsewhere")
+    own.mkdir()
+    (own / "more").symlink_to(tmp_path / "elsewhere")
+    file = folder / "test/class 1/01.png"
+    file.rename(tmp_path / "01.png")
+    file.symlink_to(tmp_path / "01.png")
+    (linked,) = read_tasks(folder.parent)
+    for ours, theirs in ((linked.train, whole.train), (linked.test, whole.test)):
+        np.testing.assert_array_equal(ours.images, theirs.images)
+        np.testing.assert_array_equal(ours.labels, theirs.labels)
+    (tmp_path / "01.png").unlink()
+    options = {"path": folder.parent, "opens": file}
+    assert_error(f"is a link to {tmp_path / '01.png'}, which leads nowhere", **options)
+    file.unlink()
+    file.symlink_to(file)
+    assert_error("which leads nowhere", **options)
+    file.unlink()
+    (own / "back").symlink_to(folder / "train")
+    back = own / "back/class 0"
+    assert_error("is a link to a folder that it lies in", path=folder.parent, opens=back)
+    (own / "back").unlink()
+    gone = folder / "train/class 9"
+    gone.symlink_to(tmp_path / "gone")
+    assert_error("which leads nowhere", path=folder.parent, opens=gone)
+
+
 def test_files_that_are_no_whole_images_are_named(tmp_path, monkeypatch):
     folder = save_folder(tmp_path)
     path = folder / "test/class 1/01.png"

@@ -5,8 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jaxmethods.data.offline import DataError, q_learning_rows, read_npz, read_offline
-from jaxmethods.obd.dataset import load_offline
+from jaxmethods.data.offline import (
+    DataError,
+    FlatDataset,
+    episode_ends,
+    flat_dataset,
+    q_learning_rows,
+    read_npz,
+    read_offline,
+)
+from jaxmethods.obd.dataset import load_offline, offline_data
 
 S, A = 4, 2
 LENGTHS = (7, 5, 9)
@@ -98,6 +106,48 @@ def test_rows_leave_out_time_limits_and_the_last_row(tmp_path):
     np.testing.assert_array_equal(rows.next_observations[inside], without.next_observations[inside])
 
 
+def test_ends_that_are_not_marked_are_seen_in_the_next_observations(tmp_path):
+    """The first episode's end isn't flagged: what its last row reached, the next never saw."""
+    whole = read_offline(write_npz(tmp_path))
+    unmarked = flat()["terminals"] & (np.arange(21) != 6)
+    found = read_offline(write_npz(tmp_path, terminals=unmarked))
+    np.testing.assert_array_equal(episode_ends(found), episode_ends(whole))
+    assert list(np.flatnonzero(episode_ends(found))) == [6, 11, 20]
+    # D4RL's protocol goes by the flags: the row stays one that is learnt from.
+    np.testing.assert_array_equal(q_learning_rows(found).index, q_learning_rows(whole).index)
+
+
+def test_rounding_of_large_observations_is_no_end(tmp_path):
+    large = flat()["next_observations"] * 1e4 + 1e5
+    observations = flat()["observations"] * 1e4 + 1e5
+    observations = np.nextafter(observations, np.float32(np.inf))
+    path = write_npz(tmp_path, observations=observations, next_observations=large)
+    assert list(np.flatnonzero(episode_ends(read_offline(path)))) == [6, 11, 20]
+
+
+def test_returns_need_rows_in_the_order_of_time():
+    rng = np.random.default_rng(0)
+    steps = np.arange(301, dtype=np.float32)[:, None]
+    order = rng.permutation(300)
+    arrays = {
+        "observations": steps[:-1][order],
+        "next_observations": steps[1:][order],
+        "actions": np.zeros((300, 1), np.float32),
+        "rewards": np.ones(300),
+        "terminals": np.zeros(300, bool),
+        "timeouts": np.zeros(300, bool),
+    }
+    shuffled = flat_dataset(arrays)
+    with pytest.raises(DataError, match=r"next_observations: expected what the next row observes"):
+        episode_ends(shuffled)
+    assert len(q_learning_rows(shuffled).index) == 299  # whose order doesn't matter
+
+
+def test_no_statistics_are_made_of_no_rows():
+    with pytest.raises(DataError, match="expected a row that no time limit cuts off, got none"):
+        offline_data(FlatDataset(*flat_dataset(flat())[:4], np.ones(21, bool), None))
+
+
 def test_normalised_states_have_mean_zero_and_deviation_just_below_one(tmp_path):
     data, norm = load_offline(write_npz(tmp_path))
     states = np.asarray(data.states, np.float64)
@@ -122,6 +172,15 @@ def nan_at(row):
         ({"observations": np.ones((21, S), int)}, "expected floating numbers, got int64"),
         ({"rewards": None}, "rewards: missing; the file has actions, next_observations"),
         ({"rewards": np.full(21, np.inf)}, "rewards: expected finite numbers, got inf in row 0"),
+        (
+            {"rewards": np.full(21, 1e300)},
+            r"rewards: expected finite numbers, got 1e\+300",
+        ),
+        ({"rewards": np.full(21, 1j)}, "rewards: expected numbers, got complex128"),
+        ({"observations": np.ones((0, S))}, "observations: expected at least 2 rows, got 0"),
+        ({"observations": np.ones((21, 0))}, r"observations: expected shape \(rows, dimensions\)"),
+        ({"timeouts": np.ones(21)}, "timeouts: expected a row that no time limit cuts off before"),
+        ({"timeouts": np.full(21, np.nan)}, "timeouts: expected 0 and 1 only, got nan"),
         ({"terminals": np.full(21, 0.5)}, "terminals: expected 0 and 1 only, got 0.5"),
         ({"timeouts": np.zeros(20)}, r"timeouts: expected shape \(21,\), got \(20,\)"),
         ({"terminals": np.full(21, "a")}, "terminals: expected numbers, got <U1"),

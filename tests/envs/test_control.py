@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jumanji.types import StepType
 
 from jaxmethods.data.generated import mixed_quality
 from jaxmethods.envs.control import episode_returns, make_control, record_episodes
@@ -73,6 +76,45 @@ def test_generated_data_are_whole_episodes_of_every_quality_and_reproducible():
     np.testing.assert_array_equal(flat.actions, again.actions)
 
 
+class Balance(Pendulum):
+    """Pays 1 a step until the velocity leaves bounds, which NaN never does."""
+
+    def step(self, state, action):
+        after, timestep = super().step(state, action)
+        fallen = jnp.abs(after.velocity) > 7.0
+        step_type = jnp.where(fallen, StepType.LAST, timestep.step_type)
+        return after, timestep.replace(step_type=step_type, reward=jnp.ones(()))
+
+
+def test_an_action_that_is_not_finite_fails_its_episode_and_no_other():
+    env = Balance(time_limit=5)
+
+    def act(key, observation):
+        bad = jnp.array([0.0, jnp.nan, jnp.inf, -jnp.inf])
+        return bad[:, None]
+
+    returns = jax.jit(lambda key: episode_returns(env, act, key, 4))(jax.random.key(0))
+    np.testing.assert_array_equal(returns, [5.0, np.nan, np.nan, np.nan])
+
+
+@pytest.mark.parametrize("broken", ["observation", "reward"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_a_simulator_makes_of_an_episode_must_be_finite(broken, value):
+    class Breaks(Balance):
+        def step(self, state, action):
+            after, timestep = super().step(state, action)
+            whole = getattr(timestep, broken)
+            wrong = jnp.where(after.step_count == 2, value, whole)
+            return after, timestep.replace(**{broken: wrong})
+
+    def act(key, observation):
+        return jnp.zeros((len(observation), 1))
+
+    for env, expected in ((Breaks(time_limit=4), np.nan), (Breaks(time_limit=1), 1.0)):
+        play = jax.jit(partial(episode_returns, env, act, episodes=2))
+        np.testing.assert_array_equal(play(jax.random.key(0)), [expected] * 2)
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "expected"),
     [
@@ -86,15 +128,18 @@ def test_wrong_names_and_values_are_refused_in_one_line(name, arguments, expecte
         make_control(name, **arguments)
 
 
-def test_brax_counts_steps_and_pays_its_own_rewards():
-    """An inverted pendulum is paid 1 a step and doesn't fall within 3."""
+def test_brax_counts_steps_and_pays_its_own_rewards_but_none_to_nan():
+    """An inverted pendulum is paid 1 a step and doesn't fall within 3.
+
+    Comparisons with NaN are false, so that brax never says of one of NaN that it fell.
+    """
     pytest.importorskip("brax")
     from jaxmethods.envs.adapters.brax_control import BraxControl
 
     env = BraxControl("inverted_pendulum", time_limit=3, backend="spring")
 
     def act(key, observation):
-        return jnp.zeros((len(observation), 1))
+        return jnp.array([[0.0], [jnp.nan], [0.0]])
 
-    returns = jax.jit(lambda key: episode_returns(env, act, key, 2))(jax.random.key(0))
-    np.testing.assert_allclose(returns, [3.0, 3.0])
+    returns = jax.jit(lambda key: episode_returns(env, act, key, 3))(jax.random.key(0))
+    np.testing.assert_allclose(returns, [3.0, np.nan, 3.0])

@@ -127,3 +127,17 @@ def test_every_preset_can_be_built(name):
         else:
             assert env.time_limit is None
             assert env.episode_cap in (20, 40, 80)
+
+
+@pytest.mark.parametrize("name", [name for name in envs.ENVIRONMENTS if name != "smax"])
+def test_steps_of_an_endless_episode_are_counted_up_to_the_largest_int32(name):
+    """A count that went on from -2^31 would be no observation."""
+    env = envs.make(name, **VARIANTS.get(name, {}) | {"time_limit": None})
+    state, _ = jax.jit(env.reset)(jax.random.key(0))
+    largest = np.iinfo(np.int32).max
+    state = state._replace(step_count=jnp.int32(largest - 1))
+    step = jax.jit(env.step)
+    for _ in range(2):
+        state, timestep = step(state, env.action_spec.generate_value())
+        assert timestep.observation.step_count == largest
+        env.observation_spec.validate(timestep.observation)

@@ -189,3 +189,51 @@ def test_a_recording_begins_with_the_first_state_and_repeats_the_last():
     assert length == 2
     np.testing.assert_array_equal(states.step_count, [0, 1, 2, 2, 2])
     np.testing.assert_array_equal(states.predators[:, :, 1].T, [[1, 2, 2, 2, 2], [0, 1, 2, 2, 2]])
+
+
+@pytest.mark.parametrize("broken", ["output", "action", "reward", "observation"])
+def test_a_broken_episode_fails_with_the_longest_length_and_others_are_what_they_were(broken):
+    """One of three episodes has a NaN in its second step, which would have been a success."""
+
+    class Breaks(PredatorPrey):
+        def step(self, state, action):
+            after, timestep = super().step(state, action.astype(jnp.int32))
+            bad = (after.step_count == 2) & (after.prey[0, 0] == 1)
+            view = timestep.observation.agents_view.astype(jnp.float32)
+            if broken == "observation":
+                view = jnp.where(bad, jnp.nan, view)
+            reward = jnp.where(bad & (broken == "reward"), jnp.inf, timestep.reward)
+            return after, timestep.replace(
+                reward=reward, observation=timestep.observation._replace(agents_view=view)
+            )
+
+        def reset(self, key):
+            state, timestep = super().reset(key)
+            view = timestep.observation.agents_view.astype(jnp.float32)
+            return state, timestep.replace(
+                observation=timestep.observation._replace(agents_view=view)
+            )
+
+    def some_lower(key):
+        """In the row below for about half of all keys."""
+        row = jax.random.bernoulli(key).astype(jnp.int32)
+        down = jnp.stack([row, jnp.zeros_like(row)])
+        return initial_state(jnp.array([[0, 1], [0, 0]]) + down, jnp.array([[0, 2]]) + down, key)
+
+    env = Breaks(2, dim=3, generator=some_lower)
+
+    def policy(key, observation):
+        action, _ = to_the_right(key, observation)
+        # The centre of a predator's window shows its cell: 3 and 4 are in the second row.
+        lower = observation.agents_view[:, 0, 4 * 13 + 3 : 4 * 13 + 6].any(-1)
+        bad = jnp.where(lower & (observation.step_count == 1), jnp.nan, 0.0)
+        action = action + (bad[:, None] if broken == "action" else 0.0)
+        return action, bad if broken == "output" else jnp.zeros_like(bad)
+
+    results = jax.jit(partial(play_episodes, env, policy, episodes=16, max_steps=9))(
+        jax.random.key(0)
+    )
+    failed = ~np.asarray(results.success)
+    assert 0 < failed.sum() < 16
+    np.testing.assert_array_equal(results.length, np.where(failed, 9, 2))
+    np.testing.assert_allclose(results.returned, np.where(failed, np.nan, -0.025), rtol=1e-6)

@@ -165,6 +165,27 @@ def test_rewards_pay_for_waiting_and_for_sharing_a_cell(seed):
     assert not timesteps.last().any()
 
 
+@settings(max_examples=20)
+@given(st.integers(0, 2**31 - 1))
+def test_the_discount_of_a_slot_is_zero_where_its_car_leaves_and_one_elsewhere(seed):
+    _, _, after, timesteps = played(seed)
+    np.testing.assert_array_equal(timesteps.discount, 1.0 - after.completed)
+
+
+def test_a_car_that_leaves_ends_its_return_also_where_the_time_limit_truncates():
+    env = TrafficJunction(add_rate=1.0, time_limit=8)
+
+    def step(state, _):
+        state, timestep = env.step(state, jnp.zeros(env.n_cars, jnp.int32))
+        return state, (timestep, state.completed)
+
+    timesteps, completed = jax.jit(lambda k: jax.lax.scan(step, env.reset(k)[0], length=8)[1])(KEY)
+    np.testing.assert_array_equal(timesteps.last(), np.arange(8) == 7)
+    assert completed[-1].any(), "a car must leave in the step that the limit cuts"
+    assert not completed[-1].all()
+    np.testing.assert_array_equal(timesteps.discount, 1.0 - completed)
+
+
 @settings(max_examples=10)
 @given(st.integers(0, 2**31 - 1))
 def test_observations_show_a_map_painted_by_hand(seed):

@@ -52,6 +52,40 @@ def test_a_batch_has_no_image_twice_and_none_of_the_padding():
         adaptation.draw(jax.random.key(0), data, 21)
 
 
+def test_a_prediction_of_nan_is_wrong_whatever_the_label():
+    logits = jnp.asarray([[jnp.nan] * 3, [0.0, jnp.nan, 2.0], [0.0, 2.0, -jnp.inf]])[None]
+    for label in range(3):
+        right = adaptation.right(logits, jnp.full((1, 3), label))
+        np.testing.assert_array_equal(right, [[False, False, label == 1]])
+    assert adaptation.accuracy(logits, jnp.asarray([[0, 1, 1]]), jnp.asarray([3])) == 1 / 3
+
+
+def test_a_small_task_repeats_its_inputs_and_gives_no_padding():
+    data = adaptation.unlabelled([jnp.arange(1, 21), jnp.arange(100, 103)])
+    batch = np.asarray(adaptation.draw(jax.random.key(0), data, 8))
+    assert set(batch[1]) == {100, 101, 102}
+
+
+def test_the_entropys_epsilon_stands_inside_the_logarithm():
+    p = np.array([0.7, 0.2, 0.1])
+    found = adaptation.entropy(jnp.log(jnp.asarray(p)), epsilon=0.5)
+    np.testing.assert_allclose(found, -(p * np.log(p + 0.5)).sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("clamp", "expected"), [(True, 1.0 + 10.0), (False, 1.0 + 15.0 + 50.0)])
+def test_coefficients_are_clamped_to_the_unit_interval_on_request(clamp, expected):
+    """theta_0 = 1, tau = 10 and -100, Lambda = 1.5 and -0.5."""
+    batch = adamerging.Batch(
+        base={"w": jnp.ones(1)},
+        task_vectors={"w": jnp.array([[10.0], [-100.0]])},
+        unlabelled=None,
+        heads=None,
+    )
+    config = AdaMergingConfig(clamp=clamp, layerwise=False)
+    merged = adamerging.merged(jnp.array([1.5, -0.5]), batch, config)
+    np.testing.assert_allclose(merged["w"], [expected], rtol=1e-6)
+
+
 def test_accuracy_counts_real_inputs_alone():
     logits = jnp.asarray([[[2.0, 1.0], [0.0, 1.0], [5.0, 0.0]], [[0.0, 1.0]] * 3])
     labels = jnp.asarray([[0, 0, 0], [1, 0, 0]])

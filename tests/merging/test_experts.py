@@ -189,3 +189,11 @@ def test_the_encoding_is_put_before_every_token():
     np.testing.assert_allclose(
         routers.apply(router, h, encoding), routers.apply(router, tokens), atol=1e-6
     )
+
+
+def test_a_blocks_encoding_is_sines_and_cosines_of_falling_frequencies():
+    """sin(l w_i) and cos(l w_i), w_i = 10000^(-2 i / E)."""
+    found = routers.layer_encodings(5, 6)
+    angles = np.arange(5)[:, None] * 10000.0 ** (-2 * np.arange(3) / 6)
+    expected = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxmethods import merging
-from jaxmethods.merging import order_statistics, sign_election
+from jaxmethods.merging import competition, order_statistics, sign_election
 from jaxmethods.merging.order_statistics import kth_smallest
 
 
@@ -293,6 +293,89 @@ def test_regmean_is_optimal_on_the_inputs_in_either_layout():
         return jnp.mean(jnp.square(inputs @ weight.T - inputs @ stack["w"].mT))
 
     assert jnp.abs(jax.grad(loss)(merged)).max() < 1e-4
+
+
+@pytest.mark.parametrize("layout", ["out_in", "in_out"])
+def test_regmean_leaves_what_inputs_leave_open_to_the_average(layout):
+    """A feature that is 0 everywhere, and one that is twice another."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 50, 5)).astype(np.float32)
+    x[..., 2] = 0
+    x[..., 4] = 2 * x[..., 3]
+    w = rng.normal(size=(2, 3, 5)).astype(np.float32)
+    grams = {"w": merging.gram(jnp.asarray(x))}
+    given = jnp.asarray(w if layout == "out_in" else w.swapaxes(1, 2))
+    found = merging.regmean({"w": given}, grams, layout=layout)["w"]
+    found = found if layout == "out_in" else found.T
+    np.testing.assert_allclose(found[:, 2], w.mean(0)[:, 2], rtol=1e-6)
+    rows = [x_t.astype(np.float64) for x_t in x]
+    targets = np.concatenate([r @ w_t.T for r, w_t in zip(rows, w, strict=True)])
+    stacked = np.concatenate(rows)
+    best = np.linalg.lstsq(stacked, targets, rcond=1e-6)[0]
+    np.testing.assert_allclose(stacked @ found.T, stacked @ best, atol=1e-4)
+
+
+def test_regmean_of_fewer_rows_than_features_keeps_equal_experts():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 3, 8)), jnp.float32)
+    w = jnp.asarray(rng.normal(size=(1, 4, 8)), jnp.float32)
+    found = merging.regmean({"w": jnp.concatenate([w, w])}, {"w": merging.gram(x)})["w"]
+    np.testing.assert_allclose(found, w[0], atol=1e-5)
+
+
+def test_regmean_takes_features_of_any_size_seriously():
+    """Small features aren't dependent ones."""
+    rng = np.random.default_rng(0)
+    scale = np.asarray([1e3, 1.0, 1e-3])
+    w = rng.normal(size=(2, 2, 3))
+    x = rng.normal(size=(2, 60, 3))
+    plain = merging.regmean({"w": jnp.asarray(w, jnp.float32)}, {"w": merging.gram(jnp.asarray(x))})
+    other = merging.regmean(
+        {"w": jnp.asarray(w / scale, jnp.float32)}, {"w": merging.gram(jnp.asarray(x * scale))}
+    )
+    np.testing.assert_allclose(other["w"] * scale, plain["w"], rtol=1e-3)
+
+
+def test_fisher_without_a_floor_averages_what_matters_to_nobody():
+    stack = {"w": jnp.asarray([[1.0, 2.0], [3.0, 4.0]])}
+    fisher = {"w": jnp.asarray([[0.0, 1.0], [0.0, 0.0]])}
+    found = merging.fisher_merge(stack, fisher, normalize=False, floor=0.0)["w"]
+    np.testing.assert_array_equal(found, [2.0, 2.0])
+
+
+def test_model_stock_stays_between_base_and_experts():
+    """Its pole is where task vectors cancel, and a negative t would move away from all of them."""
+    base = {"w": jnp.asarray([1.0, 1.0])}
+    opposite = {"w": jnp.asarray([[3.0, 1.0], [0.0, 1.0]])}
+    np.testing.assert_array_equal(merging.model_stock(base, opposite)["w"], base["w"])
+    along = {"w": jnp.asarray([[2.0, 2.0], [2.0, 1.0]])}
+    c = 1 / np.sqrt(2)
+    right = 1 + 2 * c / (1 + c) * (np.mean(along["w"], 0) - 1)
+    np.testing.assert_allclose(merging.model_stock(base, along)["w"], right, rtol=1e-6)
+
+
+def test_pcb_of_a_hundred_experts_is_finite():
+    """exp(100) is no float32."""
+    rng = np.random.default_rng(0)
+    base = {"w": jnp.zeros(50)}
+    stack = {"w": jnp.asarray(rng.normal(size=(100, 50)), jnp.float32)}
+    merged = merging.pcb(base, stack)["w"]
+    assert np.isfinite(merged).all()
+    assert jnp.abs(merged).max() > 0.1
+
+
+def test_shares_are_those_that_were_written():
+    """0.29 of 100 is 28.999... in binary floating point, 1 - 0.9 is less than 0.1."""
+    values = jnp.asarray(np.random.default_rng(0).permutation(np.arange(1.0, 101.0)), jnp.float32)
+    tau = {"w": values[None]}
+    assert jnp.sum(merging.ties_split(tau, 0.29)["w"] != 0) == 30
+    assert jnp.sum(sign_election.trim_mask(tau, 29)["w"]) == 30
+    assert jnp.sum(merging.breadcrumbs(tau, 0.29, 0.0)["w"] != 0) == 29
+    kept = merging.breadcrumbs(tau, 0.5, 0.29)["w"]
+    np.testing.assert_array_equal(np.sort(kept[kept > 0]), np.arange(22, 72))
+    more = {"w": jnp.append(values, 101.0)[None]}
+    assert jnp.sum(merging.magnitude_prune(more, 0.29)["w"] != 0) == 101 - 30
+    assert competition.order_ranks(100, 0.9).competitiveness == 11
 
 
 def test_the_exact_fisher_is_the_variance_of_the_score():

@@ -193,6 +193,36 @@ def test_a_head_from_templates_averages_over_them(tmp_path, loaded):
         clip.load_tokenizer(TINY)
 
 
+def test_a_text_that_is_too_long_keeps_its_end_mark(tmp_path, loaded):
+    tokenizers = pytest.importorskip("tokenizers")
+    write_tokenizer(tmp_path, tokenizers)
+    longest = loaded.config.text.max_position_embeddings
+    tokenizer = clip.load_tokenizer(tmp_path)
+    whole = tokenizer.encode("cat " * longest).ids
+    ids, mask = clip.tokenize(tokenizer, ["cat " * longest], loaded.config)
+    np.testing.assert_array_equal(ids[0], [*whole[: longest - 1], whole[-1]])
+    np.testing.assert_array_equal(mask, np.ones((1, longest)))
+
+
+def test_a_text_is_its_first_end_mark(loaded):
+    """What comes after it has no influence, and the mark needn't be the largest id."""
+    end = 7
+    text = loaded.config.text.model_copy(update={"eos_token_id": end})
+    config = loaded.config.model_copy(update={"text": text})
+    ids = jnp.array([[3, 11, end, 20, end], [3, 11, end, end, 5]])
+    out = clip.text_features(loaded.params, config, ids)
+    np.testing.assert_array_equal(out.pooled, out.last[:, 2])
+    np.testing.assert_allclose(out.features[0], out.features[1], atol=1e-6)
+
+
+def test_the_length_of_features_does_not_matter_to_a_classifier():
+    features = jax.random.normal(jax.random.key(0), (3, 5))
+    head = jax.random.normal(jax.random.key(1), (4, 5))
+    units = features / jnp.linalg.norm(features, axis=1, keepdims=True)
+    found = clip.classify(jnp.array([[1.0], [7.0], [0.1]]) * features, head, jnp.log(10.0))
+    np.testing.assert_allclose(found, 10 * units @ head.T, rtol=1e-5)
+
+
 def write_tokenizer(folder, tokenizers):
     """A byte-pair vocabulary of letters, with CLIP's two marks as its largest ids."""
     alphabet = sorted("abcdefghijklmnopqrstuvwxyz.")
@@ -250,3 +280,18 @@ def test_transformers_gives_the_same_logits(tmp_path):
     text = clip.text_features(params, config, jnp.asarray(ids)).features
     ours = clip.similarity(image, text, params["logit_scale"])
     assert_relative(ours, theirs.logits_per_image.numpy(), 1e-5)
+
+
+def test_no_two_drawn_leaves_begin_alike():
+    """A key used twice would give two leaves the same numbers, scaled."""
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 2}
+    sizes["num_attention_heads"] = 1
+    raw = {"model_type": "clip", "projection_dim": 8}
+    raw["vision_config"] = sizes | {"image_size": 8, "patch_size": 4}
+    raw["text_config"] = sizes | {"vocab_size": 20, "max_position_embeddings": 16}
+    params = jax.jit(clip.init, static_argnums=1)(jax.random.key(0), clip.config_of(raw))
+    leaves = [np.asarray(leaf).ravel()[:8] for leaf in jax.tree.leaves(params)]
+    drawn = [leaf / leaf[0] for leaf in leaves if leaf.size == 8 and np.ptp(leaf) > 0]
+    assert len(drawn) > 15
+    for place, one in enumerate(drawn):
+        assert not any(np.allclose(one, other, rtol=1e-3) for other in drawn[:place])

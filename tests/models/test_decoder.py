@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxmethods.models import decoder
-from jaxmethods.models.attention import reserve
+from jaxmethods.models.attention import grow, reserve, token_positions
 from jaxmethods.models.decoder_config import RopeScaling
 from jaxmethods.models.rope import inverse_frequencies, rotate, rotation
 from tests.models.decoders import CONFIGS, LLAMA, random_ids, random_params
@@ -163,3 +163,93 @@ def test_examples_may_be_mapped_over():
     params, ids = random_params(LLAMA), random_ids(LLAMA, 2, 7)
     rows = jax.vmap(lambda row: decoder.forward(params, LLAMA, row[None]).logits[0])(ids)
     assert_close(rows, forward(params, LLAMA, ids).logits)
+
+
+@pytest.mark.parametrize("pieces", [(8, 3), (3, 2, 3, 1, 2)])
+@pytest.mark.parametrize("name", ["mistral", "opt"])
+def test_neither_padding_nor_chunks_change_a_token(name, pieces):
+    """Window and positions count tokens: what a row's tokens give alone, in one pass, is right."""
+    config = CONFIGS[name]
+    params, mask = random_params(config, scale=0.5), padded(3)
+    ids, cache, start, found = random_ids(config, *mask.shape), None, 0, []
+    for size in pieces:
+        part = slice(start, start + size)
+        cache = None if cache is None else reserve(cache, size)
+        past = {"cache": cache, "keep_cache": True}
+        out = forward(params, config, ids[:, part], mask=mask[:, part], **past)
+        cache, start = out.cache, start + size
+        found.append(out.logits)
+    alone = forward(params, config, tokens_of(ids, mask)).logits
+    whole = forward(params, config, ids, mask=mask).logits
+    assert_close(whole[mask].reshape(alone.shape), alone, 1e-4)
+    assert_close(jnp.concatenate(found, axis=1)[mask].reshape(alone.shape), alone, 1e-4)
+
+
+def test_unstacked_layers_decode_behind_padding_alike():
+    config, mask = CONFIGS["mistral"], padded(0)
+    params, ids = random_params(config, scale=0.5), random_ids(config, *mask.shape)
+    token = jnp.full((len(ids), 1), 5)
+    for layers in (params, decoder.unstack_layers(params)):
+        first = forward(layers, config, ids, mask=mask, keep_cache=True)
+        next_one = forward(layers, config, token, cache=reserve(first.cache, 1)).logits[:, 0]
+        text = jnp.concatenate([tokens_of(ids, mask), token], axis=1)
+        assert_close(next_one, forward(params, config, text).logits[:, -1], 1e-4)
+
+
+def test_dynamic_frequencies_follow_the_tokens_of_each_row():
+    config = CONFIGS["llama dynamic"]  # 8 positions
+    params, mask = random_params(config, scale=0.5), padded(5)
+    ids = random_ids(config, *mask.shape)
+    alone = forward(params, config, tokens_of(ids, mask)).logits  # 10 tokens
+    found = forward(params, config, ids, mask=mask).logits
+    assert_close(found[mask].reshape(alone.shape), alone, 1e-4)
+    positions = jnp.where(mask, token_positions(*mask.shape, mask, None), 60)
+    found = forward(params, config, ids, mask=mask, positions=positions).logits
+    assert_close(found[mask].reshape(alone.shape), alone, 1e-4)
+
+
+def test_a_single_rotated_pair_has_no_base_to_stretch():
+    scaling = RopeScaling(kind="dynamic", factor=4)
+    config = LLAMA.model_copy(update={"rotary_dim": 2, "max_positions": 4, "rope_scaling": scaling})
+    cos, sin = rotation(config, jnp.arange(9)[None])
+    assert_close(jnp.arctan2(sin, cos)[0, :3, 0], jnp.arange(3.0))
+
+
+def test_a_full_cache_is_never_written_over():
+    keys = jnp.ones((1, 1, 3, 2, 4))  # [L, B, T, K, d]
+    cache = grow(None, None, keys, keys)
+    with pytest.raises(ValueError, match="room for 1 further tokens, got 3 places with 3 taken"):
+        grow(cache, None, keys[:, :, :1], keys[:, :, :1])
+    with pytest.raises(ValueError, match="room for 4 further tokens, got 3 places; "):
+        jax.jit(grow)(cache, None, *[jnp.ones((1, 1, 4, 2, 4))] * 2)
+    # A compiled program can't raise, but what it computes says so.
+    over = jax.jit(grow)(cache, None, keys[:, :, :1], keys[:, :, :1])
+    assert jnp.isnan(over.keys).any()
+    room = jax.jit(grow)(reserve(cache, 1), None, keys[:, :, :1], keys[:, :, :1])
+    assert jnp.isfinite(room.keys).all()
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0)])
+def test_nothing_to_run_gives_nothing(shape):
+    params = random_params(LLAMA)
+    out = forward(params, LLAMA, jnp.zeros(shape, int), mask=jnp.ones(shape, bool), keep_cache=True)
+    assert out.logits.shape == (*shape, LLAMA.vocab_size)
+    more = forward(params, LLAMA, jnp.ones((shape[0], 1), int), cache=reserve(out.cache, 1))
+    assert more.logits.shape == (shape[0], 1, LLAMA.vocab_size)
+    assert jnp.isfinite(more.logits).all()
+
+
+def padded(further):
+    """Rows of 5 tokens among 3 places of padding, and `further` tokens behind them."""
+    rows = [
+        [0, 0, 0, 1, 1, 1, 1, 1],
+        [1, 1, 1, 1, 1, 0, 0, 0],
+        [0, 1, 1, 1, 1, 1, 0, 0],
+        [1, 0, 1, 1, 0, 0, 1, 1],
+    ]
+    return jnp.array([row + [1] * further for row in rows], bool)
+
+
+def tokens_of(ids, mask):
+    """The tokens of every row without its padding; all rows have equally many."""
+    return ids[mask].reshape(len(ids), -1)

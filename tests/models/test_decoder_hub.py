@@ -18,7 +18,6 @@ from jaxmethods.models import decoder, decoder_hub
 from jaxmethods.models.generate import generate
 from jaxmethods.models.hub import open_folder
 from tests.models.decoders import CONFIGS, LLAMA, random_ids, random_params
-from tests.on_eight_devices import assert_passes_on_eight_devices
 
 ROOT = Path(__file__).parents[2]
 
@@ -138,17 +137,6 @@ def test_what_is_not_supported_is_one_line_that_names_it(tmp_path, name, changes
     assert len(str(raised.value).splitlines()) == 1
 
 
-def test_a_tied_head_that_is_stored_all_the_same_is_no_error(tmp_path):
-    params = random_params(LLAMA)
-    decoder_hub.save(tmp_path / "model", LLAMA, params)
-    written = tmp_path / "model" / "config.json"
-    content = json.loads(written.read_text()) | {"tie_word_embeddings": True}
-    written.write_text(json.dumps(content))
-    config, loaded = decoder_hub.load(tmp_path / "model")
-    assert config.tied
-    assert "head" not in loaded
-
-
 MEASURE = """
 import resource, sys
 import jax, jax.numpy as jnp
@@ -181,7 +169,3 @@ def test_loading_never_holds_the_model_twice(tmp_path):
     assert run.returncode == 0, run.stderr
     # On CPU the loaded model is in host memory once; a leaf of a fifth of it, and its file, twice.
     assert float(run.stdout) < 1.7
-
-
-def test_one_result_on_a_mesh_of_eight_devices():
-    assert_passes_on_eight_devices("tests/models/eight_devices.py")

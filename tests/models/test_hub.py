@@ -186,10 +186,11 @@ def test_a_damaged_file_is_an_error_that_names_it(folder, content):
         ({}, "expected a weight_map"),
         ({"weight_map": {"w": "../../etc/passwd"}}, "expected names of files beside it"),
         ({"weight_map": {"w": "absent.safetensors"}}, "absent.safetensors: cannot be read"),
-        ({"weight_map": {"w": "model.safetensors"}}, "names w, which no file holds"),
+        ({"weight_map": {"w": "model-1.safetensors"}}, "names w, which no file holds"),
     ],
 )
 def test_an_index_that_does_not_fit_is_an_error(folder, index, message):
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(HubError, match=message):
         open_folder(folder)

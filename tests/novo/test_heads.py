@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxmethods.errors import UserError
-from jaxmethods.novo import baselines, heads, resample
+from jaxmethods.novo import baselines, figures, heads, resample
 
 HEADS = os.environ.get("JAXMETHODS_SHARED", "")
 
@@ -122,6 +122,39 @@ def test_weights_count_as_votes():
     votes, prediction = heads.vote(norms, jnp.ones(2, bool), voters, jnp.array([0.25, 0.5]))
     np.testing.assert_array_equal(votes, [0.25, 0.5])
     assert prediction == 1
+
+
+@pytest.mark.parametrize("there", [[0, 1], [1, 3], [2, 3]])
+def test_negative_votes_lose_to_nobody_who_is_not_there(there):
+    """With weights accuracy - 1/C most are below 0: the least negative total wins."""
+    mask = jnp.isin(jnp.arange(4), jnp.array(there))
+    norms = jnp.zeros((4, 3)).at[there[0]].set(jnp.array([1.0, 2.0, 1.0]))
+    norms = norms.at[there[1]].set(jnp.array([2.0, 1.0, 2.0]))
+    voters = heads.heads_from_indices([0, 1, 2], [], 3)
+    votes, prediction = heads.vote(norms, mask, voters, jnp.array([-1.5, -1.4, -0.3]))
+    np.testing.assert_allclose(votes[jnp.array(there)], [-1.4, -1.8])
+    assert prediction == there[0]
+    unanimous = heads.vote(norms, mask, voters, jnp.array([-0.5, 0.0, -0.3]))[1]
+    assert unanimous == there[0]  # no votes at all are more than -0.8
+
+
+def test_the_only_candidate_leads_by_its_votes():
+    votes = np.array([[3, 5, 0], [0, 2, 4]])
+    np.testing.assert_array_equal(figures.margins(votes, np.array([1, 1])), [2, -2])
+    np.testing.assert_array_equal(figures.margins(np.array([[6]]), np.array([0])), [6])
+
+
+def test_the_largest_is_always_one_that_is_there():
+    mask = jnp.array([[False, True, True, False], [False, False, True, True], [False] * 4])
+    nothing = jnp.full((3, 4), -jnp.inf)
+    np.testing.assert_array_equal(heads.largest_of(nothing, mask), [1, 2, 0])
+    values = jnp.array([9, -7, -5, 9])
+    lowest = jnp.iinfo(jnp.int32).min
+    for typed in (values, values.astype(jnp.float32)):
+        whole = jnp.broadcast_to(typed, (3, 4))
+        np.testing.assert_array_equal(heads.largest_of(whole, mask), [2, 3, 0])
+    assert heads.largest_of(jnp.full(4, lowest), mask[0]) == 1
+    assert baselines.most_likely(nothing, mask).tolist() == [1, 2, 0]
 
 
 def test_json_goes_there_and_back():

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from jaxmethods.models import decoder
 from jaxmethods.novo import tree
 from jaxmethods.novo.norms import row_norms, run_root
-from jaxmethods.novo.score import score
+from jaxmethods.novo.score import score, score_batches
 from tests.models.decoders import CONFIGS, LLAMA, random_params
-from tests.on_eight_devices import assert_passes_on_eight_devices
 
 
 def random_sequences(seed=0, questions=7, root=5, vocab=40):
@@ -33,6 +32,9 @@ def random_sequences(seed=0, questions=7, root=5, vocab=40):
             candidates[3] = candidates[1] + draw(2)
         sets.append(candidates)
     return sets
+
+
+FORWARD = jax.jit(decoder.forward, static_argnums=1, static_argnames="taps")
 
 
 @partial(jax.jit, static_argnums=1)
@@ -54,6 +56,38 @@ def test_all_modes_give_the_norms_of_whole_sequences(name):
     equal = [place for place, question in enumerate(sequences) if len(question) > 2]
     assert equal
     np.testing.assert_array_equal(shared.norms[equal, 0], shared.norms[equal, 2])
+
+
+@pytest.mark.parametrize("positions", [8, 12])
+def test_dynamic_frequencies_are_those_of_each_sequence_alone(positions):
+    """Beyond `positions` a sequence's length turns all its tokens: neither padding nor another
+    candidate's length may. With 12, the padding of the root lies beyond and no sequence does."""
+    config = CONFIGS["llama dynamic"].model_copy(update={"max_positions": positions})
+    params = random_params(config, scale=0.5)
+    start = [5, 9, 3, 7, 4]
+    sequences = [[[*start, 8], [*start, 6, 30, 3, 8, 9, 11]], [[*start, 4, 4]] * 2]
+    likelihood = {"prompt_lengths": [len(start) + 1, len(start)], "likelihood": True}
+    tree_scores = score(params, config, sequences, **likelihood)
+    naive = score(params, config, sequences, mode="naive")
+    for place, ids in enumerate(sequences[0]):
+        alone = FORWARD(params, config, jnp.asarray([ids]), taps=("head_norms",))
+        norms = alone.head_norms[:, 0, -1].reshape(-1)
+        np.testing.assert_allclose(tree_scores.norms[0, place], norms, rtol=2e-5, atol=1e-6)
+        np.testing.assert_allclose(naive.norms[0, place], norms, rtol=2e-5, atol=1e-6)
+        own = np.arange(len(start), len(ids))
+        expected = jax.nn.log_softmax(alone.logits[0])[own - 1, np.asarray(ids)[own]].sum()
+        np.testing.assert_allclose(tree_scores.likelihood[0, place], expected, rtol=1e-4)
+        assert tree_scores.lengths[0, place] == len(own)
+    np.testing.assert_array_equal(tree_scores.norms[1, 0], tree_scores.norms[1, 1])
+    np.testing.assert_allclose(tree_scores.norms[1], naive.norms[1], rtol=2e-5, atol=1e-6)
+    np.testing.assert_array_equal(tree_scores.mask, naive.mask)
+
+
+def test_a_shared_prefix_under_the_frequencies_of_another_length_is_refused():
+    config = CONFIGS["llama dynamic"]
+    plan = tree.build_tree([[[5, 9, 3, 7], [5, 9, 3, 7, 4, 6, 30, 3, 8]]])
+    with pytest.raises(ValueError, match="tree: sequences of up to 9 tokens are longer than max"):
+        next(score_batches(random_params(config), config, plan))
 
 
 def test_neither_order_nor_company_nor_unstacked_layers_change_a_norm():
@@ -199,8 +233,9 @@ def test_norms_that_are_not_finite_are_an_error():
     params = random_params(LLAMA)
     params["embed"]["tokens"] = params["embed"]["tokens"].at[9].set(jnp.nan)
     with pytest.raises(ValueError, match="norms of question 1 are not finite"):
-        partial(score, params, LLAMA)([[[1, 5]], [[1, 9]]])
-
-
-def test_norms_on_meshes():
-    assert_passes_on_eight_devices("tests/novo/eight_devices.py")
+        score(params, LLAMA, [[[1, 5]], [[1, 9]]])
+    dynamic = CONFIGS["llama dynamic"]
+    with pytest.raises(ValueError, match="norms of question 1 are not finite"):
+        score(params, dynamic, [[[1, 5] * 5, [1, 4] * 5], [[1, 9]]])
+    with pytest.raises(ValueError, match="norms of question 1 are not finite"):
+        score(params, LLAMA, [[[1, 5]], [[1, 9]]], mode="naive")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from jaxmethods.obd import density
 from jaxmethods.obd.density import (
     FlowConfig,
     fit_density,
@@ -132,9 +133,57 @@ def test_strength_zero_gives_ones(log_p):
     np.testing.assert_array_equal(sdw_weights(jnp.array(log_p), 0.0), np.ones(len(log_p)))
 
 
+@pytest.mark.parametrize("rare", [1, 30])
+@pytest.mark.parametrize("tau", [0.0, 0.7])
+def test_a_state_of_density_zero_weighs_as_the_rarest_of_the_others(rare, tau):
+    known = jax.random.normal(jax.random.key(0), (170,))
+    infinite = jnp.full(rare, -jnp.inf)
+    weights = sdw_weights(jnp.concatenate([known, infinite]), tau)
+    alike = sdw_weights(jnp.concatenate([known, jnp.full(rare, known.min())]), tau)
+    np.testing.assert_allclose(weights, alike, rtol=1e-6)
+    assert np.all(weights[170:] == weights.max())
+    dense = sdw_weights(jnp.concatenate([known, -infinite]), tau)
+    assert np.isfinite(dense).all()
+    assert np.all(dense[170:] == dense.min())
+
+
+def test_weights_stay_finite_at_the_ends():
+    for log_p in ([-jnp.inf] * 3, [2.0], [-jnp.inf], [5.0, 5.0]):
+        np.testing.assert_array_equal(sdw_weights(jnp.array(log_p), 1.0), np.ones(len(log_p)))
+    far = sdw_weights(jnp.array([-3e38, -3e38, 0.0, -300.0, 1.0]), 1.0)
+    np.testing.assert_allclose(far, [2.5, 2.5, 0.0, 0.0, 0.0], atol=1e-6)
+    assert np.isnan(sdw_weights(jnp.array([0.0, jnp.nan, 1.0]), 1.0)).all()  # never hidden
+    with pytest.raises(ValueError, match="log_p: expected the log-density of one state"):
+        sdw_weights(jnp.zeros(0), 1.0)
+    half = sdw_weights(jnp.linspace(-30, 30, 50).astype(jnp.float16), 1.0)
+    np.testing.assert_allclose(half, sdw_weights(jnp.linspace(-30, 30, 50), 1.0), rtol=0.1)
+
+
 def test_rarer_states_weigh_more_up_to_the_quantiles():
     log_p = jnp.linspace(-10.0, 10.0, 401)
     weights = np.asarray(sdw_weights(log_p, 0.5))
     assert np.all(np.diff(weights) <= 0)
     assert np.sum(weights == weights.max()) == 5  # 1 % of the rows share the bound
     np.testing.assert_allclose(weights[100] / weights[300], np.exp(0.5 * 10), rtol=1e-4)
+
+
+def test_weights_are_clipped_to_the_quantiles_of_one_and_ninety_nine_percent():
+    log_p = jnp.arange(101.0)
+    weights = density.sdw_weights(log_p, 0.1)
+    np.testing.assert_allclose(weights[0], weights[1], rtol=1e-5)
+    np.testing.assert_allclose(weights[-1], weights[-2], rtol=1e-5)
+    np.testing.assert_allclose(jnp.log(weights[1] / weights[2]), 0.1, rtol=1e-4)
+
+
+def test_the_strength_is_per_dimension():
+    log_p = jax.random.normal(jax.random.key(0), (50,))
+    expected = density.sdw_weights(log_p / 7, 0.8)
+    np.testing.assert_allclose(density.sdw_weights(log_p, 0.8, size=7), expected, rtol=1e-5)
+
+
+def test_the_scales_of_a_flow_are_bounded():
+    params = density.init_flow(jax.random.key(0), 3, 1, 8)
+    layers = jax.tree.map(lambda leaf: 100 * leaf[0], params.layers)
+    _, alpha = density.made(layers, 10 * jax.random.normal(jax.random.key(1), (50, 3)))
+    low, high = density.ALPHA_BOUNDS
+    assert (alpha.min(), alpha.max()) == (low, high)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmethods.obd.mujoco_returns import evaluate_returns
+from jaxmethods.obd.mujoco_returns import SPACES, evaluate_returns
 from jaxmethods.obd.policy import tanh_gaussian
 from jaxmethods.obd.scores import REFERENCE, normalized_score, summarise
 from jaxmethods.obd.teacher import load_teacher
@@ -74,6 +74,33 @@ def test_an_ensemble_of_equal_policies_plays_like_one():
         evaluate_returns("hopper", one, NORM, 2)[0],
         rtol=1e-3,
     )
+
+
+@pytest.mark.parametrize("name", ["hopper", "halfcheetah"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_broken_policy_has_no_return_and_others_keep_theirs(name, value):
+    """MuJoCo resets a simulation that NaN broke, and HalfCheetah runs on whatever happens."""
+    pytest.importorskip("mujoco")
+    size, actions = SPACES[name]
+    policy = tanh_gaussian(2, 4)
+    params = jax.vmap(lambda k: policy.init(k, size, actions))(
+        jax.random.split(jax.random.key(0), 2)
+    )
+    norm = Norm(np.zeros(size, np.float32), np.ones(size, np.float32))
+    sound = evaluate_returns(name, params, norm, episodes=1)
+    (weights, biases), *rest = params.layers
+    broken = params._replace(layers=((weights, biases.at[1, 0].set(value)), *rest))
+    returns = evaluate_returns(name, broken, norm, episodes=1)
+    assert np.isnan(returns[1]).all()
+    np.testing.assert_allclose(returns[0], sound[0], rtol=1e-4)
+    assert np.isnan(evaluate_returns(name, broken, norm, episodes=1, ensemble=True)).all()
+
+
+def test_a_return_is_nan_where_the_observation_is_no_number():
+    """A normalisation of NaN: the weights are fine, the actions are not."""
+    pytest.importorskip("mujoco")
+    norm = Norm(np.full(11, np.nan, np.float32), np.ones(11, np.float32))
+    assert np.isnan(evaluate_returns("hopper", students(1), norm, episodes=2)).all()
 
 
 def test_an_unknown_environment_is_named():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -90,3 +91,28 @@ def test_files_that_cannot_be_used_are_refused_before_anything_is_written(files,
         assert main(["train", str(files), "--out", str(out), *change]) == 2
         assert reason in capsys.readouterr().err
         assert not out.exists()
+
+
+def test_a_missing_simulator_is_refused_before_anything_is_written(
+    files, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "mujoco", None)
+    out = tmp_path / "run"
+    arguments = ["train", str(files), "--out", str(out), "--evaluation.environment", "hopper"]
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.strip().endswith("pip install 'jaxmethods[rl]'")
+    assert not out.exists()
+
+
+def test_generated_data_that_does_not_fit_is_refused_before_anything_is_written(tmp_path, capsys):
+    config = tmp_path / "generated.yaml"
+    config.write_text(
+        "method: obd\ndata: {generate: pendulum, episodes: 1}\nteacher: {learn: iql}\n"
+    )
+    for change, reason in [
+        (["--distillation.n_syn", "100000"], "distillation.n_syn: expected at most the"),
+        (["--evaluation.environment", "hopper"], "got data with 3 and 1"),
+    ]:
+        assert main(["train", str(config), "--out", str(tmp_path / "run"), *change]) == 2
+        assert reason in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()

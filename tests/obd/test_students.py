@@ -8,8 +8,9 @@ import numpy as np
 import optax
 import pytest
 
+from jaxmethods.obd import students
 from jaxmethods.obd.objectives import bc_loss
-from jaxmethods.obd.policy import tanh_gaussian
+from jaxmethods.obd.policy import Policy, tanh_gaussian
 from jaxmethods.obd.students import (
     OPTIMIZERS,
     cross_optimizers,
@@ -132,3 +133,27 @@ def test_the_offline_loss_counts_every_row_once_whatever_the_chunk(chunk):
     loss = offline_loss(jax.random.key(0), params, OfflineData(*syn), sample, chunk)
     expected = np.mean(np.square(POLICY.mode(params, syn.states) - syn.actions))
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_the_noise_of_the_offline_loss_is_drawn_anew_for_every_chunk():
+    """A student that acts out its noise has the loss 1 +- sqrt(2 / L) against actions of 0."""
+    rows = 4000
+    data = OfflineData(jnp.zeros((rows, 1)), jnp.zeros((rows, 1)))
+
+    def sample(params, states, noise):
+        return noise
+
+    loss = students.offline_loss(jax.random.key(0), None, data, sample, chunk=8)
+    np.testing.assert_allclose(loss, 1.0, atol=5 * (2 / rows) ** 0.5)
+
+
+def test_without_noise_every_student_step_is_that_of_the_mean_action():
+    policy = Policy(
+        init=lambda key, n_states, n_actions: jnp.zeros(n_actions),
+        sample=lambda params, states, noise: params + noise,
+        mode=lambda params, states: params,
+    )
+    syn = SynSet(jnp.zeros((1, 1)), jnp.array([[1.0, -2.0]]))
+    trained = students.train_student(jax.random.key(0), syn, policy, optax.sgd(0.5), 3, noise=0.0)
+    # The mean over two dimensions has the slope (a - target): the distance halves every time.
+    np.testing.assert_allclose(trained, syn.actions[0] * (1 - 0.5**3), rtol=1e-6)

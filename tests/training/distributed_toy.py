@@ -9,12 +9,12 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 
 from jaxmethods import cli
-from jaxmethods.config import TrainingRunConfig
+from jaxmethods.config import OnResume, TrainingRunConfig
 from jaxmethods.layout import Rule
 from jaxmethods.stages import Recipe, Results
 from jaxmethods.training import progress, registry
@@ -28,7 +28,8 @@ class Run(TrainingRunConfig):
     """Config of the toy."""
 
     method: Literal["toy"]
-    steps: int
+    steps: Annotated[int, OnResume.GROW]
+    width: int = 2
 
 
 def report(results: Results, folder: Path) -> None:
@@ -37,9 +38,9 @@ def report(results: Results, folder: Path) -> None:
 
 
 def recipe(run: Run) -> Recipe:
-    """Weights [4, 2], their rows split over `data`."""
+    """Weights [4, width], their rows split over `data`."""
     rules = (Rule("weights", ("data",)),)
-    recipe = toy.recipe(run.steps, 8, shape=(4, 2), rules=rules)
+    recipe = toy.recipe(run.steps, 8, shape=(4, run.width), rules=rules)
     return recipe._replace(report=report, reads=("second",))
 
 

@@ -6,13 +6,8 @@ import pytest
 
 from jaxmethods.config import ConfigError, MeshConfig
 from jaxmethods.training.sharding import make_mesh
-from tests.on_eight_devices import assert_passes_on_eight_devices
 
 
 def test_more_devices_than_there_are_is_an_error_that_says_so():
     with pytest.raises(ConfigError, match="1 x 64 x 64 needs more than the"):
         make_mesh(MeshConfig(fsdp=64, tensor=64))
-
-
-def test_one_result_on_any_mesh_of_eight_devices():
-    assert_passes_on_eight_devices("tests/training/eight_devices.py")

@@ -16,7 +16,7 @@ from jumanji.types import TimeStep
 from jumanji.viewer import Viewer
 
 from jaxmethods.envs.team import TeamEnvironment
-from jaxmethods.envs.types import Observation
+from jaxmethods.envs.types import Observation, one_more
 
 NEVER = 2**31 - 1
 """A time limit that is not reached: the largest int32."""
@@ -87,7 +87,7 @@ class Adapted(TeamEnvironment):
         """Takes one step with `action`, as `action_spec` describes it."""
         wrapped, timestep = self.wrapped.step(state.wrapped, action)
         success = state.success | self._success(wrapped, timestep)
-        state = State(strong(wrapped), success, state.step_count + 1)
+        state = State(strong(wrapped), success, one_more(state.step_count))
         return state, self._next(
             self._observe(state, timestep),
             reward=self._per_agent(timestep.reward),

@@ -36,7 +36,9 @@ class Connector(Adapted):
     - reward [N] float32: 1 for connecting, -0.03 for every step begun without being connected;
       "team": the sum over agents for everybody.
     - termination: every agent is connected or blocked. Until then discounts are 1, also those
-      of agents that are. `time_limit` truncates (discount 1).
+      of agents that are: a connected one is paid 0 from then on, or what the team earns, and a
+      blocked one goes on paying, which is a consequence of its moves (jumanji's discount of 0
+      would make being blocked the cheapest way out). `time_limit` truncates (discount 1).
     - extras: `success` [] bool: all agents are connected.
 
     ```python

@@ -16,7 +16,7 @@ from jumanji.viewer import Viewer
 from jaxmethods.envs import arguments
 from jaxmethods.envs.adapters.adapter import NEVER, State, strong
 from jaxmethods.envs.team import TeamEnvironment
-from jaxmethods.envs.types import Observation
+from jaxmethods.envs.types import Observation, one_more
 from jaxmethods.errors import import_extra
 
 SCENARIOS = (
@@ -49,7 +49,9 @@ class Smax(TeamEnvironment):
     - action [N] int32: 0 to 3 move, 4 stop, 5 + k attack enemy k.
     - reward [N] float32: for every ally, dead or alive, the health that the enemies lost in the
       step (each as a fraction of its full health, averaged), and 1 for winning.
-    - termination: all allies or all enemies are dead. `time_limit` truncates (discount 1).
+    - termination: all allies or all enemies are dead. Until then discounts are 1, also those of
+      dead allies: the team's reward, which they share, is what their last actions led to.
+      `time_limit` truncates (discount 1).
     - extras: `success` [] bool: won, that is all enemies are dead and not all allies.
       `alive` [N] bool: which allies are alive after the step; all at reset.
 
@@ -128,7 +130,7 @@ class Smax(TeamEnvironment):
         views, units, rewards, dones, _ = self.wrapped.step_env(draw, state.wrapped.units, actions)
         allies, enemies = self._alive(units)
         won = jnp.any(allies) & ~jnp.any(enemies)
-        state = State(strong(Battle(units, key)), state.success | won, state.step_count + 1)
+        state = State(strong(Battle(units, key)), state.success | won, one_more(state.step_count))
         return state, self._next(
             self._observe(state, views),
             reward=self._stack(rewards),

@@ -17,7 +17,7 @@ from jaxmethods.envs.predator_capture_prey.types import State
 from jaxmethods.envs.predator_prey.observer import observation_size
 from jaxmethods.envs.predator_prey.rewards import MODES, TIME_COST, agent_rewards, on_any_prey
 from jaxmethods.envs.team import TeamEnvironment
-from jaxmethods.envs.types import Observation
+from jaxmethods.envs.types import Observation, one_more
 
 CAPTURE = 5
 ON_PREY_COST = -0.025
@@ -164,7 +164,7 @@ class PredatorCapturePrey(TeamEnvironment):
             prey=state.prey,
             reached=reached,
             captured=captured,
-            step_count=state.step_count + 1,
+            step_count=one_more(state.step_count),
             key=state.key,
         )
         done = jnp.all(reached) & jnp.all(captured) & (self.mode == "mixed")

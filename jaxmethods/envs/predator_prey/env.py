@@ -21,7 +21,7 @@ from jaxmethods.envs.predator_prey.rewards import (
 )
 from jaxmethods.envs.predator_prey.types import State
 from jaxmethods.envs.team import TeamEnvironment
-from jaxmethods.envs.types import Observation
+from jaxmethods.envs.types import Observation, one_more
 
 
 class PredatorPrey(TeamEnvironment):
@@ -147,7 +147,7 @@ class PredatorPrey(TeamEnvironment):
         predators = jnp.where(state.reached[:, None], state.predators, moved)
         on_prey = on_any_prey(predators, state.prey)
         reached = state.reached | on_prey
-        state = State(predators, state.prey, reached, state.step_count + 1, state.key)
+        state = State(predators, state.prey, reached, one_more(state.step_count), state.key)
         return state, self._next(
             self._observe(state),
             reward=self._reward(on_prey),

@@ -20,7 +20,7 @@ from jaxmethods.envs.traffic_junction.observer import (
 )
 from jaxmethods.envs.traffic_junction.roads import Roads
 from jaxmethods.envs.traffic_junction.types import Arrivals, State
-from jaxmethods.envs.types import Observation
+from jaxmethods.envs.types import Observation, one_more
 
 EPISODE_CAPS = MappingProxyType({"easy": 20, "medium": 40, "hard": 80})
 
@@ -44,7 +44,9 @@ class TrafficJunction(TeamEnvironment):
       ignore it.
     - reward [n] float32: for alive slots -0.01 for each step since the car entered and -10 if
       another car is on the same cell; 0 for others.
-    - termination: never. `time_limit` truncates (discount 1).
+    - termination: never. `time_limit` truncates (discount 1). The discount of a slot is 0 in the
+      step in which its car leaves: what the slot is paid later belongs to another car (IC3Net's
+      `is_completed`). A car that enters the slot in that very step is paid with it, in IC3Net too.
     - extras: `success` [] bool: no collision so far in this episode (so success at the last
       step is that of the episode); `alive` [n] bool: slots alive after the step. Losses and
       means over agents should count alive slots only.
@@ -163,7 +165,7 @@ class TrafficJunction(TeamEnvironment):
         last_action = jnp.where(moving & ~completed, 0, state.last_action)
         return state._replace(
             alive=state.alive & ~completed,
-            wait=jnp.where(completed, 0, state.wait + state.alive),
+            wait=jnp.where(completed, 0, jnp.where(state.alive, one_more(state.wait), state.wait)),
             last_action=jnp.where(braking, BRAKE, last_action),
             route_position=position,
             completed=completed,
@@ -175,7 +177,7 @@ class TrafficJunction(TeamEnvironment):
         enters = jnp.any(takes, axis=0)
         entry = jnp.arange(len(self.roads.entries))
         routes = entry * self.roads.routes_per_entry + arrivals.path
-        taken = jnp.sum(jnp.where(takes, routes[:, None], 0), axis=0)
+        taken = jnp.sum(jnp.where(takes, routes[:, None], 0), axis=0, dtype=jnp.int32)
         route = jnp.where(enters, taken, state.route)
         position = jnp.where(enters, 0, state.route_position)
         alive = state.alive | enters
@@ -188,7 +190,7 @@ class TrafficJunction(TeamEnvironment):
             route_position=position,
             location=location,
             crashed=state.crashed | jnp.any(collides),
-            step_count=state.step_count + 1,
+            step_count=one_more(state.step_count),
         )
         paid = WAIT_COST * state.wait + CRASH_COST * collides
         return state, self._next(
@@ -196,6 +198,7 @@ class TrafficJunction(TeamEnvironment):
             reward=jnp.where(alive, paid, 0.0),
             terminated=False,
             extras=self._extras(state),
+            left=state.completed,
         )
 
     def _observe(self, state: State) -> Observation:

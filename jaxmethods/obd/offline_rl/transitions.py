@@ -2,7 +2,8 @@
 
     G_t = r_t + gamma G_{t+1} within an episode, 0 after it
 
-Rows cut off by a time limit are kept: their next state is known, and they bootstrap.
+Rows cut off by a time limit are kept: their next state is known, and they bootstrap. Sums keep
+what float32 would drop: an episode of a million rewards of 0.1 returns 100,000, not 100,958.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmethods.data.offline import FlatDataset
+from jaxmethods.compensated import two_sum
+from jaxmethods.data.offline import DataError, FlatDataset, episode_ends
 from jaxmethods.obd.types import Norm
 
 
@@ -45,14 +47,21 @@ def make_transitions(flat: FlatDataset, norm: Norm, discount: float = 0.99) -> T
             none (those cut off by a time limit, the last one) are left out.
         norm: what the states are normalised with.
         discount: of `Transitions.returns`.
+
+    Raises:
+        DataError: no row is left, or the rows are in no order (see `episode_ends`).
     """
-    ends = flat.terminals | flat.timeouts
+    ends = episode_ends(flat)
     following = flat.next_observations
     keep = np.ones(len(ends), bool)
     if following is None:
         following = np.roll(flat.observations, -1, axis=0)
         keep = flat.terminals | ~ends
         keep[-1] = flat.terminals[-1]
+        if not keep.any():
+            raise DataError(
+                "data: next_observations: missing, and no row of an episode is followed by another"
+            )
     columns: tuple[Any, ...] = (
         norm.apply(jnp.asarray(flat.observations)),
         flat.actions,
@@ -69,13 +78,18 @@ def make_transitions(flat: FlatDataset, norm: Norm, discount: float = 0.99) -> T
 def returns_to_go(rewards: Any, ends: Any, discount: Any) -> jax.Array:
     """G_t [L] of rewards [L] whose episodes end where `ends` [L] is true."""
 
-    def back(after: jax.Array, row: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def back(
+        after: tuple[jax.Array, jax.Array], row: tuple[jax.Array, jax.Array]
+    ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         reward, end = row
-        returned = reward + discount * jnp.where(end, 0.0, after)
-        return returned, returned
+        sum_after, rest_after = (jnp.where(end, 0.0, discount * part) for part in after)
+        returned, rest = two_sum(reward, sum_after)
+        returned, rest = two_sum(returned, rest + rest_after)
+        return (returned, rest), returned
 
-    rows = (jnp.asarray(rewards), jnp.asarray(ends))
-    return jax.lax.scan(back, jnp.zeros((), rows[0].dtype), rows, reverse=True)[1]
+    rewards = jnp.asarray(rewards)
+    zero = jnp.zeros((), rewards.dtype)
+    return jax.lax.scan(back, (zero, zero), (rewards, jnp.asarray(ends)), reverse=True)[1]
 
 
 def whole_returns(rewards: Any, ends: Any) -> jax.Array:
@@ -98,10 +112,18 @@ def minibatch(key: jax.Array, data: Transitions, size: int) -> Transitions:
     return Transitions(*drawn, norm=data.norm)
 
 
+EQUAL_RETURNS = 1e-5
+"""Spread of the episodes' returns, relative to the largest, that is taken for rounding."""
+
+
 def return_scale(data: Transitions, length: float = 1000.0) -> jax.Array:
     """[]: the factor that makes the best and worst episode's returns differ by `length`.
 
-    How IQL's code scales the rewards of locomotion tasks.
+    How IQL's code scales the rewards of locomotion tasks. It is 1 where all returns are equal:
+    there is nothing to span.
     """
-    spread = data.episode_returns.max() - data.episode_returns.min()
-    return length / jnp.maximum(spread, 1e-6)
+    best, worst = data.episode_returns.max(), data.episode_returns.min()
+    spread = best - worst
+    rounding = EQUAL_RETURNS * jnp.maximum(jnp.abs(best), jnp.abs(worst))
+    equal = spread <= jnp.maximum(rounding, jnp.finfo(spread.dtype).tiny * length)
+    return jnp.where(equal, 1.0, length / jnp.where(equal, 1.0, spread))

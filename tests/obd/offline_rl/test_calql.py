@@ -157,3 +157,70 @@ def test_the_best_actions_of_a_known_world_are_found_in_random_data():
     actions = policy_mode(teacher.policy, teacher.norm.apply(states))[:, 0]
     assert np.all(np.asarray(actions) * np.array([1, 1, -1, -1]) > 0.5)
     assert all(np.all(np.isfinite(values)) for values in metrics.values())
+
+
+def step_of(start, log_temperature=0.0, **fields):
+    """One update of a state whose temperature is given."""
+    state = start[0]
+    networks = state.networks._replace(log_temperature=jnp.float32(log_temperature))
+    method = calql.learner(changed(batch=8, **fields))
+    return jax.jit(method.step)(state._replace(networks=networks), random_walk.transitions())
+
+
+def test_the_temperature_rises_where_the_entropy_is_below_what_is_wanted(start):
+    for wanted, direction in [(50.0, 1), (-50.0, -1)]:
+        after, _ = step_of(start, target_entropy=wanted)
+        assert np.sign(after.networks.log_temperature) == direction
+
+
+def test_the_wanted_entropy_is_minus_the_number_of_action_dimensions(start):
+    size = start[1].actions.shape[-1]
+    for entropy, direction in [(-size - 1.0, 1), (-size + 1.0, -1)]:
+        # A normal distribution around 0 that is narrow enough for tanh to be the identity.
+        log_std = entropy / size - 0.5 * np.log(2 * np.pi * np.e)
+        state = start[0]
+        policy = jax.tree.map(jnp.zeros_like, state.networks.policy)
+        policy = policy._replace(log_std_off=jnp.float32(log_std))
+        given = state._replace(networks=state.networks._replace(policy=policy))
+        after, metrics = step_of((given, None), cloning_steps=0)
+        np.testing.assert_allclose(metrics["entropy"], entropy, atol=0.8)
+        assert np.sign(after.networks.log_temperature) == direction
+
+
+def test_the_policys_loss_is_temperature_times_log_density_minus_value(start):
+    """So it falls by the entropy for every unit of temperature."""
+    (_, one), (_, three) = step_of(start), step_of(start, np.log(3.0))
+    change = three["policy_loss"] - one["policy_loss"]
+    np.testing.assert_allclose(change, -2 * one["entropy"], rtol=1e-4)
+
+
+def test_cloning_ends_after_its_steps(start):
+    state = start[0]._replace(step=jnp.int32(5))
+    _, plain = step_of((state, None))
+    _, over = step_of((state, None), cloning_steps=5)
+    _, cloning = step_of((state, None), cloning_steps=6)
+    assert plain["policy_loss"] == over["policy_loss"]
+    assert plain["policy_loss"] != cloning["policy_loss"]
+
+
+def test_a_backed_up_entropy_raises_the_targets_of_a_wide_policy(start):
+    """r + gamma (min Q - lambda log pi): log pi < 0 adds to a target."""
+    state, batch = start
+    zero = jax.tree.map(jnp.zeros_like, state.networks.critics)
+    policy = jax.tree.map(jnp.zeros_like, state.networks.policy)  # std 1: log pi is about -1 A
+    networks = state.networks._replace(policy=policy, critics=zero)
+    batch = batch._replace(
+        rewards=jnp.full_like(batch.rewards, 20.0), terminals=jnp.zeros_like(batch.terminals)
+    )
+    errors = [
+        calql.critic_loss(
+            changed(backup_entropy=on), jax.random.key(0), zero, zero, networks, batch
+        )
+        for on in (False, True)
+    ]
+    plain, entropic = (error[1]["bellman_error"] for error in errors)
+    np.testing.assert_allclose(plain, 2 * 20.0**2, rtol=1e-5)
+    noise = jax.random.normal(jax.random.key(5), (4000, *batch.actions.shape[1:]))
+    states = jnp.zeros((4000, batch.states.shape[-1]))
+    log_prob = policy_log_prob(policy, states, noise).mean()
+    np.testing.assert_allclose(jnp.sqrt(entropic / 2), 20 - 0.9 * log_prob, atol=0.3)

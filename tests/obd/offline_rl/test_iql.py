@@ -14,7 +14,9 @@ from scipy.optimize import brentq
 from jaxmethods.obd.offline_rl import iql
 from jaxmethods.obd.offline_rl.config import IQLConfig
 from jaxmethods.obd.offline_rl.critics import bootstrapped, separate, twin_values
-from jaxmethods.obd.policy import init_policy, policy_mode, q_value
+from jaxmethods.obd.offline_rl.transitions import Transitions
+from jaxmethods.obd.policy import init_policy, mlp, policy_mode, q_value
+from jaxmethods.obd.types import Norm
 from tests.obd.offline_rl import random_walk
 
 CONFIG = IQLConfig(
@@ -121,3 +123,61 @@ def test_the_teachers_critics_are_in_the_simulators_units(learnt):
     halves = separate(twins, 0.5)
     for half, whole in zip(halves, twin_values(twins, states, actions), strict=True):
         np.testing.assert_allclose(q_value(half, states, actions), 0.5 * whole, rtol=1e-5)
+
+
+ONE_ROW = Transitions(
+    *(jnp.array([row]) for row in ([0.3, -0.2], [0.5], 0.7, [0.1, 0.4], 0.0, 0.0, 0.0)),
+    norm=Norm(jnp.zeros(2), jnp.ones(2)),
+)
+"""Every minibatch of it is the row itself."""
+
+
+def one_row_state(config):
+    method = iql.learner(config, 10)
+    state = method.init(jax.random.key(0), ONE_ROW)
+    other = method.init(jax.random.key(1), ONE_ROW)
+    return method, state._replace(target=other.target, reward_scale=jnp.float32(4.0))
+
+
+def test_every_loss_is_that_of_the_paper():
+    """On one transition: r 0.7, scaled by 4; the target critics are others than the critics."""
+    config = CONFIG.model_copy(update={"batch": 3, "temperature": 0.5})
+    method, state = one_row_state(config)
+    after, metrics = jax.jit(method.step)(state, ONE_ROW)
+    networks = state.networks
+    target = twin_values(state.target, ONE_ROW.states, ONE_ROW.actions)[:, 0].min()
+    value, following = (
+        mlp(networks.value, states)[0, 0] for states in (ONE_ROW.states, ONE_ROW.next_states)
+    )
+    q = twin_values(networks.critics, ONE_ROW.states, ONE_ROW.actions)[:, 0]
+    error = target - value
+    expected = (config.expectile if error > 0 else 1 - config.expectile) * error**2
+    np.testing.assert_allclose(metrics["value_loss"], expected, rtol=1e-4)
+    expected = ((4 * 0.7 + config.discount * following - q) ** 2).sum()
+    np.testing.assert_allclose(metrics["critic_loss"], expected, rtol=1e-4)
+    log_prob = iql.unsquashed_log_prob(networks.policy, ONE_ROW.states, ONE_ROW.actions)[0]
+    np.testing.assert_allclose(metrics["policy_loss"], -jnp.exp(0.5 * error) * log_prob, rtol=1e-4)
+    np.testing.assert_allclose(metrics["q"], q.mean() / 4, rtol=1e-4)
+    lagging = jax.tree.map(
+        lambda old, new: 0.95 * old + 0.05 * new, state.target, after.networks.critics
+    )
+    chex.assert_trees_all_close(after.target, lagging, rtol=1e-5)
+
+
+def test_how_the_policy_is_weighed_does_not_move_values():
+    def after(temperature):
+        config = CONFIG.model_copy(update={"batch": 3, "temperature": temperature})
+        method, state = one_row_state(config)
+        return jax.jit(method.step)(state, ONE_ROW)[0].networks
+
+    one, other = after(0.5), after(1.5)
+    chex.assert_trees_all_equal((one.value, one.critics), (other.value, other.critics))
+
+
+def test_the_likelihood_takes_no_spread_below_exp_of_minus_five():
+    policy = init_policy(jax.random.key(0), 2, 1, 4)
+    narrow = policy._replace(log_std_mult=jnp.zeros(()), log_std_off=jnp.float32(-15.0))
+    least = policy._replace(log_std_mult=jnp.zeros(()), log_std_off=jnp.float32(-5.0))
+    states, actions = jnp.ones((1, 2)), jnp.full((1, 1), 0.1)
+    one, other = (iql.unsquashed_log_prob(p, states, actions) for p in (narrow, least))
+    np.testing.assert_allclose(one, other, rtol=1e-6)

@@ -1,4 +1,4 @@
-"""One result on any mesh. `test_sharding.py` runs these tests in a process with eight devices."""
+"""One result on any mesh of the suite's eight devices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One training run on any mesh. `test_devices.py` runs these in a process with eight devices."""
+"""One training run of a team on any mesh of the suite's eight devices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxmethods.commformer import run
 from jaxmethods.config import MeshConfig, validate
 from jaxmethods.training import loop
 from jaxmethods.training.run_folder import RunFolder
-from tests.commformer.test_devices import SMALL
+from tests.commformer.small import SMALL
 from tests.training.test_loop import StopAt, key_data, rows_without_times
 
 MESHES = {

@@ -1,4 +1,4 @@
-"""Experts over `fsdp`, tasks over `data`; `test_devices.py` runs these with eight devices."""
+"""Experts over `fsdp`, tasks over `data`: eight devices give the models of one."""
 
 from __future__ import annotations
 

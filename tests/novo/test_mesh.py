@@ -1,4 +1,4 @@
-"""Norms on a mesh. `test_norms.py` runs this in a process with eight devices."""
+"""Norms of a mesh are those of one device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One result on any mesh. `test_decoder_hub.py` runs this in a process with eight devices."""
+"""A decoder gives one result on any mesh of the suite's eight devices."""
 
 from __future__ import annotations
 

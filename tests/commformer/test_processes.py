@@ -1,33 +1,19 @@
-"""One training run of a team: on eight devices, in two processes, or on one device."""
+"""One training run of a team in two processes."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import yaml
 
 from jaxmethods.training.run_folder import RunFolder
-from tests.on_eight_devices import assert_passes_on_eight_devices
+from tests.commformer.small import SMALL
 from tests.training import distributed_toy
 from tests.training.test_distributed import ends, start_two
 from tests.training.test_loop import rows_without_times
 
-SMALL = {
-    "method": "commformer",
-    "environment": {"name": "predator_prey", "n_predators": 3, "dim": 3},
-    "environment_steps": 4 * 8 * 8,
-    "network": {"embed": 8},
-    "graph": {"warmup_updates": 1},
-    "ppo": {"environments": 8, "rollout": 8, "minibatches": 1},
-    "evaluation": {"episodes": 16},
-    "training": {"log_every": 2, "evaluate_every": 4, "checkpoint_every": 2},
-}
-"""Four updates, one with a raw graph and three with a sampled one, each with an upper epoch."""
 
-
-def test_eight_devices_give_the_team_of_one():
-    assert_passes_on_eight_devices("tests/commformer/eight_devices.py")
-
-
+@pytest.mark.slow
 def test_two_processes_stopped_and_resumed_give_the_team_of_one(tmp_path):
     config = tmp_path / "small.yaml"
     config.write_text(yaml.safe_dump(SMALL))

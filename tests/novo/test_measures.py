@@ -1,0 +1,52 @@
+"""Intervals, ties and orders of a few questions."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from jaxmethods.novo import measures
+from jaxmethods.novo.heads import Heads
+from jaxmethods.novo.resample import Questions
+
+NORMS = jnp.array([[[3.0, 1.0], [3.0, 1.0], [1.0, 2.0]], [[5.0, 1.0], [1.0, 1.0], [9.0, 9.0]]])
+MASK = jnp.array([[True, True, True], [True, True, False]])
+QUESTIONS = Questions(NORMS, MASK, jnp.array([1, 0]))
+
+
+@pytest.mark.parametrize(("right", "number"), [(8, 10), (0, 20), (30, 30)])
+def test_the_interval_is_wilsons(right, number):
+    expected = stats.binomtest(right, number).proportion_ci(0.95, method="wilson")
+    np.testing.assert_allclose(measures.wilson(right, number), expected, atol=1e-4)
+
+
+def test_a_head_ties_where_either_extreme_is_shared():
+    # Of (question, head): (0, 0) at the top, (0, 1) at the bottom, (1, 1) at both, (1, 0) never.
+    assert measures.ties(QUESTIONS)["tied_heads"] == pytest.approx(3 / 4)
+
+
+def test_the_mean_likelihood_is_per_token():
+    likelihood = np.array([[-4.0, -5.0, -9.0], [-2.0, -3.0, 0.0]])
+    lengths = np.array([[1, 2, 9], [1, 1, 0]])
+    found = measures.likelihood_accuracies(QUESTIONS, likelihood, lengths)
+    # Sums choose 0 and 0; means choose 2 and 0, since the last candidate isn't there.
+    assert found == {"likelihood_accuracy": 0.5, "mean_likelihood_accuracy": 0.5}
+    labels = QUESTIONS._replace(labels=jnp.array([2, 0]))
+    found = measures.likelihood_accuracies(labels, likelihood, lengths)
+    assert found == {"likelihood_accuracy": 0.5, "mean_likelihood_accuracy": 1.0}
+
+
+def test_ties_go_to_the_first_candidate_of_the_source():
+    """`source` says where each candidate stands in the data set: here the last one is its first."""
+    norms = jnp.array([[[2.0], [1.0], [2.0]]])
+    one = Questions(norms, jnp.ones((1, 3), bool), jnp.array([2]))
+    voter = Heads(jnp.array([True]), jnp.array([False]), jnp.bool_(True))
+    # Candidate 0 stands at place 1, 1 at 2, 2 at 0. Equal candidates count as equally right, so
+    # they get a second head that tells them apart and doesn't vote.
+    told = jnp.concatenate([norms, jnp.arange(3.0)[None, :, None]], axis=2)
+    one = one._replace(norms=told)
+    voter = Heads(jnp.array([True, False]), jnp.array([False, False]), jnp.bool_(True))
+    assert measures.in_source_order(one, voter, [[1, 2, 0]]) == 1.0
+    assert measures.in_source_order(one, voter, [None]) == 0.0
