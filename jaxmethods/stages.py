@@ -63,6 +63,9 @@ class Train(NamedTuple):
     None: the state."""
     evaluation: Evaluation | None = None
     layout: Layout = Layout()
+    main: bool = False
+    """The one stage that begins with the run's own random keys, as a run of this stage alone does.
+    Those of other stages are derived from their names, wherever they stand in the recipe."""
 
 
 class Part(NamedTuple):
@@ -139,6 +142,8 @@ def check_recipe(recipe: Recipe) -> None:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"stages: expected unique names, got {name!r} more than once")
+    if sum(isinstance(stage, Train) and stage.main for stage in recipe.stages) > 1:
+        raise ValueError("stages: expected at most one main stage")
     for name in recipe.reads:
         if name not in names:
             raise ValueError(f"reads: {name!r} is none of the stages {names}")

@@ -125,6 +125,7 @@ def recipe(run: Run) -> Recipe:
         result=lambda state, batch: Team(state.levels.lower, state.levels.upper),
         evaluation=Evaluation(measure, score="success_rate"),
         layout=Layout(state=RULES),
+        main=True,
     )
     headline = ("train/success_rate", "train/episode_length")
     return Recipe([train], report, reads=("train",), headline=headline)

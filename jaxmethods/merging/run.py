@@ -254,6 +254,7 @@ def base_stage(run: Run, inputs: Inputs) -> Train:
         lambda results: inputs.labelled(),
         result=result,
         layout=Layout(batch=BASE_RULES),
+        main=True,
     )
 
 

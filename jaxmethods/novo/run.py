@@ -88,6 +88,7 @@ def recipe(run: Run) -> Recipe:
             lambda state, batch, key: evaluate(state, key, model, run.world, run.selection),
             score="novo_accuracy",
         ),
+        main=True,
     )
     names = ("novo", "random_heads", "likelihood")
     headline = tuple(f"learn/{name}_accuracy" for name in names)

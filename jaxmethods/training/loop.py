@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.config import RunConfig, seeds_of
+from jaxmethods.keys import named
 from jaxmethods.method import Batch, Method, State
 from jaxmethods.training.sharding import replicated
 
@@ -26,10 +27,18 @@ class Chunk(NamedTuple):
     compile_seconds: float
 
 
-def seed_keys(config: RunConfig) -> tuple[jax.Array, jax.Array]:
-    """Keys [seeds] for initialisation and for evaluation; seed s alone gives the same keys."""
+def seed_keys(config: RunConfig, name: str | None = None) -> tuple[jax.Array, jax.Array]:
+    """Keys [seeds] for initialisation and for evaluation; seed s alone gives the same keys.
+
+    `name`: of the stage that they are for; None: the run's own.
+    """
     seeds = jnp.arange(seeds_of(config)) + config.seed
-    keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)))(seeds)
+
+    def split(seed: jax.Array) -> jax.Array:
+        key = jax.random.key(seed)
+        return jax.random.split(key if name is None else named(key, name))
+
+    keys = jax.vmap(split)(seeds)
     return keys[:, 0], keys[:, 1]
 
 

@@ -83,7 +83,8 @@ class TrainRun:
         self.record = record
         self.stop = stop
         self.whole = NamedSharding(mesh, PartitionSpec())
-        self.init_keys, self.evaluation_keys = put(seed_keys(config), self.whole)
+        keys = seed_keys(config, None if self.stage.main else self.stage.name)
+        self.init_keys, self.evaluation_keys = put(keys, self.whole)
         counts = [np.int32(count) for count in range(self.loop.log_every + 1)]
         self.counts = put(counts, self.whole)
 

@@ -76,7 +76,7 @@ def recipe(
     scored = Evaluation(distance, score="score")
     return Recipe(
         [
-            Train("first", method, first, target, evaluation=scored, layout=layout),
+            Train("first", method, first, target, evaluation=scored, layout=layout, main=True),
             Train("second", method, second, found, evaluation=Evaluation(distance), layout=layout),
         ]
     )
