@@ -485,7 +485,7 @@ def test_leaves_of_no_and_of_one_entry(name, tasks):
     np.testing.assert_array_equal(merged["ids"], base["ids"])
 
 
-@pytest.mark.parametrize("name", MERGES.keys() - {"regmean"})
+@pytest.mark.parametrize("name", sorted(MERGES.keys() - {"regmean"}))
 def test_trees_without_an_entry_come_out_as_they_are(name):
     base = {"empty": jnp.zeros((0, 2)), "ids": jnp.arange(3)}
     merged = MERGES[name](base, merging.stack_trees([base, base]))
