@@ -236,6 +236,7 @@ ENTRIES = {  # name: (call of a type, roundings)
     "novo.heads.fit": (of(novo.heads.fit, NORMS, MASK, LABELS), 0),
     "novo.heads.vote": (of(novo.heads.vote, NORMS[0], MASK[0], HEADS), 0),
     "novo.heads.predict": (of(novo.heads.predict, NORMS, MASK, HEADS), 0),
+    "novo.heads.largest_of": (of(novo.heads.largest_of, NORMS[..., 0], MASK), 0),
     "novo.baselines.most_likely": (of(novo.baselines.most_likely, NORMS[..., 0], MASK), 0),
     "novo.baselines.standardize": (of(novo.baselines.standardize, NORMS, MASK), 8),
     "novo.baselines.best_on_test": (of(novo.baselines.best_on_test, NORMS, MASK, LABELS), 0),
@@ -288,6 +289,7 @@ ELSEWHERE = {
         novo.misconceptions.questions_in_words novo.misconceptions.tokenizer_of""",
     "integers, rows and masks": """obd.baselines.random_rows obd.baselines.top_rows
         obd.baselines.cluster_rows novo.build_tree novo.tree.build_tree novo.tree.common_prefix
+        novo.tree.candidate_starts commformer.graph.whole_part
         novo.tree.plan_batches novo.select_heads novo.heads.select_heads novo.heads.count_votes
         novo.heads_from_indices novo.heads.heads_from_indices novo.heads.heads_to_indices
         novo.baselines.single_best novo.baselines.all_heads novo.baselines.random_heads

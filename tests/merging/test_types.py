@@ -176,6 +176,7 @@ CALLS = {
     "adaptation.accuracy": lambda g: adaptation.accuracy(
         g.logits, jnp.zeros((TASKS, 4), jnp.int32), jnp.asarray([4, 3, 2], jnp.int32)
     ),
+    "adaptation.right": lambda g: adaptation.right(g.logits, jnp.zeros((TASKS, 4), jnp.int32)),
     "adaptation.classify": lambda g: adaptation.classify(
         g.features, g.heads, jnp.asarray(1.0, jnp.float32)
     ),
@@ -485,7 +486,7 @@ def test_leaves_of_no_and_of_one_entry(name, tasks):
     np.testing.assert_array_equal(merged["ids"], base["ids"])
 
 
-@pytest.mark.parametrize("name", MERGES.keys() - {"regmean"})
+@pytest.mark.parametrize("name", sorted(MERGES.keys() - {"regmean"}))
 def test_trees_without_an_entry_come_out_as_they_are(name):
     base = {"empty": jnp.zeros((0, 2)), "ids": jnp.arange(3)}
     merged = MERGES[name](base, merging.stack_trees([base, base]))
