@@ -38,7 +38,7 @@ def config(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(config, tmp_path_factory):
     out = tmp_path_factory.mktemp("finished") / "run"
-    assert cli.main(["train", str(config), "--out", str(out), "--quiet"]) == 0
+    assert cli.main(["run", str(config), "--out", str(out), "--quiet"]) == 0
     return out
 
 
@@ -60,7 +60,7 @@ def test_a_run_leaves_everything_the_readme_promises(finished):
 
 def test_the_resolved_config_trains_the_same_run_again(finished, tmp_path):
     out = tmp_path / "again"
-    assert cli.main(["train", str(finished / "config.yaml"), "--out", str(out), "--quiet"]) == 0
+    assert cli.main(["run", str(finished / "config.yaml"), "--out", str(out), "--quiet"]) == 0
     names = ("train/loss", "evaluate/episode_length")
     for first, second in zip(
         RunFolder(finished).read_metrics(), RunFolder(out).read_metrics(), strict=True
@@ -104,26 +104,26 @@ def test_a_wrong_field_is_one_line_before_anything_is_made(
     config, tmp_path, capsys, overrides, expected
 ):
     out = tmp_path / "run"
-    assert expected in one_error_line(capsys, ["train", config, "--out", out, *overrides])
+    assert expected in one_error_line(capsys, ["run", config, "--out", out, *overrides])
     assert not out.exists()
 
 
 def test_a_missing_config_is_named(tmp_path, capsys):
-    line = one_error_line(capsys, ["train", tmp_path / "no.yaml"])
+    line = one_error_line(capsys, ["run", tmp_path / "no.yaml"])
     assert "no.yaml: cannot be read" in line
 
 
 def test_a_config_without_a_method_lists_the_methods(tmp_path, capsys):
     (tmp_path / "empty.yaml").write_text("seed: 1\n")
-    assert "known: commformer" in one_error_line(capsys, ["train", tmp_path / "empty.yaml"])
+    assert "known: commformer" in one_error_line(capsys, ["run", tmp_path / "empty.yaml"])
 
 
 def test_a_second_run_into_the_same_folder_is_refused(config, finished, capsys):
-    assert "--resume" in one_error_line(capsys, ["train", config, "--out", finished])
+    assert "--resume" in one_error_line(capsys, ["run", config, "--out", finished])
 
 
 def test_resume_with_another_config_is_refused(config, finished, capsys):
-    arguments = ["train", config, "--out", finished, "--resume", "--ppo.clip", "0.3"]
+    arguments = ["run", config, "--out", finished, "--resume", "--ppo.clip", "0.3"]
     assert "ppo.clip was 0.2, now 0.3" in one_error_line(capsys, arguments)
 
 
@@ -137,7 +137,7 @@ def test_methods_are_listed(capsys):
 
 
 def start(config: Path, out: Path, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-u", "-m", "jaxmethods.cli", "train", str(config)]
+    command = [sys.executable, "-u", "-m", "jaxmethods.cli", "run", str(config)]
     return subprocess.Popen(
         [*command, "--out", str(out), *arguments],
         cwd=ROOT,
@@ -175,7 +175,7 @@ def test_ctrl_c_while_training_saves_and_resume_goes_on(config, tmp_path, finish
     assert stopped, errors
     assert (out / "checkpoints" / "train" / stopped[1]).is_dir()
     assert (out / "report.html").is_file()
-    assert cli.main(["train", str(config), "--out", str(out), "--resume", "--quiet", *long]) == 0
+    assert cli.main(["run", str(config), "--out", str(out), "--resume", "--quiet", *long]) == 0
     steps = [row["step"] for row in RunFolder(out).read_metrics()]
     assert steps == sorted(set(steps))
     assert steps[-1] == 300

@@ -192,9 +192,8 @@ def test_a_field_below_a_value_is_refused():
 
 @pytest.mark.parametrize("name", [3, True, ["obd"], {"a": 1}, 1.5])
 def test_a_method_that_is_no_text_is_named(name):
-    for parse in (registry.parse_config, registry.find_evaluation):
-        with pytest.raises(ConfigError, match=r"run\.yaml: method: expected the name of a method"):
-            parse({"method": name}, "run.yaml")
+    with pytest.raises(ConfigError, match=r"run\.yaml: method: expected the name of a method"):
+        registry.parse_config({"method": name}, "run.yaml")
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -8,10 +8,12 @@ import jax
 import numpy as np
 import pytest
 
+import jaxmethods
 from jaxmethods.commformer import run
 from jaxmethods.config import MeshConfig, validate
-from jaxmethods.training import loop
+from jaxmethods.training import runner
 from jaxmethods.training.run_folder import RunFolder
+from jaxmethods.training.stopping import Interrupted
 from tests.commformer.small import SMALL
 from tests.training.test_loop import StopAt, key_data, rows_without_times
 
@@ -23,7 +25,8 @@ MESHES = {
 
 def train(path, mesh, resume=False, progress=None):
     config = validate(run.Run, SMALL | {"mesh": mesh.model_dump()}, "test")
-    return loop.train(run.stages(config), config, RunFolder(path), resume, progress)
+    runner.run(run.recipe(config), config, RunFolder(path), resume, progress)
+    return jaxmethods.load_run(path).state("train")
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +38,11 @@ def on_one_device(tmp_path_factory):
 @pytest.mark.parametrize("name", MESHES)
 def test_a_team_stopped_and_resumed_on_a_mesh_is_that_of_one_device(tmp_path, on_one_device, name):
     mesh, path = MESHES[name], tmp_path / "run"
-    with pytest.raises(loop.Interrupted, match="saved at step 2 of 4"):
+    with pytest.raises(Interrupted, match="saved at step 2 of 4"):
         train(path, mesh, progress=StopAt(2, signal.SIGTERM))
     many = train(path, mesh, resume=True)
     other, one = on_one_device
-    assert many[0].timestep.observation.agents_view.sharding.spec[:2] == (None, "data")
+    assert many.timestep.observation.agents_view.sharding.spec[:2] == (None, "data")
     for left, right in zip(jax.tree.leaves(many), jax.tree.leaves(one), strict=True):
         np.testing.assert_allclose(key_data(left), key_data(right), rtol=1e-3, atol=1e-4)
     rows = [rows_without_times(RunFolder(folder)) for folder in (path, other)]

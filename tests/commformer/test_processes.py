@@ -22,7 +22,7 @@ def test_two_processes_stopped_and_resumed_give_the_team_of_one(tmp_path):
     assert [code for code, _, _ in stopped] == [143, 143], stopped
     resumed = ends(start_two(config, two, "--resume"))
     assert [code for code, _, _ in resumed] == [0, 0], resumed
-    assert distributed_toy.main(["train", str(config), "--out", str(one), "--quiet"]) == 0
+    assert distributed_toy.main(["run", str(config), "--out", str(one), "--quiet"]) == 0
     for left, right in zip(*(rows_without_times(RunFolder(p)) for p in (two, one)), strict=True):
         assert left.keys() == right.keys()
         for name in left.keys() - {"stage"}:

@@ -71,10 +71,10 @@ def runs(tmp_path_factory):
     stopped = RunFolder(folders[0] / "run")
     config, stages = registry.parse(yaml.safe_load((folders[0] / "tiny.yaml").read_text()), "test")
     loop.train(stages[:2], config, stopped)
-    arguments = ["train", str(folders[0] / "tiny.yaml"), "--out", str(stopped.path), "--quiet"]
+    arguments = ["run", str(folders[0] / "tiny.yaml"), "--out", str(stopped.path), "--quiet"]
     assert main([*arguments, "--resume"]) == 0
     whole = RunFolder(folders[1] / "run")
-    assert main(["train", str(folders[1] / "tiny.yaml"), "--out", str(whole.path), "--quiet"]) == 0
+    assert main(["run", str(folders[1] / "tiny.yaml"), "--out", str(whole.path), "--quiet"]) == 0
     return Runs(stopped, whole)
 
 
@@ -178,7 +178,7 @@ def test_what_is_wrong_with_the_data_is_said_before_anything_is_written(tmp_path
     out = tmp_path / "run"
 
     def refused(reason, *changes):
-        assert main(["train", str(config), "--out", str(out), *changes]) == 2
+        assert main(["run", str(config), "--out", str(out), *changes]) == 2
         assert reason in capsys.readouterr().err
         assert not out.exists()
 
@@ -198,7 +198,7 @@ def test_what_is_wrong_with_the_data_is_said_before_anything_is_written(tmp_path
         (tmp_path / "letters" / name).mkdir(parents=True)
         Image.new("RGB", (16, 16)).save(tmp_path / "letters" / name / "1.png")
     broken.write_bytes(broken.read_bytes()[:-30])
-    assert main(["train", str(config), "--out", str(out), "--data.tasks", "[letters]"]) == 2
+    assert main(["run", str(config), "--out", str(out), "--data.tasks", "[letters]"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"data {broken}: cannot be read as an image (" in line
     assert not out.exists()

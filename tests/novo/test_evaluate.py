@@ -46,7 +46,13 @@ def questions(tmp_path_factory):
 def arguments(model, data, out, *more):
     chosen = ["--selection.samples", "8", "--selection.q", "0.5", "--draws", "3", "--quiet"]
     where = ["--model", str(model), "--data", str(data), "--out", str(out)]
-    return ["evaluate", str(CONFIG), *where, "--tokenizer", "bytes", *chosen, *more]
+    return ["run", str(CONFIG), *where, "--tokenizer", "bytes", *chosen, *more]
+
+
+def numbers(out):
+    """Name to number of a run's one stage."""
+    metrics = json.loads((out / "result.json").read_text())["stages"]["questions"]["metrics"]
+    return {name: value["mean"] for name, value in metrics.items()}
 
 
 def test_a_report_and_its_numbers(tmp_path, model, questions):
@@ -55,10 +61,10 @@ def test_a_report_and_its_numbers(tmp_path, model, questions):
     names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
     assert names == {
         *("config.yaml", "environment.json", "figures", "heads.json", "predictions.jsonl"),
-        *("report.html", "result.json"),
+        *("report.html", "result.json", "metrics.jsonl", "parts"),
     }
     assert "voting_heads_by_layer.png" in {path.name for path in (out / "figures").iterdir()}
-    result = json.loads((out / "result.json").read_text())
+    result = numbers(out)
     rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     assert result["questions"] == len(rows) == 16
     assert result["accuracy"] == pytest.approx(np.mean([row["correct"] for row in rows]))
@@ -95,8 +101,9 @@ def test_what_was_scored_is_not_scored_again(tmp_path, model, questions, monkeyp
     assert cli.main(arguments(model, questions, stopped, *tokens, "--resume")) == 0
     assert scored[:3] == [0, 1, 2]
     assert scored[3:] == list(range(2, max(scored) + 1))
-    for name in ("predictions.jsonl", "heads.json", "result.json"):
+    for name in ("predictions.jsonl", "heads.json"):
         assert (stopped / name).read_text() == (whole / name).read_text()
+    assert numbers(stopped) == numbers(whole)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +116,7 @@ def test_what_was_scored_is_not_scored_again(tmp_path, model, questions, monkeyp
         (["--heads", "absent.json"], "heads absent.json: cannot be read"),
         (["--selection.q", "1.0"], "no head votes"),
         (["--modell", "x"], "modell: unknown field (did you mean 'model'?)"),
-        (["--method", "commformer"], "is trained, not evaluated from a config"),
+        (["--method", "nov"], "unknown method 'nov' (did you mean 'novo'?)"),
     ],
 )
 def test_what_is_wrong_is_one_line(tmp_path, model, questions, capsys, more, message):
@@ -149,7 +156,7 @@ def test_real_questions_run_to_the_end(tmp_path, model, name):
     instruction = "--prompt.instruction", "Think of the real world, and of nothing else. " * 4
     more = ["--limit", "60", "--likelihood", "false", *instruction]
     assert cli.main(arguments(model, SHARED / f"{name}.jsonl", tmp_path / "out", *more)) == 0
-    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    result = numbers(tmp_path / "out")
     assert result["questions"] == 52
     assert 0 <= result["accuracy"] <= 1
     assert result["tokens"] < result["tokens_one_row_each"] / 2

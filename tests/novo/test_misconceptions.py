@@ -12,7 +12,7 @@ import pytest
 from jaxmethods import cli
 from jaxmethods.novo import misconceptions as world_of
 from jaxmethods.novo.config import LearnerConfig, World
-from jaxmethods.novo.run import Run, stages
+from jaxmethods.novo.run import Run, recipe
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "novo"
 WORLD = World(entities=5, relations=2, values=6)
@@ -58,7 +58,7 @@ def test_a_learner_learns_and_is_judged_by_every_rule():
     run = Run(
         method="misconceptions", world=WORLD, learner=learner, selection={"samples": 4, "q": 0.5}
     )
-    (stage,) = stages(run)
+    (stage,) = recipe(run).stages
     step = jax.jit(stage.method.step)
     state = jax.jit(stage.method.init)(jax.random.key(0), None)
     losses = []
@@ -66,7 +66,7 @@ def test_a_learner_learns_and_is_judged_by_every_rule():
         state, metrics = step(state, None)
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.8 * losses[0]
-    judged = jax.jit(stage.evaluate)(state, jax.random.key(1))
+    judged = jax.jit(stage.evaluation.measure)(state, None, jax.random.key(1))
     shares = {name: float(value) for name, value in judged.items() if name.endswith("accuracy")}
     assert "likelihood_accuracy" in shares
     assert all(0 <= share <= 1 for share in shares.values())
@@ -82,13 +82,14 @@ def test_a_learnt_world_is_answered_through_its_files(tmp_path, capsys):
     every = [f"--training.{name}_every=320" for name in ("evaluate", "checkpoint")]
     world, answers = tmp_path / "world", tmp_path / "answers"
     chosen = ["--selection.samples", "10", "--quiet"]
-    train = ["train", str(CONFIGS / "misconceptions.yaml"), "--out", str(world)]
+    train = ["run", str(CONFIGS / "misconceptions.yaml"), "--out", str(world)]
     assert cli.main([*train, *sizes, *every, *chosen]) == 0
-    evaluate = ["evaluate", str(CONFIGS / "misconceptions_questions.yaml")]
+    evaluate = ["run", str(CONFIGS / "misconceptions_questions.yaml")]
     evaluate += ["--model", str(world / "model"), "--data"]
     files = [str(world / "questions.jsonl"), "--out", str(answers), "--draws", "0"]
     assert cli.main([*evaluate, *files, *chosen]) == 0
-    result = json.loads((answers / "result.json").read_text())
+    metrics = json.loads((answers / "result.json").read_text())["stages"]["questions"]["metrics"]
+    result = {name: value["mean"] for name, value in metrics.items()}
     assert result["accuracy"] >= result["likelihood_accuracy"] + 0.4
     assert result["accuracy"] >= result["random_heads_accuracy"] + 0.15
 

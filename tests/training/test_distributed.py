@@ -38,7 +38,7 @@ def config(tmp_path_factory):
 
 def start(config: Path, out: Path, *arguments: str, **environment: str) -> subprocess.Popen:
     """One process of a run, on one virtual device."""
-    command = [sys.executable, "-m", "tests.training.distributed_toy", "train", str(config)]
+    command = [sys.executable, "-m", "tests.training.distributed_toy", "run", str(config)]
     return subprocess.Popen(
         [*command, "--out", str(out), "--distributed", *arguments],
         cwd=ROOT,
@@ -115,7 +115,7 @@ def test_two_processes_give_the_results_of_one(stopped_and_resumed, config, tmp_
     out, _, resumed = stopped_and_resumed
     assert [code for code, _, _ in resumed] == [0, 0], resumed
     alone = tmp_path / "alone"
-    assert distributed_toy.main(["train", str(config), "--out", str(alone), "--quiet"]) == 0
+    assert distributed_toy.main(["run", str(config), "--out", str(alone), "--quiet"]) == 0
     two, one = (rows_without_times(RunFolder(path)) for path in (out, alone))
     names = ("train/loss", "train/count", "evaluate/score")
     assert [(row["stage"], row["step"]) for row in two] == [(r["stage"], r["step"]) for r in one]

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import pytest
 
 from jaxmethods import cli, files
-from jaxmethods.training import loop, progress
+from jaxmethods.stages import Evaluation, Recipe
+from jaxmethods.training import progress, runner
 from jaxmethods.training.checkpoints import CheckpointError, Checkpoints
 from jaxmethods.training.run_folder import RunFolder, RunFolderError
 from tests.training import distributed_toy, toy
@@ -46,9 +47,7 @@ def config(tmp_path):
 
 @pytest.fixture
 def finished(config, tmp_path):
-    assert (
-        distributed_toy.main(["train", str(config), "--quiet", "--out", str(tmp_path / "r")]) == 0
-    )
+    assert distributed_toy.main(["run", str(config), "--quiet", "--out", str(tmp_path / "r")]) == 0
     return tmp_path / "r"
 
 
@@ -94,14 +93,14 @@ def test_a_disk_that_fills_at_random_moments_costs_no_checkpoint(
     config = tmp_path / "toy.yaml"
     config.write_text(CONFIG)
     whole = tmp_path / "whole"
-    assert distributed_toy.main(["train", str(config), "--quiet", "--out", str(whole)]) == 0
+    assert distributed_toy.main(["run", str(config), "--quiet", "--out", str(whole)]) == 0
     draw = random.Random(0)
     for _ in range(10):
         disk = mounted("-t", "tmpfs", "-o", "size=6m", "tmpfs")
         lefts = (0, 0, 4096, 8192, draw.randrange(300_000), draw.randrange(2_000_000))
         FillingProgress.place, FillingProgress.rows = disk, 0
         FillingProgress.at, FillingProgress.left = draw.randrange(1, 15), draw.choice(lefts)
-        arguments = ["train", str(config), "--quiet", "--out", str(disk / "run")]
+        arguments = ["run", str(config), "--quiet", "--out", str(disk / "run")]
         capsys.readouterr()
         with monkeypatch.context() as patch:
             patch.setattr(progress, "Progress", FillingProgress)
@@ -171,12 +170,14 @@ def test_what_a_stage_leaves_behind_is_whole_or_absent(tmp_path):
 def test_figures_that_cannot_be_drawn_are_one_line_and_the_run_is_saved(
     config, tmp_path, capsys, monkeypatch
 ):
-    def draw(state, folder):
+    def report(results, folder):
+        (folder / "figures" / "half.png").write_text("")
         raise RuntimeError("no display")
 
-    monkeypatch.setattr(distributed_toy, "draw", draw)
-    line = one_line(capsys, "train", config, "--quiet", "--out", tmp_path / "run")
-    assert "second: its figures cannot be written (RuntimeError: no display); what was" in line
+    monkeypatch.setattr(distributed_toy, "report", report)
+    line = one_line(capsys, "run", config, "--quiet", "--out", tmp_path / "run")
+    assert "report: cannot be written (RuntimeError: no display); what was trained" in line
+    assert not (tmp_path / "run" / "figures" / "half.png").exists()
     assert (tmp_path / "run" / "report.html").is_file()
     assert Checkpoints(tmp_path / "run" / "checkpoints" / "second").latest() == 8
 
@@ -186,7 +187,7 @@ def test_a_read_only_run_is_read_and_not_written(finished, config, mounted, caps
     for command in ("evaluate", "compare"):
         assert distributed_toy.main([command, str(place)]) == 0
     assert "Read-only file system" in one_line(capsys, "report", place)
-    line = one_line(capsys, "train", config, "--quiet", "--resume", "--out", place)
+    line = one_line(capsys, "run", config, "--quiet", "--resume", "--out", place)
     assert "cannot be written (Read-only file system)" in line
 
 
@@ -195,13 +196,14 @@ def test_an_unreadable_run_is_one_line_that_says_so(finished, config):
     """As a person who may not: root may everything."""
     program = f"""
         import os, sys
-        from jaxmethods.training import compare, loop, registry, report
-        from tests.training import distributed_toy
+        from jaxmethods.training import compare, registry, report, runner
+        from jaxmethods.stages import Evaluation, Recipe
+from tests.training import distributed_toy
         if os.getuid() == 0:
             os.setgid(65534)
             os.setuid(65534)
         run = {str(finished)!r}
-        train = ["train", {str(config)!r}, "--quiet", "--resume", "--out", run]
+        train = ["run", {str(config)!r}, "--quiet", "--resume", "--out", run]
         commands = [["evaluate", run], ["report", run], ["compare", run], train]
         print([distributed_toy.main(command) for command in commands])
     """
@@ -232,7 +234,7 @@ def test_a_file_system_without_locks_is_not_another_process(tmp_path, monkeypatc
     monkeypatch.setattr(fcntl, "flock", flock)
     folder = RunFolder(tmp_path / "run")
     with pytest.raises(RunFolderError, match=f"has no locks .{os.strerror(number)}.*_NO_LOCK=1"):
-        loop.train(toy.stages(), toy.config(), folder)
+        runner.run(toy.recipe(), toy.config(), folder)
     monkeypatch.setenv("JAXMETHODS_NO_LOCK", "1")
     with folder.claim(toy.config(), resume=True):
         pass
@@ -247,7 +249,7 @@ def test_paths_of_another_kind_are_one_line(config, tmp_path, capsys):
         (tmp_path / ("x" * 300), "File name too long"),
         (Path("/proc/run"), "cannot be written"),
     ]:
-        assert expected in one_line(capsys, "train", config, "--quiet", "--out", out)
+        assert expected in one_line(capsys, "run", config, "--quiet", "--out", out)
     for command in ("report", "compare"):
         assert "not a run folder" in one_line(capsys, command, file)
     run = tmp_path / "odd"
@@ -274,29 +276,29 @@ def test_a_damaged_run_is_named(tmp_path, capsys, name, content, expected):
 
 
 def test_an_evaluation_that_fails_saves_the_state_before_it_is_told(tmp_path):
-    def judge(states, batch, keys):
+    def judge(measures):
         raise RuntimeError("the simulator is gone")
 
-    stage = toy.stages()[0]._replace(judge=judge)
+    evaluation = Evaluation(toy.distance, judge)
+    stage = toy.recipe().stages[0]._replace(evaluation=evaluation)
     folder = RunFolder(tmp_path / "run")
-    with pytest.raises(loop.StageError, match=r"simulator is gone.*saved at step 8"):
-        loop.train([stage], toy.config(), folder)
+    with pytest.raises(runner.StageError, match=r"simulator is gone.*saved at step 8"):
+        runner.run(Recipe([stage]), toy.config(), folder)
     assert Checkpoints(folder.checkpoints / "first").steps() == [8]
     assert [row["step"] for row in folder.read_metrics()] == [4, 8]
-    loop.train([toy.stages()[0]], toy.config(), folder, resume=True)
+    runner.run(Recipe(toy.recipe().stages[:1]), toy.config(), folder, resume=True)
 
 
 def test_a_score_that_no_metric_has_is_refused_before_the_first_step(tmp_path):
-    stage = toy.stages()[0]._replace(score="accuracy")
-    with pytest.raises(loop.StageError, match=r"metrics \(score\), got 'accuracy'"):
-        loop.train([stage], toy.config(), RunFolder(tmp_path / "run"))
-    with pytest.raises(loop.StageError, match="expected an evaluation"):
-        loop.train([stage._replace(evaluate=None)], toy.config(), RunFolder(tmp_path / "other"))
-    assert not (tmp_path / "other").exists()
-    judged = stage._replace(judge=lambda states, batch, keys: {"loss": jnp.ones(1)})
+    stage = toy.recipe().stages[0]
+    stage = stage._replace(evaluation=Evaluation(toy.distance, score="accuracy"))
+    with pytest.raises(runner.StageError, match=r"metrics \(score\), got 'accuracy'"):
+        runner.run(Recipe([stage]), toy.config(), RunFolder(tmp_path / "run"))
+    host = Evaluation(toy.distance, lambda measures: {"loss": jnp.ones(1)}, "accuracy")
+    judged = stage._replace(evaluation=host)
     folder = RunFolder(tmp_path / "judged")
-    with pytest.raises(loop.StageError, match=r"score, loss.*saved at step 8"):
-        loop.train([judged], toy.config(), folder)
+    with pytest.raises(runner.StageError, match=r"metrics \(loss\).*saved at step 8"):
+        runner.run(Recipe([judged]), toy.config(), folder)
     assert Checkpoints(folder.checkpoints / "first").latest() == 8
 
 
@@ -311,5 +313,5 @@ def test_an_interrupted_run_says_what_it_could_not_save(tmp_path, monkeypatch):
             os.kill(os.getpid(), self.number)
 
     with pytest.raises(CheckpointError, match=FULL):
-        loop.train(toy.stages(), toy.config(), folder, resume=True, progress=Full(0, 15))
+        runner.run(toy.recipe(), toy.config(), folder, resume=True, progress=Full(0, 15))
     assert snapshot(folder.checkpoints) == before

@@ -11,11 +11,13 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxmethods.config import MeshConfig
-from jaxmethods.method import Method, Rule
+from jaxmethods.layout import Rule
+from jaxmethods.method import Method
 from jaxmethods.models.initializers import orthogonal
-from jaxmethods.training import loop
+from jaxmethods.training import loop, runner
 from jaxmethods.training.run_folder import RunFolder
 from jaxmethods.training.sharding import make_mesh, shardings
+from jaxmethods.training.stopping import Interrupted
 from tests.training import toy
 from tests.training.test_loop import StopAt, key_data, rows_without_times
 
@@ -30,13 +32,13 @@ MESHES = {
 
 
 def run(path, mesh, seeds, rules, resume=False, progress=None):
-    stages = toy.stages(7, 4, shape=(8, 8), rules=rules)
+    recipe = toy.recipe(7, 4, shape=(8, 8), rules=rules)
     config = toy.config(mesh=mesh, seeds=seeds)
-    return loop.train(stages, config, RunFolder(path), resume, progress)
+    return runner.run(recipe, config, RunFolder(path), resume, progress)
 
 
 def stop_and_resume(path, first, then, *how):
-    with pytest.raises(loop.Interrupted, match="saved at step 4 of 7"):
+    with pytest.raises(Interrupted, match="saved at step 4 of 7"):
         run(path, first, *how, progress=StopAt(4, signal.SIGTERM))
     return run(path, then, *how, resume=True)
 
@@ -75,7 +77,7 @@ def test_a_mesh_stopped_and_resumed_gives_the_results_of_one_device(tmp_path, on
     path, one = on_one_device(seeds)
     assert_close(many, one)
     assert_rows_close(tmp_path / "run", path)
-    for state in many:
+    for state in many.values():
         assert state.weights.addressable_shards[0].data.size * 8 == state.weights.size
 
 

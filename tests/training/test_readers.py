@@ -10,7 +10,7 @@ import time
 import jax.numpy as jnp
 import pytest
 
-from jaxmethods.training import loop
+from jaxmethods.training import runner
 from jaxmethods.training.checkpoints import CheckpointError, Checkpoints
 from jaxmethods.training.run_folder import RunFolder
 from tests.training import distributed_toy, toy
@@ -44,10 +44,10 @@ def test_evaluation_leaves_every_file_as_it_was_the_unfinished_checkpoint_too(tm
     writing = unfinished_checkpoint(folder)
     before = snapshot(folder.path)
     for checkpoint in ("latest", "best"):
-        [(stage, step, _)] = loop.evaluate(toy.stages(), toy.config(), folder, checkpoint, seed=0)
+        [(stage, step, _)] = runner.evaluate(toy.recipe(), toy.config(), folder, checkpoint, seed=0)
         assert (stage, step) == ("first", 20)  # the second has not begun: that is no error
     assert snapshot(folder.path) == before
-    loop.train(toy.stages(), toy.config(), folder, resume=True)
+    runner.run(toy.recipe(), toy.config(), folder, resume=True)
     assert not writing.exists()  # the process that trains clears what another one left
 
 
@@ -65,11 +65,11 @@ def test_a_checkpoint_that_goes_while_it_is_read_makes_way_for_the_newest(tmp_pa
                 writer.save(later, {"x": jnp.full(2, float(later))}, None)
             return super().restore(step, like)
 
-    step, state = loop._restored(Late(folder), "latest", {"x": jnp.zeros(2)})
+    step, state = runner._restored(Late(folder), "latest", {"x": jnp.zeros(2)})
     assert step == 5
     assert state["x"].tolist() == [5.0, 5.0]
     with pytest.raises(CheckpointError, match=r"expected best, latest or one of \[4, 5\]"):
-        loop._restored(Checkpoints(folder), "2", {"x": jnp.zeros(2)})
+        runner._restored(Checkpoints(folder), "2", {"x": jnp.zeros(2)})
 
 
 def test_a_damaged_checkpoint_is_no_vanished_one(tmp_path):
@@ -78,7 +78,7 @@ def test_a_damaged_checkpoint_is_no_vanished_one(tmp_path):
     for path in saved.path(1).rglob("d/*"):
         path.write_bytes(path.read_bytes()[:7])
     with pytest.raises(CheckpointError, match="c/1: cannot be restored"):
-        loop._restored(saved, "latest", {"x": jnp.zeros(2)})
+        runner._restored(saved, "latest", {"x": jnp.zeros(2)})
 
 
 @pytest.mark.slow
@@ -87,7 +87,7 @@ def test_readers_hammering_a_run_have_no_effect_on_it(tmp_path):
     every = "log_every: 1, evaluate_every: 1, checkpoint_every: 1"
     config.write_text(f"method: toy\nsteps: {STEPS}\ntraining: {{{every}}}\n")
     run = tmp_path / "read" / "run"
-    train = ("tests.training.distributed_toy", "train", config, "--quiet", "--out")
+    train = ("tests.training.distributed_toy", "run", config, "--quiet", "--out")
     writer = started(*train, run)
     while not list((run / "checkpoints").glob("first/[0-9]*")):
         assert writer.poll() is None, writer.communicate()
@@ -102,7 +102,7 @@ def test_readers_hammering_a_run_have_no_effect_on_it(tmp_path):
         assert (reader.returncode, errors) == (0, "")
         print(said)
     alone = tmp_path / "alone"
-    assert distributed_toy.main(["train", str(config), "--quiet", "--out", str(alone)]) == 0
+    assert distributed_toy.main(["run", str(config), "--quiet", "--out", str(alone)]) == 0
     assert rows_without_times(RunFolder(run)) == rows_without_times(RunFolder(alone))
     for stage in ("first", "second"):
         kept = [Checkpoints(path / "checkpoints" / stage, scored=True) for path in (run, alone)]

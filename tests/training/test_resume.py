@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import pytest
 
 from jaxmethods.config import LoopConfig, MeshConfig, OnResume, on_resume, validate
-from jaxmethods.method import Method, Stage
-from jaxmethods.training import loop, registry
+from jaxmethods.method import Method
+from jaxmethods.stages import Evaluation, Recipe, Train
+from jaxmethods.training import registry, runner
 from jaxmethods.training.checkpoints import Checkpoints
 from jaxmethods.training.compare import compare
 from jaxmethods.training.report import write_report
@@ -26,26 +27,26 @@ def watched(log_every: int) -> LoopConfig:
 
 
 def test_how_a_run_is_watched_may_change_and_its_bits_stay(tmp_path):
-    whole = loop.train(toy.stages(), toy.config(), RunFolder(tmp_path / "whole"))
+    whole = runner.run(toy.recipe(), toy.config(), RunFolder(tmp_path / "whole"))
     folder = interrupted_run(tmp_path / "run")
     changed = toy.config().model_copy(update={"training": watched(7)})
-    assert_same_bits(loop.train(toy.stages(), changed, folder, resume=True), whole)
+    assert_same_bits(runner.run(toy.recipe(), changed, folder, resume=True), whole)
     assert folder.read_config()["training"]["log_every"] == 7
     other = toy.config().model_copy(update={"training": watched(1)})
-    assert_same_bits(loop.train(toy.stages(), other, RunFolder(tmp_path / "by one")), whole)
+    assert_same_bits(runner.run(toy.recipe(), other, RunFolder(tmp_path / "by one")), whole)
 
 
 def test_a_finished_run_that_grows_is_the_longer_run_bit_for_bit(tmp_path):
     run = distributed_toy.Run(method="toy", steps=6, training=toy.config().training)
     longer = run.model_copy(update={"steps": 21})
     folder = RunFolder(tmp_path / "run")
-    loop.train(distributed_toy.stages(run), run, folder)
-    grown = loop.train(distributed_toy.stages(longer), longer, folder, resume=True)
-    whole = loop.train(distributed_toy.stages(longer), longer, RunFolder(tmp_path / "whole"))
+    runner.run(distributed_toy.recipe(run), run, folder)
+    grown = runner.run(distributed_toy.recipe(longer), longer, folder, resume=True)
+    whole = runner.run(distributed_toy.recipe(longer), longer, RunFolder(tmp_path / "whole"))
     assert_same_bits(grown, whole)  # the second stage too: it began anew from the longer first
     assert folder.read_config()["steps"] == 21
     with pytest.raises(RunFolderError, match=r"steps was 21, now 6 \(it may only grow\)"):
-        loop.train(distributed_toy.stages(run), run, folder, resume=True)
+        runner.run(distributed_toy.recipe(run), run, folder, resume=True)
 
 
 def test_every_other_field_makes_another_run(tmp_path):
@@ -121,12 +122,13 @@ def test_the_best_checkpoint_has_the_highest_finite_score(tmp_path, scores, best
 def test_an_evaluation_that_is_not_finite_is_null_and_no_best(tmp_path):
     table = jnp.array([0.0, 0.1, 0.9, NAN, 0.2, INF])
     method = Method(lambda key, batch: jnp.int32(0), lambda s, batch: (s + 1, {"loss": 1.0}))
-    stage = Stage("s", method, 5, evaluate=lambda s, key: {"score": table[s]}, score="score")
+    scored = Evaluation(lambda state, batch, key: {"score": table[state]}, score="score")
+    stage = Train("s", method, 5, evaluation=scored)
     config = toy.config().model_copy(
         update={"training": LoopConfig(log_every=1, evaluate_every=1, checkpoint_every=1)}
     )
     folder = RunFolder(tmp_path / "run")
-    loop.train([stage], config, folder)
+    runner.run(Recipe([stage]), config, folder)
     assert Checkpoints(folder.checkpoints / "s", scored=True).steps() == [2, 4, 5]
     assert Checkpoints(folder.checkpoints / "s", scored=True).best() == 2
 
