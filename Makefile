@@ -11,17 +11,26 @@ PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 # Tests compile far longer than they run.
 TEST_XLA_FLAGS = --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
-export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 1
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 
-.PHONY: demo test test-newest lint bench clean
+# One package: make test FOR=merging
+TESTS = $(if $(FOR),tests/$(FOR),tests)
+PYTEST = XLA_FLAGS="$(TEST_XLA_FLAGS) $(XLA_FLAGS)" $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+
+.PHONY: demo test test-slow test-all test-newest lint bench clean
 
 demo: $(VENV)/.installed ## train a team in about two minutes and write a report
 	$(VENV)/bin/jaxmethods train configs/commformer/demo.yaml --out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
-test: $(VENV)/.installed-test ## the whole suite
-	XLA_FLAGS="$(TEST_XLA_FLAGS) $(XLA_FLAGS)" $(VENV)/bin/python -m pytest -n 2 --dist worksteal
+test: $(VENV)/.installed-test ## the suite without its slow tests
+	$(PYTEST) -m "not slow" $(TESTS)
 
-test-newest: ## the whole suite on the newest Python and jax
+test-slow: $(VENV)/.installed-test ## processes, kill -9, simulators, big arrays
+	$(PYTEST) -m slow $(TESTS)
+
+test-all: test test-slow ## the whole suite
+
+test-newest: ## the suite on the newest Python and jax
 	@test -n "$(NEWEST_PYTHON)" || { echo "no Python 3.12 or 3.13 found; set NEWEST_PYTHON"; exit 2; }
 	$(MAKE) test VENV=$(NEWEST_VENV) PYTHON=$(NEWEST_PYTHON) \
 		JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax-newest

@@ -1,9 +1,9 @@
 """Settings of every test.
 
 The suite has eight virtual devices in its own process, so that meshes need no second one. Programs
-of a module are dropped when its tests have run: kept, they take gigabytes. A test that computes for
-more than ten seconds must say so with `@pytest.mark.slow`; seconds are those of all processors,
-children included, so that other work on the machine doesn't count.
+of a module are dropped when its tests have run: kept, they take gigabytes. A test that keeps two
+processors busy for ten seconds must say so with `@pytest.mark.slow`; seconds of processors count,
+those of children included, so that other work on the machine doesn't matter.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 hypothesis.settings.register_profile("jax", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("jax")
 
-LONGEST = 10.0
+LONGEST = 20.0
 """Seconds of processors that a test without `slow` may take."""
 
 

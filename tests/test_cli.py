@@ -148,6 +148,7 @@ def start(config: Path, out: Path, *arguments: str) -> subprocess.Popen:
     )
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_compiling_ends_with_one_line(config, tmp_path):
     process = start(config, tmp_path / "run")
     assert process.stdout is not None
@@ -159,6 +160,7 @@ def test_ctrl_c_while_compiling_ends_with_one_line(config, tmp_path):
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_training_saves_and_resume_goes_on(config, tmp_path, finished):
     out = tmp_path / "run"
     rarely = ("--training.evaluate_every", "100", "--training.checkpoint_every", "100")

@@ -297,6 +297,7 @@ class TestUnrolledGradient:
         assert not np.allclose(first_order, expected, atol=1e-3 * scale)
 
 
+@pytest.mark.slow
 def test_every_option_together_trains_and_moves_both_levels():
     gate = config.GateConfig(mode="sampled", initial_logit=0.0)
     before, after, metrics = one_update(

@@ -20,6 +20,7 @@ from jaxmethods.training.run_folder import RunFolder
 from tests.training import distributed_toy
 from tests.training.test_loop import ROOT, rows_without_times
 
+pytestmark = pytest.mark.slow
 SECONDS = 120
 """Long enough for a busy machine; what hangs is ended."""
 CONFIG = """

@@ -213,6 +213,7 @@ def test_a_signal_before_the_first_step_says_that_nothing_was_to_be_saved(tmp_pa
     assert folder.read_metrics() == []
 
 
+@pytest.mark.slow
 def test_kill_9_at_random_moments_then_resume_ends_in_the_same_bits(tmp_path):
     draw = random.Random(time.time_ns())
     whole = RunFolder(tmp_path / "whole")
