@@ -179,7 +179,9 @@ def draw_scores(summaries: Mapping[str, Summary], path: Path, title: str, measur
     colors = [ACCENT if name == "distilled" else INK for name, _ in ordered]
     panel.barh(names, means, xerr=errors, color=colors, error_kw={"capsize": 3, "lw": 1})
     for place, mean in enumerate(means):
-        panel.text(max(mean, 0.0) + 2.0, place + 0.28, f"{mean:.1f}", fontsize=8, va="center")
+        end = max(mean, 0.0), place
+        style = {"xytext": (4, 6), "textcoords": "offset points", "fontsize": 8}
+        panel.annotate(f"{mean:.1f}", end, **style)
     panel.axvline(0.0, color="#555", linewidth=0.8)
     panel.set(xlabel=measure, title=title)
     panel.spines[["top", "right"]].set_visible(False)
