@@ -260,7 +260,8 @@ ELSEWHERE = {
     "whole updates and runs, tested in tests/<package>": """commformer.trainer
         commformer.evaluate commformer.policy.init commformer.policy.act
         commformer.policy.evaluate_actions obd.baselines.cloning obd.density.flow_learner
-        obd.density.fit_density obd.distiller obd.evaluate_returns obd.judge
+        obd.density.fit_density obd.distiller obd.evaluate_returns obd.judge_sets
+        obd.measure_set
         obd.students.train_students obd.students.train_student obd.students.cross_optimizers
         obd.train_students obd.objectives.make_outer_batch obd.students.offline_loss
         novo.score novo.norms.run_root novo.norms.row_norms novo.norms.row_log_likelihoods

@@ -39,7 +39,7 @@ from jaxmethods.obd import (
 from jaxmethods.obd.config import OBDConfig, StudentConfig
 from jaxmethods.obd.dataset import load_offline, offline_data
 from jaxmethods.obd.distilled import Distilled, load, save
-from jaxmethods.obd.evaluate import EvaluationConfig, judge
+from jaxmethods.obd.evaluate import EvaluationConfig, judge_sets, measure_set
 from jaxmethods.obd.method import Rates, State, distiller, used, with_rates
 from jaxmethods.obd.mujoco_returns import evaluate_returns
 from jaxmethods.obd.policy import Policy, PolicyParams, deterministic, tanh_gaussian
@@ -67,11 +67,12 @@ __all__ = [
     "deterministic",
     "distiller",
     "evaluate_returns",
-    "judge",
+    "judge_sets",
     "load",
     "load_corl_calql",
     "load_offline",
     "load_teacher",
+    "measure_set",
     "meta_gradient",
     "normalized_score",
     "objectives",

@@ -1,19 +1,19 @@
-"""The last stage of a pipeline: students of the distilled set against everything simpler.
+"""What closes a pipeline: students of the distilled set against everything simpler.
 
 Of the distilled set, of as many random real pairs, of random pairs from the best episodes and of
 one pair from each cluster of states, K students each are trained at once, one step of cloning a
-step of the method. Beside them play the teacher and, if there is one, the policy that was cloned
-from all the data.
+step of the method. Then all of them play, beside the teacher and, if there is one, the policy that
+was cloned from all the data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -21,38 +21,39 @@ from matplotlib.figure import Figure
 from pydantic import Field
 
 from jaxmethods.config import Config, OnResume
-from jaxmethods.method import Method, Metrics
+from jaxmethods.layout import Layout
+from jaxmethods.method import Method, Metrics, gradient_step
 from jaxmethods.obd.baselines import CloningConfig, cluster_rows, random_rows, top_rows
 from jaxmethods.obd.config import OBDConfig
-from jaxmethods.obd.evaluate import EvaluationConfig, player
+from jaxmethods.obd.evaluate import Player
 from jaxmethods.obd.method import make_student
 from jaxmethods.obd.objectives import bc_loss
-from jaxmethods.obd.scores import Summary, score_name, summarise
+from jaxmethods.obd.scores import Summary, summarise
 from jaxmethods.obd.types import Norm, OfflineData, SynSet
+from jaxmethods.stages import Arrays, Part, Place
 
 INK, ACCENT = "#8fa3b5", "#1f3b57"
-
-
-class Entries(NamedTuple):
-    """What competes."""
-
-    sets: dict[str, SynSet]
-    """Synthetic sets, all of one size."""
-    policies: dict[str, Any]
-    """Finished policies' parameters."""
-    norm: Norm
-    """Of the states in all sets."""
+SETS = ("distilled", "random", "best_episodes", "clusters")
+"""Of which students are trained."""
 
 
 class State(NamedTuple):
-    """Students under way and the finished policies they are compared with."""
+    """Students under way."""
 
     key: jax.Array
     students: dict[str, Any]
     """Parameters [K, ...] by the name of their set."""
     optimizer: dict[str, Any]
-    policies: dict[str, Any]
-    norm: Norm
+
+
+class Competitor(NamedTuple):
+    """Who plays for a score."""
+
+    name: str
+    play: Player
+    params: Any
+    """[seeds, K, ...], or [K, ...] of a policy that all seeds share."""
+    per_seed: bool
 
 
 class ComparisonConfig(Config):
@@ -80,117 +81,94 @@ def real_sets(
 
 
 def contest(config: OBDConfig, n_students: int) -> Method:
-    """Trains `n_students` students of every set of `Entries` with the inner loop's settings."""
+    """Trains `n_students` students of every set with the inner loop's settings.
+
+    The batch is a dictionary of `SynSet`s, all of one size.
+    """
     policy = make_student(config.student)
     optimizer = optax.sgd(config.inner_lr, config.inner_momentum or None)
 
-    def init(key: jax.Array, entries: Entries) -> State:
+    def init(key: jax.Array, sets: dict[str, SynSet]) -> State:
         key, init_key = jax.random.split(key)
-        syn = next(iter(entries.sets.values()))
+        syn = next(iter(sets.values()))
         sizes = syn.states.shape[-1], syn.actions.shape[-1]
         keys = jax.random.split(init_key, n_students)
         # Students of the same number start equal, whatever set they learn from.
         params = jax.vmap(lambda k: policy.init(k, *sizes))(keys)
-        students = dict.fromkeys(entries.sets, params)
-        moments = dict.fromkeys(entries.sets, jax.vmap(optimizer.init)(params))
-        return State(key, students, moments, entries.policies, entries.norm)
+        moments = jax.vmap(optimizer.init)(params)
+        return State(key, dict.fromkeys(sets, params), dict.fromkeys(sets, moments))
 
-    def step(state: State, entries: Entries) -> tuple[State, Metrics]:
+    def step(state: State, sets: dict[str, SynSet]) -> tuple[State, Metrics]:
         key, noise_key = jax.random.split(state.key)
 
         def one(params: Any, moments: Any, syn: SynSet, key: jax.Array) -> tuple:
             noise = config.inner_noise * jax.random.normal(key, syn.actions.shape)
             loss, gradient = jax.value_and_grad(bc_loss)(params, syn, noise, policy.sample)
-            change, moments = optimizer.update(gradient, moments, params)
-            return optax.apply_updates(params, change), moments, loss
+            return *gradient_step(optimizer, gradient, moments, params), loss
 
         keys = jax.random.split(noise_key, n_students)
         students, moments, metrics = {}, {}, {}
-        for name, syn in entries.sets.items():
+        for name, syn in sets.items():
             train = jax.vmap(one, (0, 0, None, 0))
             students[name], moments[name], loss = train(
                 state.students[name], state.optimizer[name], syn, keys
             )
             metrics[f"loss_{name}"] = loss.mean()
-        return state._replace(key=key, students=students, optimizer=moments), metrics
+        return State(key, students, moments), metrics
 
     return Method(init, step)
 
 
-def scores(
-    evaluation: EvaluationConfig, config: OBDConfig, state: State, key: jax.Array
-) -> dict[str, np.ndarray]:
-    """Normalised scores [K, E] of every set's students and [1, E] of every finished policy.
-
-    Empty where nobody can play (see `EvaluationConfig.environment`).
-    """
-    play, play_plain = player(evaluation, config), player(evaluation, OBDConfig())
-    if play is None or play_plain is None:
-        return {}
-    of_students = {name: play(p, state.norm, key) for name, p in state.students.items()}
-    of_policies = {
-        name: play_plain(jax.tree.map(lambda leaf: leaf[None], p), state.norm, key)
-        for name, p in state.policies.items()
-    }
-    return {name: np.asarray(s, float) for name, s in {**of_students, **of_policies}.items()}
-
-
-def judge(
-    evaluation: EvaluationConfig, config: OBDConfig, states: State, entries: Entries, keys: Any
-) -> Metrics:
-    """Mean scores of all competitors and their standard errors over students, [seeds].
-
-    The `judge` of a stage; empty where nobody can play.
-    """
-    del entries
-    rows = []
-    for place, key in enumerate(keys):
-        state = jax.tree.map(lambda leaf, i=place: leaf[i], states)
-        row: dict[str, float] = {}
-        for name, values in scores(evaluation, config, state, key).items():
-            summary = summarise(values)
-            row[f"score_{name}"] = summary.mean
-            if len(values) > 1:
-                row[f"error_{name}"] = summary.error
-        rows.append(row)
-    return {name: jnp.array([row[name] for row in rows]) for name in rows[0]}
-
-
-def judge_policies(
-    evaluation: EvaluationConfig,
-    policies: Callable[[Any], Any],
-    norm: Callable[[], Norm],
-    states: Any,
-    batch: Any,
-    keys: Any,
-) -> Metrics:
-    """Scores [seeds] of the one policy that each seed's state holds; the `judge` of a stage.
+def score_parts(
+    competitors: Sequence[Competitor], norm: Norm, keys: jax.Array, place: Place
+) -> list[Part]:
+    """A part for every competitor: its `scores` [seeds, K, E].
 
     Args:
-        policies: states of all seeds -> parameters of plain tanh-Gaussian policies [seeds].
-        norm: gives what their observations are normalised with.
+        norm: of the states in all sets.
+        keys: [seeds]; all competitors of a seed play with the same.
     """
-    del batch
-    play = player(evaluation, OBDConfig())
-    if play is None:
-        return {}
-    params = policies(states)
-    each = [jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], params) for i in range(len(keys))]
-    played = [play(p, norm(), key) for p, key in zip(each, keys, strict=True)]
-    return {"score": jnp.array([np.mean(values) for values in played])}
+
+    def compute(one: Competitor) -> Arrays:
+        own = Layout(per_seed=("",) if one.per_seed else ())
+        measure = jax.vmap(one.play.measure, (0 if one.per_seed else None, None, 0))
+        inputs = place(one.params, own), *place((norm, keys), Layout())
+        # Whole in every process: what plays on the host plays in each of them.
+        return {
+            "scores": one.play.scores(jax.device_get(place(jax.jit(measure)(*inputs), Layout())))
+        }
+
+    return [Part(one.name, partial(compute, one)) for one in competitors]
 
 
-def draw(evaluation: EvaluationConfig, config: OBDConfig, state: State, folder: Path) -> None:
-    """Draws one seed's scores as bars; nothing where nobody can play."""
-    played = scores(evaluation, config, state, jax.random.key(0))
-    if played:
-        summaries = {name: summarise(values) for name, values in played.items()}
-        measure = score_name(str(evaluation.environment))
-        draw_scores(summaries, folder / "scores.png", f"{config.n_syn} pairs", measure)
+def score_metrics(scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Mean scores of all competitors and their standard errors over students, [seeds].
+
+    Args:
+        scores: name -> [seeds, K, E].
+    """
+    metrics = {}
+    for name, values in scores.items():
+        each = [summarise(of_seed) for of_seed in values]
+        metrics[f"score_{name}"] = np.array([summary.mean for summary in each])
+        if values.shape[1] > 1:
+            metrics[f"error_{name}"] = np.array([summary.error for summary in each])
+    return metrics
+
+
+def over_seeds(scores: Mapping[str, np.ndarray]) -> dict[str, Summary]:
+    """Each competitor's mean score with its standard error: over seeds, of one seed over students.
+
+    Args:
+        scores: name -> [seeds, K, E].
+    """
+    return {
+        name: summarise(values if len(values) > 1 else values[0]) for name, values in scores.items()
+    }
 
 
 def draw_scores(summaries: Mapping[str, Summary], path: Path, title: str, measure: str) -> None:
-    """A bar for each competitor, best on top, with its standard error over students."""
+    """A bar for each competitor, best on top, with its standard error."""
     ordered = sorted(summaries.items(), key=lambda item: item[1].mean)
     names = [name.replace("_", " ") for name, _ in ordered]
     figure = Figure(figsize=(6.4, 0.5 * len(ordered) + 1.0), layout="constrained")
@@ -198,10 +176,12 @@ def draw_scores(summaries: Mapping[str, Summary], path: Path, title: str, measur
     panel = figure.subplots()
     means = [summary.mean for _, summary in ordered]
     errors = np.nan_to_num([summary.error for _, summary in ordered])
-    colours = [ACCENT if name == "distilled" else INK for name, _ in ordered]
-    panel.barh(names, means, xerr=errors, color=colours, error_kw={"capsize": 3, "lw": 1})
+    colors = [ACCENT if name == "distilled" else INK for name, _ in ordered]
+    panel.barh(names, means, xerr=errors, color=colors, error_kw={"capsize": 3, "lw": 1})
     for place, mean in enumerate(means):
-        panel.text(max(mean, 0.0) + 2.0, place + 0.28, f"{mean:.1f}", fontsize=8, va="center")
+        end = max(mean, 0.0), place
+        style = {"xytext": (4, 6), "textcoords": "offset points", "fontsize": 8}
+        panel.annotate(f"{mean:.1f}", end, **style)
     panel.axvline(0.0, color="#555", linewidth=0.8)
     panel.set(xlabel=measure, title=title)
     panel.spines[["top", "right"]].set_visible(False)

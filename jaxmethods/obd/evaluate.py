@@ -2,15 +2,18 @@
 
 One evaluation trains `students` fresh students with the distillation's own inner steps, rate and
 noise, and lets each play `episodes` episodes with deterministic actions, its observations
-normalised by the dataset's statistics (Lei, Zhang and Tao, NeurIPS 2024, section 5.1). Scores are
-normalised returns, 0 a random policy, 100 an expert of that simulator; brax's are returns.
+normalized by the dataset's statistics (Lei, Zhang and Tao, NeurIPS 2024, section 5.1). Scores are
+normalized returns, 0 a random policy, 100 an expert of that simulator; brax's are returns.
+
+Whatever plays does so in two parts (`Player`): a pure one, which in an environment in JAX plays all
+episodes on the mesh, and one on the host, where MuJoCo plays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +23,9 @@ import optax
 from jaxmethods.config import Config, OnResume, nearest
 from jaxmethods.envs.control import BRAX, CONTROL, episode_returns, make_control
 from jaxmethods.envs.finite import finite
-from jaxmethods.method import Metrics
 from jaxmethods.obd.baselines import random_rows
 from jaxmethods.obd.config import OBDConfig, PositiveInt
-from jaxmethods.obd.method import State, make_student
+from jaxmethods.obd.method import make_student
 from jaxmethods.obd.mujoco_returns import (
     ENVIRONMENTS,
     SPACES,
@@ -36,7 +38,7 @@ from jaxmethods.obd.students import offline_loss, train_students
 from jaxmethods.obd.types import Norm, Source, SynSet
 
 
-class EvaluationConfig(Config):
+class PlayConfig(Config):
     """Where students play, how many and how often."""
 
     environment: str | None = None
@@ -47,63 +49,106 @@ class EvaluationConfig(Config):
     episodes: PositiveInt = 10
     processes: Annotated[PositiveInt, OnResume.CHANGE] = 1
     """MuJoCo's episodes are spread over so many processes."""
+
+
+class EvaluationConfig(PlayConfig):
+    """How distilled sets are judged."""
+
     random_selection: bool = True
     """Measure students of as many random real pairs beside those of the distilled set."""
 
 
-Play = Callable[[Any, Norm, jax.Array], Any]
-"""(params [K], norm, key) -> normalised scores [K, E]."""
+class Player(NamedTuple):
+    """Lets policies play, in two parts."""
+
+    measure: Callable[[Any, Norm, jax.Array], Any]
+    """(params [K], norm, key) -> what `scores` is given; pure, for one seed."""
+    scores: Callable[[Any], np.ndarray]
+    """Measures of all seeds, on the host -> normalized scores [seeds, K, E]."""
 
 
-def judge(
-    evaluation: EvaluationConfig, config: OBDConfig, states: State, source: Source, keys: jax.Array
-) -> Metrics:
-    """Judges the sets of all seeds; a stage's `judge`.
+class Entrants(NamedTuple):
+    """What plays on the host."""
+
+    params: Any
+    """[K]"""
+    norm: Norm
+    seed: jax.Array
+    """[] of the first episode; the others follow."""
+
+
+class Measured(NamedTuple):
+    """What is measured of one set of pairs."""
+
+    offline_loss: jax.Array
+    """[]"""
+    played: Any
+    """Of all students, see `Player.measure`; None where they don't play."""
+
+
+def measure_set(
+    evaluation: EvaluationConfig, config: OBDConfig, syn: SynSet, source: Source, key: jax.Array
+) -> dict[str, Measured]:
+    """Trains the students of a set, and of as many random real pairs, and lets them play.
+
+    Pure: the `measure` of a stage's evaluation, with `judge_sets` for its judge.
 
     Args:
-        states: of the distillation, leading axis [seeds].
-        source: of all seeds together; what differs between seeds isn't looked at.
-        keys: [seeds]; the same keys give the same metrics.
+        syn: all of its pairs are used (see `method.used`).
+        source: its data and their normalization are looked at.
+        key: [] typed; the same key gives the same numbers.
+
+    Returns:
+        "distilled" and, if asked for, "random" -> what was measured.
+    """
+    play = player(evaluation, config)
+    train_key, loss_key, play_key, row_key = jax.random.split(key, 4)
+    sets = {"distilled": syn}
+    if evaluation.random_selection:
+        sets["random"] = random_rows(row_key, source.data, len(syn.states))
+    found = {}
+    for name, pairs in sets.items():
+        params = trained_students(config, evaluation.students, train_key, pairs)
+        one = jax.tree.map(lambda leaf: leaf[0], params)
+        loss = offline_loss(loss_key, one, source.data, make_student(config.student).sample)
+        played = None if play is None else play.measure(params, source.norm, play_key)
+        found[name] = Measured(loss, played)
+    return found
+
+
+def judge_sets(
+    evaluation: EvaluationConfig, config: OBDConfig, measures: Mapping[str, Measured]
+) -> dict[str, np.ndarray]:
+    """What `measure_set` measured in all seeds, in numbers.
 
     Returns:
         Metrics [seeds]: offline_loss, the mean squared error of a student's sampled actions
         against all of the data's; where students play score (mean over students and episodes) and
         score_error (standard error over students); the same with `random_` of as many random real
-        pairs.
+        pairs. A student with a number that isn't finite makes its set's score NaN.
     """
     play = player(evaluation, config)
-    rows = [
-        _judge_one(evaluation, config, play, SynSet(*syn), int(size), source, key)
-        for *syn, size, key in zip(*states.syn, states.rates.size, keys, strict=True)
-    ]
-    return {name: jnp.array([row[name] for row in rows]) for name in rows[0]}
-
-
-def _judge_one(
-    evaluation: EvaluationConfig,
-    config: OBDConfig,
-    play: Play | None,
-    syn: SynSet,
-    size: int,
-    source: Source,
-    key: jax.Array,
-) -> dict[str, float]:
-    train_key, loss_key, play_key, row_key = jax.random.split(key, 4)
-    train = partial(trained_students, config, evaluation.students)
-    sets = {"": SynSet(syn.states[:size], syn.actions[:size])}
-    if evaluation.random_selection:
-        sets["random_"] = random_rows(row_key, source.data, size)
-    metrics: dict[str, float] = {}
-    for prefix, pairs in sets.items():
-        params = train(train_key, pairs)
-        one = jax.tree.map(lambda leaf: leaf[0], params)
-        metrics[f"{prefix}offline_loss"] = float(_offline_loss(config, loss_key, one, source))
+    metrics = {}
+    for name, measured in measures.items():
+        prefix = "" if name == "distilled" else f"{name}_"
+        metrics[f"{prefix}offline_loss"] = np.asarray(measured.offline_loss)
         if play is not None:
-            scores = np.asarray(play(params, source.norm, play_key), float).mean(1)
-            spread = scores.std(ddof=1) if len(scores) > 1 else 0.0
-            metrics[f"{prefix}score"] = float(scores.mean())
-            metrics[f"{prefix}score_error"] = float(spread / len(scores) ** 0.5)
+            each = play.scores(measured.played).mean(2)  # [seeds, K]
+            count = each.shape[1]
+            spread = each.std(1, ddof=1) if count > 1 else np.zeros(len(each))
+            metrics[f"{prefix}score"] = each.mean(1)
+            metrics[f"{prefix}score_error"] = spread / count**0.5
     return metrics
+
+
+def measure_policy(play: Player, params: Any, norm: Norm, key: jax.Array) -> Any:
+    """Lets one policy play; pure."""
+    return play.measure(jax.tree.map(lambda leaf: leaf[None], params), norm, key)
+
+
+def judge_policies(play: Player, measures: Any) -> dict[str, np.ndarray]:
+    """The score [seeds] of the one policy of each seed."""
+    return {"score": play.scores(measures).mean((1, 2))}
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -116,12 +161,7 @@ def trained_students(config: OBDConfig, students: int, key: jax.Array, syn: SynS
     )
 
 
-@partial(jax.jit, static_argnums=0)
-def _offline_loss(config: OBDConfig, key: jax.Array, params: Any, source: Source) -> jax.Array:
-    return offline_loss(key, params, source.data, make_student(config.student).sample)
-
-
-def check_environment(evaluation: EvaluationConfig) -> None:
+def check_environment(evaluation: PlayConfig) -> None:
     """Raises `ValueError` for an unknown environment, `MissingExtraError` for one without its
     simulator."""
     name, known = evaluation.environment, {*ENVIRONMENTS, *CONTROL}
@@ -151,38 +191,43 @@ def check_spaces(environment: str | None, states: int, actions: int) -> None:
         )
 
 
-def player(evaluation: EvaluationConfig, config: OBDConfig) -> Play | None:
+def player(evaluation: PlayConfig, config: OBDConfig) -> Player | None:
     """Lets students play; None where they don't (see `check_environment`)."""
     name = evaluation.environment
     if name is None:
         return None
-    if name not in ENVIRONMENTS:
-        return partial(_play_control, name, make_student(config.student), evaluation.episodes)
-    return partial(_play_mujoco, evaluation, config.student.residual)
+    if name in ENVIRONMENTS:
+        host = partial(_mujoco_scores, evaluation, config.student.residual)
+        return Player(_entrants, host)
+    measure = partial(_control_returns, _environment(name), make_student(config.student))
+    return Player(partial(measure, evaluation.episodes), partial(_scores, name))
 
 
-def _play_mujoco(
-    evaluation: EvaluationConfig, residual: bool, params: Any, norm: Norm, key: jax.Array
-) -> Any:
+def _entrants(params: Any, norm: Norm, key: jax.Array) -> Entrants:
+    return Entrants(params, norm, jax.random.randint(key, (), 0, 2**30))
+
+
+def _mujoco_scores(evaluation: PlayConfig, residual: bool, entrants: Entrants) -> np.ndarray:
     name = str(evaluation.environment)
-    seed = int(jax.random.randint(key, (), 0, 2**30))
-    returns = evaluate_returns(
-        name,
-        params,
-        norm,
-        evaluation.episodes,
-        seed=seed,
-        residual=residual,
-        processes=evaluation.processes,
-    )
-    return score(name, returns)
+    returns = []
+    for place, seed in enumerate(np.asarray(entrants.seed).tolist()):
+        params, norm = jax.tree.map(lambda leaf, i=place: leaf[i], entrants[:2])
+        returns.append(
+            evaluate_returns(
+                name,
+                params,
+                norm,
+                evaluation.episodes,
+                seed=seed,
+                residual=residual,
+                processes=evaluation.processes,
+            )
+        )
+    return _scores(name, np.stack(returns))
 
 
-def _play_control(
-    name: str, policy: Policy, episodes: int, params: Any, norm: Norm, key: jax.Array
-) -> Any:
-    returns = _control_returns(_environment(name), policy, episodes, params, norm, key)
-    return score(name, returns)
+def _scores(name: str, returns: Any) -> np.ndarray:
+    return np.asarray(score(name, returns), float)
 
 
 @cache

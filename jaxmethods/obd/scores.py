@@ -1,4 +1,4 @@
-"""Normalised scores: 0 is a random policy, 100 an expert, by each simulator's reference returns.
+"""Normalized scores: 0 is a random policy, 100 an expert, by each simulator's reference returns.
 
     score = 100 (R - R_random) / (R_expert - R_random)
 
@@ -57,13 +57,13 @@ def normalized_score(env_name: str, returns: Any) -> Any:
 
 
 def score(env_name: str, returns: Any) -> Any:
-    """Normalised scores of returns [...] where 0 and 100 are known, else the returns themselves."""
+    """Normalized scores of returns [...] where 0 and 100 are known, else the returns themselves."""
     return normalized_score(env_name, returns) if env_name in REFERENCE else returns
 
 
 def score_name(env_name: str) -> str:
     """What the numbers of `score` are, for axes and tables."""
-    return "normalised score" if env_name in REFERENCE else "return"
+    return "normalized score" if env_name in REFERENCE else "return"
 
 
 def summarise(scores: Any) -> Summary:

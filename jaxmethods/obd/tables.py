@@ -12,12 +12,13 @@ from typing import Any
 
 import jax
 
+from jaxmethods.obd.config import StudentConfig
 from jaxmethods.obd.students import OPTIMIZERS, cross_optimizers
 from jaxmethods.obd.types import SynSet
 from jaxmethods.obd.zoo import ARCHITECTURES, cross_architectures, plain
 
-Students = Iterator[tuple[str, Any, bool]]
-"""Row's name, parameters [K, ...], and whether they are of a residual policy."""
+Students = Iterator[tuple[str, Any, StudentConfig]]
+"""Row's name, parameters [K, ...] and the architecture that they are of."""
 
 
 def architectures(key: jax.Array, syn: SynSet, n_students: int) -> Students:
@@ -26,7 +27,8 @@ def architectures(key: jax.Array, syn: SynSet, n_students: int) -> Students:
     trained = train(key, syn)
     for row, (name, architecture) in enumerate(ARCHITECTURES.items()):
         own = jax.tree.map(lambda leaf, row=row: leaf[row], trained)
-        yield name, plain(own, architecture), architecture.residual
+        student = StudentConfig(n_layers=architecture.n_layers, residual=architecture.residual)
+        yield name, plain(own, architecture), student
 
 
 def optimizers(key: jax.Array, syn: SynSet, n_students: int) -> Students:
@@ -35,7 +37,7 @@ def optimizers(key: jax.Array, syn: SynSet, n_students: int) -> Students:
     train = jax.jit(lambda key, syn: cross_optimizers(key, syn, every, n_students=n_students))
     trained = train(key, syn)
     for row, name in enumerate(OPTIMIZERS):
-        yield name, jax.tree.map(lambda leaf, row=row: leaf[row], trained), False
+        yield name, jax.tree.map(lambda leaf, row=row: leaf[row], trained), StudentConfig()
 
 
 TABLES: dict[str, Callable[[jax.Array, SynSet, int], Students]] = {

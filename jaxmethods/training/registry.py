@@ -36,6 +36,10 @@ METHODS = {
     "obd": Entry(
         "jaxmethods.obd.run", "Distil an offline dataset of behavior into a few hundred pairs."
     ),
+    "obd_tables": Entry(
+        "jaxmethods.obd.tables_run",
+        "Score other students of a distilled set: architectures, optimizers.",
+    ),
 }
 
 

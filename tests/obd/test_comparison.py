@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from jaxmethods import cli
 from jaxmethods.config import read_yaml
-from jaxmethods.training import registry
+from jaxmethods.obd import comparison, evaluate
+from jaxmethods.obd.scores import summarise
+from jaxmethods.training import registry, result
 from jaxmethods.training.run_folder import RunFolder
 
 TINY = """
@@ -30,43 +34,119 @@ training: {log_every: 4, evaluate_every: 4, checkpoint_every: 4}
 ROOT = Path(__file__).parents[2]
 
 
+NAMES = ("distilled", "random", "best_episodes", "clusters", "teacher", "cloning_all_data")
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     (folder / "tiny.yaml").write_text(TINY)
     out = folder / "run"
-    assert cli.main(["train", str(folder / "tiny.yaml"), "--out", str(out), "--quiet"]) == 0
-    return RunFolder(out)
+    drawn = {}
+    with pytest.MonkeyPatch.context() as patch:
+        draw = comparison.draw_scores
+        patch.setattr(comparison, "draw_scores", lambda *a: (drawn.update(a[0]), draw(*a)))
+        assert cli.main(["run", str(folder / "tiny.yaml"), "--out", str(out), "--quiet"]) == 0
+    return RunFolder(out), drawn
+
+
+def last_row(finished):
+    return finished[0].read_metrics()[-1]
 
 
 def test_the_stages_run_in_order(finished):
-    stages = [row["stage"] for row in finished.read_metrics()]
-    assert list(dict.fromkeys(stages)) == ["offline_rl", "distillation", "cloning", "comparison"]
+    stages = [row["stage"] for row in finished[0].read_metrics()]
+    expected = ["offline_rl", "distillation", "cloning", "comparison", "scores"]
+    assert list(dict.fromkeys(stages)) == expected
 
 
 def test_everybody_competes_in_every_seed(finished):
-    last = finished.read_metrics()[-1]
-    names = ("distilled", "random", "best_episodes", "clusters", "teacher", "cloning_all_data")
-    for name in names:
+    last = last_row(finished)
+    for name in NAMES:
         scores = last[f"evaluate/score_{name}"]
         assert len(scores) == 2
         assert np.all(np.isfinite(scores))
-    assert {f"evaluate/error_{name}" for name in names[:4]} <= set(last)
+    errors = {name for name in last if name.startswith("evaluate/error_")}
+    assert errors == {f"evaluate/error_{name}" for name in NAMES[:4]}
 
 
 def test_each_seed_has_a_teacher_of_its_own(finished):
-    scores = finished.read_metrics()[-1]["evaluate/score_teacher"]
+    scores = last_row(finished)["evaluate/score_teacher"]
     assert scores[0] != scores[1]
 
 
+def test_policies_learnt_before_are_judged_where_they_are_learnt(finished):
+    judged = result.last_judged(finished[0].read_metrics())
+    for stage in ("offline_rl", "cloning"):
+        assert judged[stage].metrics["score"].shape == (2,)
+        assert np.isfinite(judged[stage].metrics["score"]).all()
+    assert "comparison" not in judged
+
+
+def test_a_score_is_one_number_wherever_it_is_shown(finished):
+    """In the record, the kept plays, the bars, result.json and the report."""
+    folder, drawn = finished
+    last = last_row(finished)
+    content = json.loads(folder.result.read_text())
+    assert content["headline"] == [
+        f"scores/score_{name}" for name in ("distilled", "random", "teacher")
+    ]
+    for name in NAMES:
+        with np.load(folder.parts / "scores" / f"{name}.npz") as kept:
+            plays = kept["scores"]
+        assert plays.shape == (2, 3 if name in NAMES[:4] else 1, 2)
+        numbers = content["stages"]["scores"]["metrics"][f"score_{name}"]
+        assert numbers["values"] == last[f"evaluate/score_{name}"]
+        np.testing.assert_allclose(numbers["values"], plays.mean((1, 2)), rtol=1e-6)
+        np.testing.assert_allclose(drawn[name], (numbers["mean"], numbers["error"]), rtol=1e-6)
+        shown = result.Summary(numbers["mean"], numbers["error"])
+        assert str(shown) in folder.report.read_text()
+
+
+def test_a_finished_run_plays_nothing_again(finished, monkeypatch):
+    folder, _ = finished
+    before = folder.read_metrics()
+    monkeypatch.setattr(evaluate, "_control_returns", lambda *a: pytest.fail("played again"))
+    config = folder.path.parent / "tiny.yaml"
+    assert cli.main(["run", str(config), "--out", str(folder.path), "--resume", "--quiet"]) == 0
+    assert folder.read_metrics() == before
+
+
 def test_the_report_shows_the_scores(finished):
-    assert (finished.figures / "scores.png").is_file()
-    assert "scores" in finished.report.read_text()
+    assert (finished[0].figures / "scores.png").is_file()
+    assert "scores" in finished[0].report.read_text()
+
+
+def recipe(**changes):
+    values = yaml.safe_load(TINY) | changes
+    return registry.parse(values, "tiny.yaml")[1]
+
+
+def test_stages_and_headline_are_those_that_are_asked_for():
+    whole = recipe(density={"tau": 0.5})
+    names = ["offline_rl", "density", "distillation", "cloning", "comparison", "scores"]
+    assert [stage.name for stage in whole.stages] == names
+    alone = recipe(comparison=None)
+    assert [stage.name for stage in alone.stages] == ["offline_rl", "distillation"]
+    assert alone.headline == ["distillation/score", "distillation/random_score"]
+    nowhere = recipe(evaluation={"students": 2})
+    assert [stage.name for stage in nowhere.stages][-1] == "comparison"
+    assert nowhere.headline == ["distillation/offline_loss", "distillation/random_offline_loss"]
+
+
+def test_errors_are_over_seeds_and_of_one_seed_over_students():
+    scores = np.arange(12.0).reshape(2, 3, 2) ** 2
+    both = comparison.over_seeds({"x": scores})["x"]
+    assert both == summarise(scores)
+    assert comparison.over_seeds({"x": scores[:1]})["x"] == summarise(scores[0])
+    metrics = comparison.score_metrics({"x": scores, "y": scores[:, :1]})
+    assert set(metrics) == {"score_x", "error_x", "score_y"}
+    np.testing.assert_array_equal(metrics["score_x"], scores.mean((1, 2)))
 
 
 def test_the_quickstart_is_a_valid_config_of_the_same_stages():
     path = ROOT / "configs" / "obd" / "quickstart.yaml"
     assert path.read_text().startswith("#")
-    _, stages = registry.parse(read_yaml(path), str(path))
-    names = [stage.name for stage in stages]
-    assert names == ["offline_rl", "distillation", "cloning", "comparison"]
+    _, found = registry.parse(read_yaml(path), str(path))
+    names = [stage.name for stage in found.stages]
+    assert names == ["offline_rl", "distillation", "cloning", "comparison", "scores"]

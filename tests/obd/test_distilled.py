@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 
-import jax
 import numpy as np
 import pytest
 
 from jaxmethods.data.offline import DataError
 from jaxmethods.obd import distilled
-from jaxmethods.obd.__main__ import main
-from jaxmethods.obd.types import Norm, SynSet
+from jaxmethods.obd.types import Norm
 from tests.obd import small
 
 NORM = Norm(np.linspace(-1, 1, small.S), np.linspace(0.5, 2, small.S))
@@ -95,63 +92,8 @@ def test_missing_and_broken_cards_are_refused(saved):
         distilled.load(saved)
 
 
-def test_a_saved_set_can_be_put_to_work(tmp_path, capsys):
-    """Students of five random pairs play the pendulum: somewhere between nothing and an expert."""
-    keys = jax.random.split(jax.random.key(0))
-    syn = SynSet(jax.random.normal(keys[0], (5, 3)), jax.random.uniform(keys[1], (5, 1)))
-    norm = Norm(np.zeros(3), np.ones(3))
-    path = tmp_path / "syn.npz"
-    distilled.save(path, syn, norm, small.CONFIG, seed=0, outer_steps=0)
-    sizes = ["--students", "3", "--episodes", "2"]
-    assert main([str(path), "--environment", "pendulum", *sizes]) == 0
-    said = capsys.readouterr().out
-    assert re.search(r"normalised score: -?\d+\.\d ± \d+\.\d \(3 students\)", said)
-    assert main([str(path), "--environment", "pendulm", *sizes]) == 2
-    assert "did you mean 'pendulum'" in capsys.readouterr().err
-    assert main([str(path), "--environment", "hopper", *sizes]) == 2
-    assert "hopper has 11 observations and 3 actions, got data with 3" in capsys.readouterr().err
-
-
-def test_a_saved_set_can_be_put_to_work_in_brax(tmp_path, capsys):
-    """Balancing is paid 1 a step: returns are positive and have no normalisation."""
-    pytest.importorskip("brax")
-    keys = jax.random.split(jax.random.key(0))
-    syn = SynSet(jax.random.normal(keys[0], (5, 4)), jax.random.uniform(keys[1], (5, 1)))
-    path = tmp_path / "syn.npz"
-    norm = Norm(np.zeros(4), np.ones(4))
-    distilled.save(path, syn, norm, small.CONFIG, seed=0, outer_steps=0)
-    sizes = ["--students", "2", "--episodes", "1"]
-    assert main([str(path), "--environment", "brax:inverted_pendulum", *sizes]) == 0
-    said = capsys.readouterr().out
-    found = re.search(r"^return: (\d+\.\d) ± \d+\.\d \(2 students\)$", said, re.MULTILINE)
-    assert found
-    assert float(found[1]) >= 1.0
-    assert "normalised" not in said
-    assert main([str(path), "--environment", "brax:inverted_pendulu", *sizes]) == 2
-    assert "inverted_pendulum" in capsys.readouterr().err
-
-
 def test_sets_that_are_not_finite_are_not_written(tmp_path):
     wrong = small.syn()._replace(actions=small.syn().actions * np.nan)
     with pytest.raises(DataError, match="actions: expected finite numbers"):
         distilled.save(tmp_path / "syn.npz", wrong, NORM, small.CONFIG, seed=0, outer_steps=0)
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(("table", "rows"), [("optimizers", 4), ("architectures", 6)])
-def test_a_cross_table_has_a_row_for_each_kind_of_student(tmp_path, capsys, table, rows):
-    pytest.importorskip("mujoco")
-    pytest.importorskip("gymnasium")
-    keys = jax.random.split(jax.random.key(0))
-    syn = SynSet(jax.random.normal(keys[0], (4, 11)), jax.random.uniform(keys[1], (4, 3)))
-    path = tmp_path / "syn.npz"
-    norm = Norm(np.zeros(11), np.ones(11))
-    distilled.save(path, syn, norm, small.CONFIG, seed=0, outer_steps=0)
-    sizes = ["--students", "2", "--episodes", "1", "--table", table]
-    assert main([str(path), "--environment", "hopper", *sizes]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == f"| {table} | normalised score |"
-    assert len(said) == 2 + rows
-    assert all(re.search(r"\| -?\d+\.\d ± \d+\.\d \|$", line) for line in said[2:])
-    assert main([str(path), "--environment", "pendulum", *sizes]) == 2
-    assert "unknown MuJoCo environment 'pendulum'" in capsys.readouterr().err

@@ -53,7 +53,7 @@ def rows(folder):
 
 def test_training_leaves_sets_that_load_and_name_their_source(files, tmp_path, capsys):
     out = tmp_path / "run"
-    assert main(["train", str(files), "--out", str(out), "--quiet"]) == 0
+    assert main(["run", str(files), "--out", str(out), "--quiet"]) == 0
     data, norm = load_offline(tmp_path / "data.npz")
     for seed in (1, 2):
         found = distilled.load(out / f"syn-seed{seed}.npz", source=tmp_path / "data.npz")
@@ -70,8 +70,8 @@ def test_training_leaves_sets_that_load_and_name_their_source(files, tmp_path, c
 
 
 def test_a_seed_of_several_is_that_seed_alone(files, tmp_path):
-    assert main(["train", str(files), "--out", str(tmp_path / "two"), "--quiet"]) == 0
-    alone = ["train", str(files), "--seed", "2", "--seeds", "1", "--out", str(tmp_path / "one")]
+    assert main(["run", str(files), "--out", str(tmp_path / "two"), "--quiet"]) == 0
+    alone = ["run", str(files), "--seed", "2", "--seeds", "1", "--out", str(tmp_path / "one")]
     assert main([*alone, "--quiet"]) == 0
     one = distilled.load(tmp_path / "one" / "syn.npz").syn
     two = distilled.load(tmp_path / "two" / "syn-seed2.npz").syn
@@ -88,7 +88,7 @@ def test_files_that_cannot_be_used_are_refused_before_anything_is_written(files,
         (["--evaluation.environment", "hopper"], "hopper has 11 observations and 3 actions, got"),
         (["--distillation.mode", "mixd"], "distillation.mode"),
     ]:
-        assert main(["train", str(files), "--out", str(out), *change]) == 2
+        assert main(["run", str(files), "--out", str(out), *change]) == 2
         assert reason in capsys.readouterr().err
         assert not out.exists()
 
@@ -98,7 +98,7 @@ def test_a_missing_simulator_is_refused_before_anything_is_written(
 ):
     monkeypatch.setitem(sys.modules, "mujoco", None)
     out = tmp_path / "run"
-    arguments = ["train", str(files), "--out", str(out), "--evaluation.environment", "hopper"]
+    arguments = ["run", str(files), "--out", str(out), "--evaluation.environment", "hopper"]
     assert main(arguments) == 2
     assert capsys.readouterr().err.strip().endswith("pip install 'jaxmethods[rl]'")
     assert not out.exists()
@@ -113,6 +113,6 @@ def test_generated_data_that_does_not_fit_is_refused_before_anything_is_written(
         (["--distillation.n_syn", "100000"], "distillation.n_syn: expected at most the"),
         (["--evaluation.environment", "hopper"], "got data with 3 and 1"),
     ]:
-        assert main(["train", str(config), "--out", str(tmp_path / "run"), *change]) == 2
+        assert main(["run", str(config), "--out", str(tmp_path / "run"), *change]) == 2
         assert reason in capsys.readouterr().err
         assert not (tmp_path / "run").exists()
