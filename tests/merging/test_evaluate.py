@@ -31,9 +31,15 @@ def contestants(setting, coefficient, routed, seed=0):
     tau = merging.task_vectors(setting.base, setting.stack)
     config = AdaMergingConfig(initial=coefficient)
     batch = adamerging.Batch(setting.base, tau, setting.unlabelled, None)
+    merged = merging.task_arithmetic(setting.base, setting.stack, coefficient)
+
+    def encoded(tower, images):
+        out = evaluate.encode(tower, setting.projection, tiny.VISION, to_pixels(images))
+        return evaluate.Encoded(*out)
+
     merges = [
         merging.average(setting.stack),
-        merging.task_arithmetic(setting.base, setting.stack, coefficient),
+        merged,
         merging.ties(setting.base, setting.stack, density=1.0, coefficients=coefficient),
         adamerging.merged(
             adamerging.initial_coefficients(setting.base, tasks, config), batch, config
@@ -49,8 +55,9 @@ def contestants(setting, coefficient, routed, seed=0):
     return evaluate.Contestants(
         test,
         Base(setting.base, setting.projection),
-        setting.stack,
         setting.heads,
+        jax.vmap(encoded)(setting.stack, test.images),
+        jax.vmap(encoded, (None, 0))(merged, test.images),
         jax.tree.map(lambda *leaves: jnp.stack(leaves), *merges),
         models,
         surgery.init(key, tasks, width, 2),
@@ -67,12 +74,8 @@ def configs(coefficient, **options):
 def three():
     """Three tasks, coefficient 1/3: everything that is constant is the average."""
     setting, routed = tiny.setting(), configs(1 / 3)
-    method = evaluate.tester(tiny.VISION, routed, 4, SCALE)
-    step = jax.jit(lambda batch: method.step(None, batch)[0])
+    step = jax.jit(lambda batch: evaluate.measure(batch, tiny.VISION, routed, 4, SCALE))
     batch = contestants(setting, 1 / 3, routed)
-    assert jax.tree.map(jnp.shape, method.init(jax.random.key(0), batch)) == jax.tree.map(
-        jnp.shape, step(batch)
-    )
     return step, setting, batch, step(batch)
 
 
@@ -139,7 +142,8 @@ def test_the_order_of_experts_does_not_matter(three):
     turned = step(
         batch._replace(
             test=by_task(batch.test),
-            stack=by_task(batch.stack),
+            experts=by_task(batch.experts),
+            merged=by_task(batch.merged),
             heads=by_task(batch.heads),
             routed={
                 name: (tau_by_task(model), routers)
@@ -188,7 +192,6 @@ def test_one_task_is_that_expert():
     for model, _ in batch.routed.values():
         folded = wemoe.fold(model, dict.fromkeys(BOTH, jnp.ones(1)))
         jax.tree.map(np.testing.assert_array_equal, folded, expert)
-    method = evaluate.tester(tiny.VISION, routed, 4, SCALE)
-    results = jax.jit(lambda batch: method.step(None, batch)[0])(batch)
+    results = jax.jit(lambda batch: evaluate.measure(batch, tiny.VISION, routed, 4, SCALE))(batch)
     distance = np.delete(results.distance, METHODS.index("base"), axis=0)
     np.testing.assert_allclose(distance, 0.0, atol=1e-6)

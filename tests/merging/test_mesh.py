@@ -11,7 +11,7 @@ from jaxmethods.config import MeshConfig, validate
 from jaxmethods.merging import adaptation, run, surgery, trees, wemoe
 from jaxmethods.merging.config import SurgeryConfig, WEMoEConfig
 from jaxmethods.models import vit
-from jaxmethods.training import loop
+from jaxmethods.training import runner, train_stage
 from jaxmethods.training.run_folder import RunFolder
 from jaxmethods.training.sharding import by_rules, make_mesh, put
 from tests.merging import tiny
@@ -90,7 +90,6 @@ def test_deep_surgery(mesh):
     assert_close(step(*shared), step(state, batch), rtol=1e-4, atol=1e-5)
 
 
-STAGES = ("base", "experts")
 STEPS = {"steps": 2, "batch_size": 4}
 PIPELINE = {
     "method": "merging",
@@ -107,11 +106,11 @@ PIPELINE = {
 
 
 def train(folder, mesh):
-    """Final states of the first stages of the pipeline."""
+    """Results of the whole pipeline, and its folder."""
     values = {**PIPELINE, "data": {"path": str(folder)}, "mesh": mesh}
     config = validate(run.Run, values, "test")
-    stages = [stage for stage in run.stages(config) if stage.name in STAGES]
-    return loop.train(stages, config, RunFolder(folder / f"run{len(list(folder.iterdir()))}"))
+    out = RunFolder(folder / f"run{len(list(folder.iterdir()))}")
+    return runner.run(run.recipe(config), config, out)
 
 
 def test_the_pipeline_on_a_mesh_gives_the_models_of_one_device(tmp_path, monkeypatch):
@@ -128,20 +127,23 @@ def test_the_pipeline_on_a_mesh_gives_the_models_of_one_device(tmp_path, monkeyp
             class_names=np.array(["even", "odd"]),
         )
     batches = []
-    compile_chunk = loop.compile_chunk
+    compile_chunk = train_stage.compile_chunk
 
     def recorded(method, state, batch, *others):
         batches.append(batch)
         return compile_chunk(method, state, batch, *others)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "compile_chunk", recorded)
+        patch.setattr(train_stage, "compile_chunk", recorded)
         many = train(tmp_path, {"data": 2, "fsdp": 2})
-    assert_close(many, train(tmp_path, {}), rtol=1e-4, atol=1e-5)
-    base, experts = batches
-    assert parts(many[1].stack) == parts(experts.images.images) == {4}
+    one = train(tmp_path, {})
+    for name in ("base", "experts", "features"):
+        assert_close(many[name], one[name], rtol=1e-4, atol=1e-5)
+    base, experts, *_ = batches
+    assert parts(many["experts"]) == parts(experts.images.images) == {4}
     assert parts(base.images.images) == {2}
-    assert parts(many[0].base) == {1}
+    assert parts(many["base"].base) == {1}
+    assert many["comparison"].accuracy.shape == one["comparison"].accuracy.shape
 
 
 def parts(tree):

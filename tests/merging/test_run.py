@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections import Counter
 from typing import NamedTuple
 
 import jax
@@ -11,10 +13,13 @@ import pytest
 import yaml
 from PIL import Image
 
+import jaxmethods
 from jaxmethods.cli import main
 from jaxmethods.data.images import DIGIT_TASKS, Task, digit_tasks
 from jaxmethods.merging import evaluate, run, table
-from jaxmethods.training import loop, registry
+from jaxmethods.models import vit
+from jaxmethods.stages import Recipe
+from jaxmethods.training import registry, runner
 from jaxmethods.training.run_folder import RunFolder
 
 TASKS = ("digits", "parity")
@@ -69,8 +74,8 @@ def runs(tmp_path_factory):
         (folder / "tiny.yaml").write_text(yaml.safe_dump(CONFIG | {"data": {"path": str(folder)}}))
         folders.append(folder)
     stopped = RunFolder(folders[0] / "run")
-    config, stages = registry.parse(yaml.safe_load((folders[0] / "tiny.yaml").read_text()), "test")
-    loop.train(stages[:2], config, stopped)
+    config, recipe = registry.parse(yaml.safe_load((folders[0] / "tiny.yaml").read_text()), "test")
+    runner.run(Recipe(recipe.stages[:2]), config, stopped)
     arguments = ["run", str(folders[0] / "tiny.yaml"), "--out", str(stopped.path), "--quiet"]
     assert main([*arguments, "--resume"]) == 0
     whole = RunFolder(folders[1] / "run")
@@ -83,17 +88,10 @@ def read_table(folder: RunFolder):
 
 
 def adapted(folder: RunFolder):
-    """Final states of all stages but the comparison, by their checkpoints."""
-    config, stages = registry.parse(folder.read_config(), "test")
-    finished = []
-    for stage in stages[:-1]:
-        batch = stage.data(finished)
-        keys = loop.seed_keys(config)[0]
-        state = loop.init_state(stage.method, keys, batch, batch_axes=stage.batch_axes)
-        saved = loop.Checkpoints(folder.checkpoints / stage.name, scored=False)
-        finished.append(saved.restore(2, state))
-        saved.close()
-    return finished
+    """Results of all stages but the comparison, as they are kept."""
+    results = jaxmethods.load_run(folder.path).results
+    assert results.pop("comparison") is not None
+    return results
 
 
 def test_the_table_has_every_method_and_the_report_shows_it(runs):
@@ -131,9 +129,10 @@ def test_a_cell_is_the_mean_and_its_standard_error():
 def test_labels_of_test_images_and_interruptions_change_nothing_that_is_adapted(runs):
     """Bit for bit; the labels differ, so that the accuracies do."""
     one, other = map(adapted, runs)
-    assert len(one) == 7
-    for before, after in zip(one, other, strict=True):
-        jax.tree.map(assert_same, before, after)
+    assert len(one) == 8
+    assert one.keys() == other.keys()
+    for name, before in one.items():
+        jax.tree.map(assert_same, before, other[name])
     assert read_table(runs.stopped)["accuracy"] != read_table(runs.permuted)["accuracy"]
     assert read_table(runs.stopped)["distance"] == read_table(runs.permuted)["distance"]
 
@@ -145,15 +144,43 @@ def assert_same(one, other):
 
 
 def test_frozen_things_stay_and_trained_ones_move(runs):
-    base, experts, adamerged, routed, pruned, corrected, deep = adapted(runs.stopped)
+    found = adapted(runs.stopped)
     moved = jax.tree.map(lambda leaf, origin: np.abs(leaf - origin[:, None]).max(),
-                         experts.stack, base.base.tower)  # fmt: skip
+                         found["experts"], found["base"].base.tower)  # fmt: skip
     assert min(jax.tree.leaves(moved["encoder"]["layers"]["mlp"])) > 0
-    for tree in (adamerged.coefficients, routed.routers, pruned.routers):
-        assert all(np.ptp(np.asarray(leaf)) > 0 for leaf in jax.tree.leaves(tree))
-    assert np.abs(corrected.modules.up).max() > 0
-    assert np.abs(deep.modules.block_up).min(axis=(0, 2, 3, 4)).shape == (2,)
-    assert (np.abs(deep.modules.block_up).max(axis=(3, 4)) > 0).all()
+    for name in ("adamerging", "wemoe", "ewemoe"):
+        assert all(np.ptp(np.asarray(leaf)) > 0 for leaf in jax.tree.leaves(found[name]))
+    assert np.abs(found["surgery"].up).max() > 0
+    deep = found["surgery_v2"].block_up
+    assert np.abs(deep).min(axis=(0, 2, 3, 4)).shape == (2,)
+    assert (np.abs(deep).max(axis=(3, 4)) > 0).all()
+
+
+def test_an_image_is_encoded_once_by_each_model_that_needs_it(tmp_path, monkeypatch):
+    """Images that go through a tower, by what asks for it, of two seeds and two tasks of ten test
+    and sixty training images; training itself isn't counted."""
+    pytest.importorskip("sklearn")
+    for task in digit_tasks(TASKS):
+        save(task, tmp_path)
+    encoded, forward = Counter(), vit.forward
+
+    def counted(tower, vision, pixels, **options):
+        caller = sys._getframe(1).f_code.co_name
+        grandcaller = sys._getframe(2).f_code.co_name
+        images = len(pixels)
+        jax.debug.callback(lambda: encoded.update({f"{grandcaller}/{caller}": images}))
+        return forward(tower, vision, pixels, **options)
+
+    monkeypatch.setattr(vit, "forward", counted)
+    config = CONFIG | {"data": {"path": str(tmp_path)}, "seeds": 1}
+    parsed, recipe = registry.parse(config, "test")
+    runner.run(recipe, parsed, RunFolder(tmp_path / "run"))
+    heads = encoded["add/encode"]
+    assert heads == 2 * 64  # chunks of 64 of 60 training images, once
+    experts_and_merged = encoded["one/encode"]
+    assert experts_and_merged == 2 * 2 * 64  # parts of 64 of 10 test images, each model once
+    plain = encoded["plain/encode"]
+    assert plain == 2 * 16 * 4  # base, average, TIES, AdaMerging; batches of 16
 
 
 def test_the_base_may_have_a_logit_scale_of_its_own(monkeypatch):
