@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 from pydantic import Field, field_validator, model_validator
 
 from jaxmethods.config import Config
+from jaxmethods.merging.config import Fraction
 from jaxmethods.merging.parts import Settings
 from jaxmethods.merging.static_merges import PARAMETERS, STATIC_MERGES, StaticMerge, in_words
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 if TYPE_CHECKING:
     Algorithm: TypeAlias = str
 else:
@@ -61,6 +61,7 @@ class MergeConfig(Config):
     """Model folder, or safetensors file, that the experts were fine-tuned from; the result has its
     names, types and files."""
     experts: Annotated[tuple[Path, ...], Field(min_length=1)]
+    """Model folders, or safetensors files, with the base's tensors."""
     algorithm: Annotated[
         Algorithm,
         Field(
@@ -115,7 +116,9 @@ class MergeConfig(Config):
         for name in sorted(PARAMETERS - merge.parameters.keys()):
             if getattr(self, name) is not None:
                 has = ", ".join(merge.parameters) or "none"
-                raise ValueError(f"{name}: {merge.name} has no such parameter (it has: {has})")
+                raise ValueError(
+                    f"{name}: {merge.name} has no such parameter (it has: {has}); leave it out"
+                )
         if self.rules and "coefficient" not in merge.parameters:
             raise ValueError(f"rules: {merge.name} has no coefficient")
         if merge.experts is not None and len(self.experts) != merge.experts:

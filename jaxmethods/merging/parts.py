@@ -72,5 +72,5 @@ class Passes(Protocol):
         ...
 
 
-MergeAcross: TypeAlias = Callable[[Passes, Settings], None]
+MergeInPasses: TypeAlias = Callable[[Passes, Settings], None]
 """Merges that compare entries of different tensors: reads and writes every part."""

@@ -14,8 +14,15 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from jaxmethods.merging import across, arithmetic, competition, sign_election, sparsify, spectral
-from jaxmethods.merging.parts import Loaded, MergeAcross, MergePart, Settings
+from jaxmethods.merging import (
+    arithmetic,
+    competition,
+    sign_election,
+    sparsify,
+    spectral,
+    whole_experts,
+)
+from jaxmethods.merging.parts import Loaded, MergeInPasses, MergePart, Settings
 from jaxmethods.merging.trees import apply_task_vectors, combine, task_vectors
 
 Needs: TypeAlias = Literal["entry", "tensor", "experts"]
@@ -41,7 +48,7 @@ class StaticMerge(NamedTuple):
     needs: Needs
     one_part: MergePart | None = None
     """Merges a part that it gets to see alone."""
-    across: MergeAcross | None = None
+    in_passes: MergeInPasses | None = None
     """Merges all parts where whole experts are compared."""
     random: bool = False
     """Draws masks, from the run's seed."""
@@ -90,7 +97,7 @@ def _ties_mergekit(loaded: Loaded, coefficient: Any, settings: Settings) -> jax.
 
 
 def _dare_ties(loaded: Loaded, coefficient: Any, settings: Settings) -> jax.Array:
-    mask, drop = across.mask_of(loaded, settings), settings["drop"]
+    mask, drop = whole_experts.mask_of(loaded, settings), settings["drop"]
     given = (loaded.base, loaded.stack, mask, drop, settings["density"], coefficient)
     return sign_election.merge_elected(*given, merge=settings["merge"], scope="leaf")
 
@@ -99,7 +106,7 @@ def _dare(loaded: Loaded, tau: jax.Array, settings: Settings) -> jax.Array:
     if settings["matrices_only"] and not sparsify.matrices(loaded.part.name, tau[0]):
         return tau
     p = settings["drop"] if settings["rescale"] else 0
-    return sparsify.drop_entries(tau, across.mask_of(loaded, settings), p)
+    return sparsify.drop_entries(tau, whole_experts.mask_of(loaded, settings), p)
 
 
 def _breadcrumbs(loaded: Loaded, tau: jax.Array, settings: Settings) -> jax.Array:
@@ -156,7 +163,7 @@ _ROWS = (
         parameters={"coefficient": 0.3, "density": 0.2, "merge": "sum", "scope": "global"},
         needs="experts",
         one_part=_ties,
-        across=across.ties,
+        in_passes=whole_experts.ties,
     ),
     StaticMerge(
         name="ties_mergekit",
@@ -189,7 +196,7 @@ _ROWS = (
         | {"merge": "sum", "scope": "global"},
         needs="experts",
         one_part=_dare_ties,
-        across=across.ties,
+        in_passes=whole_experts.ties,
         random=True,
     ),
     StaticMerge(
@@ -222,7 +229,7 @@ _ROWS = (
         function=competition.pcb,
         parameters={"coefficient": 1.2, "ratio": 0.1},
         needs="experts",
-        across=across.pcb,
+        in_passes=whole_experts.pcb,
         one_coefficient=True,
     ),
     StaticMerge(

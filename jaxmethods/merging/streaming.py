@@ -169,8 +169,8 @@ class _Passes:
         """Writes every tensor; returns the bytes read."""
         self._copy_the_rest()
         merge, settings = self._merge, self._settings
-        if merge.across is not None and merge.needs_with(settings) == "experts":
-            merge.across(self, settings)
+        if merge.in_passes is not None and merge.needs_with(settings) == "experts":
+            merge.in_passes(self, settings)
             return self._read
         assert merge.one_part is not None, merge.name
         for loaded, coefficient in self.read():
@@ -201,7 +201,7 @@ class _Passes:
 
         def compared() -> Iterator[jax.Array]:
             for loaded, _ in self.read():
-                found = values(loaded)
+                found = values(loaded).reshape(self.experts, -1)
                 # In the type of the widest tensor: only keys of one type have one order.
                 yield found.astype(jnp.float64) if self._wide else found
 

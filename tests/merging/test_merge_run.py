@@ -15,6 +15,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file, save_file
 
+import jaxmethods
 from jaxmethods import cli, merging
 from jaxmethods.config import read_yaml, validate
 from jaxmethods.merging.merge_run import Run
@@ -148,6 +149,22 @@ def test_fields_are_set_on_the_command_line_and_a_summary_is_printed(experts, tm
     found = load_file(tmp_path / "out" / "model" / "model.safetensors")
     for name, value in load_file(experts[0] / "model.safetensors").items():
         np.testing.assert_array_equal(found[name], value)
+
+
+def test_a_merge_runs_from_python_and_is_found_again(experts, tmp_path, capsys):
+    given = {"method": "merge", "algorithm": "dare", "base": CLIP, "experts": experts, "seed": 3}
+    run = jaxmethods.run(given, tmp_path / "out")
+    assert run.results == {"model": tmp_path / "out" / "model"}
+    again = jaxmethods.load_run(tmp_path / "out")
+    assert again.results == run.results
+    assert again.config == run.config
+    assert again.metrics["model"]["merged"] == run.metrics["model"]["merged"] > 0
+    assert "\nseed: 3\n" in (again.results["model"] / "README.md").read_text()
+    assert cli.main(["evaluate", str(tmp_path / "out")]) == 0
+    assert cli.main(["report", str(tmp_path / "out")]) == 0
+    capsys.readouterr()
+    assert cli.main(["compare", str(tmp_path / "out")]) == 0
+    assert "gigabytes_written" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "merging").glob("merge_*.yaml")))

@@ -39,7 +39,7 @@ def test_every_merge_can_be_called_on_trees_and_on_parts(name):
     assert merge.function.__name__ in merging.__all__
     assert getattr(merging, merge.function.__name__) is merge.function
     if merge.needs == "experts":
-        assert merge.across is not None
+        assert merge.in_passes is not None
     if merge.needs != "experts" or "scope" in merge.parameters:
         assert merge.one_part is not None
 
