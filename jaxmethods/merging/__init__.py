@@ -12,6 +12,9 @@ Static merges are pure functions of trees, experts stacked on a leading axis:
     stack = merging.stack_trees([expert_a, expert_b, expert_c])
     merged = merging.ties(base, stack, density=0.2, coefficients=0.3)
 
+`static_merges` lists them with papers and parameters; `streaming.merge_checkpoints` merges model
+folders that don't fit in memory together, and so does `jaxmethods run` with `method: merge`.
+
 What is adapted at test time is a `Method`: `init(key, batch)` and `step(state, batch)`. Papers and
 equations are named in the modules: `arithmetic`, `sign_election` (TIES), `sparsify` (DARE,
 Breadcrumbs, DELLA, pruning), `competition` (PCB), `fisher`, `regression` (RegMean), `spectral`

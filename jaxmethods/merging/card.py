@@ -13,24 +13,9 @@ from pathlib import Path
 import yaml
 
 from jaxmethods.merging.checkpoints import Inputs
-from jaxmethods.merging.merge_config import USED
 from jaxmethods.models.hub import Folder
 
 BLOCK = 1 << 22
-TITLES = {
-    "average": "averaging",
-    "task_arithmetic": "task arithmetic",
-    "ties": "TIES",
-    "dare": "DARE",
-    "dare_ties": "DARE and TIES",
-    "breadcrumbs": "Model Breadcrumbs",
-    "della": "DELLA",
-    "pcb": "PCB",
-    "model_stock": "Model Stock",
-    "slerp": "spherical interpolation",
-    "tsv": "TSV-M",
-    "iso_c": "Iso-C",
-}
 
 Hashes = dict[Path, str]
 """File -> SHA-256."""
@@ -52,11 +37,9 @@ def hashing(folders: Sequence[Folder]) -> Iterator[Callable[[], Hashes]]:
 def describe(inputs: Inputs, hashes: Hashes) -> str:
     """The card, Markdown with the hub's header."""
     config = inputs.config
-    settings = {name: config.value(name) for name in USED[config.method]}
-    given = config.model_dump(mode="json", exclude_none=True, exclude={"card"})
-    if config.flavour == "mergekit":  # which has no choice of these
-        del settings["merge"], settings["scope"]
-    given |= {name: value for name, value in settings.items() if value is not None}
+    plain = config.model_dump(mode="json", exclude_none=True, exclude={"card", "method", "seed"})
+    settings = {name: value for name, value in config.settings.items() if value is not None}
+    given = {"method": "merge"} | plain | settings
     rerun = yaml.safe_dump(given, sort_keys=False, default_flow_style=None, width=100)
     merged = len(inputs.merged) + len(inputs.tied)
     kept = len(inputs.base.tensors) - merged
@@ -65,10 +48,10 @@ def describe(inputs: Inputs, hashes: Hashes) -> str:
         "library_name: transformers",
         "tags: [merge]",
         "---",
-        f"# Merged by {TITLES[config.method]}",
+        f"# Merged by {config.declaration.title}{_paper(config.declaration.paper)}",
         "",
         f"{merged} tensors are merged, {kept} are the base's. Made by jaxmethods "
-        f"{_version()}; `jaxmethods merge` makes it again from this config:",
+        f"{_version()}; `jaxmethods run` makes it again from this config:",
         "",
         "```yaml",
         rerun.rstrip(),
@@ -82,6 +65,10 @@ def describe(inputs: Inputs, hashes: Hashes) -> str:
         for file in sorted({stored.file for stored in folder.tensors.values()}):
             lines.append(f"| {role} | `{file}` | `{hashes[file]}` |")
     return "\n".join(lines) + "\n"
+
+
+def _paper(number: str) -> str:
+    return f" (arXiv {number})" if number else ""
 
 
 def _hash(file: Path, stop: threading.Event) -> str:

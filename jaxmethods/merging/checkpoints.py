@@ -1,8 +1,7 @@
 """Checkpoints to merge: opened, compared, and read in parts.
 
-Only headers are read when checkpoints are opened. A `Part` is a tensor, or a range of the entries
-of a large one where a merge doesn't look at the others; one part of each expert is in memory at a
-time, and the next one is read while it is merged.
+Only headers are read when checkpoints are opened; one `Part` of each expert is in memory at a time,
+and the next one is read while it is merged.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from jaxmethods.merging.compatibility import (
     same_frequencies,
 )
 from jaxmethods.merging.merge_config import MergeConfig
+from jaxmethods.merging.parts import Loaded, Part
 from jaxmethods.merging.trees import adds_to_zero
 from jaxmethods.models import hub
 from jaxmethods.models.hub import Folder, Stored
@@ -54,26 +54,6 @@ class Inputs(NamedTuple):
 
     def sources(self) -> list[Folder]:
         return [self.base, *self.experts]
-
-
-class Part(NamedTuple):
-    """Entries `start` to `stop` (in C order) of a tensor."""
-
-    name: str
-    start: int
-    stop: int
-    shape: tuple[int, ...]
-    """That the merge gets: the tensor's, or one axis."""
-
-
-class Loaded(NamedTuple):
-    """One part of all checkpoints, in device memory."""
-
-    part: Part
-    base: jax.Array
-    """Shape of the part, in the base's type."""
-    stack: jax.Array
-    """[T, ...], in the experts' common type."""
 
 
 def open_inputs(config: MergeConfig) -> Inputs:
@@ -124,9 +104,8 @@ def open_checkpoint(path: Path, role: str) -> Folder:
 def coefficients(inputs: Inputs) -> dict[str, float | tuple[float, ...] | None]:
     """The coefficient of every merged tensor, by the config's rules; None: the method's own."""
     config = inputs.config
-    default = config.coefficient
-    if default is None and config.method not in ("average", "model_stock"):
-        default = config.value("coefficient")
+    settings = config.settings
+    default = settings.get("coefficient")
     names = [*inputs.merged, *inputs.tied]
     chosen: dict[str, float | tuple[float, ...] | None] = dict.fromkeys(names, default)
     for rule in reversed(config.rules):  # the first rule has the last word
@@ -153,7 +132,7 @@ def coefficients(inputs: Inputs) -> dict[str, float | tuple[float, ...] | None]:
                 f"rules: {first} and {name} are the same tensor in every checkpoint (tied), got "
                 f"coefficients {chosen[first]} and {chosen[name]}; expected one for both"
             )
-    if config.method == "average" and config.value("normalize"):
+    if settings.get("normalize"):
         for name, value in chosen.items():
             weights = np.broadcast_to(1.0 if value is None else value, len(inputs.experts))
             if adds_to_zero(weights):

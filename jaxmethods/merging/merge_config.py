@@ -1,49 +1,26 @@
-"""Settings of `jaxmethods merge`: which checkpoints are merged, how, and what is left alone."""
+"""Settings of a merge of checkpoints: which are merged, how, and what is left alone.
+
+Which algorithms there are and which parameters each has is told by `static_merges`; here are the
+parameters' types and bounds.
+"""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, field_validator, model_validator
 
 from jaxmethods.config import Config
+from jaxmethods.merging.config import Fraction
+from jaxmethods.merging.parts import Settings
+from jaxmethods.merging.static_merges import PARAMETERS, STATIC_MERGES, StaticMerge, in_words
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-MergeMethod: TypeAlias = Literal[
-    "average",
-    "task_arithmetic",
-    "ties",
-    "dare",
-    "dare_ties",
-    "breadcrumbs",
-    "della",
-    "pcb",
-    "model_stock",
-    "slerp",
-    "tsv",
-    "iso_c",
-]
-USED: dict[str, dict[str, Any]] = {
-    "average": {"coefficient": None, "normalize": True},
-    "task_arithmetic": {"coefficient": 0.3},
-    "ties": {"coefficient": 0.3, "density": 0.2, "merge": "sum", "scope": "global"}
-    | {"flavour": "paper"},
-    "dare": {"coefficient": 0.3, "drop": 0.5, "rescale": True, "matrices_only": False, "seed": 0},
-    "dare_ties": {"coefficient": 0.3, "drop": 0.5, "density": 1.0, "merge": "sum"}
-    | {"scope": "global", "seed": 0},
-    "breadcrumbs": {"coefficient": 0.3, "density": 0.9, "gamma": 0.01},
-    "della": {"coefficient": 0.3, "density": 0.5, "epsilon": 0.1, "rescale": True, "seed": 0},
-    "pcb": {"coefficient": 1.2, "ratio": 0.1},
-    "model_stock": {},
-    "slerp": {"coefficient": 0.5},
-    "tsv": {"coefficient": 1.0},
-    "iso_c": {"coefficient": 1.0},
-}
-"""The parameters that a method has, with their defaults."""
-ONE_COEFFICIENT = {"pcb", "slerp", "tsv", "iso_c"}
-"""Methods whose coefficient is not one for each expert."""
+if TYPE_CHECKING:
+    Algorithm: TypeAlias = str
+else:
+    Algorithm = Literal[tuple(STATIC_MERGES)]
 
 
 class Rule(Config):
@@ -76,7 +53,7 @@ class Rule(Config):
 class MergeConfig(Config):
     """One checkpoint out of several that were fine-tuned from the same base.
 
-    Parameters that aren't given have the method's defaults; those that it doesn't have are an
+    Parameters that aren't given have the algorithm's defaults; those that it doesn't have are an
     error.
     """
 
@@ -84,7 +61,15 @@ class MergeConfig(Config):
     """Model folder, or safetensors file, that the experts were fine-tuned from; the result has its
     names, types and files."""
     experts: Annotated[tuple[Path, ...], Field(min_length=1)]
-    method: MergeMethod
+    """Model folders, or safetensors files, with the base's tensors."""
+    algorithm: Annotated[
+        Algorithm,
+        Field(
+            description="How, with the parameters it has and their defaults: "
+            + "; ".join(map(in_words, STATIC_MERGES.values()))
+            + "."
+        ),
+    ]
     coefficient: float | tuple[float, ...] | None = None
     """lambda, for all experts or one for each; the weights of `average` (equal ones if none are
     given); how far `slerp` goes from base to expert. Above 1, `task_arithmetic` of one expert
@@ -103,8 +88,6 @@ class MergeConfig(Config):
     scope: Literal["global", "leaf"] | None = None
     """Where TIES compares magnitudes: in the whole model (reads the experts three times), or
     within a tensor."""
-    flavour: Literal["paper", "mergekit"] | None = None
-    """See `sign_election.ties`; mergekit's compares within a tensor."""
     drop: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     """DARE's p."""
     rescale: bool | None = None
@@ -117,8 +100,8 @@ class MergeConfig(Config):
     """Half the range of DELLA's keep probabilities."""
     ratio: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Share of the entries that compete in PCB."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] | None = None
-    """Of the masks."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Of masks, where the algorithm draws them."""
     card: bool = True
     """Write README.md: how the result was made, and hashes of the inputs' weights."""
 
@@ -129,23 +112,21 @@ class MergeConfig(Config):
 
     @model_validator(mode="after")
     def _parameters_fit(self) -> MergeConfig:
-        used = USED[self.method]
-        for name in PARAMETERS - used.keys():
+        merge = self.declaration
+        for name in sorted(PARAMETERS - merge.parameters.keys()):
             if getattr(self, name) is not None:
-                has = ", ".join(used) or "none"
-                raise ValueError(f"{name}: {self.method} has no such parameter (it has: {has})")
-        if self.rules and "coefficient" not in used:
-            raise ValueError(f"rules: {self.method} has no coefficient")
-        if self.flavour == "mergekit" and (self.merge or self.scope):
-            raise ValueError("flavour: mergekit's has neither merge nor scope")
-        if self.method == "slerp" and len(self.experts) != 1:
-            raise ValueError(f"experts: slerp takes one, got {len(self.experts)}")
-        if self.method == "della":
-            density, epsilon = self.value("density"), self.value("epsilon")
-            if not epsilon <= density <= 1 - epsilon:
+                has = ", ".join(merge.parameters) or "none"
                 raise ValueError(
-                    f"epsilon: expected density ± epsilon in [0, 1], got {density} ± {epsilon}"
+                    f"{name}: {merge.name} has no such parameter (it has: {has}); leave it out"
                 )
+        if self.rules and "coefficient" not in merge.parameters:
+            raise ValueError(f"rules: {merge.name} has no coefficient")
+        if merge.experts is not None and len(self.experts) != merge.experts:
+            raise ValueError(
+                f"experts: {merge.name} takes {merge.experts}, got {len(self.experts)}"
+            )
+        if merge.check is not None:
+            merge.check(self.settings)
         return self
 
     @model_validator(mode="after")
@@ -155,8 +136,8 @@ class MergeConfig(Config):
         for name, value in given.items():
             if not isinstance(value, tuple):
                 continue
-            if self.method in ONE_COEFFICIENT:
-                raise ValueError(f"{name}: {self.method} takes one number, got {value}")
+            if self.declaration.one_coefficient:
+                raise ValueError(f"{name}: {self.algorithm} takes one number, got {value}")
             if len(value) != len(self.experts):
                 raise ValueError(
                     f"{name}: expected one number, or one for each of the {len(self.experts)} "
@@ -164,13 +145,18 @@ class MergeConfig(Config):
                 )
         return self
 
-    def value(self, parameter: str) -> Any:
-        """A parameter of the method: what was given, or the method's default."""
-        given = getattr(self, parameter)
-        return USED[self.method][parameter] if given is None else given
+    @property
+    def declaration(self) -> StaticMerge:
+        """What is known of the algorithm."""
+        return STATIC_MERGES[self.algorithm]
 
-
-PARAMETERS = {name for used in USED.values() for name in used}
+    @property
+    def settings(self) -> Settings:
+        """Every parameter of the algorithm, as given or by default, and the seed of its masks."""
+        found: dict[str, Any] = dict(self.declaration.parameters)
+        given = {name: getattr(self, name) for name in found}
+        found |= {name: value for name, value in given.items() if value is not None}
+        return found | ({"seed": self.seed} if self.declaration.random else {})
 
 
 def compiled(pattern: str) -> str:

@@ -82,6 +82,7 @@ def ties(
     return merge_elected(base, stack, None, 0.0, density, coefficients, merge, scope)
 
 
+@partial(jax.jit, static_argnames=("density", "merge", "scope"))
 def merge_elected(
     base: Tree,
     stack: Tree,
@@ -93,8 +94,6 @@ def merge_elected(
     scope: Scope,
 ) -> Tree:
     """TIES of the experts, or of what DARE's masks and rescaling leave of their task vectors."""
-    if scope not in ("global", "leaf"):
-        raise ValueError(f"scope: expected 'global' or 'leaf', got {scope!r}")
     names = [name for name, _ in leaves_with_names(base)]
     origins, structure = jax.tree.flatten(base)
     stacks = jax.tree.leaves(stack)
@@ -103,17 +102,35 @@ def merge_elected(
         Experts(origin, experts, mask, drop)
         for origin, experts, mask in zip(origins, stacks, mask_of, strict=True)
     ]
-    merged = [place for place, origin in enumerate(origins) if is_merged(origin)]
-    groups = [merged] if scope == "global" else [[place] for place in merged]
     weights = jax.tree.leaves(spread(coefficients, base))
     result = list(origins)
-    for group in groups if merged else []:
-        limits = thresholds([given[place] for place in group], density)
-        ballots = [leaf_ballot(given[place], limits) for place in group]
-        majority = jnp.sign(sum(ballots, jnp.int32(0))).astype(jnp.float32)
-        for place in group:
-            coefficient = per_entry(weights[place], stacks[place], names[place])
-            result[place] = merge_leaf(given[place], limits, majority, coefficient, merge)
+    for place, election in elections(given, density, scope).items():
+        coefficient = per_entry(weights[place], stacks[place], names[place])
+        result[place] = merge_leaf(given[place], election, coefficient, merge)
+    return jax.tree.unflatten(structure, result)
+
+
+@partial(jax.jit, static_argnames=("density", "scope"))
+def ties_split(tau: Tree, density: float = 0.2, scope: Scope = "global") -> Tree:
+    """The entries of each task vector that survive trimming and agree with the elected sign.
+
+    Their sum is the merged vector of `merge="sum"`; one by one they are the task vectors of
+    AdaMerging++.
+
+    Args:
+        tau: task vectors [T, ...].
+        density, scope: see `ties`.
+
+    Returns:
+        A tree like `tau`, zero where an entry was trimmed or outvoted.
+    """
+    number_of_tasks(tau)
+    vectors, structure = jax.tree.flatten(tau)
+    given = [Experts(jnp.zeros(leaf.shape[1:], leaf.dtype), leaf) for leaf in vectors]
+    result = [jnp.zeros_like(leaf) for leaf in vectors]
+    for place, election in elections(given, density, scope).items():
+        keep = jnp.stack(kept_entries(given[place], election))
+        result[place] = jnp.where(keep, vectors[place], 0)
     return jax.tree.unflatten(structure, result)
 
 
@@ -132,6 +149,35 @@ class Experts(NamedTuple):
         """All [T or 1, ...]."""
         given = (self.base[None], self.stack)
         return given if self.mask is None else (*given, self.mask)
+
+
+class Election(NamedTuple):
+    """What decides which entries of a leaf are merged."""
+
+    limits: jax.Array
+    """[T], the smallest magnitude kept, see `thresholds`."""
+    majority: jax.Array
+    """[] float32, the sign of entries whose total is 0; 0 where there is none."""
+
+
+def elections(leaves: Sequence[Experts], density: float, scope: Scope) -> dict[int, Election]:
+    """Place -> election of the leaves that are merged: one for all of them, or each its own.
+
+    Raises:
+        ValueError: density or scope is wrong.
+    """
+    if scope not in ("global", "leaf"):
+        raise ValueError(f"scope: expected 'global' or 'leaf', got {scope!r}")
+    share(density)
+    merged = [place for place, leaf in enumerate(leaves) if is_merged(leaf.base)]
+    groups = [merged] if scope == "global" else [[place] for place in merged]
+    found = {}
+    for group in groups if merged else []:
+        limits = thresholds([leaves[place] for place in group], density)
+        ballots = [leaf_ballot(leaves[place], limits) for place in group]
+        majority = jnp.sign(sum(ballots, jnp.int32(0))).astype(jnp.float32)
+        found |= dict.fromkeys(group, Election(limits, majority))
+    return found
 
 
 def thresholds(leaves: Sequence[Experts], density: float) -> jax.Array:
@@ -172,24 +218,18 @@ def is_undecided(experts: Experts, limits: jax.Array) -> jax.Array:
 
 
 def merge_leaf(
-    experts: Experts, limits: jax.Array, majority: Any, coefficient: jax.Array, merge: Merge
+    experts: Experts, election: Election, coefficient: jax.Array, merge: Merge
 ) -> jax.Array:
     """TIES of one leaf, in the base's dtype.
 
     Tasks are written out one by one: then all of it is one pass over memory.
 
     Args:
-        limits: [T], see `thresholds`.
-        majority: [] float32, the sign of entries whose total is 0.
         coefficient: lambda, [T, ...] that broadcasts over the stack.
     """
-    total = _totals(experts, limits)
-    sign = jnp.where(total == 0, majority, jnp.sign(total))
     tasks = range(len(experts.stack))
     vectors = [_vectors_of(experts, t) for t in tasks]
-    keep = [
-        (jnp.abs(v) >= limits[t]) & jnp.where(sign > 0, v > 0, v < 0) for t, v in enumerate(vectors)
-    ]
+    keep = kept_entries(experts, election)
     weights = [_rescaled(experts, w, t) for t, w in enumerate(_weights(vectors, keep, merge))]
     weights = [coefficient[t] * weight for t, weight in enumerate(weights)]
     dtype = compute_dtype(experts.base, experts.stack)
@@ -197,6 +237,21 @@ def merge_leaf(
     terms = [weights[t] * experts.stack[t].astype(dtype) for t in tasks]
     mixed = rest * experts.base.astype(dtype) + reduce(jnp.add, terms)
     return mixed.astype(experts.base.dtype)
+
+
+def kept_entries(experts: Experts, election: Election) -> list[jax.Array]:
+    """For each task, which entries [...] of a leaf are large enough and of the elected sign."""
+    sign, limits = elected_sign(experts, election), election.limits
+    vectors = [_vectors_of(experts, t) for t in range(len(experts.stack))]
+    return [
+        (jnp.abs(v) >= limits[t]) & jnp.where(sign > 0, v > 0, v < 0) for t, v in enumerate(vectors)
+    ]
+
+
+def elected_sign(experts: Experts, election: Election) -> jax.Array:
+    """That of the kept entries' total, [...] of one leaf; the majority's where they cancel."""
+    total, majority = _totals(experts, election.limits), election.majority
+    return jnp.where(total == 0, majority, jnp.sign(total))
 
 
 def _totals(experts: Experts, limits: jax.Array) -> jax.Array:
@@ -246,96 +301,6 @@ def _weights(
             free = free & ~chosen
         return weights
     raise ValueError(f"merge: expected 'sum', 'mean' or 'max', got {merge!r}")
-
-
-def agreement_weights(
-    tau: Tree, density: float = 0.2, merge: Merge = "sum", scope: Scope = "global"
-) -> Tree:
-    """w_t per entry with m = sum_t w_t tau_t, a tree [T, ...] in float32 or what is wider."""
-    kept = kept_entries(tau, density, scope)
-    return jax.tree.map(lambda vectors, keep: leaf_weights(vectors, keep, merge), tau, kept)
-
-
-def leaf_weights(vectors: jax.Array, keep: jax.Array, merge: Merge) -> jax.Array:
-    """w_t of one leaf [T, ...] float32, from which of its entries take part."""
-    return jnp.stack(_weights(list(vectors), list(keep), merge))
-
-
-@partial(jax.jit, static_argnames=("density", "scope"))
-def ties_split(tau: Tree, density: float = 0.2, scope: Scope = "global") -> Tree:
-    """The entries of each task vector that survive trimming and agree with the elected sign.
-
-    Their sum is the merged vector of `merge="sum"`; one by one they are the task vectors of
-    AdaMerging++.
-    """
-    return jax.tree.map(
-        lambda vectors, keep: jnp.where(keep, vectors, 0), tau, kept_entries(tau, density, scope)
-    )
-
-
-def kept_entries(tau: Tree, density: float, scope: Scope = "global") -> Tree:
-    """Which entries take part: trimmed ones of the elected sign; a tree [T, ...] of bool."""
-    trimmed = trim_mask(tau, density, scope)
-    signs = elected_signs(tau, trimmed, scope)
-
-    return jax.tree.map(agrees, tau, trimmed, signs)
-
-
-def agrees(vectors: jax.Array, keep: jax.Array, sign: jax.Array) -> jax.Array:
-    """Which kept entries of one leaf [T, ...] have the elected sign."""
-    return keep & jnp.where(sign > 0, vectors > 0, vectors < 0)
-
-
-def trim_mask(tau: Tree, density: float, scope: Scope = "global") -> Tree:
-    """The largest magnitudes of every task, a tree [T, ...] of bool; see `ties` for the count."""
-    density = share(density)
-    if scope not in ("global", "leaf"):
-        raise ValueError(f"scope: expected 'global' or 'leaf', got {scope!r}")
-    number_of_tasks(tau)
-
-    def of_leaves(leaves: list[jax.Array]) -> jax.Array | None:
-        size = sum(leaf[0].size for leaf in leaves)
-        rank = size - count(density, size)
-        if rank == 0 or density == 0:
-            return None
-        return kth_smallest([jnp.abs(leaf) for leaf in leaves], rank)
-
-    merged = [leaf for leaf in jax.tree.leaves(tau) if is_merged(leaf)]
-    whole = of_leaves(merged) if scope == "global" and merged else None
-
-    def keep(vectors: jax.Array) -> jax.Array:
-        if not is_merged(vectors):
-            return jnp.zeros(vectors.shape, bool)
-        threshold = whole if scope == "global" else of_leaves([vectors])
-        if threshold is None:  # all or nothing
-            return jnp.full(vectors.shape, density > 0)
-        return jnp.abs(vectors) >= threshold.reshape(-1, *(1,) * (vectors.ndim - 1))
-
-    return jax.tree.map(keep, tau)
-
-
-def elected_signs(tau: Tree, trimmed: Tree, scope: Scope = "global") -> Tree:
-    """s in {-1, 0, 1} per entry, float32 in the shapes of one expert.
-
-    The sign of the larger total; entries without one take the majority sign of all entries (of
-    the leaf, with scope "leaf"), which may itself be 0.
-    """
-
-    signs = jax.tree.map(leaf_signs, tau, trimmed)
-    ballots = jax.tree.map(lambda sign: jnp.sum(sign, dtype=jnp.int32), signs)
-    whole = sum(jax.tree.leaves(ballots), jnp.int32(0))
-
-    def settle(sign: jax.Array, ballot: jax.Array) -> jax.Array:
-        majority = jnp.sign(whole if scope == "global" else ballot).astype(jnp.float32)
-        return jnp.where(sign == 0, majority, sign)
-
-    return jax.tree.map(settle, signs, ballots)
-
-
-def leaf_signs(vectors: jax.Array, keep: jax.Array) -> jax.Array:
-    """Sign of the sum of one leaf's kept entries, float32; 0 where they cancel or there is none."""
-    kept = jnp.where(keep, vectors.astype(compute_dtype(vectors)), 0)
-    return jnp.sign(sum_over_tasks(kept)).astype(jnp.float32)
 
 
 def mergekit_weights(tau: Tree, density: float, coefficients: Coefficients) -> Tree:

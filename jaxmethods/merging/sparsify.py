@@ -143,10 +143,7 @@ def dare_ties(
     check_stack(base, stack)
     _check_rate(p, rescale=True)
     masks = dare_mask(key, stack, p)
-    return _merge_elected(base, stack, masks, p, density, coefficients, merge, scope)
-
-
-_merge_elected = jax.jit(merge_elected, static_argnames=("density", "merge", "scope"))
+    return merge_elected(base, stack, masks, p, density, coefficients, merge, scope)
 
 
 def matrices(path: str, leaf: jax.Array) -> bool:
@@ -192,10 +189,7 @@ def della(
         ValueError: a probability would leave [0, 1].
     """
     density = share(density)
-    if not epsilon <= density <= 1 - epsilon:
-        raise ValueError(
-            f"epsilon: expected density ± epsilon in [0, 1], got {density} ± {epsilon}"
-        )
+    check_probabilities(density, epsilon)
 
     def draw(path: str, vectors: jax.Array) -> jax.Array:
         if not is_merged(vectors):
@@ -203,6 +197,14 @@ def della(
         return della_leaf(leaf_key(key, path), vectors, density, epsilon, rescale)
 
     return map_with_names(draw, tau)
+
+
+def check_probabilities(density: float, epsilon: float) -> None:
+    """Raises `ValueError` where DELLA would keep an entry with a probability outside [0, 1]."""
+    if not epsilon <= density <= 1 - epsilon:
+        raise ValueError(
+            f"epsilon: expected density ± epsilon in [0, 1], got {density} ± {epsilon}"
+        )
 
 
 @partial(jax.jit, static_argnames=("rescale",))

@@ -1,13 +1,11 @@
 r"""Static merges of checkpoints that don't fit in memory together.
 
-    config = MergeConfig(base="base", experts=["a", "b"], method="ties", density=0.2)
+    config = MergeConfig(base="base", experts=["a", "b"], algorithm="ties", density=0.2)
     merge_checkpoints(config, "merged")
 
 A tensor (or a range of its entries) of every expert is in memory at a time. Results are those of
 the functions on whole trees. TIES over whole experts reads them three times, PCB five times: order
-statistics are found exactly from two histograms of bit patterns. The majority sign, which TIES
-needs only where kept entries cancel exactly, is counted while tensors are merged; the few parts
-that need it are then merged again.
+statistics are found exactly from two histograms of bit patterns.
 
 The result has the base's names, types and other files; it appears under its name when it is whole,
 and a merge that fails leaves nothing behind.
@@ -21,7 +19,6 @@ import os
 import re
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -31,13 +28,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmethods.merging import card, competition, part_merges
+from jaxmethods.merging import card
 from jaxmethods.merging.checkpoints import (
     PART,
     Inputs,
-    Loaded,
     MergeError,
-    Part,
     coefficients,
     is_wide,
     load,
@@ -48,9 +43,10 @@ from jaxmethods.merging.checkpoints import (
 from jaxmethods.merging.compatibility import is_buffer
 from jaxmethods.merging.merge_config import MergeConfig
 from jaxmethods.merging.order_statistics import streamed_kth_smallest
-from jaxmethods.merging.sign_election import count
+from jaxmethods.merging.parts import Loaded, Part
 from jaxmethods.models.hub import INDEX
 from jaxmethods.models.tensor_files import Spec, TensorFiles
+from jaxmethods.stages import Advance
 
 NOT_COPIED = re.compile(
     r"[.](safetensors|bin|pt|pth|ckpt|pkl|pickle|h5|msgpack|onnx|onnx_data|gguf|ggml|ot|tflite"
@@ -61,8 +57,6 @@ NOT_COPIED = re.compile(
 the card, what is hidden, and what trainers leave. All others are: config, tokenizer, chat
 templates, preprocessor, custom code."""
 WEIGHTS = "model.safetensors"
-Report = Callable[[int, int], None]
-"""Told (bytes read, bytes to read in all) after every part."""
 
 
 class Summary(NamedTuple):
@@ -76,16 +70,19 @@ class Summary(NamedTuple):
     """Bytes of tensors that were merged, all passes."""
     written: int
     """Bytes of weights."""
-    seconds: float
 
 
-def merge_checkpoints(
-    config: MergeConfig, out: str | Path, report: Report = lambda done, total: None
-) -> Summary:
+def ignore(done: int, total: int) -> None:
+    """Shows no progress."""
+    del done, total
+
+
+def merge_checkpoints(config: MergeConfig, out: str | Path, advance: Advance = ignore) -> Summary:
     """Merges what the config names into a new folder.
 
     Args:
         out: must not exist, or be an empty folder.
+        advance: called with (bytes read, bytes to read in all) after every part.
 
     Raises:
         MergeError: the checkpoints don't fit each other (see `open_inputs`), hold values that are
@@ -95,32 +92,45 @@ def merge_checkpoints(
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise MergeError(f"{out}: is there already; expected a new or empty folder")
-    started = time.monotonic()
     inputs = open_inputs(config)
     temporary = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-        with card.hashing(inputs.sources() if config.card else []) as hashes:
-            wide = jax.enable_x64(True) if is_wide(inputs) else nullcontext()
-            with wide, TensorFiles(temporary, layout(inputs)) as files:
-                read = _Run(inputs, files, report).run()
-            _write_index(inputs, temporary)
-            _copy_files(inputs.base.path, temporary)
-            if config.card:
-                text = card.describe(inputs, hashes())
-                (temporary / "README.md").write_text(text, encoding="utf-8")
-        temporary.chmod(0o755)
-        os.replace(temporary, out)
+        summary = write_merged(inputs, temporary / "files", advance)
+        os.replace(temporary / "files", out)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise MergeError(f"{out}: cannot be made: {error.strerror or error}{where}") from error
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+    return summary
+
+
+def write_merged(inputs: Inputs, folder: Path, advance: Advance = ignore) -> Summary:
+    """Makes the folder and writes the merged model into it, part by part.
+
+    Args:
+        advance: see `merge_checkpoints`.
+
+    Raises:
+        MergeError: values are not finite.
+        OSError: a file cannot be written.
+    """
+    folder.mkdir()
+    with card.hashing(inputs.sources() if inputs.config.card else []) as hashes:
+        wide = jax.enable_x64(True) if is_wide(inputs) else nullcontext()
+        with wide, TensorFiles(folder, layout(inputs)) as files:
+            read = _Passes(inputs, files, advance).run()
+        _write_index(inputs, folder)
+        _copy_files(inputs.base.path, folder)
+        if inputs.config.card:
+            text = card.describe(inputs, hashes())
+            (folder / "README.md").write_text(text, encoding="utf-8")
     tensors, merged = inputs.base.tensors, len(inputs.merged) + len(inputs.tied)
     written = sum(Spec(stored.dtype, stored.shape).nbytes() for stored in tensors.values())
-    return Summary(merged, len(tensors) - merged, read, written, time.monotonic() - started)
+    return Summary(merged, len(tensors) - merged, read, written)
 
 
 def layout(inputs: Inputs) -> dict[str, dict[str, Spec]]:
@@ -136,13 +146,13 @@ def layout(inputs: Inputs) -> dict[str, dict[str, Spec]]:
     return files
 
 
-class _Run:
-    """The passes over the experts."""
+class _Passes:
+    """The passes over the experts: a `parts.Passes`."""
 
-    def __init__(self, inputs: Inputs, files: TensorFiles, report: Report):
-        self._inputs, self._files, self._report = inputs, files, report
-        self._config = inputs.config
-        self._parts = parts(inputs, whole=not part_merges.merges_in_parts(inputs.config))
+    def __init__(self, inputs: Inputs, files: TensorFiles, advance: Advance):
+        self._inputs, self._files, self._advance = inputs, files, advance
+        self._merge, self._settings = inputs.config.declaration, inputs.config.settings
+        self._parts = parts(inputs, whole=not self._merge.may_cut(self._settings))
         self._coefficients = {
             name: None if value is None else jnp.asarray(value, jnp.float32)
             for name, value in coefficients(inputs).items()
@@ -158,95 +168,46 @@ class _Run:
     def run(self) -> int:
         """Writes every tensor; returns the bytes read."""
         self._copy_the_rest()
-        if not part_merges.needs_whole_experts(self._config):
-            merge = part_merges.merge_of(self._config)
-            for loaded in self._load(self._parts):
-                self._write(loaded.part, merge(loaded, self._coefficient(loaded)))
-        elif self._config.method == "pcb":
-            self._compete()
-        else:
-            self._elect()
+        merge, settings = self._merge, self._settings
+        if merge.in_passes is not None and merge.needs_with(settings) == "experts":
+            merge.in_passes(self, settings)
+            return self._read
+        assert merge.one_part is not None, merge.name
+        for loaded, coefficient in self.read():
+            self.write(loaded.part, merge.one_part(loaded, coefficient, settings))
         return self._read
 
-    def _elect(self) -> None:
-        thresholds = self._thresholds()
-        undecided, ballots = [], 0
+    @property
+    def experts(self) -> int:
+        return len(self._inputs.experts)
 
-        def merge(wanted: Sequence[Part], majority: float) -> Iterator[tuple[Part, Any]]:
-            for loaded in self._load(wanted):
-                c = self._coefficient(loaded)
-                elected = part_merges.elect(self._config, loaded, thresholds, majority, c)
-                self._write(loaded.part, elected.merged)
-                yield loaded.part, elected
-
-        for part, elected in merge(self._parts, 1.0):
-            ballots += int(elected.ballot)
-            undecided += [part] * bool(elected.undecided)
-        if ballots <= 0:  # another majority than was taken for granted
-            for _ in merge(undecided, float(np.sign(ballots))):
-                pass
-
-    def _thresholds(self) -> jax.Array:
-        density, size = self._config.value("density"), self._size()
-        rank = size - count(density, size)
-        tasks = len(self._inputs.experts)
-        if density == 0 or rank == 0:
-            return jnp.full(tasks, 0.0 if density else jnp.inf, jnp.float32)
-        self._passes = 1 + self._counting
-
-        def magnitudes() -> Iterator[jax.Array]:
-            for loaded in self._load(self._parts):
-                vectors = part_merges.vectors_of(self._config, loaded)
-                yield self._comparable(jnp.abs(vectors).reshape(tasks, -1))
-
-        return jnp.asarray(streamed_kth_smallest(magnitudes, [rank])[0])
-
-    def _compete(self) -> None:
-        self._passes = 1 + 2 * self._counting
-        ranks = competition.order_ranks(self._size(), self._config.value("ratio"))
-
-        def magnitudes() -> Iterator[jax.Array]:
-            for loaded in self._load(self._parts):
-                yield self._comparable(jnp.abs(part_merges.vectors_of(self._config, loaded)))
-
-        low, high = map(jnp.asarray, streamed_kth_smallest(magnitudes, ranks.magnitude))
-
-        def competing() -> Iterator[jax.Array]:
-            for loaded in self._load(self._parts):
-                competing = part_merges.compete(loaded.base, loaded.stack, low, high)
-                yield self._comparable(competing)
-
-        wanted = [ranks.competitiveness, self._size()]
-        floor, top = map(jnp.asarray, streamed_kth_smallest(competing, wanted))
-        limits = competition.Limits(low, high, floor, top)
-        for loaded in self._load(self._parts):
-            c = self._coefficient(loaded)
-            merged = part_merges.merge_competing(loaded.base, loaded.stack, limits, c)
-            self._write(loaded.part, merged)
-
-    def _comparable(self, values: jax.Array) -> jax.Array:
-        """In the type of the widest tensor, since only keys of one type have one order."""
-        return values.astype(jnp.float64) if self._wide else values
-
-    def _load(self, wanted: Sequence[Part]) -> Iterator[Loaded]:
-        total = self._passes * sum(self._bytes(part) for part in self._parts)
-        for loaded in load(self._inputs, wanted, check=not self._checked):
-            yield loaded
-            self._read += self._bytes(loaded.part)
-            self._report(self._read, max(total, self._read))
-        self._checked = True
-
-    def _bytes(self, part: Part) -> int:
-        width = [source.tensors[part.name].dtype.itemsize for source in self._inputs.sources()]
-        return (part.stop - part.start) * sum(width)
-
-    def _size(self) -> int:
+    @property
+    def entries(self) -> int:
         return sum(part.stop - part.start for part in self._parts)
 
-    def _coefficient(self, loaded: Loaded) -> Any:
-        return self._coefficients[loaded.part.name]
+    def read(self, wanted: Sequence[Part] | None = None) -> Iterator[tuple[Loaded, Any]]:
+        total = self._passes * sum(self._bytes(part) for part in self._parts)
+        chosen = self._parts if wanted is None else wanted
+        for loaded in load(self._inputs, chosen, check=not self._checked):
+            yield loaded, self._coefficients[loaded.part.name]
+            self._read += self._bytes(loaded.part)
+            self._advance(self._read, max(total, self._read))
+        self._checked = True
 
-    def _write(self, part: Part, merged: jax.Array) -> None:
+    def select(
+        self, values: Callable[[Loaded], jax.Array], ranks: Sequence[int], of: int
+    ) -> list[jax.Array]:
+        self._passes = 1 + of * self._counting
+
+        def compared() -> Iterator[jax.Array]:
+            for loaded, _ in self.read():
+                found = values(loaded).reshape(self.experts, -1)
+                # In the type of the widest tensor: only keys of one type have one order.
+                yield found.astype(jnp.float64) if self._wide else found
+
+        return [jnp.asarray(found) for found in streamed_kth_smallest(compared, ranks)]
+
+    def write(self, part: Part, merged: jax.Array) -> None:
         dtype = self._inputs.base.tensors[part.name].dtype
         values = np.asarray(merged)
         with np.errstate(over="ignore"):  # it is looked for below
@@ -256,8 +217,12 @@ class _Run:
         for name in self._names[part.name]:
             self._files.write(name, stored, part.start)
 
+    def _bytes(self, part: Part) -> int:
+        width = [source.tensors[part.name].dtype.itemsize for source in self._inputs.sources()]
+        return (part.stop - part.start) * sum(width)
+
     def _why_not_finite(self, values: np.ndarray, dtype: np.dtype) -> str:
-        method = self._config.method
+        method = self._merge.name
         leave = "or exclude this tensor, which keeps the base's"
         if np.isnan(values).any() and not np.isinf(values).any():
             return f"{method} of these experts gives NaN; take other parameters {leave}"

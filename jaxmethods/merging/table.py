@@ -12,6 +12,7 @@ import numpy as np
 from jaxmethods.files import write_atomically
 from jaxmethods.merging import figures
 from jaxmethods.merging.evaluate import METHODS, ROWS, Results
+from jaxmethods.statistics import mean_and_error
 
 
 def write(states: Results, tasks: Sequence[str], seeds: Sequence[int], folder: Path) -> None:
@@ -59,6 +60,5 @@ def markdown(content: Mapping[str, Any]) -> str:
 
 
 def _cell(values: np.ndarray) -> str:
-    if len(values) == 1:
-        return f"{values[0]:.1f}"
-    return f"{values.mean():.1f} ± {values.std(ddof=1) / len(values) ** 0.5:.1f}"
+    mean, error = mean_and_error(values)
+    return f"{mean:.1f}" if error is None else f"{mean:.1f} ± {error:.1f}"

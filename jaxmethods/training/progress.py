@@ -67,7 +67,7 @@ class Progress:
         self._bar.update(self._task, completed=done, total=total, shown="")
 
     def say(self, line: str) -> None:
-        self._console.print(line, highlight=False)
+        self._console.print(line, highlight=False, soft_wrap=True)
 
     def row(self, row: Mapping[str, Any]) -> None:
         evaluation = self._of("evaluate/", row)

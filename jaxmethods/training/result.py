@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmethods.files import is_file, write_atomically
+from jaxmethods.statistics import mean_and_error
 from jaxmethods.training.run_folder import RunFolder, RunFolderError
 
 PREFIX = "evaluate/"
@@ -62,8 +63,7 @@ def last_judged(rows: Sequence[Mapping[str, Any]]) -> dict[str, Judged]:
 
 def summarize(values: np.ndarray) -> Summary:
     """Mean and standard error of [seeds]."""
-    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else None
-    return Summary(float(values.mean()), None if error is None else float(error))
+    return Summary(*mean_and_error(values))
 
 
 def write_result(folder: RunFolder, headline: Sequence[str]) -> None:

@@ -102,7 +102,7 @@ def _stage_run(
     if isinstance(kept, Computed):
         return ComputeRun(kept, Placer(mesh, seeds_of(config)), record, stop)
     if isinstance(kept, Written):
-        return WriteRun(kept, record)
+        return WriteRun(kept, record, stop)
     return TrainRun(kept, config, mesh, record, stop)
 
 

@@ -13,6 +13,7 @@ from jaxmethods.stages import Place, Results, Write
 from jaxmethods.training import distributed
 from jaxmethods.training.record import Record
 from jaxmethods.training.run_folder import RunFolder
+from jaxmethods.training.stopping import Interrupted, Stop
 
 
 class Written:
@@ -38,9 +39,10 @@ class Written:
 class WriteRun:
     """One run of a stage."""
 
-    def __init__(self, kept: Written, record: Record):
+    def __init__(self, kept: Written, record: Record, stop: Stop):
         self.kept = kept
         self.record = record
+        self.stop = stop
 
     def to_the_end(self, results: Results) -> Path:
         """The folder's path; files are written unless they are there."""
@@ -54,15 +56,24 @@ class WriteRun:
     def _write(self, results: Results) -> Any:
         if not distributed.is_writer():
             return None
-        progress = self.record.progress
-        progress.stage(self.kept.stage.name, 0, None)
+        self.record.progress.stage(self.kept.stage.name, 0, None)
         with files.refusals(self.kept.path):
             parent = self.kept.path.parent
             temporary = Path(tempfile.mkdtemp(prefix=files.STAGED, dir=parent))
         try:
-            metrics = self.kept.stage.write(results, temporary / "files", progress.advance)
+            metrics = self.kept.stage.write(results, temporary / "files", self._advance)
             with files.refusals(self.kept.path):
                 os.replace(temporary / "files", self.kept.path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         return metrics
+
+    def _advance(self, done: int, total: int) -> None:
+        """Shows how far the stage is, which is where it can be stopped."""
+        self.record.progress.advance(done, total)
+        if self.stop.signal_number is not None:
+            name = self.kept.stage.name
+            raise Interrupted(
+                f"stopped by a signal (stage {name}); its files are begun anew with --resume",
+                self.stop.signal_number,
+            )

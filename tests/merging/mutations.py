@@ -3,8 +3,8 @@
 MUTATIONS = [
     (
         "sign_election.py",
-        "sign = jnp.where(total == 0, majority, jnp.sign(total))",
-        "sign = jnp.sign(total)",
+        "return jnp.where(total == 0, majority, jnp.sign(total))",
+        "return jnp.sign(total)",
         "the majority is ignored where kept entries cancel",
         "test_sign_election.py",
     ),

@@ -39,8 +39,8 @@ def folder(path, tensors, config=None):
     return path
 
 
-def merge(tmp_path, base, *experts, out="out", method="average", **config):
-    given = MergeConfig(base=base, experts=experts, method=method, **config)
+def merge(tmp_path, base, *experts, out="out", algorithm="average", **config):
+    given = MergeConfig(base=base, experts=experts, algorithm=algorithm, **config)
     merge_checkpoints(given, tmp_path / out)
     found = hub.open_folder(tmp_path / out)
     return {name: np.array(found.view(name)) for name in found.tensors}
@@ -280,8 +280,8 @@ def test_masks_of_minus_infinity_are_the_base_s(tmp_path):
     base = folder(tmp_path / "base", weights() | {name: mask})
     wide = folder(tmp_path / "wide", weights(1) | {name: np.asarray(-1e9, np.float32)})
     none = folder(tmp_path / "none", weights(2))
-    for method in ("average", "ties", "pcb"):
-        found = merge(tmp_path, base, wide, none, out=method, method=method)
+    for algorithm in ("average", "ties", "pcb"):
+        found = merge(tmp_path, base, wide, none, out=algorithm, algorithm=algorithm)
         np.testing.assert_array_equal(found[name], mask)
         assert np.isfinite(found["a.weight"]).all()
 
@@ -302,7 +302,7 @@ def test_rope_frequencies_are_copied_and_must_agree(tmp_path):
     base = folder(tmp_path / "base", weights() | {name: frequencies})
     same = folder(tmp_path / "same", weights(1) | {name: half})
     none = folder(tmp_path / "none", weights(2))
-    found = merge(tmp_path, base, same, none, method="task_arithmetic", coefficient=0.7)
+    found = merge(tmp_path, base, same, none, algorithm="task_arithmetic", coefficient=0.7)
     np.testing.assert_array_equal(found[name], frequencies)
     other = folder(tmp_path / "other", weights(3) | {name: frequencies**1.5})
     refused(tmp_path, "inv_freq: expected the base's RoPE frequencies", base, other, out="x")
@@ -322,12 +322,12 @@ def tied(path, seed, stored=2):
     return folder(path, tensors)
 
 
-@pytest.mark.parametrize("method", ["dare", "dare_ties", "della", "ties", "pcb", "average"])
-def test_a_tensor_that_is_stored_twice_is_merged_once(method, tmp_path):
+@pytest.mark.parametrize("algorithm", ["dare", "dare_ties", "della", "ties", "pcb", "average"])
+def test_a_tensor_that_is_stored_twice_is_merged_once(algorithm, tmp_path):
     results = []
     for stored in (1, 2):
         paths = [tied(tmp_path / f"{stored}{seed}", seed, stored) for seed in range(3)]
-        results.append(merge(tmp_path, *paths, out=f"out{stored}", method=method))
+        results.append(merge(tmp_path, *paths, out=f"out{stored}", algorithm=algorithm))
     once, twice = results
     np.testing.assert_array_equal(twice[HEAD], twice[EMBED])
     for name, value in once.items():
@@ -344,7 +344,7 @@ def test_tied_tensors_can_not_be_told_apart(tmp_path):
     paths = [tied(tmp_path / str(seed), seed) for seed in range(2)]
     refused(tmp_path, f"exclude: names {HEAD} but not {EMBED}.*tied", *paths, exclude=("lm_head",))
     rules = (Rule(pattern="lm_head", coefficient=0.5),)
-    given = {"method": "task_arithmetic", "rules": rules}
+    given = {"algorithm": "task_arithmetic", "rules": rules}
     refused(tmp_path, rf"rules: {EMBED} and {HEAD} are the same.*0\.3 and 0\.5", *paths, **given)
     found = merge(tmp_path, *paths, exclude=("lm_head", "embed_tokens"))
     np.testing.assert_array_equal(found[HEAD], weights(0, TIED)[EMBED])
@@ -362,7 +362,7 @@ def test_model_stock_of_numbers_stays_between_them(values, tmp_path):
 
     base = given("base", 2.0)
     experts = [given(str(i), value) for i, value in enumerate(values)]
-    found = merge(tmp_path, base, *experts, method="model_stock")["scale"]
+    found = merge(tmp_path, base, *experts, algorithm="model_stock")["scale"]
     assert min(2.0, *values) - 1e-6 <= found <= max(2.0, *values) + 1e-6
 
 
@@ -393,7 +393,7 @@ def test_merged_weights_that_overflow_are_refused(dtype, tmp_path):
     given = [np.asarray([[sign * largest * 0.9]], dtype) for sign in (-1, 1)]
     folders = [folder(tmp_path / str(i), {"w": value}) for i, value in enumerate(given)]
     message = rf"w: expected merged weights that fit {np.dtype(dtype)}.*smaller coefficients"
-    refused(tmp_path, message, *folders, method="task_arithmetic", coefficient=3)
+    refused(tmp_path, message, *folders, algorithm="task_arithmetic", coefficient=3)
 
 
 def test_nan_in_what_is_copied_is_refused(tmp_path):
@@ -408,17 +408,17 @@ def test_weights_of_float64_are_merged_in_float64(tmp_path):
     folders = [folder(tmp_path / str(i), tree) for i, tree in enumerate([base, *moved])]
     narrow = [{k: v for k, v in tree.items() if k != "wide"} for tree in (base, *moved)]
     plain = [folder(tmp_path / f"n{i}", tree) for i, tree in enumerate(narrow)]
-    for method in ("average", "task_arithmetic", "ties", "dare"):
-        options = {} if method != "ties" else {"scope": "leaf"}
-        found = merge(tmp_path, *folders, out=method, method=method, **options)
+    for algorithm in ("average", "task_arithmetic", "ties", "dare"):
+        options = {} if algorithm != "ties" else {"scope": "leaf"}
+        found = merge(tmp_path, *folders, out=algorithm, algorithm=algorithm, **options)
         assert found["wide"].dtype == np.float64
         assert (np.abs(found["wide"] - base["wide"]) < 1e-9).all()
         assert (found["wide"] != base["wide"]).any()
-        alone = merge(tmp_path, *plain, out=f"{method}_plain", method=method, **options)
+        alone = merge(tmp_path, *plain, out=f"{algorithm}_plain", algorithm=algorithm, **options)
         for name in ("a.weight", "b.weight"):
             np.testing.assert_array_equal(found[name], alone[name])
-    for method in ("ties", "pcb", "dare_ties"):  # compare entries of all tensors
-        found = merge(tmp_path, *folders, out=f"{method}_global", method=method)
+    for algorithm in ("ties", "pcb", "dare_ties"):  # compare entries of all tensors
+        found = merge(tmp_path, *folders, out=f"{algorithm}_global", algorithm=algorithm)
         assert all(np.isfinite(value).all() for value in found.values())
 
 

@@ -28,6 +28,7 @@ from jaxmethods.merging import (
 )
 from jaxmethods.merging.config import AdaMergingConfig, SurgeryConfig, WEMoEConfig
 from jaxmethods.merging.routers import Router
+from jaxmethods.merging.sign_election import Experts
 from jaxmethods.models import clip, vit
 from tests.golden_files import FOLDER, golden_files, read
 
@@ -103,15 +104,19 @@ def test_average_and_task_arithmetic(static):
 def test_ties(static):
     golden, tau = static.golden, static.tau
     assert_relative(static.joined(tau), golden["ties/flat_task_vectors"])
-    trimmed = sign_election.trim_mask(tau, 0.2)
-    np.testing.assert_array_equal(static.joined(trimmed), golden["ties/trim_mask"])
-    signs = sign_election.elected_signs(tau, trimmed)
+    leaves = {k: Experts(jnp.asarray(static.base[k]), jnp.asarray(static.stack[k])) for k in tau}
+    elections = sign_election.elections(list(leaves.values()), 0.2, "global")
+    of = dict(zip(leaves, elections.values(), strict=True))
+    limits = next(iter(of.values())).limits[:, None]
+    trimmed = np.abs(static.joined(tau)) >= limits
+    np.testing.assert_array_equal(trimmed, golden["ties/trim_mask"])
+    signs = {k: sign_election.elected_sign(leaves[k], of[k]) for k in tau}
     np.testing.assert_array_equal(static.joined_one(signs), golden["ties/elected_sign"])
     split = sign_election.ties_split(tau, 20)
     assert_relative(static.joined(split), golden["ties/split_task_vectors"])
+    zero = jax.tree.map(jnp.zeros_like, static.base)
     for merge in ("sum", "mean", "max"):
-        weights = sign_election.agreement_weights(tau, 0.2, merge)
-        vector = {k: jnp.sum(weights[k] * tau[k], axis=0) for k in tau}
+        vector = merging.ties(zero, tau, density=0.2, coefficients=1.0, merge=merge)
         assert_relative(static.joined_one(vector), golden[f"ties/merged_tv_{merge}"])
     for name, (merge, coefficient) in static.named(r"ties_([a-z]+)_lambda(\d+p\d+)"):
         merged = merging.ties(

@@ -109,7 +109,7 @@ def test_the_table_has_every_method_and_the_report_shows_it(runs):
     assert written == table.markdown(found)
     lines = written.splitlines()
     assert lines[0] == "| method | digits | parity | mean |"
-    assert [line.split(" | ")[0][2:] for line in lines[2:]] == list(table.TITLES.values())
+    assert [line.split(" | ")[0][2:] for line in lines[2:]] == list(table.ROWS.values())
     report = runs.stopped.report.read_text()
     for name in ("accuracies", "representation_bias", "routing_weights"):
         assert (runs.stopped.figures / f"{name}.png").stat().st_size > 5000

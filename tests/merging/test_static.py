@@ -173,17 +173,15 @@ def test_identical_experts_survive_ties():
 def test_trimming_keeps_the_promised_number(density, seed):
     values = np.random.default_rng(seed).permutation(np.arange(1.0, 41.0)).astype(np.float32)
     tau = {"a": jnp.asarray(values[None, :30]), "b": -jnp.asarray(values[None, 30:])}
-    mask = sign_election.trim_mask(tau, density)
-    kept = np.concatenate([np.abs(tau[k])[np.asarray(mask[k])] for k in tau])
+    split = merging.ties_split(tau, density)
+    kept = np.concatenate([np.abs(tau[k])[np.asarray(split[k] != 0)] for k in tau])
     expected = 0 if density == 0 else min(int(density * 40) + 1, 40)
     assert sorted(kept) == list(range(41 - expected, 41))
 
 
 def test_ties_in_magnitude_are_all_kept_by_the_paper_and_counted_by_mergekit():
     vectors = jnp.asarray([[1.0, -2.0, 2.0, 2.0, 0.5]])
-    np.testing.assert_array_equal(
-        sign_election.trim_mask(vectors, 0.4)[0], [False, True, True, True, False]
-    )
+    np.testing.assert_array_equal(merging.ties_split(vectors, 0.4), [[0, -2, 2, 2, 0]])
     np.testing.assert_array_equal(
         sign_election.largest(vectors, 2)[0], [False, True, True, False, False]
     )
@@ -191,10 +189,14 @@ def test_ties_in_magnitude_are_all_kept_by_the_paper_and_counted_by_mergekit():
 
 def test_entries_without_a_majority_follow_the_sign_of_the_whole():
     tau = jnp.asarray([[1.0, 3.0, 2.0], [-1.0, 3.0, 2.0]])
-    signs = sign_election.elected_signs(tau, jnp.ones_like(tau, bool))
-    np.testing.assert_array_equal(signs, [1, 1, 1])
-    nobody = sign_election.elected_signs(tau[:, :1], jnp.ones((2, 1), bool))
-    np.testing.assert_array_equal(nobody, [0])
+
+    def signs(tau):
+        leaf = sign_election.Experts(jnp.zeros(tau.shape[1:]), tau)
+        election = sign_election.elections([leaf], 1.0, "global")[0]
+        return sign_election.elected_sign(leaf, election)
+
+    np.testing.assert_array_equal(signs(tau), [1, 1, 1])
+    np.testing.assert_array_equal(signs(tau[:, :1]), [0])
 
 
 @given(st.integers(1, 60), st.integers(0, 10_000))
@@ -369,7 +371,7 @@ def test_shares_are_those_that_were_written():
     values = jnp.asarray(np.random.default_rng(0).permutation(np.arange(1.0, 101.0)), jnp.float32)
     tau = {"w": values[None]}
     assert jnp.sum(merging.ties_split(tau, 0.29)["w"] != 0) == 30
-    assert jnp.sum(sign_election.trim_mask(tau, 29)["w"]) == 30
+    assert jnp.sum(merging.ties_split(tau, 29)["w"] != 0) == 30
     assert jnp.sum(merging.breadcrumbs(tau, 0.29, 0.0)["w"] != 0) == 29
     kept = merging.breadcrumbs(tau, 0.5, 0.29)["w"]
     np.testing.assert_array_equal(np.sort(kept[kept > 0]), np.arange(22, 72))

@@ -140,8 +140,8 @@ METHODS = {
         {"density": 0.4, "scope": "leaf", "merge": "max"},
         lambda base, stack: merging.ties(base, stack, density=0.4, scope="leaf", merge="max"),
     ),
-    "ties of mergekit": (
-        {"density": 0.4, "flavour": "mergekit", "coefficient": WEIGHTS},
+    "ties_mergekit": (
+        {"density": 0.4, "coefficient": WEIGHTS},
         lambda base, stack: merging.ties(
             base, stack, density=0.4, flavour="mergekit", coefficients=jnp.asarray(WEIGHTS)
         ),
@@ -191,7 +191,7 @@ def test_streamed_merges_are_those_in_memory(name, grid, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "PART", 13)
     base, experts, paths = grid
     config, expected = METHODS[name]
-    found = merged(tmp_path, paths, method=name.split()[0], **config)
+    found = merged(tmp_path, paths, algorithm=name.split()[0], **config)
     assert_same(found, expected(*in_memory(base, experts)), exact="ties" in name)
     assert_same(found, expected(*in_memory(base, experts)), exact=False)
 
@@ -199,7 +199,7 @@ def test_streamed_merges_are_those_in_memory(name, grid, tmp_path, monkeypatch):
 def test_slerp_of_checkpoints_is_that_in_memory(tmp_path):
     base, (expert,) = trees(tasks=1)
     paths = written(tmp_path, base, [expert])
-    found = merged(tmp_path, paths, method="slerp", coefficient=0.3)
+    found = merged(tmp_path, paths, algorithm="slerp", coefficient=0.3)
     expected = merging.slerp(*jax.tree.map(jnp.asarray, (base, expert)), 0.3)
     assert_same(found, expected, exact=False)
 
@@ -214,11 +214,11 @@ SINGLE = {
 }
 
 
-@pytest.mark.parametrize("method", SINGLE)
-def test_one_expert_alone_comes_out_bit_for_bit(method, tmp_path):
+@pytest.mark.parametrize("algorithm", SINGLE)
+def test_one_expert_alone_comes_out_bit_for_bit(algorithm, tmp_path):
     base, (expert,) = trees(tasks=1)
     paths = written(tmp_path, base, [expert])
-    assert_same(merged(tmp_path, paths, method=method, **SINGLE[method]), expert)
+    assert_same(merged(tmp_path, paths, algorithm=algorithm, **SINGLE[algorithm]), expert)
 
 
 @pytest.mark.parametrize(
@@ -227,12 +227,12 @@ def test_one_expert_alone_comes_out_bit_for_bit(method, tmp_path):
 def test_the_order_of_the_folders_does_not_matter(name, grid, tmp_path):
     _, _, paths = grid
     config = dict(METHODS[name][0])
-    one = merged(tmp_path, paths, "one", method=name.split()[0], **config)
+    one = merged(tmp_path, paths, "one", algorithm=name.split()[0], **config)
     order = [2, 0, 1]
     if isinstance(config.get("coefficient"), tuple):
         config["coefficient"] = tuple(config["coefficient"][i] for i in order)
     other_paths = paths | {"experts": tuple(paths["experts"][i] for i in order)}
-    other = merged(tmp_path, other_paths, "other", method=name.split()[0], **config)
+    other = merged(tmp_path, other_paths, "other", algorithm=name.split()[0], **config)
     for tensor, value in one.items():
         np.testing.assert_allclose(value, other[tensor], rtol=1e-6, atol=2e-6, err_msg=tensor)
 
@@ -240,7 +240,7 @@ def test_the_order_of_the_folders_does_not_matter(name, grid, tmp_path):
 def test_global_ties_of_ten_million_parameters_is_bit_for_bit_that_in_memory(tmp_path):
     shapes = {"embed": (5000, 1000), "layers.0": (2000, 2000), "layers.1": (1000, 1000), "b": (77,)}
     base, experts = trees(2, shapes)
-    found = merged(tmp_path, written(tmp_path, base, experts), method="ties", coefficient=0.4)
+    found = merged(tmp_path, written(tmp_path, base, experts), algorithm="ties", coefficient=0.4)
     assert_same(found, merging.ties(*in_memory(base, experts), coefficients=0.4))
 
 
@@ -271,7 +271,7 @@ def test_quantiles_of_a_leaf_too_long_for_float32_indices_are_exact():
 
 def test_masks_follow_the_seed_and_the_name(grid, tmp_path):
     base, experts, paths = grid
-    config = {"method": "dare", "drop": 0.5}
+    config = {"algorithm": "dare", "drop": 0.5}
     one = merged(tmp_path, paths, "one", seed=3, **config)
     assert_same(one, merged(tmp_path, paths, "again", seed=3, **config))
     other = merged(tmp_path, paths, "other", seed=4, **config)
@@ -298,7 +298,7 @@ def test_names_choose_coefficients_and_exclude_tensors(tmp_path):
     found = merged(
         tmp_path,
         paths,
-        method="task_arithmetic",
+        algorithm="task_arithmetic",
         coefficient=(1, 0, 0),
         rules=rules,
         exclude=("^head", "^embed"),
@@ -326,7 +326,7 @@ def test_other_types_are_merged_in_float32_and_come_out_in_the_base_s(dtype, tmp
 
     low, (first, *rest) = cast(base, dtype), experts
     mixed = [cast(first, dtype), *rest]
-    found = merged(tmp_path, written(tmp_path, low, mixed), method="average")
+    found = merged(tmp_path, written(tmp_path, low, mixed), algorithm="average")
     for name in SHAPES:
         stack = jnp.stack([jnp.asarray(expert[name], jnp.float32) for expert in mixed])
         assert found[name].dtype == dtype
@@ -340,23 +340,23 @@ def test_a_file_alone_is_a_checkpoint_too(tmp_path):
         "base": paths["base"] / "model.safetensors",
         "experts": tuple(path / "model.safetensors" for path in paths["experts"]),
     }
-    merge_checkpoints(MergeConfig(**files, method="ties"), tmp_path / "files")
+    merge_checkpoints(MergeConfig(**files, algorithm="ties"), tmp_path / "files")
     found = load_file(tmp_path / "files" / "model.safetensors")
-    assert_same(found, merged(tmp_path, paths, method="ties"))
+    assert_same(found, merged(tmp_path, paths, algorithm="ties"))
 
 
 @pytest.mark.parametrize(
     "given",
     [
-        {"method": "dare_ties", "drop": 0.3, "seed": 7},
-        {"method": "ties", "flavour": "mergekit", "coefficient": WEIGHTS},
+        {"algorithm": "dare_ties", "drop": 0.3, "seed": 7},
+        {"algorithm": "ties_mergekit", "coefficient": WEIGHTS},
         {
-            "method": "average",
+            "algorithm": "average",
             "rules": (Rule(pattern=r"layers[.](\d+)[.]mlp", over_depth=(0.1, 1)),),
             "exclude": ("embed",),
         },
     ],
-    ids=lambda given: given["method"],
+    ids=lambda given: given["algorithm"],
 )
 def test_the_result_has_the_base_s_files_and_a_card_that_makes_it_again(given, grid, tmp_path):
     _, _, paths = grid
@@ -370,8 +370,8 @@ def test_the_result_has_the_base_s_files_and_a_card_that_makes_it_again(given, g
     text = (out / "README.md").read_text()
     config = tmp_path / "again.yaml"
     config.write_text(text.split("```yaml\n")[1].split("```")[0])
-    assert cli.main(["merge", str(config), str(tmp_path / "again"), "--quiet"]) == 0
-    again = hub.open_folder(tmp_path / "again")
+    assert cli.main(["run", str(config), "--out", str(tmp_path / "again"), "--quiet"]) == 0
+    again = hub.open_folder(tmp_path / "again" / "model")
     assert_same(first, {name: again.view(name) for name in again.tensors})
     for path in (paths["base"], *paths["experts"]):
         for file in path.glob("*.safetensors"):
@@ -386,7 +386,7 @@ from jaxmethods.merging.streaming import merge_checkpoints
 folder = Path(sys.argv[1])
 for size in ("small", "large"):
     experts = [folder / size / "model.safetensors"] * 8
-    config = MergeConfig(base=experts[0], experts=experts, method="task_arithmetic", card=False)
+    config = MergeConfig(base=experts[0], experts=experts, algorithm="task_arithmetic", card=False)
     merge_checkpoints(config, folder / f"{size}-out")
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
