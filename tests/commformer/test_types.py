@@ -26,6 +26,7 @@ def updates(env="predator_prey", **network):
     return state, jax.jit(method.step)(state, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["commformer", "ippo"])
 def test_an_update_under_x64_is_that_without(model):
     _, (expected, _) = updates(model=model)
