@@ -20,7 +20,7 @@ PYTEST = XLA_FLAGS="$(TEST_XLA_FLAGS) $(XLA_FLAGS)" $(VENV)/bin/python -m pytest
 .PHONY: demo test test-slow test-all test-newest lint bench clean
 
 demo: $(VENV)/.installed ## train a team in about two minutes and write a report
-	$(VENV)/bin/jaxmethods train configs/commformer/demo.yaml --out runs/demo-$$(date +%Y%m%d-%H%M%S)
+	$(VENV)/bin/jaxmethods run configs/commformer/demo.yaml --out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 test: $(VENV)/.installed-test ## the suite without its slow tests
 	$(PYTEST) -m "not slow" $(TESTS)

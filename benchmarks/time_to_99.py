@@ -13,8 +13,9 @@ from pathlib import Path
 import jax
 
 from benchmarks.harness import Row, Settings, Timing
-from jaxmethods.commformer.run import Run, stages
+from jaxmethods.commformer.run import Run, recipe
 from jaxmethods.config import read_yaml, validate
+from jaxmethods.stages import Train
 from jaxmethods.training.loop import compile_chunk, init_state, seed_keys
 
 DEMO = Path(__file__).parents[1] / "configs/commformer/demo.yaml"
@@ -24,11 +25,12 @@ GOAL = 0.99
 def rows(settings: Settings) -> Iterator[Row]:
     """One row; if the run ends short of the goal, its note says so."""
     run = validate(Run, read_yaml(DEMO), str(DEMO))
-    (stage,) = stages(run)
-    assert stage.evaluate is not None
+    (stage,) = recipe(run).stages
+    assert isinstance(stage, Train)
+    assert stage.evaluation is not None
     keys, evaluation_keys = seed_keys(run)
     state = init_state(stage.method, keys, None)
-    evaluate = jax.jit(jax.vmap(stage.evaluate))
+    evaluate = jax.jit(jax.vmap(stage.evaluation.measure, (0, None, 0)))
     every = run.training.evaluate_every
     chunk = compile_chunk(stage.method, state, None, every)
     seconds, updates, success = 0.0, 0, 0.0
@@ -38,7 +40,7 @@ def rows(settings: Settings) -> Iterator[Row]:
         state, _ = jax.block_until_ready(chunk.run(state, None, jax.numpy.int32(count)))
         seconds += time.perf_counter() - start
         updates += count
-        success = evaluate(state, evaluation_keys)["success_rate"].item()
+        success = evaluate(state, None, evaluation_keys)["success_rate"].item()
     sizes = {"environments": run.ppo.environments, "rollout": run.ppo.rollout}
     steps = updates * run.ppo.environments * run.ppo.rollout
     reached = "reached" if success >= GOAL else "NOT reached"
