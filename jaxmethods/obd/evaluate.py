@@ -41,10 +41,8 @@ from jaxmethods.obd.types import Norm, Source, SynSet
 class PlayConfig(Config):
     """Where students play, how many and how often."""
 
-    environment: str | None = None
-    """hopper, halfcheetah or walker2d (MuJoCo, extra `rl`); pendulum, or brax:TASK with one of
-    brax's tasks (in JAX; extra `brax`); or null: students don't play, and the offline loss is all
-    that is measured."""
+    environment: str | None
+    """See `EvaluationConfig`; None: nobody plays."""
     students: PositiveInt = 10
     episodes: PositiveInt = 10
     processes: Annotated[PositiveInt, OnResume.CHANGE] = 1
@@ -54,6 +52,10 @@ class PlayConfig(Config):
 class EvaluationConfig(PlayConfig):
     """How distilled sets are judged."""
 
+    environment: str | None = None
+    """hopper, halfcheetah or walker2d (MuJoCo, extra `rl`); pendulum, or brax:TASK with one of
+    brax's tasks (in JAX; extra `brax`); or null: students don't play, and the offline loss is all
+    that is measured."""
     random_selection: bool = True
     """Measure students of as many random real pairs beside those of the distilled set."""
 

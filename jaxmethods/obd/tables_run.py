@@ -48,6 +48,14 @@ ROWS: dict[Table, dict[str, str]] = {
 """Table -> row's name -> its title."""
 
 
+class TablePlayConfig(PlayConfig):
+    """Where students play, how many and how often."""
+
+    environment: str
+    """hopper, halfcheetah or walker2d (MuJoCo, extra `rl`); pendulum, or brax:TASK with one of
+    brax's tasks (in JAX; extra `brax`)."""
+
+
 class Run(RunConfig):
     """What a distilled set is worth to other students than it was made for."""
 
@@ -56,12 +64,10 @@ class Run(RunConfig):
     """SYN.npz, its card SYN.json beside it."""
     tables: Annotated[tuple[Table, ...], Field(min_length=1)] = tuple(ROWS)
     """Students as the card says (`own`), of every architecture, by every optimizer."""
-    evaluation: PlayConfig
+    evaluation: TablePlayConfig
 
     @model_validator(mode="after")
-    def _fields_fit(self) -> Run:
-        if self.evaluation.environment is None:
-            raise ValueError("evaluation.environment: expected where the students play, got null")
+    def _tables_differ(self) -> Run:
         if len(set(self.tables)) < len(self.tables):
             raise ValueError(f"tables: expected different ones, got {', '.join(self.tables)}")
         return self
@@ -88,7 +94,7 @@ def recipe(run: Run) -> Recipe:
         MissingExtraError: the environment's simulator is not installed.
     """
     check_environment(run.evaluation)
-    environment = str(run.evaluation.environment)
+    environment = run.evaluation.environment
     found = load(run.path)
     check_spaces(environment, found.syn.states.shape[1], found.syn.actions.shape[1])
     rows = [Row(table, name) for table in run.tables for name in ROWS[table]]

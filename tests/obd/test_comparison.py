@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
 
 from jaxmethods import cli
-from jaxmethods.config import read_yaml
+from jaxmethods.config import MeshConfig, read_yaml
 from jaxmethods.obd import comparison, evaluate
 from jaxmethods.obd.scores import summarise
+from jaxmethods.obd.types import Norm
 from jaxmethods.training import registry, result
 from jaxmethods.training.run_folder import RunFolder
+from jaxmethods.training.sharding import Placer, make_mesh
 
 TINY = """
 method: obd
@@ -142,6 +146,26 @@ def test_errors_are_over_seeds_and_of_one_seed_over_students():
     metrics = comparison.score_metrics({"x": scores, "y": scores[:, :1]})
     assert set(metrics) == {"score_x", "error_x", "score_y"}
     np.testing.assert_array_equal(metrics["score_x"], scores.mean((1, 2)))
+
+
+@pytest.mark.parametrize("data", [1, 2])
+def test_everybody_plays_with_the_keys_of_the_seeds(data):
+    """A policy of each seed's own, and one that all share, on one device and on two."""
+    norm, keys = Norm(jnp.zeros(2), jnp.ones(2)), jax.random.split(jax.random.key(0), 2)
+    play = evaluate.Player(
+        lambda params, norm, key: params[:, None] + jax.random.uniform(key, (4,)), np.asarray
+    )
+    own, shared = jnp.arange(6.0).reshape(2, 3), jnp.array([7.0])
+    rivals = [
+        comparison.Competitor("own", play, own, True),
+        comparison.Competitor("shared", play, shared, False),
+    ]
+    place = Placer(make_mesh(MeshConfig(data=data)), seeds=2)
+    parts = comparison.score_parts(rivals, norm, keys, place)
+    assert [part.name for part in parts] == ["own", "shared"]
+    noise = jax.vmap(lambda key: jax.random.uniform(key, (4,)))(keys)[:, None]
+    for part, params in zip(parts, (own, jnp.stack([shared, shared])), strict=True):
+        np.testing.assert_allclose(part.compute()["scores"], params[..., None] + noise, rtol=1e-6)
 
 
 def test_the_quickstart_is_a_valid_config_of_the_same_stages():
