@@ -158,6 +158,7 @@ def distillation_stage(run: Run, inputs: Inputs) -> Train:
             score=None if evaluation.environment is None else "score",
         ),
         layout=Layout(state=RULES, per_seed=per_seed),
+        main=True,
     )
 
 
