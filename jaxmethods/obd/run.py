@@ -203,7 +203,7 @@ def comparison_stage(run: Run, inputs: Inputs) -> Train:
     """Students of the distilled set and of real pairs; the result is their parameters."""
 
     def data(results: Results) -> dict[str, SynSet]:
-        keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), 2))(_seeds(run))
+        keys = _keys(run, "real pairs")
         select = jax.vmap(real_sets, (0, None, None, None))
         chosen = select(keys, inputs.offline()[0], inputs.returns(), run.distillation.n_syn)
         return {"distilled": results["distillation"].syn, **chosen}
@@ -238,7 +238,7 @@ def scores_stage(run: Run, inputs: Inputs) -> Compute:
         if "cloning" in results:
             one = _only(results["cloning"], 1)
             rivals.append(Competitor("cloning_all_data", play_plain, one, True))
-        return comparison.score_parts(rivals, inputs.offline()[1], _playing_keys(run), place)
+        return comparison.score_parts(rivals, inputs.offline()[1], _keys(run, "scores"), place)
 
     return Compute(
         "scores",
@@ -253,19 +253,10 @@ def _only(policy: Any, axis: int) -> Any:
     return jax.tree.map(lambda leaf: jnp.expand_dims(leaf, axis), policy)
 
 
-def _seeds(run: Run) -> jax.Array:
-    return jnp.arange(run.seeds) + run.seed
-
-
-def _playing_keys(run: Run) -> jax.Array:
-    """[seeds], those that an evaluation at the end of the students' training has."""
-
-    def one(seed: jax.Array) -> jax.Array:
-        return jax.random.fold_in(
-            jax.random.split(jax.random.key(seed))[1], run.distillation.inner_steps
-        )
-
-    return jax.vmap(one)(_seeds(run))
+def _keys(run: Run, name: str) -> jax.Array:
+    """[seeds], for one purpose."""
+    seeds = jnp.arange(run.seeds) + run.seed
+    return jax.vmap(lambda seed: named(jax.random.key(seed), name))(seeds)
 
 
 def report(run: Run, inputs: Inputs, results: Results, folder: Path) -> None:
