@@ -265,14 +265,14 @@ MUTATIONS = [
         "return indices % data.counts[:, None]",
         "return indices",
         "a small task is given its padding",
-        "test_adaptation.py",
+        "test_adaptation.py::test_a_small_task_repeats_its_inputs_and_gives_no_padding",
     ),
     (
         "adamerging.py",
         "jnp.clip(c, 0.0, 1.0)",
         "c",
         "coefficients aren't clamped",
-        "test_adaptation.py test_golden.py",
+        "test_adaptation.py::test_coefficients_are_clamped_to_the_unit_interval_on_request",
     ),
     (
         "analysis.py",
@@ -300,7 +300,7 @@ MUTATIONS = [
         "10000.0 ** (-2 *",
         "10000.0 ** (-1 *",
         "the encoding's frequencies fall half as fast",
-        "test_experts.py",
+        "test_experts.py::test_a_blocks_encoding_is_sines_and_cosines_of_falling_frequencies",
     ),
     (
         "routers.py",
