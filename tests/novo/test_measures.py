@@ -40,14 +40,11 @@ def test_the_mean_likelihood_is_per_token():
 
 
 def test_ties_go_to_the_first_candidate_of_the_source():
-    """`source` says where each candidate stands in the data set: here the last one is its first."""
-    norms = jnp.array([[[2.0], [1.0], [2.0]]])
+    """`source` says where each candidate stands in the data set: here 2, 0, 1 is its order."""
+    # Candidates 1 and 2 tie. Equal candidates count as equally right, so they get a second head
+    # that tells them apart and doesn't vote.
+    norms = jnp.array([[[1.0, 0.0], [2.0, 1.0], [2.0, 2.0]]])
     one = Questions(norms, jnp.ones((1, 3), bool), jnp.array([2]))
-    voter = Heads(jnp.array([True]), jnp.array([False]), jnp.bool_(True))
-    # Candidate 0 stands at place 1, 1 at 2, 2 at 0. Equal candidates count as equally right, so
-    # they get a second head that tells them apart and doesn't vote.
-    told = jnp.concatenate([norms, jnp.arange(3.0)[None, :, None]], axis=2)
-    one = one._replace(norms=told)
     voter = Heads(jnp.array([True, False]), jnp.array([False, False]), jnp.bool_(True))
     assert measures.in_source_order(one, voter, [[1, 2, 0]]) == 1.0
     assert measures.in_source_order(one, voter, [None]) == 0.0
