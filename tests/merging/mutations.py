@@ -123,9 +123,9 @@ MUTATIONS = [
     (
         "sparsify.py",
         "zlib.crc32(path",
-        "zlib.crc32('a' or path",
+        "zlib.crc32(b'a' or path",
         "every leaf has the same mask",
-        "test_sparsify.py",
+        "test_sparsify.py::test_masks_of_different_leaves_are_independent",
     ),
     (
         "arithmetic.py",
@@ -173,8 +173,8 @@ MUTATIONS = [
         "fisher.py",
         " + floor)",
         "+ 0 * floor)",
-        "entries that matter to nobody are no average",
-        "test_fisher.py",
+        "the floor isn't added to the information",
+        "test_fisher.py::test_the_floor_is_added_to_all_information",
     ),
     (
         "fisher.py",
