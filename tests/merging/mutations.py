@@ -258,7 +258,7 @@ MUTATIONS = [
         "jnp.log(p + epsilon)",
         "jnp.log(p)",
         "the entropy's epsilon is ignored",
-        "test_adaptation.py test_golden.py",
+        "test_adaptation.py::test_the_entropys_epsilon_stands_inside_the_logarithm",
     ),
     (
         "adaptation.py",

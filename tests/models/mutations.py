@@ -76,14 +76,14 @@ MUTATIONS = [
         "second * cos + first * sin",
         "second * cos - first * sin",
         "not a rotation",
-        "test_decoder.py",
+        "test_decoder.py::test_an_overall_shift_of_positions_changes_nothing_under_rotation",
     ),
     (
         "generate.py",
         "(before < top_p",
         "(before < 1e-4 + top_p",
         "the nucleus takes one token more where its mass is exactly p",
-        "test_generate.py",
+        "test_generate.py::test_the_nucleus_is_the_smallest_set_that_holds_p",
     ),
     (
         "generate.py",
