@@ -114,6 +114,7 @@ def train(folder, mesh):
     return loop.train(stages, config, RunFolder(folder / f"run{len(list(folder.iterdir()))}"))
 
 
+@pytest.mark.slow
 def test_the_pipeline_on_a_mesh_gives_the_models_of_one_device(tmp_path, monkeypatch):
     random = np.random.default_rng(0)
     for name in "abcd":

@@ -108,6 +108,7 @@ def test_an_unknown_environment_is_named():
         evaluate_returns("hoper", students(1), NORM)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs the teachers' files")
 @pytest.mark.parametrize(
     ("name", "score", "tolerance"),
