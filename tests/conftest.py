@@ -2,8 +2,8 @@
 
 The suite has eight virtual devices in its own process, so that meshes need no second one. Programs
 of a module are dropped when its tests have run: kept, they take gigabytes. A test that keeps two
-processors busy for ten seconds must say so with `@pytest.mark.slow`; seconds of processors count,
-those of children included, so that other work on the machine doesn't matter.
+processors busy for fifteen seconds must say so with `@pytest.mark.slow`: seconds of processors are
+counted, those of children included, so that other work on the machine does not matter.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 hypothesis.settings.register_profile("jax", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("jax")
 
-LONGEST = 20.0
+LONGEST = 30.0
 """Seconds of processors that a test without `slow` may take."""
 
 

@@ -101,6 +101,25 @@ def test_a_learning_rate_has_the_closed_form(mode):
     assert_close(closed_over(rate), expected, rtol=1e-12)
 
 
+@pytest.mark.parametrize("steps", [1, 5, 7])
+def test_steps_that_fill_no_chunk_are_taken_too(steps):
+    """Chunks have the root of the steps' number: one of five and of seven steps is left over."""
+    a, rate, theta = 1.7, 0.3, 0.9
+
+    def reached(rate):
+        loss = lambda theta, hyper, _: 0.5 * a * theta**2  # noqa: E731
+        optimizer = lambda rate: optax.sgd(rate)  # noqa: E731
+        mode = Reverse("sqrt")
+        return bilevel.solve(loss, optimizer, jnp.float64(theta), rate, steps=steps, mode=mode)
+
+    solution = reached(rate)
+    iterates = theta * (1 - rate * a) ** np.arange(steps + 1)
+    assert_close(solution.params, iterates[-1], rtol=1e-12)
+    assert_close(solution.losses, 0.5 * a * iterates[:-1] ** 2, rtol=1e-12)
+    slope = jax.grad(lambda rate: reached(rate).params)(rate)
+    assert_close(slope, -a * steps * (1 - rate * a) ** (steps - 1) * theta, rtol=1e-12)
+
+
 # A network with noise in its loss: nothing is quadratic, everything is a pytree.
 KEYS = jax.random.split(jax.random.key(3), 6)
 NOISE_KEYS = jax.random.split(jax.random.key(4), STEPS)

@@ -194,6 +194,16 @@ def test_an_empty_graph_leaves_every_agent_alone():
     np.testing.assert_allclose(weights, np.broadcast_to(np.eye(SMALL), weights.shape), atol=1e-7)
 
 
+def test_a_self_loop_that_adds_up_to_zero_leaves_no_row_empty():
+    """A raw logit of -1 plus 1: all weights are 0, where a softmax over nothing would be NaN."""
+    config = CONFIG.model_copy(update={"self_loop": "add"})
+    query, _, embedding, params = inputs_of(SMALL)
+    output, weights = by_module(params, query, query, embedding, -jnp.eye(SMALL), config, False)
+    np.testing.assert_array_equal(weights, 0.0)
+    bias = params["params"]["out"]["bias"]
+    np.testing.assert_array_equal(output, jnp.broadcast_to(bias, output.shape))
+
+
 def test_one_graph_for_all_samples_is_the_same_as_a_copy_for_each():
     query, key_value, embedding, params = inputs_of(SMALL)
     graph = graph_of("raw", SMALL)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxmethods import envs
-from jaxmethods.commformer import gate, method, policy, schedule
+from jaxmethods.commformer import gate, method, objectives, policy, schedule
 from jaxmethods.commformer.config import GateConfig, GraphConfig, NetworkConfig, PPOConfig
 from jaxmethods.commformer.network import CommFormer
 
@@ -126,25 +126,22 @@ def test_the_penalty_is_that_of_the_config():
     assert gate.penalty(decision, GateConfig(penalty=0.5, target=0.9)) == 0
 
 
-def test_the_penalty_begins_after_its_share_of_the_updates():
-    late = GateConfig(penalty=2.0, penalty_from=0.5)
-    ppo = PPOConfig(environments=2, rollout=2, epochs=1, minibatches=1)
+def test_the_penalty_begins_after_its_share_of_the_updates(monkeypatch):
+    """Where everything else is worth 0, the loss is 2 sigmoid(zeta) from update 0.5 * 8 on."""
+    zero = jnp.zeros((4, 3))
+    decided = gate.Gate(jnp.ones((4, 3)), jnp.full((4, 3), 0.25))
+    judged = policy.EvaluateOutput(zero, zero, zero, decided)
+    monkeypatch.setattr(policy, "evaluate_actions", lambda *_: judged)
     env = envs.make("predator_prey", n_predators=3, dim=3)
-    network = NetworkConfig(embed=8, gate=late)
-    training = schedule.prepare(env, network, GraphConfig(), ppo, updates=8)
-    levels = method.both_levels(training)
-    state = method.init_state(training, levels, jax.random.key(0))
-    noise = jnp.zeros((3, 3))
-    _, _, samples = method.collect(training, state, noise, jax.random.key(1))
-    edges, parameters = state.levels.upper, state.levels.lower
+    network = NetworkConfig(embed=8, gate=GateConfig(penalty=2.0, penalty_from=0.5))
+    training = schedule.prepare(env, network, GraphConfig(), PPOConfig(), updates=8)
+    samples = method.Experience(None, None, None, objectives.Minibatch(zero, zero, zero, zero))
+    edges, noise = jnp.ones((3, 3)), jnp.zeros((3, 3))
 
-    def loss(update, penalised=training):
-        return method.minibatch_loss(
-            penalised, parameters, edges, samples, state.value_norm, noise, update, state.key
-        )[0]
+    def loss(update):
+        statistics, key = objectives.value_norm_init(), jax.random.key(0)
+        given = (training, None, edges, samples, statistics, noise, update, key)
+        return method.minibatch_loss(*given)[0]
 
-    free = network.model_copy(update={"gate": GateConfig(penalty=0.0)})
-    without = schedule.prepare(env, free, GraphConfig(), ppo, updates=8)
-    # The raw graph of the warm-up is the same in both updates.
-    np.testing.assert_allclose(loss(3), loss(3, without), rtol=1e-6)
-    assert loss(4) > loss(4, without) + 1.0
+    losses = [loss(update) for update in (0, 3, 4, 7)]
+    np.testing.assert_allclose(losses, [0.0, 0.0, 0.5, 0.5], atol=1e-6)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxmethods import envs
+from jaxmethods.bilevel.alternating import AlternatingState
 from jaxmethods.commformer import config, method, schedule
 
-SPLIT = config.GraphConfig(upper_data="split", unroll=1, unroll_rate=0.0, warmup_updates=100)
+RATE = 0.1
+SPLIT = config.GraphConfig(upper_data="split", unroll=1, unroll_rate=RATE, warmup_updates=100)
 PPO = config.PPOConfig(environments=8, rollout=2)
 
 
@@ -32,25 +33,23 @@ def test_the_network_gets_the_others_and_the_edges_those_held_out():
         np.testing.assert_array_equal(active, np.tile((held_out == upper)[:, None], (1, 2)))
 
 
-def test_the_unrolled_gradient_judges_on_what_is_held_out():
-    """With a step of length 0 nothing of the other samples is left in it."""
-    trained = training()
-    levels = method.both_levels(trained)
-    init = jax.jit(lambda key: method.init_state(trained, levels, key))
-    state = init(jax.random.key(0))
-    noise, key = jnp.zeros((2, 2)), jax.random.key(1)
-    _, _, samples = jax.jit(lambda s: method.collect(trained, s, noise, key))(state)
+def test_the_unrolled_gradient_judges_on_what_is_held_out(monkeypatch):
+    """The step is that of the network's samples, here of loss (w - m u)^2 / 2 with a mean m."""
 
-    @jax.jit
-    def gradient(changed):
-        targets = samples.targets._replace(
-            advantage=samples.targets.advantage + 3 * changed[:, None]
-        )
-        rest = (state.value_norm, noise, state.update, key)
-        given = samples._replace(targets=targets)
-        return method.unrolled_edge_gradient(trained, state.levels, given, rest)
+    def loss(training, lower, upper, samples):
+        targets = samples.targets
+        mean = jnp.sum(targets.advantage * targets.active) / jnp.sum(targets.active)
+        return 0.5 * (lower - mean * upper) ** 2, None
 
-    held_out = samples.held_out
-    before = gradient(jnp.zeros(held_out.shape))
-    np.testing.assert_array_equal(before, gradient(1.0 * ~held_out))
-    assert (before != gradient(1.0 * held_out)).any()
+    monkeypatch.setattr(method, "minibatch_loss", loss)
+    ones = jnp.ones((4, 2))
+    advantage = jnp.array([2.0, 5.0, 4.0, 7.0])[:, None] * ones
+    targets = method.objectives.Minibatch(ones, ones, advantage, ones)
+    held_out = jnp.array([False, True, False, True])
+    samples = method.Experience(None, None, None, targets, None, held_out)
+    w, u, own, judged = 0.5, 2.0, 3.0, 6.0
+    levels = AlternatingState(jnp.float32(w), jnp.float32(u), None, None)
+    stepped = w - RATE * (w - own * u)
+    expected = (stepped - judged * u) * (RATE * own - judged)
+    found = method.unrolled_edge_gradient(training(), levels, samples, ())
+    np.testing.assert_allclose(found, expected, rtol=1e-5)

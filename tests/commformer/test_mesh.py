@@ -35,6 +35,7 @@ def on_one_device(tmp_path_factory):
     return path, train(path, MeshConfig())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MESHES)
 def test_a_team_stopped_and_resumed_on_a_mesh_is_that_of_one_device(tmp_path, on_one_device, name):
     mesh, path = MESHES[name], tmp_path / "run"

@@ -163,6 +163,20 @@ def test_the_huber_gradient_is_the_clipped_error():
     np.testing.assert_allclose(gradient, np.clip(errors, -10, 10), rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (1.0, 0.5 * 0.8**2),  # at the target, from which the clipped change stays 0.8 away
+        (-1.0, 0.5 * 2.0**2),  # further off than the clipped change
+    ],
+)
+def test_the_value_loss_is_the_worse_of_the_plain_and_the_clipped_one(value, expected):
+    """v_old = 0, target 1, clip 0.2."""
+    old, target = jnp.zeros(1), jnp.ones(1)
+    loss = objectives.value_loss(jnp.array([value]), old, target, clip=0.2, delta=10.0)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
 def loss_of(log_prob, entropy, value, minibatch, **coefficients):
     config = PPOConfig(**coefficients)
     state = objectives.value_norm_init()

@@ -123,9 +123,9 @@ MUTATIONS = [
     (
         "sparsify.py",
         "zlib.crc32(path",
-        "zlib.crc32('a' or path",
+        "zlib.crc32(b'a' or path",
         "every leaf has the same mask",
-        "test_sparsify.py",
+        "test_sparsify.py::test_masks_of_different_leaves_are_independent",
     ),
     (
         "arithmetic.py",
@@ -173,8 +173,8 @@ MUTATIONS = [
         "fisher.py",
         " + floor)",
         "+ 0 * floor)",
-        "entries that matter to nobody are no average",
-        "test_fisher.py",
+        "the floor isn't added to the information",
+        "test_fisher.py::test_the_floor_is_added_to_all_information",
     ),
     (
         "fisher.py",
@@ -258,21 +258,21 @@ MUTATIONS = [
         "jnp.log(p + epsilon)",
         "jnp.log(p)",
         "the entropy's epsilon is ignored",
-        "test_adaptation.py test_golden.py",
+        "test_adaptation.py::test_the_entropys_epsilon_stands_inside_the_logarithm",
     ),
     (
         "adaptation.py",
         "return indices % data.counts[:, None]",
         "return indices",
         "a small task is given its padding",
-        "test_adaptation.py",
+        "test_adaptation.py::test_a_small_task_repeats_its_inputs_and_gives_no_padding",
     ),
     (
         "adamerging.py",
         "jnp.clip(c, 0.0, 1.0)",
         "c",
         "coefficients aren't clamped",
-        "test_adaptation.py test_golden.py",
+        "test_adaptation.py::test_coefficients_are_clamped_to_the_unit_interval_on_request",
     ),
     (
         "analysis.py",
@@ -300,7 +300,7 @@ MUTATIONS = [
         "10000.0 ** (-2 *",
         "10000.0 ** (-1 *",
         "the encoding's frequencies fall half as fast",
-        "test_experts.py",
+        "test_experts.py::test_a_blocks_encoding_is_sines_and_cosines_of_falling_frequencies",
     ),
     (
         "routers.py",

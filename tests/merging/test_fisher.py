@@ -23,6 +23,14 @@ def test_every_entry_is_the_mean_weighted_by_its_information():
     np.testing.assert_allclose(found, [2, (3 * 2 + 10) / 4], rtol=1e-5)
 
 
+def test_the_floor_is_added_to_all_information():
+    """Information of one floor and of none weighs two to one, of none at all one to one."""
+    stack = {"w": jnp.array([[1.0, 1.0], [4.0, 4.0]])}
+    information = {"w": jnp.array([[1e-3, 0.0], [0.0, 0.0]])}
+    merged = merging.fisher_merge(stack, information, normalize=False, floor=1e-3)
+    np.testing.assert_allclose(merged["w"], [2.0, 2.5], rtol=1e-5)
+
+
 def test_no_task_wins_by_the_scale_of_its_gradients():
     stack = {"w": jnp.array([[1.0, 2.0], [3.0, 10.0]])}
     fisher = {"w": jnp.array([[1.0, 2.0], [2.0, 1.0]])}

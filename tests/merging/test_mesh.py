@@ -113,6 +113,7 @@ def train(folder, mesh):
     return runner.run(run.recipe(config), config, out)
 
 
+@pytest.mark.slow
 def test_the_pipeline_on_a_mesh_gives_the_models_of_one_device(tmp_path, monkeypatch):
     random = np.random.default_rng(0)
     for name in "abcd":

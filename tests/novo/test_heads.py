@@ -58,6 +58,13 @@ def test_every_head_has_one_role_by_the_rule_of_the_paper(counts):
     assert score[selected].min() >= score[~selected].max(initial=0)
 
 
+def test_a_head_that_is_as_good_at_both_votes_for_the_largest():
+    counts = jnp.array([[3, 2, 3], [3, 3, 2]])
+    chosen = heads.select_heads(counts, 0.0, rule="paper")
+    np.testing.assert_array_equal(chosen.max_mask, [True, False, True])
+    np.testing.assert_array_equal(chosen.min_mask, [False, True, False])
+
+
 def test_without_selected_heads_nothing_is_predicted():
     counts = jnp.full((2, 8), 3)
     none = heads.select_heads(counts)

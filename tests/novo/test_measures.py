@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from scipy import stats
 
 from jaxmethods.novo import measures
 from jaxmethods.novo.heads import Heads
-from jaxmethods.novo.resample import Questions
+from jaxmethods.novo.resample import Questions, bootstrap
 
 NORMS = jnp.array([[[3.0, 1.0], [3.0, 1.0], [1.0, 2.0]], [[5.0, 1.0], [1.0, 1.0], [9.0, 9.0]]])
 MASK = jnp.array([[True, True, True], [True, True, False]])
@@ -39,14 +40,26 @@ def test_the_mean_likelihood_is_per_token():
 
 
 def test_ties_go_to_the_first_candidate_of_the_source():
-    """`source` says where each candidate stands in the data set: here the last one is its first."""
-    norms = jnp.array([[[2.0], [1.0], [2.0]]])
+    """`source` says where each candidate stands in the data set: here 2, 0, 1 is its order."""
+    # Candidates 1 and 2 tie. Equal candidates count as equally right, so they get a second head
+    # that tells them apart and doesn't vote.
+    norms = jnp.array([[[1.0, 0.0], [2.0, 1.0], [2.0, 2.0]]])
     one = Questions(norms, jnp.ones((1, 3), bool), jnp.array([2]))
-    voter = Heads(jnp.array([True]), jnp.array([False]), jnp.bool_(True))
-    # Candidate 0 stands at place 1, 1 at 2, 2 at 0. Equal candidates count as equally right, so
-    # they get a second head that tells them apart and doesn't vote.
-    told = jnp.concatenate([norms, jnp.arange(3.0)[None, :, None]], axis=2)
-    one = one._replace(norms=told)
     voter = Heads(jnp.array([True, False]), jnp.array([False, False]), jnp.bool_(True))
     assert measures.in_source_order(one, voter, [[1, 2, 0]]) == 1.0
     assert measures.in_source_order(one, voter, [None]) == 0.0
+
+
+def test_the_spread_over_draws_is_that_of_a_sample():
+    """Square deviations are over D - 1: a thousand draws are a sample of all there are."""
+    norms = jax.random.uniform(jax.random.key(0), (12, 3, 6))
+    pool = Questions(norms, jnp.ones((12, 3), bool), jnp.arange(12) % 3)
+    key, settings = jax.random.key(1), {"draws": 3, "samples": 4, "q": 0.5}
+    accuracy = np.asarray(bootstrap(key, pool, **settings).accuracy)
+    found = measures.over_draws(key, pool, None, **settings)
+    expected = np.sqrt(((accuracy - accuracy.mean()) ** 2).sum() / 2)
+    assert expected > 0.01
+    assert found["draws_standard_deviation"] == pytest.approx(expected, rel=1e-5)
+    assert found["draws_mean_accuracy"] == pytest.approx(accuracy.mean(), rel=1e-5)
+    alone = measures.over_draws(key, pool, None, **settings | {"draws": 1})
+    assert alone["draws_standard_deviation"] == 0

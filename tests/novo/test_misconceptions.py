@@ -73,6 +73,7 @@ def test_a_learner_learns_and_is_judged_by_every_rule():
     assert shares["best_head_on_test_accuracy"] >= shares["chosen_head_accuracy"]
 
 
+@pytest.mark.slow
 def test_a_learnt_world_is_answered_through_its_files(tmp_path, capsys):
     pytest.importorskip("tokenizers")
     small = {"entities": 16, "relations": 2, "values": 6}

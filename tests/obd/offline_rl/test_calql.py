@@ -9,9 +9,9 @@ import pytest
 
 from jaxmethods.obd.offline_rl import calql
 from jaxmethods.obd.offline_rl.config import CalQLConfig
-from jaxmethods.obd.offline_rl.critics import twin_values
+from jaxmethods.obd.offline_rl.critics import init_twins, twin_values
 from jaxmethods.obd.offline_rl.transitions import minibatch
-from jaxmethods.obd.policy import policy_log_prob, policy_mode, policy_sample
+from jaxmethods.obd.policy import init_policy, policy_log_prob, policy_mode, policy_sample
 from tests.obd.offline_rl import random_walk
 
 CONFIG = CalQLConfig(
@@ -224,3 +224,14 @@ def test_a_backed_up_entropy_raises_the_targets_of_a_wide_policy(start):
     states = jnp.zeros((4000, batch.states.shape[-1]))
     log_prob = policy_log_prob(policy, states, noise).mean()
     np.testing.assert_allclose(jnp.sqrt(entropic / 2), 20 - 0.9 * log_prob, atol=0.3)
+
+
+def test_the_uniform_density_is_a_half_in_every_dimension(start):
+    """So actions of three dimensions, worth 0, are counted as log 8."""
+    one = jnp.zeros((2, 1))
+    batch = start[1]._replace(states=one, next_states=one, actions=jnp.zeros((2, 3)))
+    policy = init_policy(jax.random.key(0), 1, 3, hidden=4, n_layers=2)
+    critics = jax.tree.map(jnp.zeros_like, init_twins(jax.random.key(1), 1, 3, hidden=4))
+    config = changed(calibrated=False)
+    values = calql.values_at_actions(config, jax.random.key(2), critics, policy, batch)
+    np.testing.assert_allclose(values[:, : config.n_actions], np.log(8.0), rtol=1e-6)
