@@ -11,6 +11,7 @@ from jaxmethods.config import MeshConfig, validate
 from jaxmethods.merging import adaptation, run, surgery, trees, wemoe
 from jaxmethods.merging.config import SurgeryConfig, WEMoEConfig
 from jaxmethods.models import vit
+from jaxmethods.stages import Recipe
 from jaxmethods.training import runner, train_stage
 from jaxmethods.training.run_folder import RunFolder
 from jaxmethods.training.sharding import by_rules, make_mesh, put
@@ -106,11 +107,11 @@ PIPELINE = {
 
 
 def train(folder, mesh):
-    """Results of the whole pipeline, and its folder."""
+    """Results of the first stages of the pipeline, two that train and one that computes."""
     values = {**PIPELINE, "data": {"path": str(folder)}, "mesh": mesh}
     config = validate(run.Run, values, "test")
     out = RunFolder(folder / f"run{len(list(folder.iterdir()))}")
-    return runner.run(run.recipe(config), config, out)
+    return runner.run(Recipe(run.recipe(config).stages[:3]), config, out)
 
 
 @pytest.mark.slow
@@ -140,11 +141,10 @@ def test_the_pipeline_on_a_mesh_gives_the_models_of_one_device(tmp_path, monkeyp
     one = train(tmp_path, {})
     for name in ("base", "experts", "features"):
         assert_close(many[name], one[name], rtol=1e-4, atol=1e-5)
-    base, experts, *_ = batches
+    base, experts = batches
     assert parts(many["experts"]) == parts(experts.images.images) == {4}
     assert parts(base.images.images) == {2}
     assert parts(many["base"].base) == {1}
-    assert many["comparison"].accuracy.shape == one["comparison"].accuracy.shape
 
 
 def parts(tree):
