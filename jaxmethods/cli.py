@@ -322,7 +322,13 @@ def _show_fields(config_file: Path) -> int:
     """Prints the fields of a config file's method with the file's values as defaults."""
     from jaxmethods.training import registry
 
-    config = registry.parse_config(read_yaml(config_file), str(config_file))
+    values = read_yaml(config_file)
+    model = registry.find(values.get("method"), str(config_file)).config
+    try:
+        config = registry.parse_config(values, str(config_file))
+    except ConfigError:  # fields that the file leaves to the command line: shown without values
+        tyro.cli(model, args=["--help"], prog=f"jaxmethods run {config_file}")
+        return 0
     tyro.cli(type(config), default=config, args=["--help"], prog=f"jaxmethods run {config_file}")
     return 0
 

@@ -197,8 +197,7 @@ def test_an_unreadable_run_is_one_line_that_says_so(finished, config):
     program = f"""
         import os, sys
         from jaxmethods.training import compare, registry, report, runner
-        from jaxmethods.stages import Evaluation, Recipe
-from tests.training import distributed_toy
+        from tests.training import distributed_toy
         if os.getuid() == 0:
             os.setgid(65534)
             os.setuid(65534)
