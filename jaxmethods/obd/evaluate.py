@@ -68,6 +68,11 @@ class Player(NamedTuple):
     scores: Callable[[Any], np.ndarray]
     """Measures of all seeds, on the host -> normalized scores [seeds, K, E]."""
 
+    def __call__(self, params: Any, norm: Norm, key: jax.Array) -> np.ndarray:
+        """Both parts for one seed: (params [K], norm, key) -> normalized scores [K, E]."""
+        measured = jax.device_get(self.measure(params, norm, key))
+        return self.scores(jax.tree.map(lambda leaf: leaf[None], measured))[0]
+
 
 class Entrants(NamedTuple):
     """What plays on the host."""
