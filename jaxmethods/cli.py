@@ -17,7 +17,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -43,7 +43,7 @@ if TYPE_CHECKING:  # jax is imported by the commands that need it
 
 COMMANDS = ("run", "evaluate", "report", "compare", "methods")
 FRESH_SEED = 1_000_000
-"""Of evaluations that are asked for: no run's own evaluation has it."""
+"""The seed of an evaluation that is asked for; no run's own evaluation has it."""
 
 
 @dataclass
@@ -73,7 +73,7 @@ class Evaluate:
     checkpoint: str = "latest"
     """`best`, `latest` or a step of the last stage that trains."""
     seed: int = FRESH_SEED
-    """Of the evaluation."""
+    """Seed of the evaluation."""
     json: Path | None = None
     """Write the numbers there as well."""
 
@@ -223,7 +223,10 @@ def _show_result(folder: RunFolder, headline: Sequence[str]) -> None:
 
 
 def _evaluate(command: Evaluate) -> int:
+    import numpy as np
+
     from jaxmethods.training import registry, runner
+    from jaxmethods.training.result import numbers, summarize
     from jaxmethods.training.run_folder import RunFolder
 
     folder = RunFolder(command.run)
@@ -233,34 +236,17 @@ def _evaluate(command: Evaluate) -> int:
     for stage, step, metrics in runner.evaluate(
         recipe, config, folder, command.checkpoint, command.seed
     ):
-        found.append({"stage": stage, "step": step, "metrics": _summaries(metrics)})
-        for name, numbers in found[-1]["metrics"].items():
-            table.add_row(stage, str(step), name, numbers["text"])
+        values = {name: np.asarray(metric, float).reshape(-1) for name, metric in metrics.items()}
+        for name, metric in values.items():
+            table.add_row(stage, str(step), name, str(summarize(metric)))
+        numbered = {name: numbers(metric) for name, metric in values.items()}
+        found.append({"stage": stage, "step": step, "metrics": numbered})
     Console().print(table)
     seeds = f", {seeds_of(config)} seeds" if seeds_of(config) > 1 else ""
     print(f"measured anew with evaluation seed {command.seed}{seeds}; the run's own are in report")
     if command.json:
         _write_json(command.json, {"seed": command.seed, "stages": found})
     return 0
-
-
-def _summaries(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    import numpy as np
-
-    from jaxmethods.training.record import plain
-    from jaxmethods.training.result import summarize
-
-    found = {}
-    for name, values in metrics.items():
-        summary = summarize(np.atleast_1d(np.asarray(values, float)))
-        mean, error = (None if v is None else plain(v) for v in summary)
-        found[name] = {
-            "mean": mean,
-            "error": error,
-            "values": plain(values),
-            "text": str(summary),
-        }
-    return found
 
 
 def _write_json(path: Path, content: Any) -> None:
@@ -282,7 +268,7 @@ def _report(command: Report) -> int:
 
 def _compare(command: Compare) -> int:
     from jaxmethods.training.compare import compare
-    from jaxmethods.training.result import last_judged
+    from jaxmethods.training.result import last_judged, numbers
     from jaxmethods.training.run_folder import RunFolder
 
     if not command.runs:
@@ -293,7 +279,10 @@ def _compare(command: Compare) -> int:
         content = {}
         for folder in folders:
             judged = last_judged(folder.read_metrics())
-            content[str(folder.path)] = {k: _summaries(v.metrics) for k, v in judged.items()}
+            content[str(folder.path)] = {
+                stage: {name: numbers(values) for name, values in one.metrics.items()}
+                for stage, one in judged.items()
+            }
         _write_json(command.json, content)
     return 0
 

@@ -79,7 +79,7 @@ class RunConfig(Config):
     method: str
     """What is run; `jaxmethods methods` lists them."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Of all that is random."""
+    """Everything that is random follows from it."""
 
 
 class TrainingRunConfig(RunConfig):

@@ -77,7 +77,7 @@ def write_result(folder: RunFolder, headline: Sequence[str]) -> None:
             stage: {
                 "step": judged.step,
                 "seconds": judged.seconds,
-                "metrics": {name: _numbers(values) for name, values in judged.metrics.items()},
+                "metrics": {name: numbers(values) for name, values in judged.metrics.items()},
             }
             for stage, judged in last_judged(folder.read_metrics()).items()
         },
@@ -106,7 +106,8 @@ def read_environment(folder: RunFolder) -> Mapping[str, Any]:
         raise RunFolderError(f"{folder.environment}: is not a JSON object") from error
 
 
-def _numbers(values: np.ndarray) -> dict[str, Any]:
+def numbers(values: np.ndarray) -> dict[str, Any]:
+    """Mean, error and values of [seeds] for JSON; null for what is not finite."""
     summary = summarize(values)
     return {
         "mean": _finite(summary.mean),

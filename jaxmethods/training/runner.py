@@ -137,7 +137,9 @@ def _begin_anew(stages: Sequence[Stage], folder: RunFolder) -> list[str]:
     first = next((place for place, stage in enumerate(stages) if unfinished(stage)), len(stages))
     begun = []
     for stage in stages[first + 1 :]:
-        places = (folder.checkpoints, folder.results, folder.parts, folder.path)
+        places = [folder.checkpoints, folder.results, folder.parts]
+        if isinstance(stage, Write):  # other stages have nothing of their own beside these
+            places.append(folder.path)
         there = [place / stage.name for place in places if (place / stage.name).is_dir()]
         for path in there:
             remove(path)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import jaxmethods
+from jaxmethods import cli
 from jaxmethods.layout import Layout, seed_axes
 from jaxmethods.stages import Compute, Evaluation, Part, Recipe, Train, Write, check_recipe
 from jaxmethods.training import registry, result, runner
@@ -192,3 +193,27 @@ def test_runs_from_python(tmp_path, monkeypatch):
     assert (tmp_path / "run" / "report.html").is_file()
     with pytest.raises(ValueError, match=r"stage: expected one of \['first', 'second'\]"):
         loaded.state("third")
+
+
+def test_what_evaluate_and_compare_write_are_numbers_with_their_errors(whole, tmp_path, capsys):
+    folder, _, _ = whole
+    assert cli.main(["compare", str(folder.path), "--json", str(tmp_path / "c.json")]) == 0
+    content = json.loads((tmp_path / "c.json").read_text())[str(folder.path)]
+    row = [row for row in folder.read_metrics() if "evaluate/score" in row][-1]
+    assert content["second"]["score"]["values"] == row["evaluate/score"]
+    assert "±" in capsys.readouterr().out
+
+
+def test_where_a_stage_grows_only_its_own_kind_of_folder_is_removed(tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    stages = [Train(name, toy.noisy_descent(), 4, seen_nothing) for name in ("a", "figures")]
+    runner.run(Recipe(stages), toy.config(), folder)
+    folder.figures.mkdir(exist_ok=True)
+    (folder.figures / "mine.png").write_text("kept")
+    longer = [stages[0]._replace(steps=8), stages[1]]
+    assert runner._begin_anew(longer, folder) == ["figures"]
+    assert (folder.figures / "mine.png").read_text() == "kept"
+
+
+def seen_nothing(results):
+    return jnp.zeros(3)
