@@ -36,8 +36,8 @@ def main() -> int:
     from rich.console import Console
 
     from benchmarks.harness import Settings
-    from jaxmethods.training.environment import describe_environment
-    from jaxmethods.training.run_folder import write_atomically
+    from jaxmethods.records.provenance import describe_environment
+    from jaxmethods.records.run_folder import write_atomically
 
     console = Console()
     environment = describe_environment() | {"cores": len(os.sched_getaffinity(0))}

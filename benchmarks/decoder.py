@@ -22,9 +22,9 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.harness import Row, Settings, Work, prepare_jax, prepare_torch, time_in_turns
-from jaxmethods.models import decoder, decoder_hub
-from jaxmethods.models.decoder_config import DecoderConfig
-from jaxmethods.models.generate import Generated, generate
+from jaxmethods.models import decoder
+from jaxmethods.models.decoder.config import DecoderConfig
+from jaxmethods.models.decoder.generation import Generated, generate
 
 LLAMA = DecoderConfig(
     family="llama",
@@ -169,7 +169,7 @@ def transformers_model(config: DecoderConfig, params: Any) -> Any:
         return None
     dtype = torch.bfloat16 if params["embed"]["tokens"].dtype == jnp.bfloat16 else torch.float32
     with tempfile.TemporaryDirectory() as folder:
-        decoder_hub.save(Path(folder) / "model", config, params)
+        decoder.save(Path(folder) / "model", config, params)
         read: Any = AutoModelForCausalLM.from_pretrained(Path(folder) / "model", dtype=dtype)
         # Weights stay mapped files until they are copied.
         return read.to(device).eval().apply(_owned)

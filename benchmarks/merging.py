@@ -24,10 +24,10 @@ import numpy as np
 from benchmarks import merging_inputs as inputs
 from benchmarks.harness import Row, Settings, Timing, Work, prepare_jax, reference, time_in_turns
 from jaxmethods import merging
-from jaxmethods.merging import adaptation, experts, surgery, wemoe
+from jaxmethods.merging.adaptive import adaptation, experts, surgery, wemoe
+from jaxmethods.merging.adaptive.routers import Router
 from jaxmethods.merging.config import SurgeryConfig, WEMoEConfig
-from jaxmethods.merging.routers import Router
-from jaxmethods.models import vit
+from jaxmethods.models.clip import vit
 
 TASKS, BATCH = 8, 16
 SIZE = inputs.Size()

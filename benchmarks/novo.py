@@ -37,7 +37,7 @@ from benchmarks.harness import (
 )
 from jaxmethods.data.mcq import read_questions
 from jaxmethods.models import decoder
-from jaxmethods.models.decoder_config import DecoderConfig
+from jaxmethods.models.decoder.config import DecoderConfig
 from jaxmethods.novo.norms import sequence_norms
 from jaxmethods.novo.prompts import PromptSpec, render
 from jaxmethods.novo.score import score

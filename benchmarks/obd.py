@@ -30,8 +30,9 @@ from benchmarks.harness import (
 from jaxmethods.obd.config import OBDConfig
 from jaxmethods.obd.meta_gradient import MODES
 from jaxmethods.obd.method import distiller
-from jaxmethods.obd.policy import init_policy, init_q
-from jaxmethods.obd.types import Norm, OfflineData, Source, Teacher
+from jaxmethods.obd.types import Source
+from jaxmethods.offline_rl.policies import init_policy, init_q
+from jaxmethods.offline_rl.types import Norm, OfflineData, Teacher
 
 STATES, ACTIONS, ROWS = 11, 3, 200_000
 """Hopper, and as many rows as the published code was measured with."""

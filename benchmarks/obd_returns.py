@@ -21,14 +21,14 @@ import numpy as np
 
 from jaxmethods.files import write_atomically
 from jaxmethods.obd.config import OBDConfig
-from jaxmethods.obd.dataset import load_offline
 from jaxmethods.obd.method import State, distiller
-from jaxmethods.obd.mujoco_returns import evaluate_returns
-from jaxmethods.obd.scores import normalized_score
+from jaxmethods.obd.recipes.teacher_files import load_teacher
 from jaxmethods.obd.students import train_students
-from jaxmethods.obd.teacher import load_teacher
 from jaxmethods.obd.types import Source, SynSet
-from jaxmethods.training.environment import describe_environment
+from jaxmethods.offline_rl.dataset import load_offline
+from jaxmethods.offline_rl.mujoco_returns import evaluate_returns
+from jaxmethods.offline_rl.scores import normalized_score
+from jaxmethods.records.provenance import describe_environment
 
 OBJECTIVES = ("avpbc", "pbc", "pbc_scaled", "dbc")
 CHUNK = 10

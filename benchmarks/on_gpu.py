@@ -30,10 +30,10 @@ from benchmarks.__main__ import describe
 from benchmarks.harness import Row, Settings, available_bytes, prepare_jax, time_in_turns
 from jaxmethods import envs
 from jaxmethods.files import write_atomically
-from jaxmethods.merging import experts
-from jaxmethods.models import vit
+from jaxmethods.merging.adaptive import experts
+from jaxmethods.models.clip import vit
 from jaxmethods.obd.config import OBDConfig
-from jaxmethods.training.environment import describe_environment
+from jaxmethods.records.provenance import describe_environment
 
 
 class Sizes(NamedTuple):

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 
 from benchmarks.harness import Row, Settings, Timing
-from jaxmethods.commformer.run import Run, recipe
+from jaxmethods.commformer.recipes.train import Run, recipe
 from jaxmethods.config import read_yaml, validate
 from jaxmethods.stages import Train
 from jaxmethods.training.loop import compile_chunk, init_state, seed_keys

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from jaxmethods.models.decoder_config import DecoderConfig
+from jaxmethods.models.decoder.config import DecoderConfig
 
 Layer = dict[str, Tensor]
 

@@ -11,11 +11,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxmethods import bilevel, commformer, envs, merging, models, novo, obd
+    from jaxmethods import bilevel, commformer, envs, merging, models, novo, obd, offline_rl
     from jaxmethods.runs import LoadedRun, load_run, run
 
 __version__ = "0.1.0"
-PACKAGES = ("bilevel", "commformer", "envs", "merging", "models", "novo", "obd")
+PACKAGES = ("bilevel", "commformer", "envs", "merging", "models", "novo", "obd", "offline_rl")
 __all__ = [
     "LoadedRun",
     "bilevel",
@@ -26,6 +26,7 @@ __all__ = [
     "models",
     "novo",
     "obd",
+    "offline_rl",
     "run",
 ]
 

@@ -38,8 +38,8 @@ from jaxmethods.config import (
 from jaxmethods.errors import UserError
 
 if TYPE_CHECKING:  # jax is imported by the commands that need it
+    from jaxmethods.records.run_folder import RunFolder
     from jaxmethods.stages import Recipe
-    from jaxmethods.training.run_folder import RunFolder
 
 COMMANDS = ("run", "evaluate", "report", "compare", "methods")
 FRESH_SEED = 1_000_000
@@ -160,7 +160,7 @@ def _main(arguments: Sequence[str]) -> int:
 
 
 def _run(command: Run, overrides: Sequence[str]) -> int:
-    from jaxmethods.training import distributed
+    from jaxmethods.devices import processes as distributed
 
     if command.distributed:
         distributed.initialize()
@@ -169,9 +169,11 @@ def _run(command: Run, overrides: Sequence[str]) -> int:
 
 
 def _run_here(command: Run, overrides: Sequence[str]) -> int:
-    from jaxmethods.training import distributed, registry, runner
-    from jaxmethods.training.progress import Progress
-    from jaxmethods.training.run_folder import RunFolder
+    from jaxmethods import registry
+    from jaxmethods.devices import processes as distributed
+    from jaxmethods.records.progress import Progress
+    from jaxmethods.records.run_folder import RunFolder
+    from jaxmethods.training import runner
     from jaxmethods.training.stopping import Interrupted
 
     def parse() -> tuple[RunConfig, Recipe]:
@@ -206,7 +208,7 @@ def _report_as_well(folder: RunFolder, headline: Sequence[str]) -> None:
 
 def _show_result(folder: RunFolder, headline: Sequence[str]) -> None:
     """The final table, `table.md` where there is one, and where to look further."""
-    from jaxmethods.training.result import last_judged, summarize
+    from jaxmethods.reports.result import last_judged, summarize
 
     console = Console(soft_wrap=True)
     table = Table("result", "", box=None, header_style="bold")
@@ -225,9 +227,10 @@ def _show_result(folder: RunFolder, headline: Sequence[str]) -> None:
 def _evaluate(command: Evaluate) -> int:
     import numpy as np
 
-    from jaxmethods.training import registry, runner
-    from jaxmethods.training.result import numbers, summarize
-    from jaxmethods.training.run_folder import RunFolder
+    from jaxmethods import registry
+    from jaxmethods.records.run_folder import RunFolder
+    from jaxmethods.reports.result import numbers, summarize
+    from jaxmethods.training import runner
 
     folder = RunFolder(command.run)
     config, recipe = registry.parse(folder.read_config(), str(folder.config))
@@ -256,8 +259,9 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def _report(command: Report) -> int:
-    from jaxmethods.training import result, runner
-    from jaxmethods.training.run_folder import RunFolder
+    from jaxmethods.records.run_folder import RunFolder
+    from jaxmethods.reports import result
+    from jaxmethods.training import runner
 
     folder = RunFolder(command.run)
     folder.read_config()
@@ -267,9 +271,9 @@ def _report(command: Report) -> int:
 
 
 def _compare(command: Compare) -> int:
-    from jaxmethods.training.compare import compare
-    from jaxmethods.training.result import last_judged, numbers
-    from jaxmethods.training.run_folder import RunFolder
+    from jaxmethods.records.run_folder import RunFolder
+    from jaxmethods.reports.compare import compare
+    from jaxmethods.reports.result import last_judged, numbers
 
     if not command.runs:
         raise ConfigError("command line: compare needs at least one run folder")
@@ -288,7 +292,7 @@ def _compare(command: Compare) -> int:
 
 
 def _methods() -> int:
-    from jaxmethods.training.registry import METHODS
+    from jaxmethods.registry import METHODS
 
     width = max(map(len, METHODS))
     for name, entry in sorted(METHODS.items()):
@@ -309,7 +313,7 @@ def _asks_for_fields(arguments: Sequence[str]) -> bool:
 
 def _show_fields(config_file: Path) -> int:
     """Prints the fields of a config file's method with the file's values as defaults."""
-    from jaxmethods.training import registry
+    from jaxmethods import registry
 
     values = read_yaml(config_file)
     model = registry.find(values.get("method"), str(config_file)).config

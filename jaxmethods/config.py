@@ -19,11 +19,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from yaml.composer import ComposerError
 from yaml.events import AliasEvent
 
 from jaxmethods.errors import UserError
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
+Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
+# Other numbers are pydantic's: PositiveInt, NonNegativeFloat, ...
 
 
 class Config(BaseModel):
@@ -56,21 +61,21 @@ class OnResume(enum.Enum):
 class LoopConfig(Config):
     """How often the training loop looks up from its work, in calls of `Method.step`."""
 
-    log_every: Annotated[int, Field(ge=1)] = 5
+    log_every: PositiveInt = 5
     """Steps run on the device between two fetches of metrics: one chunk."""
-    evaluate_every: Annotated[int, Field(ge=1)] = 20
-    checkpoint_every: Annotated[int, Field(ge=1)] = 20
+    evaluate_every: PositiveInt = 20
+    checkpoint_every: PositiveInt = 20
     writers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Metric writers besides `metrics.jsonl`; each is an extra to install."""
 
 
 class MeshConfig(Config):
-    """How the devices are laid out; see `training.sharding`."""
+    """How the devices are laid out; see `devices.sharding`."""
 
     data: Annotated[int, Field(ge=-1)] = 1
     """Devices along which environments, seeds and batches are split; -1: all that are left."""
-    fsdp: Annotated[int, Field(ge=1)] = 1
-    tensor: Annotated[int, Field(ge=1)] = 1
+    fsdp: PositiveInt = 1
+    tensor: PositiveInt = 1
 
 
 class RunConfig(Config):
@@ -85,7 +90,7 @@ class RunConfig(Config):
 class TrainingRunConfig(RunConfig):
     """What the config of everything that trains holds besides."""
 
-    seeds: Annotated[int, Field(ge=1)] = 1
+    seeds: PositiveInt = 1
     """Train seeds `seed` to `seed + seeds - 1` in one vmapped program."""
     training: Annotated[LoopConfig, OnResume.CHANGE] = LoopConfig()
     mesh: Annotated[MeshConfig, OnResume.CHANGE] = MeshConfig()

@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 
+from jaxmethods import registry
 from jaxmethods.config import RunConfig, merge, mesh_of, read_yaml
+from jaxmethods.devices.sharding import make_mesh
+from jaxmethods.records.progress import Progress
+from jaxmethods.records.run_folder import RunFolder
+from jaxmethods.reports.result import last_judged
 from jaxmethods.stages import Recipe, Train
-from jaxmethods.training import registry, runner
-from jaxmethods.training.progress import Progress
-from jaxmethods.training.result import last_judged
-from jaxmethods.training.run_folder import RunFolder
-from jaxmethods.training.sharding import make_mesh
+from jaxmethods.training import runner
 from jaxmethods.training.train_stage import Trained
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from jaxmethods import cli
-from jaxmethods.training.run_folder import RunFolder
+from jaxmethods.records.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[1]
 TINY = """

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field
 
+from jaxmethods import registry
 from jaxmethods.config import (
     Config,
     ConfigError,
@@ -16,7 +17,6 @@ from jaxmethods.config import (
     read_yaml,
     validate,
 )
-from jaxmethods.training import registry
 
 
 class Inner(Config):

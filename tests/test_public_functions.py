@@ -17,9 +17,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmethods import bilevel, commformer, linalg, novo, obd
+from jaxmethods import bilevel, commformer, novo, obd
+from jaxmethods.numerics import linalg
 
-PACKAGES = ["bilevel", "commformer", "obd", "novo", "linalg"]
+PACKAGES = ["bilevel", "commformer", "obd", "novo", "numerics.linalg"]
 TYPES = ["float64", "float32", "bfloat16", "float16"]
 
 
@@ -136,7 +137,7 @@ ENTRIES = {  # name: (call of a type, roundings)
     "bilevel.solve": (solved, 16),
     "bilevel.alternating": (alternated, 8),
     "bilevel.one_step_gradient": (one_step, 8),
-    "linalg.in_turn": (
+    "numerics.linalg.in_turn": (
         lambda t: linalg.in_turn(
             jnp.linalg.cholesky, jnp.asarray([SPD] * 2, jnp.promote_types(t, jnp.float32))
         ),

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
-from jaxmethods.config import Config
-
-PositiveInt = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-NonNegative = Annotated[float, Field(ge=0.0)]
+from jaxmethods.config import Config, Fraction
 
 
 class GateConfig(Config):
@@ -27,7 +29,7 @@ class GateConfig(Config):
 
     mode: Literal["deterministic", "sampled"] = "deterministic"
     """Threshold the gate in training too, or draw it (and replay the draw in training)."""
-    penalty: NonNegative = 1e-3
+    penalty: NonNegativeFloat = 1e-3
     """lambda_g: weight of the mean gate in the loss."""
     target: Fraction | None = None
     """Penalise only the share of open gates above this; None: all of it."""
@@ -92,11 +94,11 @@ class GraphConfig(Config):
     self_edges: bool = True
     """Let an agent choose itself as one of its k senders, as the published code does. It hears
     itself in any case: without, all k edges carry messages."""
-    learning_rate: NonNegative = 1e-2
+    learning_rate: NonNegativeFloat = 1e-2
     """Step size of Adam on alpha (the published code uses 1e-4, which hardly moves alpha)."""
-    init_noise: NonNegative = 1e-2
+    init_noise: NonNegativeFloat = 1e-2
     """Standard deviation around 1 of the initial alpha; 0 leaves all ties."""
-    warmup_updates: Annotated[int, Field(ge=0)] = 10
+    warmup_updates: NonNegativeInt = 10
     """Updates trained on the raw alpha before graphs are sampled."""
     training_graph: Literal["rollout", "resample"] = "rollout"
     """`rollout`: one noise for acting and training of an update (ratio 1 at the first epoch);
@@ -111,7 +113,7 @@ class GraphConfig(Config):
     """Every how many epochs the upper level (alpha) steps instead of the network."""
     unroll: Literal[0, 1] = 0
     """Network steps that alpha's gradient looks through: 0 takes the network as it is."""
-    unroll_rate: NonNegative | None = None
+    unroll_rate: NonNegativeFloat | None = None
     """xi: learning rate of the step looked through; None: the network's."""
     upper_data: Literal["same", "split"] = "same"
     """Train both levels on the same samples, or alpha on those of held-out environments."""
@@ -141,16 +143,16 @@ class PPOConfig(Config):
     shuffle_shares: PositiveInt = 1
     """Shuffle samples within so many equal shares of the environments, each minibatch taking the
     same number of every share. With a multiple of `mesh.data` shares no sample changes device."""
-    clip: Positive = 0.2
+    clip: PositiveFloat = 0.2
     """epsilon of the policy ratio and of the value clipping."""
     discount: Fraction = 0.99
     gae_lambda: Fraction = 0.95
-    entropy_coefficient: NonNegative = 0.01
-    value_coefficient: NonNegative = 1.0
-    huber_delta: Positive = 10.0
-    learning_rate: Positive = 1e-3
-    adam_epsilon: Positive = 1e-5
-    max_grad_norm: Positive = 0.5
+    entropy_coefficient: NonNegativeFloat = 0.01
+    value_coefficient: NonNegativeFloat = 1.0
+    huber_delta: PositiveFloat = 10.0
+    learning_rate: PositiveFloat = 1e-3
+    adam_epsilon: PositiveFloat = 1e-5
+    max_grad_norm: PositiveFloat = 0.5
     """Global-norm clip of the network's gradient; alpha's is never clipped."""
     bootstrap_truncated: bool = False
     """Value the state that a time limit cut off, in place of taking the cut for an end."""

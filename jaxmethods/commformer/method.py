@@ -31,7 +31,7 @@ from jaxmethods.commformer.schedule import (
 )
 from jaxmethods.envs import TeamEnvironment
 from jaxmethods.envs.rollout import Trajectory, rollout, vectorise
-from jaxmethods.envs.types import one_more
+from jaxmethods.envs.team.types import one_more
 from jaxmethods.method import Batch, Method, Metrics
 
 

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmethods.commformer.config import PPOConfig
-from jaxmethods.compensated import two_product, two_sum
+from jaxmethods.numerics.compensated import two_product, two_sum
 
 VALUE_NORM_DECAY = 0.99999
 VALUE_NORM_EPSILON = 1e-5

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmethods.data.offline import FlatDataset
-from jaxmethods.envs.control import Transition, record_episodes
+from jaxmethods.envs.control.episodes import Transition, record_episodes
 
 NOISE = (0.0, 0.3, 0.6, 1.0, 0.0, 0.0, 0.0)
 """Standard deviation added by each behaviour."""

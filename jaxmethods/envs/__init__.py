@@ -14,8 +14,6 @@ from jaxmethods.envs.adapters import (
     SearchAndRescue,
     Smax,
 )
-from jaxmethods.envs.predator_capture_prey import PredatorCapturePrey
-from jaxmethods.envs.predator_prey import PredatorPrey
 from jaxmethods.envs.rollout import (
     EpisodeResults,
     Policy,
@@ -26,9 +24,11 @@ from jaxmethods.envs.rollout import (
     rollout,
     vectorise,
 )
-from jaxmethods.envs.team import TeamEnvironment
-from jaxmethods.envs.traffic_junction import TrafficJunction
-from jaxmethods.envs.types import Observation
+from jaxmethods.envs.team.environment import TeamEnvironment
+from jaxmethods.envs.team.predator_capture_prey import PredatorCapturePrey
+from jaxmethods.envs.team.predator_prey import PredatorPrey
+from jaxmethods.envs.team.traffic_junction import TrafficJunction
+from jaxmethods.envs.team.types import Observation
 
 ENVIRONMENTS: dict[str, type[TeamEnvironment]] = {
     "predator_prey": PredatorPrey,

@@ -18,7 +18,7 @@ from jumanji.types import TimeStep
 
 from jaxmethods.envs.automatic_reset import AutomaticReset
 from jaxmethods.envs.finite import finite
-from jaxmethods.envs.types import Observation
+from jaxmethods.envs.team.types import Observation
 
 Policy = Callable[[jax.Array, Observation], tuple[jax.Array, Any]]
 

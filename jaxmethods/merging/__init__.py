@@ -16,19 +16,25 @@ Static merges are pure functions of trees, experts stacked on a leading axis:
 folders that don't fit in memory together, and so does `jaxmethods run` with `method: merge`.
 
 What is adapted at test time is a `Method`: `init(key, batch)` and `step(state, batch)`. Papers and
-equations are named in the modules: `arithmetic`, `sign_election` (TIES), `sparsify` (DARE,
-Breadcrumbs, DELLA, pruning), `competition` (PCB), `fisher`, `regression` (RegMean), `spectral`
+equations are named in the modules: `arithmetic`, `ties`, `sparsify` (DARE,
+Breadcrumbs, DELLA, pruning), `pcb`, `fisher`, `regmean`, `spectral`
 (TSV-M, Iso-C), `adamerging`, `routers`, `experts`, `wemoe`, `surgery`, `analysis`.
 """
 
-from jaxmethods.merging import adamerging, adaptation, analysis, experts, routers, surgery, wemoe
-from jaxmethods.merging.arithmetic import analogy, average, model_stock, slerp, task_arithmetic
-from jaxmethods.merging.competition import pcb
+from jaxmethods.merging import analysis
+from jaxmethods.merging.adaptive import adamerging, adaptation, experts, routers, surgery, wemoe
 from jaxmethods.merging.config import AdaMergingConfig, SurgeryConfig, WEMoEConfig, ewemoe
-from jaxmethods.merging.fisher import fisher_diagonal, fisher_merge
-from jaxmethods.merging.regression import gram, regmean
-from jaxmethods.merging.sign_election import ties, ties_split
-from jaxmethods.merging.sparsify import (
+from jaxmethods.merging.static.arithmetic import (
+    analogy,
+    average,
+    model_stock,
+    slerp,
+    task_arithmetic,
+)
+from jaxmethods.merging.static.fisher import fisher_diagonal, fisher_merge
+from jaxmethods.merging.static.pcb import pcb
+from jaxmethods.merging.static.regmean import gram, regmean
+from jaxmethods.merging.static.sparsify import (
     breadcrumbs,
     concrete_mask,
     dare,
@@ -38,8 +44,9 @@ from jaxmethods.merging.sparsify import (
     della,
     magnitude_prune,
 )
-from jaxmethods.merging.spectral import iso_c, tsv_merge
-from jaxmethods.merging.trees import (
+from jaxmethods.merging.static.spectral import iso_c, tsv_merge
+from jaxmethods.merging.static.ties import ties, ties_split
+from jaxmethods.merging.static.trees import (
     apply_task_vectors,
     check_finite,
     coefficients_by_name,

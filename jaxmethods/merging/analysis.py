@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmethods.merging.trees import Tree, is_merged, leaves_with_names, task_vectors
+from jaxmethods.merging.static.trees import Tree, is_merged, leaves_with_names, task_vectors
 
 CLIP_MODULES = {
     "embeddings": r"(^|/)embeddings/",

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from jaxmethods.config import Config, OnResume
-
-PositiveInt = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0.0)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+from jaxmethods.config import Config, Fraction, OnResume
 
 
 class AdaMergingConfig(Config):
@@ -23,10 +19,10 @@ class AdaMergingConfig(Config):
     """Use the coefficients clamped to [0, 1]."""
     batch_size: PositiveInt = 16
     """Inputs of each task in a step. (The authors' code sums over two batches of 16.)"""
-    learning_rate: Positive = 1e-3
+    learning_rate: PositiveFloat = 1e-3
     entropy_epsilon: float | None = None
     """None: exact entropy; 1e-8: log(p + 1e-8)."""
-    diversity: Annotated[float, Field(ge=0.0)] = 0.0
+    diversity: NonNegativeFloat = 0.0
     """Weight of the entropy of the mean prediction, which is made large. Not in the paper (0);
     it keeps a weak start from collapsing to one class, see `adaptation.objective`."""
     stacked: str | None = "/layers/"
@@ -45,7 +41,7 @@ class WEMoEConfig(Config):
     """Layers of the router: 0 is a free vector, 1 linear, 2 with a hidden layer."""
     shared_router: bool = False
     """One router for all blocks."""
-    layer_encoding: Annotated[int, Field(ge=0)] = 0
+    layer_encoding: NonNegativeInt = 0
     """Width of the sinusoidal encoding of the block's number that is put before each token; 0:
     none (the usual width is 8)."""
     prune: Fraction | None = None
@@ -59,13 +55,13 @@ class WEMoEConfig(Config):
     """How merged modules are computed, see `experts`."""
     batch_size: PositiveInt = 16
     """Images of each task in a step."""
-    learning_rate: Positive = 1e-4
+    learning_rate: PositiveFloat = 1e-4
     schedule: Literal["cosine", "constant"] = "cosine"
     """Decay the learning rate to 0 over `steps`, or keep it."""
     steps: Annotated[PositiveInt, OnResume.GROW] = 1000
     entropy_epsilon: float | None = None
     """None: exact entropy; 1e-8: log(p + 1e-8)."""
-    diversity: Annotated[float, Field(ge=0.0)] = 0.0
+    diversity: NonNegativeFloat = 0.0
     """Weight of the entropy of the mean prediction, which is made large. Not in the paper (0);
     it keeps a weak start from collapsing to one class, see `adaptation.objective`."""
 
@@ -84,6 +80,6 @@ class SurgeryConfig(Config):
     loss: Literal["l1", "l2"] = "l1"
     batch_size: PositiveInt = 16
     """Images of each task in a step."""
-    learning_rate: Positive = 1e-3
+    learning_rate: PositiveFloat = 1e-3
     remat: bool = False
     """Of SurgeryV2: compute blocks again in the backward pass, which saves memory."""

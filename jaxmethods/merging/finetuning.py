@@ -23,18 +23,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from pydantic import Field
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from jaxmethods.config import Config, OnResume
+from jaxmethods.config import Config, Fraction, OnResume
 from jaxmethods.data.images import Split
 from jaxmethods.layout import Rule
-from jaxmethods.merging.adaptation import Heads, Unlabelled, classify, draw_indices, take
-from jaxmethods.merging.config import Fraction, Positive, PositiveInt
-from jaxmethods.merging.trees import Tree, map_with_names
+from jaxmethods.merging.adaptive.adaptation import Heads, Unlabelled, classify, draw_indices, take
+from jaxmethods.merging.static.trees import Tree, map_with_names
 from jaxmethods.method import Method, Metrics
-from jaxmethods.models import vit
-from jaxmethods.models.clip import normalize
-from jaxmethods.models.vit import VisionConfig
+from jaxmethods.models.clip import vit
+from jaxmethods.models.clip.network import normalize
+from jaxmethods.models.clip.vit import VisionConfig
 
 BASE_RULES = (Rule(r"^images/(images|labels)$", ("data",)),)
 """Of a `BaseBatch`: tasks over `data`; gradients of the base are added up."""
@@ -54,12 +53,12 @@ class TrainingConfig(Config):
     """Images of each task in a step."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """sgd has momentum 0.9 and no weight decay."""
-    learning_rate: Positive = 1e-3
+    learning_rate: PositiveFloat = 1e-3
     """After a tenth of the steps, with cosine decay to 0."""
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.05
-    clip: Positive = 1.0
+    weight_decay: NonNegativeFloat = 0.05
+    clip: PositiveFloat = 1.0
     """Of the global norm of the gradient."""
-    shift: Annotated[int, Field(ge=0)] = 2
+    shift: NonNegativeInt = 2
     """Images are moved by up to so many pixels in both directions."""
 
 
@@ -68,7 +67,7 @@ class BaseConfig(TrainingConfig):
 
     labelled: Fraction = 0.05
     """Share of every task's training images whose labels the base sees."""
-    logit_scale: Positive | None = None
+    logit_scale: PositiveFloat | None = None
     """exp(s) in its training; null: the network's. A larger one asks for less distance between
     classes, so that with the network's the base is the less sure the more there is to learn."""
 

@@ -8,8 +8,8 @@ Ho et al., "NoVo: Norm Voting off Hallucinations with Attention Heads in Large L
 ICLR 2025, arXiv 2410.08970.
 
     from jaxmethods import novo
-    from jaxmethods.models import decoder_hub
-    config, params = decoder_hub.load("path/to/model")
+    from jaxmethods.models import decoder
+    config, params = decoder.load("path/to/model")
     scores = novo.score(params, config, sequences)     # token ids of every question's candidates
     voters = novo.fit(scores.norms[:30], scores.mask[:30], labels[:30])
     answers = novo.predict(scores.norms[30:], scores.mask[30:], voters)

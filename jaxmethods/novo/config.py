@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from jaxmethods.config import Config, MeshConfig, OnResume, RunConfig
-
-PositiveInt = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+from jaxmethods.config import Config, Fraction, MeshConfig, OnResume, RunConfig
 
 
 class SelectionConfig(Config):
@@ -74,7 +71,7 @@ class QuestionsConfig(RunConfig):
     """Roughly so many tokens are run at once."""
     likelihood: bool = True
     """Score candidates by their likelihood too."""
-    draws: Annotated[int, Field(ge=0)] = 200
+    draws: NonNegativeInt = 200
     """Selections drawn anew, to see how much their questions matter."""
     limit: PositiveInt | None = None
     """Judge the first so many questions only."""

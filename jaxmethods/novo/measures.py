@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmethods.keys import named
 from jaxmethods.novo import baselines, heads
 from jaxmethods.novo.heads import Heads
 from jaxmethods.novo.resample import Questions, bootstrap, elect
+from jaxmethods.numerics.keys import named
 
 RANDOM_DRAWS = 16
 

@@ -17,10 +17,9 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmethods.models.attention import Kernel
-from jaxmethods.models.decoder import at, embed, forward, logits_of
-from jaxmethods.models.decoder_config import DecoderConfig
-from jaxmethods.models.decoder_layer import (
+from jaxmethods.models.decoder.attention import Kernel
+from jaxmethods.models.decoder.config import DecoderConfig
+from jaxmethods.models.decoder.layer import (
     Angles,
     Params,
     layer_of,
@@ -30,7 +29,8 @@ from jaxmethods.models.decoder_layer import (
     project_queries,
     run_layer,
 )
-from jaxmethods.models.rope import rotation
+from jaxmethods.models.decoder.network import at, embed, forward, logits_of
+from jaxmethods.models.decoder.rope import rotation
 from jaxmethods.novo.tree import PADDING, QUESTION, Rows
 
 Order = Literal["1", "2", "inf"]

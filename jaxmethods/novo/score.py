@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxmethods.models.decoder_config import DecoderConfig
-from jaxmethods.models.decoder_layer import Params
+from jaxmethods.models.decoder.config import DecoderConfig
+from jaxmethods.models.decoder.layer import Params
 from jaxmethods.novo.norms import (
     Order,
     Root,

@@ -26,27 +26,22 @@ Each piece is usable alone: `policy` (students and critics as pytrees), `objecti
 `density` (state-density weights), `baselines`, `mujoco_returns` and `scores` (evaluation).
 """
 
-from jaxmethods.obd import (
-    baselines,
-    density,
-    meta_gradient,
-    objectives,
-    offline_rl,
-    policy,
-    scores,
-    students,
-)
+from jaxmethods import offline_rl
+from jaxmethods.obd import baselines, density, meta_gradient, objectives, students
 from jaxmethods.obd.config import OBDConfig, StudentConfig
-from jaxmethods.obd.dataset import load_offline, offline_data
-from jaxmethods.obd.distilled import Distilled, load, save
 from jaxmethods.obd.evaluate import EvaluationConfig, judge_sets, measure_set
 from jaxmethods.obd.method import Rates, State, distiller, used, with_rates
-from jaxmethods.obd.mujoco_returns import evaluate_returns
-from jaxmethods.obd.policy import Policy, PolicyParams, deterministic, tanh_gaussian
-from jaxmethods.obd.scores import normalized_score
+from jaxmethods.obd.recipes.distilled_files import Distilled, load, save
+from jaxmethods.obd.recipes.teacher_files import load_corl_calql, load_teacher, save_teacher
 from jaxmethods.obd.students import train_students
-from jaxmethods.obd.teacher import load_corl_calql, load_teacher, save_teacher
-from jaxmethods.obd.types import Norm, OfflineData, Source, SynSet, Teacher
+from jaxmethods.obd.types import Source, SynSet
+from jaxmethods.offline_rl import policies as policy
+from jaxmethods.offline_rl import scores
+from jaxmethods.offline_rl.dataset import load_offline, offline_data
+from jaxmethods.offline_rl.mujoco_returns import evaluate_returns
+from jaxmethods.offline_rl.policies import Policy, PolicyParams, deterministic, tanh_gaussian
+from jaxmethods.offline_rl.scores import normalized_score
+from jaxmethods.offline_rl.types import Norm, OfflineData, Teacher
 
 __all__ = [
     "Distilled",

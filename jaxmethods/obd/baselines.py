@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import optax
-from pydantic import Field
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from jaxmethods.config import Config
 from jaxmethods.method import Method, Metrics
-from jaxmethods.obd.config import Positive, PositiveInt
+from jaxmethods.numerics.sampling import distinct_rows
 from jaxmethods.obd.objectives import bc_loss
-from jaxmethods.obd.policy import Policy, tanh_gaussian
-from jaxmethods.obd.rows import distinct_rows
 from jaxmethods.obd.synthetic import best_of_clusters
-from jaxmethods.obd.types import OfflineData, SynSet
+from jaxmethods.obd.types import SynSet
+from jaxmethods.offline_rl.policies import Policy, tanh_gaussian
+from jaxmethods.offline_rl.types import OfflineData
 
 
 class CloningConfig(Config):
@@ -23,8 +23,8 @@ class CloningConfig(Config):
 
     batch: PositiveInt = 256
     optimizer: Literal["sgd", "adam"] = "adam"
-    learning_rate: Positive = 3e-4
-    noise: Annotated[float, Field(ge=0.0)] = 1.0
+    learning_rate: PositiveFloat = 3e-4
+    noise: NonNegativeFloat = 1.0
     """Scale of the action noise; 0 clones with deterministic actions."""
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
-from jaxmethods.config import Config
-
-PositiveInt = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0.0)]
-NonNegative = Annotated[float, Field(ge=0.0)]
-Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
+from jaxmethods.config import Config, Momentum
 
 Objective = Literal["dbc", "pbc", "pbc_scaled", "avpbc"]
 
@@ -46,18 +47,18 @@ class OBDConfig(Config):
     student: StudentConfig = StudentConfig()
     inner_steps: PositiveInt = 100
     """T: full-batch steps of behavioural cloning from a fresh student."""
-    inner_lr: NonNegative = 0.1
+    inner_lr: NonNegativeFloat = 0.1
     inner_momentum: Momentum = 0.0
-    inner_noise: NonNegative = 1.0
+    inner_noise: NonNegativeFloat = 1.0
     """Scale of the student's action noise in the inner loop; 0 clones with deterministic actions,
     an ablation."""
-    outer_lr: NonNegative = 0.1
+    outer_lr: NonNegativeFloat = 0.1
     outer_momentum: Momentum = 0.9
-    clip: Positive = 2.0
+    clip: PositiveFloat = 2.0
     """Largest joint norm of the gradient to states and actions."""
     batch: PositiveInt = 2560
     """B: states of the outer loss, drawn from the data without replacement."""
-    beta_w: NonNegative = 0.02
+    beta_w: NonNegativeFloat = 0.02
     """Weight of a state is beta_w q1(s, a*)."""
     weight_norm: Literal["none", "mean"] = "none"
     """Divide the weights by their batch mean."""
@@ -65,12 +66,12 @@ class OBDConfig(Config):
     """Smallest weight; 0 keeps a critic with negative values from pushing students away."""
     n_inits: PositiveInt = 1
     """J: students whose gradients are averaged in one outer step."""
-    init_pool: Annotated[int, Field(ge=0)] = 0
+    init_pool: NonNegativeInt = 0
     """Draw so many initial students once and pick from them; 0: a fresh one each time. Saves the
     orthogonalisation at every step, which is slow on a GPU."""
     mode: Literal["mixed", "mixed_saved", "reverse", "remat"] = "mixed"
     """How the gradient through the inner loop is computed; the numbers are the same."""
-    truncate: Annotated[int, Field(ge=0)] | None = None
+    truncate: NonNegativeInt | None = None
     """Differentiate through so many of the last inner steps only (biased); None: all."""
     replay_noise: bool = True
     """False evaluates the backward pass with fresh noise, as the published code does: then the

@@ -25,12 +25,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from pydantic import Field
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from jaxmethods.config import Config, OnResume
 from jaxmethods.method import Method, Metrics
-from jaxmethods.obd.config import Positive, PositiveInt
-from jaxmethods.obd.policy import Layer
+from jaxmethods.offline_rl.policies import Layer
 
 ALPHA_BOUNDS = (-5.0, 3.0)
 LARGEST_LOG = 60.0
@@ -46,8 +45,8 @@ class FlowConfig(Config):
     hidden: PositiveInt = 128
     """Width of the two hidden layers of a block."""
     batch: PositiveInt = 1024
-    learning_rate: Positive = 1e-3
-    steps: Annotated[int, Field(ge=0), OnResume.GROW] = 20_000
+    learning_rate: PositiveFloat = 1e-3
+    steps: Annotated[NonNegativeInt, OnResume.GROW] = 20_000
 
 
 class FlowParams(NamedTuple):

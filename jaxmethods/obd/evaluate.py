@@ -19,23 +19,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from pydantic import PositiveInt
 
 from jaxmethods.config import Config, OnResume, nearest
-from jaxmethods.envs.control import BRAX, CONTROL, episode_returns, make_control
+from jaxmethods.envs.control.episodes import BRAX, CONTROL, episode_returns, make_control
 from jaxmethods.envs.finite import finite
 from jaxmethods.obd.baselines import random_rows
-from jaxmethods.obd.config import OBDConfig, PositiveInt
+from jaxmethods.obd.config import OBDConfig
 from jaxmethods.obd.method import make_student
-from jaxmethods.obd.mujoco_returns import (
+from jaxmethods.obd.students import offline_loss, train_students
+from jaxmethods.obd.types import Source, SynSet
+from jaxmethods.offline_rl.mujoco_returns import (
     ENVIRONMENTS,
     SPACES,
     check_mujoco,
     evaluate_returns,
 )
-from jaxmethods.obd.policy import Policy
-from jaxmethods.obd.scores import score
-from jaxmethods.obd.students import offline_loss, train_students
-from jaxmethods.obd.types import Norm, Source, SynSet
+from jaxmethods.offline_rl.policies import Policy
+from jaxmethods.offline_rl.scores import score
+from jaxmethods.offline_rl.types import Norm
 
 
 class PlayConfig(Config):

@@ -20,8 +20,8 @@ import optax
 from jaxmethods import bilevel
 from jaxmethods.obd.config import OBDConfig
 from jaxmethods.obd.objectives import OuterBatch, Sample, bc_loss, outer_loss
-from jaxmethods.obd.policy import policy_sample
 from jaxmethods.obd.types import SynSet
+from jaxmethods.offline_rl.policies import policy_sample
 
 MODES: dict[str, bilevel.Mode] = {
     "mixed": bilevel.Mixed(),

@@ -27,9 +27,9 @@ from jaxmethods.method import Method, Metrics
 from jaxmethods.obd.config import OBDConfig, StudentConfig
 from jaxmethods.obd.meta_gradient import MetaGradient, meta_gradient, mode_of
 from jaxmethods.obd.objectives import OuterBatch, make_outer_batch
-from jaxmethods.obd.policy import Policy, deterministic, tanh_gaussian
 from jaxmethods.obd.synthetic import init_syn
 from jaxmethods.obd.types import Source, SynSet
+from jaxmethods.offline_rl.policies import Policy, deterministic, tanh_gaussian
 
 
 class Rates(NamedTuple):

@@ -27,10 +27,11 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from jaxmethods.numerics.sampling import distinct_rows
 from jaxmethods.obd.config import OBDConfig
-from jaxmethods.obd.policy import policy_sample, q_value
-from jaxmethods.obd.rows import distinct_rows
-from jaxmethods.obd.types import Source, SynSet, teacher_states
+from jaxmethods.obd.types import Source, SynSet
+from jaxmethods.offline_rl.policies import policy_sample, q_value
+from jaxmethods.offline_rl.types import teacher_states
 
 Sample: TypeAlias = Callable[[Any, jax.Array, jax.Array], jax.Array]
 """(params, states, noise) -> sampled actions; `Policy.sample`."""

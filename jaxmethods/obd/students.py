@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import optax
 
 from jaxmethods.obd.objectives import Sample, bc_loss
-from jaxmethods.obd.policy import Policy, policy_sample, tanh_gaussian
-from jaxmethods.obd.types import OfflineData, SynSet
+from jaxmethods.obd.types import SynSet
+from jaxmethods.offline_rl.policies import Policy, policy_sample, tanh_gaussian
+from jaxmethods.offline_rl.types import OfflineData
 
 OPTIMIZERS: dict[str, optax.GradientTransformation] = {
     "sgd": optax.sgd(0.1),

@@ -5,10 +5,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxmethods.numerics.sampling import distinct_rows
 from jaxmethods.obd.config import OBDConfig
-from jaxmethods.obd.policy import q_value
-from jaxmethods.obd.rows import distinct_rows
-from jaxmethods.obd.types import Source, SynSet, Teacher, teacher_states
+from jaxmethods.obd.types import Source, SynSet
+from jaxmethods.offline_rl.policies import q_value
+from jaxmethods.offline_rl.types import Teacher, teacher_states
 
 BLOCK = 4096
 """Rows that are compared with all centres at once."""

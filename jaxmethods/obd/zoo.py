@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmethods.obd.policy import LOG_STD_BOUNDS, Policy, PolicyParams, init_policy
 from jaxmethods.obd.students import train_students
 from jaxmethods.obd.types import SynSet
+from jaxmethods.offline_rl.policies import LOG_STD_BOUNDS, Policy, PolicyParams, init_policy
 
 
 class Architecture(NamedTuple):

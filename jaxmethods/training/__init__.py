@@ -1,1 +1,1 @@
-"""The training loop, checkpoints, metric writers and reports that serve every method."""
+"""Runs recipes: stages that train, compute and write, checkpoints, stopping."""

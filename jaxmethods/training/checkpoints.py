@@ -26,9 +26,9 @@ import jax
 import orbax.checkpoint as ocp
 
 from jaxmethods import files
+from jaxmethods.devices import processes as distributed
 from jaxmethods.errors import UserError
 from jaxmethods.method import State
-from jaxmethods.training import distributed
 
 STATE, METRICS = "default", "metrics"
 UNFINISHED = ".orbax-checkpoint-tmp"

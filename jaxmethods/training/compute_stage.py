@@ -18,12 +18,12 @@ import jax
 import numpy as np
 
 from jaxmethods import files
+from jaxmethods.devices import processes as distributed
+from jaxmethods.devices.sharding import local_copy
+from jaxmethods.records.record import Record
+from jaxmethods.records.run_folder import RunFolder
 from jaxmethods.stages import Arrays, Compute, Part, Place, Results
-from jaxmethods.training import distributed
 from jaxmethods.training.judging import StageError
-from jaxmethods.training.record import Record
-from jaxmethods.training.run_folder import RunFolder
-from jaxmethods.training.sharding import local_copy
 from jaxmethods.training.stopping import Interrupted, Stop
 
 

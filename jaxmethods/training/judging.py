@@ -9,12 +9,12 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from jaxmethods.devices.sharding import local_copy
 from jaxmethods.errors import UserError
 from jaxmethods.files import reason
 from jaxmethods.layout import seed_axes
 from jaxmethods.method import Batch, State
 from jaxmethods.stages import Train
-from jaxmethods.training.sharding import local_copy
 
 HostMetrics = dict[str, np.ndarray]
 

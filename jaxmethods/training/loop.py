@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.config import RunConfig, seeds_of
-from jaxmethods.keys import named
+from jaxmethods.devices.sharding import replicated
 from jaxmethods.method import Batch, Method, State
-from jaxmethods.training.sharding import replicated
+from jaxmethods.numerics.keys import named
 
 
 class Chunk(NamedTuple):

@@ -11,25 +11,26 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmethods.config import RunConfig, mesh_of, seeds_of
+from jaxmethods.devices import processes as distributed
+from jaxmethods.devices.sharding import Placer, local_copy, make_mesh, put, shardings
 from jaxmethods.errors import UserError
 from jaxmethods.files import FileError, reason, remove, staged
-from jaxmethods.keys import named
 from jaxmethods.layout import seed_axes
+from jaxmethods.numerics.keys import named
+from jaxmethods.records.progress import Progress
+from jaxmethods.records.provenance import describe_environment
+from jaxmethods.records.record import Record
+from jaxmethods.records.run_folder import RunFolder, write_atomically
+from jaxmethods.records.writers import Writer, check_writers, writer_makers
+from jaxmethods.reports import report, result
 from jaxmethods.stages import Compute, Recipe, Stage, Train, Write, check_recipe
-from jaxmethods.training import distributed, report, result
 from jaxmethods.training.checkpoints import CheckpointError, Checkpoints
 from jaxmethods.training.compute_stage import Computed, ComputeRun
-from jaxmethods.training.environment import describe_environment
 from jaxmethods.training.judging import HostMetrics, Judge, StageError
 from jaxmethods.training.loop import init_state, seed_keys
-from jaxmethods.training.progress import Progress
-from jaxmethods.training.record import Record
-from jaxmethods.training.run_folder import RunFolder, write_atomically
-from jaxmethods.training.sharding import Placer, local_copy, make_mesh, put, shardings
 from jaxmethods.training.stopping import Stop, stop_requested
 from jaxmethods.training.train_stage import DivergedError, Trained, TrainRun
 from jaxmethods.training.write_stage import WriteRun, Written
-from jaxmethods.training.writers import Writer, check_writers, writer_makers
 
 __all__ = ["DivergedError", "StageError", "evaluate", "run"]
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from jaxmethods.devices import processes as distributed
 from jaxmethods.errors import UserError
-from jaxmethods.training import distributed
 
 
 class Interrupted(UserError):

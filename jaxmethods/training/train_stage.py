@@ -15,17 +15,17 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmethods.config import RunConfig, loop_of, seeds_of
+from jaxmethods.devices import processes as distributed
+from jaxmethods.devices.sharding import Placer, put, shardings
 from jaxmethods.errors import UserError
 from jaxmethods.layout import seed_axes
 from jaxmethods.method import Batch, State
+from jaxmethods.records.record import Record
+from jaxmethods.records.run_folder import RunFolder
 from jaxmethods.stages import Results, Train
-from jaxmethods.training import distributed
 from jaxmethods.training.checkpoints import Checkpoints
 from jaxmethods.training.judging import HostMetrics, Judge, StageError
 from jaxmethods.training.loop import compile_chunk, init_state, seed_keys
-from jaxmethods.training.record import Record
-from jaxmethods.training.run_folder import RunFolder
-from jaxmethods.training.sharding import Placer, put, shardings
 from jaxmethods.training.stopping import Interrupted, Stop
 
 

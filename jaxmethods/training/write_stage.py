@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxmethods import files
+from jaxmethods.devices import processes as distributed
+from jaxmethods.records.record import Record
+from jaxmethods.records.run_folder import RunFolder
 from jaxmethods.stages import Place, Results, Write
-from jaxmethods.training import distributed
-from jaxmethods.training.record import Record
-from jaxmethods.training.run_folder import RunFolder
 from jaxmethods.training.stopping import Interrupted, Stop
 
 

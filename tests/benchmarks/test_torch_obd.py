@@ -8,9 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmethods.obd import meta_gradient, objectives, policy
+from jaxmethods.obd import meta_gradient, objectives
 from jaxmethods.obd.method import outer_optimizer
 from jaxmethods.obd.types import SynSet
+from jaxmethods.offline_rl import policies as policy
 from tests.obd import small
 
 torch = pytest.importorskip("torch")

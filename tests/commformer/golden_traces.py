@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from jaxmethods.envs import PredatorCapturePrey, PredatorPrey, TrafficJunction
-from jaxmethods.envs.traffic_junction import Arrivals
+from jaxmethods.envs.team.traffic_junction import Arrivals
 from tests.golden_files import golden_files, read
 
 

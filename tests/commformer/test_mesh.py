@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import jaxmethods
-from jaxmethods.commformer import run
+from jaxmethods.commformer.recipes import train as run
 from jaxmethods.config import MeshConfig, validate
+from jaxmethods.records.run_folder import RunFolder
 from jaxmethods.training import runner
-from jaxmethods.training.run_folder import RunFolder
 from jaxmethods.training.stopping import Interrupted
 from tests.commformer.small import SMALL
 from tests.training.test_loop import StopAt, key_data, rows_without_times

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import yaml
 
-from jaxmethods.training.run_folder import RunFolder
+from jaxmethods.records.run_folder import RunFolder
 from tests.commformer.small import SMALL
+from tests.devices.test_processes import ends, start_two
 from tests.training import distributed_toy
-from tests.training.test_distributed import ends, start_two
 from tests.training.test_loop import rows_without_times
 
 

@@ -14,7 +14,7 @@ from jaxmethods.data.offline import (
     read_npz,
     read_offline,
 )
-from jaxmethods.obd.dataset import load_offline, offline_data
+from jaxmethods.offline_rl.dataset import load_offline, offline_data
 
 S, A = 4, 2
 LENGTHS = (7, 5, 9)

@@ -22,7 +22,7 @@ from jaxmethods.envs import (
     rollout,
     vectorise,
 )
-from jaxmethods.envs.predator_prey.generator import initial_state
+from jaxmethods.envs.team.predator_prey.generator import initial_state
 
 ENVIRONMENTS, LENGTH = 20, 15
 ENV = PredatorPrey(n_predators=2, dim=2, time_limit=4)

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from jaxmethods import merging
-from jaxmethods.merging import adamerging, adaptation, evaluate, surgery, wemoe
+from jaxmethods.merging import evaluate
+from jaxmethods.merging.adaptive import adamerging, adaptation, surgery, wemoe
 from jaxmethods.merging.config import AdaMergingConfig, WEMoEConfig
 from jaxmethods.merging.evaluate import METHODS
 from jaxmethods.merging.finetuning import Base, Images, to_pixels
-from jaxmethods.models import vit
+from jaxmethods.models.clip import vit
 from tests.merging import tiny
 
 BOTH = ("mlp", "self_attn")

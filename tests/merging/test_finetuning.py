@@ -10,7 +10,7 @@ import pytest
 from jaxmethods.data.images import Split
 from jaxmethods.merging import finetuning
 from jaxmethods.merging.finetuning import Base, BaseBatch, BaseConfig, ExpertsBatch, ExpertsConfig
-from jaxmethods.models import vit
+from jaxmethods.models.clip import vit
 from tests.merging import tiny
 
 CLASSES = (4, 6)

@@ -16,20 +16,13 @@ import numpy as np
 import pytest
 
 from jaxmethods import merging
-from jaxmethods.merging import (
-    adamerging,
-    adaptation,
-    competition,
-    experts,
-    routers,
-    sign_election,
-    surgery,
-    wemoe,
-)
+from jaxmethods.merging.adaptive import adamerging, adaptation, experts, routers, surgery, wemoe
+from jaxmethods.merging.adaptive.routers import Router
 from jaxmethods.merging.config import AdaMergingConfig, SurgeryConfig, WEMoEConfig
-from jaxmethods.merging.routers import Router
-from jaxmethods.merging.sign_election import Experts
-from jaxmethods.models import clip, vit
+from jaxmethods.merging.static import pcb, ties
+from jaxmethods.merging.static.ties import Experts
+from jaxmethods.models import clip
+from jaxmethods.models.clip import vit
 from tests.golden_files import FOLDER, golden_files, read
 
 VALUE, GRADIENT = 2e-6, 1e-5
@@ -105,14 +98,14 @@ def test_ties(static):
     golden, tau = static.golden, static.tau
     assert_relative(static.joined(tau), golden["ties/flat_task_vectors"])
     leaves = {k: Experts(jnp.asarray(static.base[k]), jnp.asarray(static.stack[k])) for k in tau}
-    elections = sign_election.elections(list(leaves.values()), 0.2, "global")
+    elections = ties.elections(list(leaves.values()), 0.2, "global")
     of = dict(zip(leaves, elections.values(), strict=True))
     limits = next(iter(of.values())).limits[:, None]
     trimmed = np.abs(static.joined(tau)) >= limits
     np.testing.assert_array_equal(trimmed, golden["ties/trim_mask"])
-    signs = {k: sign_election.elected_sign(leaves[k], of[k]) for k in tau}
+    signs = {k: ties.elected_sign(leaves[k], of[k]) for k in tau}
     np.testing.assert_array_equal(static.joined_one(signs), golden["ties/elected_sign"])
-    split = sign_election.ties_split(tau, 20)
+    split = ties.ties_split(tau, 20)
     assert_relative(static.joined(split), golden["ties/split_task_vectors"])
     zero = jax.tree.map(jnp.zeros_like, static.base)
     for merge in ("sum", "mean", "max"):
@@ -139,7 +132,7 @@ def test_pcb(static):
     tau = {"all": static.golden["pcb/flat_task_vectors"]}
     (name,) = [name for name in static.golden if name.startswith("pcb/merged_tv_ratio")]
     ratio = number(name.removeprefix("pcb/merged_tv_ratio"))
-    balanced = competition.balance(tau, ratio)
+    balanced = pcb.balance(tau, ratio)
     assert_relative(balanced.clipped["all"], static.golden["pcb/clamped"])
     assert_relative(balanced.scale["all"], static.golden["pcb/scale"])
     base = {"all": jnp.zeros(tau["all"].shape[1])}

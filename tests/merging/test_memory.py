@@ -5,9 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxmethods.merging import adaptation, wemoe
+from jaxmethods.merging.adaptive import adaptation, wemoe
 from jaxmethods.merging.config import WEMoEConfig
-from jaxmethods.models import vit
+from jaxmethods.models.clip import vit
 
 VISION = vit.VisionConfig()
 TASKS = 8

@@ -8,13 +8,15 @@ import pytest
 
 from jaxmethods import merging
 from jaxmethods.config import MeshConfig, validate
-from jaxmethods.merging import adaptation, run, surgery, trees, wemoe
+from jaxmethods.devices.sharding import by_rules, make_mesh, put
+from jaxmethods.merging.adaptive import adaptation, surgery, wemoe
 from jaxmethods.merging.config import SurgeryConfig, WEMoEConfig
-from jaxmethods.models import vit
+from jaxmethods.merging.recipes import comparison as run
+from jaxmethods.merging.static import trees
+from jaxmethods.models.clip import vit
+from jaxmethods.records.run_folder import RunFolder
 from jaxmethods.stages import Recipe
 from jaxmethods.training import runner, train_stage
-from jaxmethods.training.run_folder import RunFolder
-from jaxmethods.training.sharding import by_rules, make_mesh, put
 from tests.merging import tiny
 
 SETTING = tiny.setting(tasks=4)

@@ -15,17 +15,10 @@ import numpy as np
 import pytest
 
 from jaxmethods import merging
-from jaxmethods.merging import (
-    adamerging,
-    adaptation,
-    analysis,
-    experts,
-    order_statistics,
-    routers,
-    surgery,
-    wemoe,
-)
+from jaxmethods.merging import analysis
+from jaxmethods.merging.adaptive import adamerging, adaptation, experts, routers, surgery, wemoe
 from jaxmethods.merging.config import AdaMergingConfig, SurgeryConfig, WEMoEConfig
+from jaxmethods.merging.static import order_statistics
 from tests.merging import tiny
 
 TASKS = 3

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmethods.merging import adaptation, wemoe
-from jaxmethods.models import vit
+from jaxmethods.merging.adaptive import adaptation, wemoe
+from jaxmethods.models.clip import vit
 
 VISION = vit.VisionConfig(
     hidden_size=12,

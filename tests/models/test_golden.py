@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmethods.models import decoder, decoder_hub
-from jaxmethods.models.generate import generate
+from jaxmethods.models import decoder
+from jaxmethods.models.decoder.generation import generate
 from tests.golden_files import FOLDER, read
 
 FOLDERS = sorted(file.parent for file in (FOLDER / "kid").glob("*/io.npz"))
@@ -25,7 +25,7 @@ assert NORMS
 
 @functools.cache
 def load(folder):
-    return decoder_hub.load(folder)
+    return decoder.load(folder)
 
 
 @functools.cache

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmethods.models import clip, decoder, vit
+from jaxmethods.models import clip, decoder
+from jaxmethods.models.clip import vit
 from jaxmethods.models.lookup import rows
-from tests.models.decoders import CONFIGS, LLAMA, random_ids, random_params
+from tests.models.decoder.decoders import CONFIGS, LLAMA, random_ids, random_params
 
 TABLE = jnp.arange(6.0).reshape(3, 2)
 

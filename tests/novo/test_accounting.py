@@ -14,7 +14,7 @@ from jaxmethods.data.tokenizer import byte_tokenizer
 from jaxmethods.novo.prompts import PromptSpec, tokenize_questions
 from jaxmethods.novo.score import _row_norms, _run_root, score
 from jaxmethods.novo.tree import build_tree
-from tests.models.decoders import LLAMA, random_params
+from tests.models.decoder.decoders import LLAMA, random_params
 from tests.novo.test_norms import random_sequences
 
 ROOT = Path(__file__).parents[2]

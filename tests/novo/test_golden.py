@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmethods.models import decoder_hub
+from jaxmethods.models import decoder
 from jaxmethods.novo import heads
 from jaxmethods.novo.score import score
 from tests.golden_files import FOLDER, read
@@ -27,7 +27,7 @@ MODES = ("naive", "packed", "tree")
 
 @functools.cache
 def load(file):
-    return decoder_hub.load(file.parent / file.stem.removesuffix("_pipeline"))
+    return decoder.load(file.parent / file.stem.removesuffix("_pipeline"))
 
 
 def sequences_of(golden):

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxmethods.errors import UserError
-from jaxmethods.novo import baselines, figures, heads, resample
+from jaxmethods.novo import baselines, heads, resample
+from jaxmethods.novo.recipes import figures
 
 HEADS = os.environ.get("JAXMETHODS_SHARED", "")
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from jaxmethods.models import decoder_hub
+from jaxmethods.models import decoder
 from jaxmethods.novo.score import score
-from tests.models.decoders import LLAMA, random_params
+from tests.models.decoder.decoders import LLAMA, random_params
 from tests.novo.test_norms import random_sequences
 
 CONFIG = LLAMA.model_copy(update={"heads": 8, "kv_heads": 4, "mlp_width": 48, "vocab_size": 40})
@@ -18,13 +18,13 @@ CONFIG = LLAMA.model_copy(update={"heads": 8, "kv_heads": 4, "mlp_width": 48, "v
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("hub") / "model"
-    decoder_hub.save(path, CONFIG, random_params(CONFIG))
+    decoder.save(path, CONFIG, random_params(CONFIG))
     return path
 
 
 @pytest.fixture(scope="module")
 def one_device(folder):
-    _, params = decoder_hub.load(folder)
+    _, params = decoder.load(folder)
     return score(params, CONFIG, random_sequences(questions=8), batch_tokens=128, likelihood=True)
 
 
@@ -32,7 +32,7 @@ def one_device(folder):
 def test_norms_of_a_mesh_are_those_of_one_device(folder, one_device, sizes):
     devices = np.array(jax.devices()[: np.prod(sizes)]).reshape(sizes)
     mesh = Mesh(devices, ("data", "tensor"))
-    _, params = decoder_hub.load(folder, mesh=mesh)
+    _, params = decoder.load(folder, mesh=mesh)
     sequences = random_sequences(questions=8)
     many = score(params, CONFIG, sequences, batch_tokens=128, likelihood=True, mesh=mesh)
     np.testing.assert_array_equal(many.mask, one_device.mask)

@@ -12,7 +12,7 @@ import pytest
 from jaxmethods import cli
 from jaxmethods.novo import misconceptions as world_of
 from jaxmethods.novo.config import LearnerConfig, World
-from jaxmethods.novo.run import Run, recipe
+from jaxmethods.novo.recipes.misconceptions import Run, recipe
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "novo"
 WORLD = World(entities=5, relations=2, values=6)

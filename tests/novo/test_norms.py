@@ -15,7 +15,7 @@ from jaxmethods.models import decoder
 from jaxmethods.novo import tree
 from jaxmethods.novo.norms import row_norms, run_root
 from jaxmethods.novo.score import score, score_batches
-from tests.models.decoders import CONFIGS, LLAMA, random_params
+from tests.models.decoder.decoders import CONFIGS, LLAMA, random_params
 
 
 def random_sequences(seed=0, questions=7, root=5, vocab=40):

@@ -8,7 +8,7 @@ import pytest
 
 from jaxmethods.models import decoder
 from jaxmethods.novo.score import score
-from tests.models.decoders import LLAMA, random_params
+from tests.models.decoder.decoders import LLAMA, random_params
 
 ALIKE = [[5, 6, 7, 8, 9, 10], [5, 6, 7, 8, 11]]
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxmethods.obd import policy
 from jaxmethods.obd.config import OBDConfig, StudentConfig
 from jaxmethods.obd.objectives import OuterBatch
-from jaxmethods.obd.types import Norm, OfflineData, Source, SynSet, Teacher
+from jaxmethods.obd.types import Source, SynSet
+from jaxmethods.offline_rl import policies as policy
+from jaxmethods.offline_rl.types import Norm, OfflineData, Teacher
 
 S, A, H, N, T, B, L = 5, 2, 8, 6, 4, 12, 50
 CONFIG = OBDConfig(n_syn=N, inner_steps=T, batch=B, student=StudentConfig(hidden=H))

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmethods.obd.baselines import CloningConfig, cloning, cluster_rows, random_rows, top_rows
-from jaxmethods.obd.policy import tanh_gaussian
-from jaxmethods.obd.types import OfflineData
+from jaxmethods.offline_rl.policies import tanh_gaussian
+from jaxmethods.offline_rl.types import OfflineData
 
 ROWS = 200
 DATA = OfflineData(

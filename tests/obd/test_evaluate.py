@@ -14,11 +14,12 @@ from jaxmethods.obd import evaluate
 from jaxmethods.obd.baselines import random_rows
 from jaxmethods.obd.config import OBDConfig, StudentConfig
 from jaxmethods.obd.method import make_student
-from jaxmethods.obd.mujoco_returns import evaluate_returns
-from jaxmethods.obd.policy import deterministic, tanh_gaussian
-from jaxmethods.obd.scores import normalized_score
 from jaxmethods.obd.students import offline_loss
-from jaxmethods.obd.types import Norm, OfflineData, Source, SynSet
+from jaxmethods.obd.types import Source, SynSet
+from jaxmethods.offline_rl.mujoco_returns import evaluate_returns
+from jaxmethods.offline_rl.policies import deterministic, tanh_gaussian
+from jaxmethods.offline_rl.scores import normalized_score
+from jaxmethods.offline_rl.types import Norm, OfflineData
 
 CONFIG = OBDConfig(student=StudentConfig(hidden=7))
 PENDULUM = evaluate.EvaluationConfig(environment="pendulum", students=3, episodes=2)

@@ -17,15 +17,16 @@ import optax
 import pytest
 
 from jaxmethods.data.offline import FlatDataset, q_learning_rows
-from jaxmethods.obd import meta_gradient, objectives, policy
+from jaxmethods.obd import meta_gradient, objectives
 from jaxmethods.obd.config import OBDConfig
-from jaxmethods.obd.dataset import offline_data
 from jaxmethods.obd.meta_gradient import MODES
 from jaxmethods.obd.method import outer_optimizer
-from jaxmethods.obd.policy import PolicyParams
-from jaxmethods.obd.scores import normalized_score
-from jaxmethods.obd.teacher import load_teacher
+from jaxmethods.obd.recipes.teacher_files import load_teacher
 from jaxmethods.obd.types import SynSet
+from jaxmethods.offline_rl import policies as policy
+from jaxmethods.offline_rl.dataset import offline_data
+from jaxmethods.offline_rl.policies import PolicyParams
+from jaxmethods.offline_rl.scores import normalized_score
 from tests.golden_files import golden_files, read
 
 INNER_LR, BETA_W = 0.1, 0.02

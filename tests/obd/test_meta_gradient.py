@@ -9,9 +9,10 @@ import pytest
 
 from jaxmethods import bilevel
 from jaxmethods.obd import meta_gradient as mg
-from jaxmethods.obd import objectives, policy
+from jaxmethods.obd import objectives
 from jaxmethods.obd.objectives import outer_loss
 from jaxmethods.obd.types import SynSet
+from jaxmethods.offline_rl import policies as policy
 from tests.obd import small
 
 

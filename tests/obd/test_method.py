@@ -8,9 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmethods.obd import method, policy, synthetic
+from jaxmethods.obd import method, synthetic
 from jaxmethods.obd.config import OBDConfig
-from jaxmethods.obd.types import Norm, OfflineData, Source, SynSet, Teacher, teacher_states
+from jaxmethods.obd.types import Source, SynSet
+from jaxmethods.offline_rl import policies as policy
+from jaxmethods.offline_rl.types import Norm, OfflineData, Teacher, teacher_states
 from tests.obd import small
 
 SOURCE = small.source()

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jaxmethods.obd import method, objectives
-from jaxmethods.obd.policy import q_value
-from jaxmethods.obd.types import Norm, teacher_states
+from jaxmethods.offline_rl.policies import q_value
+from jaxmethods.offline_rl.types import Norm, teacher_states
 from tests.obd import small
 
 NORM = Norm(jnp.full(small.S, 0.5), jnp.full(small.S, 2.0))

@@ -10,7 +10,6 @@ import pytest
 
 from jaxmethods.obd import students
 from jaxmethods.obd.objectives import bc_loss
-from jaxmethods.obd.policy import Policy, tanh_gaussian
 from jaxmethods.obd.students import (
     OPTIMIZERS,
     cross_optimizers,
@@ -20,7 +19,9 @@ from jaxmethods.obd.students import (
     train_student,
     train_students,
 )
-from jaxmethods.obd.types import OfflineData, SynSet
+from jaxmethods.obd.types import SynSet
+from jaxmethods.offline_rl.policies import Policy, tanh_gaussian
+from jaxmethods.offline_rl.types import OfflineData
 
 POLICY = tanh_gaussian(hidden=8)
 

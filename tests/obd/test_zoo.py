@@ -9,7 +9,6 @@ import optax
 import pytest
 
 from jaxmethods.obd.objectives import bc_loss
-from jaxmethods.obd.policy import tanh_gaussian
 from jaxmethods.obd.students import train_students
 from jaxmethods.obd.types import SynSet
 from jaxmethods.obd.zoo import (
@@ -19,6 +18,7 @@ from jaxmethods.obd.zoo import (
     padded_policy,
     plain,
 )
+from jaxmethods.offline_rl.policies import tanh_gaussian
 
 HIDDEN = 8
 STATES = jax.random.normal(jax.random.key(0), (5, 3))

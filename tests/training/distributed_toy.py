@@ -13,12 +13,12 @@ from typing import Annotated, Literal
 
 import numpy as np
 
-from jaxmethods import cli
+from jaxmethods import cli, registry
 from jaxmethods.config import OnResume, TrainingRunConfig
 from jaxmethods.layout import Rule
+from jaxmethods.records import progress
+from jaxmethods.records.progress import Progress
 from jaxmethods.stages import Recipe, Results
-from jaxmethods.training import progress, registry
-from jaxmethods.training.progress import Progress
 from tests.training import toy
 
 STOP_AT = "TOY_STOP_AT"

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import pytest
 
 from jaxmethods import cli, files
+from jaxmethods.records import progress
+from jaxmethods.records.run_folder import RunFolder, RunFolderError
 from jaxmethods.stages import Evaluation, Recipe
-from jaxmethods.training import progress, runner
+from jaxmethods.training import runner
 from jaxmethods.training.checkpoints import CheckpointError, Checkpoints
-from jaxmethods.training.run_folder import RunFolder, RunFolderError
 from tests.training import distributed_toy, toy
 from tests.training.test_loop import ROOT, interrupted_run, rows_without_times, snapshot
 
@@ -131,7 +132,7 @@ def test_a_checkpoint_that_finds_no_room_leaves_those_that_are_there(tmp_path, m
 
 
 def test_a_row_that_finds_no_room_is_not_half_written(tmp_path, mounted):
-    from jaxmethods.training.writers import JsonLinesWriter
+    from jaxmethods.records.writers import JsonLinesWriter
 
     disk = mounted("-t", "tmpfs", "-o", "size=64k", "tmpfs")
     writer = JsonLinesWriter(disk / "metrics.jsonl")
@@ -196,7 +197,9 @@ def test_an_unreadable_run_is_one_line_that_says_so(finished, config):
     """As a person who may not: root may everything."""
     program = f"""
         import os, sys
-        from jaxmethods.training import compare, registry, report, runner
+        from jaxmethods import registry
+        from jaxmethods.reports import compare, report
+        from jaxmethods.training import runner
         from tests.training import distributed_toy
         if os.getuid() == 0:
             os.setgid(65534)

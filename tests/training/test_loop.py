@@ -19,10 +19,10 @@ import pytest
 
 from jaxmethods.layout import Layout
 from jaxmethods.method import Method
+from jaxmethods.records.run_folder import RunFolder, RunFolderError
 from jaxmethods.stages import Evaluation, Recipe, Train
 from jaxmethods.training import loop, runner
 from jaxmethods.training.checkpoints import CheckpointError, Checkpoints
-from jaxmethods.training.run_folder import RunFolder, RunFolderError
 from jaxmethods.training.stopping import Interrupted
 from tests.training import toy
 

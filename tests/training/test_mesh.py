@@ -11,12 +11,12 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxmethods.config import MeshConfig
+from jaxmethods.devices.sharding import make_mesh, shardings
 from jaxmethods.layout import Rule
 from jaxmethods.method import Method
 from jaxmethods.models.initializers import orthogonal
+from jaxmethods.records.run_folder import RunFolder
 from jaxmethods.training import loop, runner
-from jaxmethods.training.run_folder import RunFolder
-from jaxmethods.training.sharding import make_mesh, shardings
 from jaxmethods.training.stopping import Interrupted
 from tests.training import toy
 from tests.training.test_loop import StopAt, key_data, rows_without_times

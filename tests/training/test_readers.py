@@ -10,9 +10,9 @@ import time
 import jax.numpy as jnp
 import pytest
 
+from jaxmethods.records.run_folder import RunFolder
 from jaxmethods.training import runner
 from jaxmethods.training.checkpoints import CheckpointError, Checkpoints
-from jaxmethods.training.run_folder import RunFolder
 from tests.training import distributed_toy, toy
 from tests.training.test_loop import ROOT, interrupted_run, rows_without_times, snapshot
 

@@ -8,14 +8,15 @@ import math
 import jax.numpy as jnp
 import pytest
 
+from jaxmethods import registry
 from jaxmethods.config import LoopConfig, MeshConfig, OnResume, on_resume, validate
 from jaxmethods.method import Method
+from jaxmethods.records.run_folder import RunFolder, RunFolderError
+from jaxmethods.reports.compare import compare
+from jaxmethods.reports.report import write_report
 from jaxmethods.stages import Evaluation, Recipe, Train
-from jaxmethods.training import registry, runner
+from jaxmethods.training import runner
 from jaxmethods.training.checkpoints import Checkpoints
-from jaxmethods.training.compare import compare
-from jaxmethods.training.report import write_report
-from jaxmethods.training.run_folder import RunFolder, RunFolderError
 from tests.training import distributed_toy, toy
 from tests.training.test_loop import assert_same_bits, interrupted_run
 

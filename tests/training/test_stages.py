@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 import jaxmethods
-from jaxmethods import cli
+from jaxmethods import cli, registry
 from jaxmethods.layout import Layout, seed_axes
+from jaxmethods.records.run_folder import RunFolder
+from jaxmethods.reports import result
 from jaxmethods.stages import Compute, Evaluation, Part, Recipe, Train, Write, check_recipe
-from jaxmethods.training import registry, result, runner
+from jaxmethods.training import runner
 from jaxmethods.training.judging import StageError
-from jaxmethods.training.run_folder import RunFolder
 from jaxmethods.training.stopping import Interrupted
 from tests.training import toy
 from tests.training.test_loop import assert_same_bits, rows_without_times

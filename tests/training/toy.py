@@ -20,10 +20,10 @@ from jaxmethods.config import LoopConfig, TrainingRunConfig
 from jaxmethods.errors import UserError
 from jaxmethods.layout import Layout, Rule
 from jaxmethods.method import Method
+from jaxmethods.records.progress import Progress
+from jaxmethods.records.run_folder import RunFolder
 from jaxmethods.stages import Evaluation, Recipe, Train
 from jaxmethods.training import runner
-from jaxmethods.training.progress import Progress
-from jaxmethods.training.run_folder import RunFolder
 
 
 class State(NamedTuple):

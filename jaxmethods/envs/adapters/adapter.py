@@ -15,8 +15,8 @@ from jumanji.env import Environment
 from jumanji.types import TimeStep
 from jumanji.viewer import Viewer
 
-from jaxmethods.envs.team import TeamEnvironment
-from jaxmethods.envs.types import Observation, one_more
+from jaxmethods.envs.team.environment import TeamEnvironment
+from jaxmethods.envs.team.types import Observation, one_more
 
 NEVER = 2**31 - 1
 """A time limit that is not reached: the largest int32."""

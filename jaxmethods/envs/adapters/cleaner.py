@@ -14,8 +14,9 @@ from jumanji.environments.routing.cleaner.viewer import CleanerViewer
 from jumanji.types import TimeStep
 from jumanji.viewer import Viewer
 
-from jaxmethods.envs import arguments, grid
+from jaxmethods.envs import arguments
 from jaxmethods.envs.adapters.adapter import NEVER, Adapted
+from jaxmethods.envs.team import grid
 
 CHANNELS = 3
 

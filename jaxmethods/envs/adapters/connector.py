@@ -15,8 +15,9 @@ from jumanji.environments.routing.connector.viewer import ConnectorViewer
 from jumanji.types import TimeStep
 from jumanji.viewer import Viewer
 
-from jaxmethods.envs import arguments, grid
+from jaxmethods.envs import arguments
 from jaxmethods.envs.adapters.adapter import NEVER, REWARDS, Adapted
+from jaxmethods.envs.team import grid
 
 CHANNELS = 5
 

@@ -15,8 +15,8 @@ from jumanji.viewer import Viewer
 
 from jaxmethods.envs import arguments
 from jaxmethods.envs.adapters.adapter import NEVER, State, strong
-from jaxmethods.envs.team import TeamEnvironment
-from jaxmethods.envs.types import Observation, one_more
+from jaxmethods.envs.team.environment import TeamEnvironment
+from jaxmethods.envs.team.types import Observation, one_more
 from jaxmethods.errors import import_extra
 
 SCENARIOS = (

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from jaxmethods.envs.adapters.adapter import State
-from jaxmethods.envs.viewer import TEAM_COLOURS, GridViewer
+from jaxmethods.envs.team.viewer import TEAM_COLOURS, GridViewer
 
 ALLY, ENEMY = TEAM_COLOURS[:2]
 

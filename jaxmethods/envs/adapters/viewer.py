@@ -9,7 +9,7 @@ import numpy as np
 from jumanji.viewer import Viewer
 from matplotlib.animation import FuncAnimation, PillowWriter
 
-from jaxmethods.envs.viewer import (
+from jaxmethods.envs.team.viewer import (
     MAX_STRIP_FRAMES,
     frames_of,
     host_state,

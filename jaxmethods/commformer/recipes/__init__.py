@@ -1,0 +1,1 @@
+"""What `jaxmethods run` runs of CommFormer: its config, its stage, its figures."""

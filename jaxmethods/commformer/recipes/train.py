@@ -1,0 +1,149 @@
+"""CommFormer on the command line: its run config and its one stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from pydantic import ConfigDict, PositiveInt, model_validator
+
+from jaxmethods import envs
+from jaxmethods.commformer import graph as graphs
+from jaxmethods.commformer import method, schedule
+from jaxmethods.commformer.config import GraphConfig, NetworkConfig, PPOConfig
+from jaxmethods.commformer.evaluate import evaluate, greedy_policy
+from jaxmethods.commformer.recipes import figures
+from jaxmethods.config import Config, OnResume, TrainingRunConfig
+from jaxmethods.envs import TeamEnvironment
+from jaxmethods.envs.rollout import record_episode
+from jaxmethods.layout import Layout, Rule
+from jaxmethods.method import Batch, Metrics
+from jaxmethods.stages import Evaluation, Recipe, Results, Train
+
+RULES = (
+    Rule(r"^(environment|timestep|episodes)/", ("data",)),
+    Rule(r"(blocks|head)/.*kernel$", (None, "fsdp", "tensor")),  # stacked over layers or agents
+    Rule(r"kernel$", ("fsdp", "tensor")),
+)
+"""Environments are split over `data`, kernels over `fsdp` and `tensor`.
+
+Adam's moments are one flat vector (see `network_optimizer`) and stay whole on every device."""
+
+
+class EnvironmentConfig(Config):
+    """Which environment; every further field is an argument of its constructor."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+
+    def make(self) -> TeamEnvironment:
+        """Builds the environment. Raises `ValueError` for an unknown name or argument."""
+        return envs.make(self.name, **(self.model_extra or {}))
+
+
+class EvaluationConfig(Config):
+    """Greedy evaluation on the hardened graph."""
+
+    episodes: PositiveInt = 1000
+    max_steps: PositiveInt = 20
+    """Episodes that last longer count as failures."""
+
+
+class Run(TrainingRunConfig):
+    """A CommFormer training run."""
+
+    method: Literal["commformer"]
+    environment: EnvironmentConfig
+    environment_steps: Annotated[PositiveInt, OnResume.GROW]
+    """Steps of the whole run, all parallel environments together; rounded up to whole updates."""
+    network: NetworkConfig = NetworkConfig()
+    graph: GraphConfig = GraphConfig()
+    ppo: PPOConfig = PPOConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> Run:
+        samples = self.ppo.environments * self.ppo.rollout
+        if self.ppo.minibatches > samples:
+            raise ValueError(
+                f"ppo.minibatches: expected at most the {samples} samples of an update, "
+                f"got {self.ppo.minibatches}"
+            )
+        if self.graph.upper_data == "split" and self.ppo.environments < 2:
+            raise ValueError("graph.upper_data: split needs two ppo.environments, got 1")
+        shares = self.ppo.shuffle_shares
+        if self.ppo.environments % shares or self.ppo.minibatches > samples // shares:
+            raise ValueError(
+                f"ppo.shuffle_shares: expected a divisor of ppo.environments "
+                f"({self.ppo.environments}) with samples for every minibatch, got {shares}"
+            )
+        return self
+
+    @property
+    def updates(self) -> int:
+        return -(-self.environment_steps // (self.ppo.environments * self.ppo.rollout))
+
+
+class Team(NamedTuple):
+    """What a run finds."""
+
+    params: Any
+    """Of the network."""
+    edges: jax.Array
+    """Logits of the graph [N, N]."""
+
+
+def recipe(run: Run) -> Recipe:
+    """One stage: training, judged by greedy play.
+
+    Raises:
+        ValueError: sizes that don't fit, an unknown environment.
+        MissingExtraError: the environment, or what draws it, is not installed.
+    """
+    env = run.environment.make()
+    _ = env.viewer  # draws the figures at the end, and needs what it needs now
+    training = schedule.prepare(env, run.network, run.graph, run.ppo, run.updates)
+
+    def measure(state: method.State, batch: Batch, key: jax.Array) -> Metrics:
+        del batch
+        graph = schedule.hardened_graph(training, state.levels.upper)
+        sizes = run.evaluation
+        return evaluate(
+            env, training.network, state.levels.lower, graph, key, sizes.episodes, sizes.max_steps
+        )
+
+    def report(results: Results, folder: Path) -> None:
+        first = jax.tree.map(lambda leaf: leaf[0], results["train"])
+        draw_team(training, first, run.evaluation.max_steps, folder / "figures")
+
+    train = Train(
+        "train",
+        method.trainer(env, run.network, run.graph, run.ppo, run.updates),
+        run.updates,
+        result=lambda state, batch: Team(state.levels.lower, state.levels.upper),
+        evaluation=Evaluation(measure, score="success_rate"),
+        layout=Layout(state=RULES),
+        main=True,
+    )
+    headline = ("train/success_rate", "train/episode_length")
+    return Recipe([train], report, reads=("train",), headline=headline)
+
+
+def draw_team(
+    training: schedule.CommFormerTraining, team: Team, max_steps: int, folder: Path
+) -> None:
+    """Writes the graph and one greedy episode (a strip of frames and an animation)."""
+    graph = schedule.hardened_graph(training, team.edges)
+    learned = training.graph_kind == "learned"
+    edges = graphs.selectable(team.edges, training.graph.self_edges)
+    preference = figures.edge_preference(edges) if learned else None
+    figures.draw_graph(np.asarray(graph), preference, folder / "communication_graph.png")
+    env: Any = training.env
+    play = greedy_policy(training.network, team.params, graph)
+    recorded = jax.jit(lambda key: record_episode(env, play, key, max_steps))
+    states = jax.device_get(recorded(jax.random.key(0)).states)
+    env.filmstrip(states, str(folder / "episode_frames.png"))
+    env.animate(states, interval=500, save_path=str(folder / "episode_animation.gif"))

@@ -1,0 +1,1 @@
+"""Where a run runs: meshes of devices, processes."""

@@ -1,0 +1,1 @@
+"""Control environments: one agent, continuous actions."""

@@ -1,7 +1,0 @@
-"""Pendulum: swing a rod up with a motor too weak to lift it, and keep it there."""
-
-from jaxmethods.envs.pendulum.controller import swing_up
-from jaxmethods.envs.pendulum.env import Pendulum
-from jaxmethods.envs.pendulum.types import State
-
-__all__ = ["Pendulum", "State", "swing_up"]

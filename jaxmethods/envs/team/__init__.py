@@ -1,0 +1,1 @@
+"""Environments of a team: N agents on a grid or on roads."""

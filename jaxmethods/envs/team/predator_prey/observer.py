@@ -1,0 +1,35 @@
+"""What the agents of Predator-Prey see."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxmethods.envs.team import grid
+from jaxmethods.envs.team.predator_prey.types import State
+
+
+def observation_size(dim: int, vision: int) -> int:
+    """D = (2v+1)^2 (dim^2 + 4)."""
+    return (2 * vision + 1) ** 2 * (dim**2 + 4)
+
+
+def agents_view(state: State, dim: int, vision: int, prey_communicate: bool) -> jax.Array:
+    """The window around each predator (and prey, if it communicates): [N, D] int8.
+
+    Channels of a cell: its number one-hot in [0, dim^2), or dim^2 + 1 off the grid; at
+    dim^2 + 2 the number of prey and at dim^2 + 3 that of predators, the observer included.
+    Channel dim^2 stays empty.
+    """
+    centres = state.predators
+    if prey_communicate:
+        centres = jnp.concatenate([state.predators, state.prey])
+    rows, columns = grid.window_cells(centres, vision)
+    return grid.encode_windows(
+        grid.window_classes(rows, columns, dim, dim, outside=dim**2 + 1),
+        {
+            dim**2 + 2: grid.window_counts(rows, columns, state.prey),
+            dim**2 + 3: grid.window_counts(rows, columns, state.predators),
+        },
+        channels=dim**2 + 4,
+    )

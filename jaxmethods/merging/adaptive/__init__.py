@@ -1,0 +1,1 @@
+"""Merges that are trained at test time, or mix experts for every input."""

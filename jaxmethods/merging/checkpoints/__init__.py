@@ -1,0 +1,1 @@
+"""Static merges of checkpoint folders that need not fit in memory together."""

@@ -1,0 +1,64 @@
+"""What a comparison leaves behind: `table.json`, `table.md` and figures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxmethods.files import write_atomically
+from jaxmethods.merging.evaluate import METHODS, ROWS, Results
+from jaxmethods.merging.recipes import figures
+from jaxmethods.numerics.statistics import mean_and_error
+
+
+def write(states: Results, tasks: Sequence[str], seeds: Sequence[int], folder: Path) -> None:
+    """Writes table and figures of `Results` with a leading seed axis into a run folder."""
+    content = as_dict(states, tasks, seeds)
+    write_atomically(folder / "table.json", json.dumps(content, indent=1))
+    write_atomically(folder / "table.md", markdown(content))
+    drawn = folder / "figures"
+    figures.draw(content, ROWS, drawn)
+
+
+def as_dict(states: Results, tasks: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+    """Everything in `table.json`; every list has a leading seed axis."""
+
+    def by_method(values: Any) -> dict[str, Any]:
+        return {
+            name: np.asarray(values)[:, place].astype(float).round(6).tolist()
+            for place, name in enumerate(METHODS)
+        }
+
+    return {
+        "tasks": list(tasks),
+        "seeds": list(seeds),
+        "accuracy": by_method(states.accuracy),
+        "distance": by_method(states.distance),
+        "routing": {
+            name: np.asarray(value).astype(float).round(6).tolist()
+            for name, value in states.routing.items()
+        },
+    }
+
+
+def markdown(content: Mapping[str, Any]) -> str:
+    """Methods x tasks in per cent: mean ± standard error over seeds, the mean over tasks last."""
+    tasks = content["tasks"]
+    lines = [
+        "| method | " + " | ".join([*tasks, "mean"]) + " |",
+        "| --- " * (len(tasks) + 2) + "|",
+    ]
+    for name, title in ROWS.items():
+        values = 100 * np.asarray(content["accuracy"][name])  # [S, T]
+        columns = np.concatenate([values, values.mean(1, keepdims=True)], 1).T
+        lines.append(f"| {title} | " + " | ".join(map(_cell, columns)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(values: np.ndarray) -> str:
+    mean, error = mean_and_error(values)
+    return f"{mean:.1f}" if error is None else f"{mean:.1f} ± {error:.1f}"

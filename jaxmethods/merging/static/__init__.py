@@ -1,0 +1,1 @@
+"""Merges that are computed at once, from weights alone or with statistics of activations."""

@@ -1,0 +1,44 @@
+"""A decoder-only transformer to look inside: Llama, Mistral, Qwen, GPT-NeoX, OPT and CodeGen.
+
+config, params = decoder.load("path/to/model", dtype=jnp.bfloat16, mesh=mesh)
+outputs = decoder.forward(params, config, ids, taps=("norms",))
+tokens = decoder.generate(params, config, ids, 64, key=key).tokens
+"""
+
+from __future__ import annotations
+
+from jaxmethods.models.decoder.checkpoint import load, read_config, save, shardings
+from jaxmethods.models.decoder.config import DecoderConfig, RopeScaling
+from jaxmethods.models.decoder.generation import Generated, Sampling, generate
+from jaxmethods.models.decoder.network import (
+    TAPS,
+    Outputs,
+    at,
+    embed,
+    forward,
+    init_params,
+    logits_of,
+    norms_of,
+    unstack_layers,
+)
+
+__all__ = [
+    "TAPS",
+    "DecoderConfig",
+    "Generated",
+    "Outputs",
+    "RopeScaling",
+    "Sampling",
+    "at",
+    "embed",
+    "forward",
+    "generate",
+    "init_params",
+    "load",
+    "logits_of",
+    "norms_of",
+    "read_config",
+    "save",
+    "shardings",
+    "unstack_layers",
+]

@@ -1,0 +1,1 @@
+"""What `jaxmethods run` runs of NoVo: all its files and figures."""

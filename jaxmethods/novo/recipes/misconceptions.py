@@ -1,0 +1,208 @@
+"""`method: misconceptions` on the command line: a decoder learns a world, and norm voting reads it.
+
+The stage trains a small Llama on sentences of `misconceptions` (next-token loss at every position,
+AdamW, one cycle) and evaluates, on facts that didn't choose the heads, norm voting beside the
+likelihood of the candidates and other baselines. It leaves behind what `method: novo` takes: the
+model as a Hugging Face folder with its tokenizer, `model/`, and the questions, `questions.jsonl`
+(with several seeds, `model_0/`, `questions_0.jsonl` and so on).
+"""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from pydantic import model_validator
+
+from jaxmethods.config import TrainingRunConfig
+from jaxmethods.files import write_atomically
+from jaxmethods.method import Batch, Method, Metrics
+from jaxmethods.models import decoder
+from jaxmethods.models.decoder.config import DecoderConfig
+from jaxmethods.novo import baselines, heads
+from jaxmethods.novo.config import LearnerConfig, SelectionConfig, World
+from jaxmethods.novo.misconceptions import (
+    TRUE,
+    Facts,
+    draw_facts,
+    draw_items,
+    draw_sentences,
+    questions_in_words,
+    tokenizer_of,
+    vocabulary,
+)
+from jaxmethods.numerics.keys import named
+from jaxmethods.stages import Evaluation, Recipe, Results, Train
+
+
+class Run(TrainingRunConfig):
+    """A decoder learns facts and myths."""
+
+    method: Literal["misconceptions"]
+    world: World = World()
+    learner: LearnerConfig = LearnerConfig()
+    selection: SelectionConfig = SelectionConfig()
+
+    @model_validator(mode="after")
+    def _facts_suffice(self) -> Run:
+        facts = self.world.entities * self.world.relations
+        if self.selection.samples >= facts:
+            raise ValueError(
+                f"selection.samples: expected fewer than the {facts} facts, "
+                f"got {self.selection.samples}"
+            )
+        return self
+
+
+class State(NamedTuple):
+    """A learner and its world."""
+
+    key: jax.Array
+    facts: Facts
+    params: Any
+    optimizer: Any
+
+
+class Learned(NamedTuple):
+    """What a run finds."""
+
+    params: Any
+    """Of the decoder."""
+    facts: Facts
+
+
+def recipe(run: Run) -> Recipe:
+    """One stage: learning, judged by norm voting."""
+    model = learner_config(run)
+    learn = Train(
+        "learn",
+        trainer(run),
+        run.learner.steps,
+        result=lambda state, batch: Learned(state.params, state.facts),
+        evaluation=Evaluation(
+            lambda state, batch, key: evaluate(state, key, model, run.world, run.selection),
+            score="novo_accuracy",
+        ),
+        main=True,
+    )
+    names = ("novo", "random_heads", "likelihood")
+    headline = tuple(f"learn/{name}_accuracy" for name in names)
+    return Recipe([learn], partial(report, run), reads=("learn",), headline=headline)
+
+
+def report(run: Run, results: Results, folder: Path) -> None:
+    """Writes every seed's model, tokenizer and questions."""
+    found: Learned = jax.device_get(results["learn"])
+    for seed in range(run.seeds):
+        learned = jax.tree.map(lambda leaf, seed=seed: leaf[seed], found)
+        ending = f"_{seed}" if run.seeds > 1 else ""
+        model = folder / f"model{ending}"
+        decoder.save(model, learner_config(run), learned.params)
+        write_atomically(model / "tokenizer.json", json.dumps(tokenizer_of(run.world)) + "\n")
+        key = named(jax.random.key(run.seed + seed), "questions")
+        items = draw_items(key, learned.facts, run.world)
+        rows = [json.dumps(row) + "\n" for row in questions_in_words(items, run.world)]
+        write_atomically(folder / f"questions{ending}.jsonl", "".join(rows))
+
+
+def learner_config(run: Run) -> DecoderConfig:
+    """The decoder: a small Llama with grouped heads over the words of the world."""
+    learner = run.learner
+    if learner.width % learner.heads:
+        raise ValueError(f"learner.heads: expected a divisor of width, got {learner.heads}")
+    return DecoderConfig(
+        family="llama",
+        vocab_size=vocabulary(run.world),
+        width=learner.width,
+        mlp_width=learner.mlp_width,
+        layers=learner.layers,
+        heads=learner.heads,
+        kv_heads=learner.kv_heads,
+        head_dim=learner.width // learner.heads,
+        rotary_dim=learner.width // learner.heads,
+        max_positions=16,
+    )
+
+
+def trainer(run: Run) -> Method:
+    """Learning of sentences that are drawn anew at every step."""
+    learner, world, model = run.learner, run.world, learner_config(run)
+    schedule = optax.cosine_onecycle_schedule(learner.steps, learner.learning_rate)
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(learner.clip),
+        optax.adamw(schedule, weight_decay=learner.weight_decay),
+    )
+
+    def init(key: jax.Array, batch: Batch) -> State:
+        del batch
+        key, facts_key, params_key = jax.random.split(key, 3)
+        params = decoder.init_params(params_key, model)
+        return State(key, draw_facts(facts_key, world), params, optimizer.init(params))
+
+    def loss(params: Any, ids: jax.Array) -> jax.Array:
+        logits = decoder.forward(params, model, ids[:, :-1]).logits
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, ids[:, 1:]))
+
+    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        del batch
+        key, sentences_key = jax.random.split(state.key)
+        ids = draw_sentences(sentences_key, state.facts, world, learner.batch)
+        value, gradient = jax.value_and_grad(loss)(state.params, ids)
+        updates, moments = optimizer.update(gradient, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return State(key, state.facts, params, moments), {"loss": value}
+
+    return Method(init, step)
+
+
+def evaluate(
+    state: State, key: jax.Array, model: DecoderConfig, world: World, selection: SelectionConfig
+) -> Metrics:
+    """Accuracies on the facts that did not choose the heads; all of them share these items."""
+    items_key, order_key, random_key = jax.random.split(key, 3)
+    items = draw_items(items_key, state.facts, world)
+    number, candidates, length = items.ids.shape
+    ids = items.ids.reshape(-1, length)
+    last = jnp.full((ids.shape[0], 1), length - 1)
+    outputs = decoder.forward(state.params, model, ids, taps=("head_norms",), taps_at=last)
+    norms = jnp.moveaxis(outputs.head_norms[:, :, 0], 0, 1)  # [F C, L, H]
+    norms = norms.reshape(number, candidates, -1)
+    log_probabilities = jax.nn.log_softmax(outputs.logits)
+    said = jnp.take_along_axis(log_probabilities[:, 4:-1], ids[:, 5:, None], -1)
+    likelihood = jnp.sum(said[..., 0], axis=1).reshape(number, candidates)
+    verdict = log_probabilities[:, -1, TRUE].reshape(number, candidates)
+
+    order = jax.random.permutation(order_key, number)
+    train, test = order[: selection.samples], order[selection.samples :]
+    mask = jnp.ones((number, candidates), bool)
+    counts = heads.correct_counts(norms[train], mask[train], items.labels[train])
+    questions = norms[test], mask[test], items.labels[test]
+
+    def elected(voters: heads.Heads) -> jax.Array:
+        return baselines.accuracy(heads.predict(*questions[:2], voters), questions[2])
+
+    def likeliest(score: jax.Array) -> jax.Array:
+        return baselines.accuracy(baselines.most_likely(score[test], mask[test]), questions[2])
+
+    settings = {"q": selection.q, "voters": selection.voters}
+    chosen = heads.select_heads(counts, rule=selection.rule, **settings)
+    numbers = jnp.sum(chosen.max_mask), jnp.sum(chosen.min_mask)
+    keys = jax.random.split(random_key, 16)
+    total = norms.shape[-1]
+    draws = jax.vmap(lambda key: elected(baselines.random_heads(key, total, *numbers)))(keys)
+    other = "paper" if selection.rule == "code" else "code"
+    return {
+        "novo_accuracy": elected(chosen),
+        f"{other}_rule_accuracy": elected(heads.select_heads(counts, rule=other, **settings)),
+        "likelihood_accuracy": likeliest(likelihood),
+        "random_heads_accuracy": jnp.mean(draws),
+        "chosen_head_accuracy": elected(baselines.single_best(counts)),
+        "best_head_on_test_accuracy": baselines.best_on_test(*questions),
+        "verdict_accuracy": likeliest(verdict),
+        "voters": numbers[0] + numbers[1],
+    }

@@ -1,0 +1,1 @@
+"""Exact sums, random keys, sampling, error bars, linear algebra: what methods share."""

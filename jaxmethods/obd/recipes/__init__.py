@@ -1,0 +1,1 @@
+"""What `jaxmethods run` runs of OBD: all its files, figures and tables."""

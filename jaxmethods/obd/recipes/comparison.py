@@ -1,0 +1,189 @@
+"""What closes a pipeline: students of the distilled set against everything simpler.
+
+Of the distilled set, of as many random real pairs, of random pairs from the best episodes and of
+one pair from each cluster of states, K students each are trained at once, one step of cloning a
+step of the method. Then all of them play, beside the teacher and, if there is one, the policy that
+was cloned from all the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from pydantic import NonNegativeInt
+
+from jaxmethods.config import Config, OnResume
+from jaxmethods.layout import Layout
+from jaxmethods.method import Method, Metrics, gradient_step
+from jaxmethods.obd.baselines import CloningConfig, cluster_rows, random_rows, top_rows
+from jaxmethods.obd.config import OBDConfig
+from jaxmethods.obd.evaluate import Player
+from jaxmethods.obd.method import make_student
+from jaxmethods.obd.objectives import bc_loss
+from jaxmethods.obd.types import SynSet
+from jaxmethods.offline_rl.scores import Summary, summarise
+from jaxmethods.offline_rl.types import Norm, OfflineData
+from jaxmethods.stages import Arrays, Part, Place
+
+INK, ACCENT = "#8fa3b5", "#1f3b57"
+SETS = ("distilled", "random", "best_episodes", "clusters")
+"""Of which students are trained."""
+
+
+class State(NamedTuple):
+    """Students under way."""
+
+    key: jax.Array
+    students: dict[str, Any]
+    """Parameters [K, ...] by the name of their set."""
+    optimizer: dict[str, Any]
+
+
+class Competitor(NamedTuple):
+    """Who plays for a score."""
+
+    name: str
+    play: Player
+    params: Any
+    """[seeds, K, ...], or [K, ...] of a policy that all seeds share."""
+    per_seed: bool
+
+
+class ComparisonConfig(Config):
+    """What the distilled set is compared with at the end."""
+
+    cloning: CloningConfig = CloningConfig()
+    cloning_steps: Annotated[NonNegativeInt, OnResume.GROW] = 0
+    """Minibatch steps of cloning all the data, as one more competitor; 0: none."""
+
+
+def real_sets(
+    key: jax.Array, data: OfflineData, episode_returns: jax.Array, count: int
+) -> dict[str, SynSet]:
+    """The selections of `count` real pairs that a distilled set of that size has to beat.
+
+    Args:
+        episode_returns: [L], of the episode each row belongs to.
+    """
+    keys = jax.random.split(key, 3)
+    return {
+        "random": random_rows(keys[0], data, count),
+        "best_episodes": top_rows(keys[1], data, episode_returns, count),
+        "clusters": cluster_rows(keys[2], data, count),
+    }
+
+
+def contest(config: OBDConfig, n_students: int) -> Method:
+    """Trains `n_students` students of every set with the inner loop's settings.
+
+    The batch is a dictionary of `SynSet`s, all of one size.
+    """
+    policy = make_student(config.student)
+    optimizer = optax.sgd(config.inner_lr, config.inner_momentum or None)
+
+    def init(key: jax.Array, sets: dict[str, SynSet]) -> State:
+        key, init_key = jax.random.split(key)
+        syn = next(iter(sets.values()))
+        sizes = syn.states.shape[-1], syn.actions.shape[-1]
+        keys = jax.random.split(init_key, n_students)
+        # Students of the same number start equal, whatever set they learn from.
+        params = jax.vmap(lambda k: policy.init(k, *sizes))(keys)
+        moments = jax.vmap(optimizer.init)(params)
+        return State(key, dict.fromkeys(sets, params), dict.fromkeys(sets, moments))
+
+    def step(state: State, sets: dict[str, SynSet]) -> tuple[State, Metrics]:
+        key, noise_key = jax.random.split(state.key)
+
+        def one(params: Any, moments: Any, syn: SynSet, key: jax.Array) -> tuple:
+            noise = config.inner_noise * jax.random.normal(key, syn.actions.shape)
+            loss, gradient = jax.value_and_grad(bc_loss)(params, syn, noise, policy.sample)
+            return *gradient_step(optimizer, gradient, moments, params), loss
+
+        keys = jax.random.split(noise_key, n_students)
+        students, moments, metrics = {}, {}, {}
+        for name, syn in sets.items():
+            train = jax.vmap(one, (0, 0, None, 0))
+            students[name], moments[name], loss = train(
+                state.students[name], state.optimizer[name], syn, keys
+            )
+            metrics[f"loss_{name}"] = loss.mean()
+        return State(key, students, moments), metrics
+
+    return Method(init, step)
+
+
+def score_parts(
+    competitors: Sequence[Competitor], norm: Norm, keys: jax.Array, place: Place
+) -> list[Part]:
+    """A part for every competitor: its `scores` [seeds, K, E].
+
+    Args:
+        norm: of the states in all sets.
+        keys: [seeds]; all competitors of a seed play with the same.
+    """
+
+    def compute(one: Competitor) -> Arrays:
+        own = Layout(per_seed=("",) if one.per_seed else ())
+        measure = jax.vmap(one.play.measure, (0 if one.per_seed else None, None, 0))
+        inputs = place(one.params, own), *place((norm, keys), Layout())
+        # Whole in every process: what plays on the host plays in each of them.
+        return {
+            "scores": one.play.scores(jax.device_get(place(jax.jit(measure)(*inputs), Layout())))
+        }
+
+    return [Part(one.name, partial(compute, one)) for one in competitors]
+
+
+def score_metrics(scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Mean scores of all competitors and their standard errors over students, [seeds].
+
+    Args:
+        scores: name -> [seeds, K, E].
+    """
+    metrics = {}
+    for name, values in scores.items():
+        each = [summarise(of_seed) for of_seed in values]
+        metrics[f"score_{name}"] = np.array([summary.mean for summary in each])
+        if values.shape[1] > 1:
+            metrics[f"error_{name}"] = np.array([summary.error for summary in each])
+    return metrics
+
+
+def over_seeds(scores: Mapping[str, np.ndarray]) -> dict[str, Summary]:
+    """Each competitor's mean score with its standard error: over seeds, of one seed over students.
+
+    Args:
+        scores: name -> [seeds, K, E].
+    """
+    return {
+        name: summarise(values if len(values) > 1 else values[0]) for name, values in scores.items()
+    }
+
+
+def draw_scores(summaries: Mapping[str, Summary], path: Path, title: str, measure: str) -> None:
+    """A bar for each competitor, best on top, with its standard error."""
+    ordered = sorted(summaries.items(), key=lambda item: item[1].mean)
+    names = [name.replace("_", " ") for name, _ in ordered]
+    figure = Figure(figsize=(6.4, 0.5 * len(ordered) + 1.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    panel = figure.subplots()
+    means = [summary.mean for _, summary in ordered]
+    errors = np.nan_to_num([summary.error for _, summary in ordered])
+    colors = [ACCENT if name == "distilled" else INK for name, _ in ordered]
+    panel.barh(names, means, xerr=errors, color=colors, error_kw={"capsize": 3, "lw": 1})
+    for place, mean in enumerate(means):
+        end = max(mean, 0.0), place
+        style = {"xytext": (4, 6), "textcoords": "offset points", "fontsize": 8}
+        panel.annotate(f"{mean:.1f}", end, **style)
+    panel.axvline(0.0, color="#555", linewidth=0.8)
+    panel.set(xlabel=measure, title=title)
+    panel.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,295 @@
+"""OBD on the command line: from a dataset to a distilled set that is tested and written down.
+
+The stages are those that the config asks for: a teacher learnt from the data alone, the density
+of its states, the distillation, and what it is compared with. A teacher or density that is learnt
+is learnt for each seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxmethods.layout import Layout, Rule
+from jaxmethods.method import Batch, Method, State
+from jaxmethods.numerics.keys import named
+from jaxmethods.obd import density, method
+from jaxmethods.obd.baselines import cloning
+from jaxmethods.obd.config import OBDConfig
+from jaxmethods.obd.evaluate import (
+    judge_policies,
+    judge_sets,
+    measure_policy,
+    measure_set,
+    player,
+)
+from jaxmethods.obd.recipes import comparison, figures
+from jaxmethods.obd.recipes import distilled_files as distilled
+from jaxmethods.obd.recipes.comparison import ComparisonConfig, Competitor, contest, real_sets
+from jaxmethods.obd.recipes.inputs import Inputs, Run
+from jaxmethods.obd.types import Source, SynSet
+from jaxmethods.offline_rl import calql, iql
+from jaxmethods.offline_rl.policies import tanh_gaussian
+from jaxmethods.offline_rl.scores import score_name
+from jaxmethods.offline_rl.types import Teacher
+from jaxmethods.stages import Compute, Evaluation, Part, Place, Recipe, Results, Train
+
+__all__ = ["Run", "recipe"]
+
+RULES = (Rule(r"^(syn|optimizer)/", ("data",)),)
+"""A set's pairs are split over `data`, if they must be: several seeds are split before."""
+
+
+class Found(NamedTuple):
+    """What a distillation finds."""
+
+    syn: SynSet
+    """Every pair is used: their number is the config's in all seeds."""
+    step: jax.Array
+    """[] int32: outer steps done."""
+
+
+def recipe(run: Run) -> Recipe:
+    """Offline reinforcement learning and density where asked for, the distillation, comparison.
+
+    Raises:
+        DataError: a file cannot be used; files are read here, before anything is written.
+        ValueError: sizes that don't fit the data, an unknown environment.
+        MissingExtraError: the environment's simulator is not installed.
+    """
+    inputs = Inputs(run)
+    plays = run.evaluation.environment is not None
+    stages: list[Train | Compute] = []
+    if run.teacher.learn is not None:
+        stages.append(offline_rl_stage(run, inputs))
+    if run.density.tau > 0:
+        stages.append(density_stage(run, inputs))
+    stages.append(distillation_stage(run, inputs))
+    measure = "score" if plays else "offline_loss"
+    headline = [f"distillation/{measure}"]
+    if run.evaluation.random_selection:
+        headline.append(f"distillation/random_{measure}")
+    if run.comparison is not None:
+        if run.comparison.cloning_steps:
+            stages.append(cloning_stage(run, run.comparison, inputs))
+        stages.append(comparison_stage(run, inputs))
+    if run.comparison is not None and plays:
+        stages.append(scores_stage(run, inputs))
+        shown = ("distilled", "random", *(["teacher"] if has_teacher(run) else []))
+        headline = [f"scores/score_{name}" for name in shown]
+    reads = [stage.name for stage in stages if stage.name in ("distillation", "scores")]
+    return Recipe(stages, partial(report, run, inputs), reads, headline)
+
+
+def has_teacher(run: Run) -> bool:
+    """Whether there is a near-expert policy."""
+    return run.teacher.learn is not None or run.teacher.path is not None
+
+
+def offline_rl_stage(run: Run, inputs: Inputs) -> Train:
+    """A teacher from the data alone."""
+    learner, teacher = (
+        (iql.learner(run.teacher.iql, run.teacher.steps), iql.teacher)
+        if run.teacher.learn == "iql"
+        else (calql.learner(run.teacher.calql), calql.teacher)
+    )
+    return Train(
+        "offline_rl",
+        learner,
+        run.teacher.steps,
+        lambda results: inputs.transitions(),
+        result=lambda state, batch: teacher(state),
+        evaluation=policy_evaluation(run, lambda state: teacher(state).policy),
+    )
+
+
+def policy_evaluation(run: Run, policy: Callable[[State], Any]) -> Evaluation | None:
+    """How the one plain policy in a state is judged, with the `norm` of the stage's batch."""
+    play = player(run.evaluation, OBDConfig())
+    if play is None:
+        return None
+
+    def measure(state: State, batch: Batch, key: jax.Array) -> Any:
+        return measure_policy(play, policy(state), batch.norm, key)
+
+    return Evaluation(measure, partial(judge_policies, play))
+
+
+def density_stage(run: Run, inputs: Inputs) -> Train:
+    """A flow fitted to the states; the result is the weight of each of them [L]."""
+    flow, tau = run.density.flow, run.density.tau
+
+    def result(state: State, states: Batch) -> jax.Array:
+        log_p = density.state_log_prob(partial(density.flow_log_prob, state.params), states)
+        return density.sdw_weights(log_p, tau, states.shape[-1])
+
+    return Train(
+        "density",
+        density.flow_learner(flow),
+        flow.steps,
+        lambda results: inputs.offline()[0].states,
+        result=result,
+    )
+
+
+def distillation_stage(run: Run, inputs: Inputs) -> Train:
+    """The distillation, fed by what was learnt before it."""
+    config, evaluation = run.distillation, run.evaluation
+
+    def measure(state: State, source: Source, key: jax.Array) -> Any:
+        return measure_set(evaluation, config, state.syn, source, key)
+
+    per_seed = []
+    if run.density.tau > 0:
+        per_seed.append("^data/density_weights$")
+    if run.teacher.learn is not None:
+        per_seed.append("^teacher/")
+    return Train(
+        "distillation",
+        method.distiller(config),
+        run.outer_steps,
+        lambda results: source(run, inputs, results),
+        result=lambda state, batch: Found(state.syn, state.step),
+        evaluation=Evaluation(
+            measure,
+            partial(judge_sets, evaluation, config),
+            score=None if evaluation.environment is None else "score",
+        ),
+        layout=Layout(state=RULES, per_seed=per_seed),
+        main=True,
+    )
+
+
+def source(run: Run, inputs: Inputs, results: Results) -> Source:
+    """What is distilled; teacher and density weights have a seed axis where they were learnt."""
+    data, norm = inputs.offline()
+    if "density" in results:
+        data = data._replace(density_weights=results["density"])
+    unpooled = Source(data, norm, teacher_of(inputs, results))
+    if not run.distillation.init_pool:
+        return unpooled
+    config = run.distillation
+    key = named(jax.random.key(run.seed), "initial students")
+    pool = method.init_pool(key, config, unpooled, method.make_student(config.student))
+    return unpooled._replace(init_pool=pool)
+
+
+def teacher_of(inputs: Inputs, results: Results) -> Teacher | None:
+    """The teacher that was learnt, with a seed axis; else the one that was read."""
+    return results.get("offline_rl", inputs.teacher)
+
+
+def cloning_stage(run: Run, against: ComparisonConfig, inputs: Inputs) -> Train:
+    """Behavioral cloning on all the data, to compare with."""
+    plain = tanh_gaussian(run.distillation.student.n_layers, run.distillation.student.hidden)
+    learner = cloning(against.cloning, plain)
+    return Train(
+        "cloning",
+        # What judges the policy needs the normalization too.
+        Method(
+            lambda key, batch: learner.init(key, batch.data),
+            lambda state, batch: learner.step(state, batch.data),
+        ),
+        against.cloning_steps,
+        lambda results: Source(*inputs.offline()),
+        result=lambda state, batch: state.params,
+        evaluation=policy_evaluation(run, lambda state: state.params),
+    )
+
+
+def comparison_stage(run: Run, inputs: Inputs) -> Train:
+    """Students of the distilled set and of real pairs; the result is their parameters."""
+
+    def data(results: Results) -> dict[str, SynSet]:
+        keys = _keys(run, "real pairs")
+        select = jax.vmap(real_sets, (0, None, None, None))
+        chosen = select(keys, inputs.offline()[0], inputs.returns(), run.distillation.n_syn)
+        return {"distilled": results["distillation"].syn, **chosen}
+
+    return Train(
+        "comparison",
+        contest(run.distillation, run.evaluation.students),
+        run.distillation.inner_steps,
+        data,
+        result=lambda state, batch: state.students,
+        layout=Layout(per_seed=("",)),
+    )
+
+
+def scores_stage(run: Run, inputs: Inputs) -> Compute:
+    """Everybody plays, once: scores [seeds, K, E] by the name of the competitor."""
+    play, play_plain = (
+        player(run.evaluation, config) for config in (run.distillation, OBDConfig())
+    )
+    assert play is not None
+    assert play_plain is not None
+    names = [*comparison.SETS, *(["teacher"] if has_teacher(run) else [])]
+    if run.comparison is not None and run.comparison.cloning_steps:
+        names.append("cloning_all_data")
+
+    def parts(results: Results, place: Place) -> list[Part]:
+        students, teacher = results["comparison"], teacher_of(inputs, results)
+        rivals = [Competitor(name, play, students[name], True) for name in comparison.SETS]
+        if teacher is not None:
+            one = _only(teacher.policy, 1 if "offline_rl" in results else 0)
+            rivals.append(Competitor("teacher", play_plain, one, "offline_rl" in results))
+        if "cloning" in results:
+            one = _only(results["cloning"], 1)
+            rivals.append(Competitor("cloning_all_data", play_plain, one, True))
+        return comparison.score_parts(rivals, inputs.offline()[1], _keys(run, "scores"), place)
+
+    return Compute(
+        "scores",
+        parts,
+        lambda found: {name: part["scores"] for name, part in zip(names, found, strict=True)},
+        comparison.score_metrics,
+    )
+
+
+def _only(policy: Any, axis: int) -> Any:
+    """A policy as a crowd of one."""
+    return jax.tree.map(lambda leaf: jnp.expand_dims(leaf, axis), policy)
+
+
+def _keys(run: Run, name: str) -> jax.Array:
+    """[seeds], for one purpose."""
+    seeds = jnp.arange(run.seeds) + run.seed
+    return jax.vmap(lambda seed: named(jax.random.key(seed), name))(seeds)
+
+
+def report(run: Run, inputs: Inputs, results: Results, folder: Path) -> None:
+    """Writes every seed's set and draws the first; and the scores of all who competed."""
+    found: Found = results["distillation"]
+    write_sets(run, inputs, found, folder)
+    first = jax.tree.map(lambda leaf: leaf[0], found.syn)
+    figures.draw_set(first, inputs.offline()[0], folder / "figures" / "synthetic_set.png")
+    if "scores" in results:
+        over = f"{run.seeds} seeds" if run.seeds > 1 else f"{run.evaluation.students} students"
+        comparison.draw_scores(
+            comparison.over_seeds(results["scores"]),
+            folder / "figures" / "scores.png",
+            f"{run.distillation.n_syn} pairs, standard error over {over}",
+            score_name(str(run.evaluation.environment)),
+        )
+
+
+def write_sets(run: Run, inputs: Inputs, found: Found, folder: Path) -> None:
+    """Writes every seed's set: syn.npz and its card, or syn-seed3.npz where there are several."""
+    for place in range(run.seeds):
+        own = jax.tree.map(lambda leaf, i=place: leaf[i], found)
+        seed = run.seed + place
+        name = "syn.npz" if run.seeds == 1 else f"syn-seed{seed}.npz"
+        distilled.save(
+            folder / name,
+            own.syn,
+            inputs.offline()[1],
+            run.distillation,
+            seed=seed,
+            outer_steps=int(own.step),
+            **inputs.files,
+        )

@@ -1,0 +1,58 @@
+"""Configurations of the offline RL that makes a teacher; the defaults are the published ones."""
+
+from __future__ import annotations
+
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from jaxmethods.config import Config, Fraction, OpenFraction
+
+
+class IQLConfig(Config):
+    """Implicit Q-learning."""
+
+    hidden: PositiveInt = 256
+    n_layers: PositiveInt = 4
+    """Linear layers of the policy; critics and value function have three."""
+    batch: PositiveInt = 256
+    discount: Fraction = 0.99
+    expectile: OpenFraction = 0.7
+    """tau: 0.5 values the data's own behaviour, towards 1 the best of it."""
+    temperature: NonNegativeFloat = 3.0
+    """beta of the policy's weights exp(beta advantage); 0 clones the data's behaviour."""
+    max_weight: PositiveFloat = 100.0
+    learning_rate: PositiveFloat = 3e-4
+    target_rate: OpenFraction = 5e-3
+    """Share of the new critics in the target critics' moving average."""
+    scale_rewards: bool = True
+    """Train on rewards scaled so that the episodes' returns span 1000. The teacher's critics are
+    in the simulator's units either way."""
+
+
+class CalQLConfig(Config):
+    """Calibrated Q-learning, with the offline settings of the CORL implementation."""
+
+    hidden: PositiveInt = 256
+    n_layers: PositiveInt = 4
+    """Linear layers of the policy; critics have three."""
+    batch: PositiveInt = 256
+    discount: Fraction = 0.99
+    policy_rate: PositiveFloat = 3e-5
+    """Step size of Adam for the policy and the entropy's temperature."""
+    critic_rate: PositiveFloat = 3e-4
+    target_rate: OpenFraction = 5e-3
+    alpha: NonNegativeFloat = 10.0
+    """Weight of the conservative term."""
+    n_actions: PositiveInt = 10
+    """Actions drawn in each of the three ways at which values are pushed down."""
+    temperature: PositiveFloat = 1.0
+    """Of the soft maximum over these actions."""
+    importance_sampling: bool = True
+    """Divide each of them by its density, so that the soft maximum is one over all actions."""
+    calibrated: bool = True
+    """Don't push values below the data's Monte-Carlo returns; False is CQL."""
+    backup_entropy: bool = False
+    """Subtract the entropy term in the critics' targets."""
+    target_entropy: float | None = None
+    """Entropy the temperature is tuned to; None: -A."""
+    cloning_steps: NonNegativeInt = 0
+    """First steps in which the policy maximises the data's likelihood instead of the critics."""

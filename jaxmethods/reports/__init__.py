@@ -1,0 +1,1 @@
+"""What is made of a run's folder: result, curves, report, comparison."""

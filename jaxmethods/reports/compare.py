@@ -1,0 +1,35 @@
+"""Runs beside each other: the last evaluation of each, as a Markdown table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxmethods.records.run_folder import RunFolder, RunFolderError
+from jaxmethods.reports.result import Judged, last_judged, summarize
+
+
+def compare(folders: Sequence[RunFolder]) -> str:
+    """A row for each run: mean over seeds, with its standard error where there are several.
+
+    The standard error is the sample standard deviation over the square root of the number of
+    seeds. Of a run with several stages the last one that was evaluated counts.
+
+    Raises:
+        RunFolderError: a folder is not a run's, or nothing in it was evaluated yet.
+    """
+    rows = [_last_evaluation(folder).metrics for folder in folders]
+    metrics = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [["run", "seeds", *metrics], ["---"] * (len(metrics) + 2)]
+    for folder, row in zip(folders, rows, strict=True):
+        seeds = max(len(values) for values in row.values())
+        cells = [str(summarize(row[name])) if name in row else "" for name in metrics]
+        lines.append([folder.path.name, str(seeds), *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _last_evaluation(folder: RunFolder) -> Judged:
+    folder.read_config()
+    judged = last_judged(folder.read_metrics())
+    if not judged:
+        raise RunFolderError(f"{folder.path}: nothing was evaluated yet")
+    return list(judged.values())[-1]

@@ -1,0 +1,88 @@
+"""Small random decoders for tests, one config for each family's switches."""
+
+from __future__ import annotations
+
+import jax
+
+from jaxmethods.models import decoder
+from jaxmethods.models.decoder.config import DecoderConfig, RopeScaling
+
+LLAMA = DecoderConfig(
+    family="llama",
+    vocab_size=41,
+    width=24,
+    mlp_width=40,
+    layers=3,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    rotary_dim=8,
+    max_positions=64,
+)
+PLAIN = LLAMA.model_copy(update={"kv_heads": 4, "head_dim": 6, "rotary_dim": 6})
+BIASED = {"qkv_bias": True, "out_bias": True, "mlp_bias": True}
+CONFIGS = {
+    "llama": LLAMA,
+    "llama biased": LLAMA.model_copy(update=BIASED),
+    "llama linear": LLAMA.model_copy(
+        update={"rope_scaling": RopeScaling(kind="linear", factor=3), "tied": True}
+    ),
+    "llama dynamic": LLAMA.model_copy(
+        update={"rope_scaling": RopeScaling(kind="dynamic", factor=2), "max_positions": 8}
+    ),
+    "mistral": LLAMA.model_copy(update={"family": "mistral", "sliding_window": 4}),
+    "qwen3": LLAMA.model_copy(update={"family": "qwen3", "qk_norm": True, "norm_eps": 1e-6}),
+    "gpt_neox": PLAIN.model_copy(
+        update={
+            "family": "gpt_neox",
+            "rotary_dim": 2,
+            "norm": "layer",
+            "activation": "gelu",
+            "gated": False,
+            **BIASED,
+        }
+    ),
+    "opt": PLAIN.model_copy(
+        update={
+            "family": "opt",
+            "rotary_dim": 0,
+            "positions": "learned",
+            "norm": "layer",
+            "activation": "relu",
+            "gated": False,
+            "tied": True,
+            **BIASED,
+        }
+    ),
+    "codegen": PLAIN.model_copy(
+        update={
+            "family": "codegen",
+            "rotary_dim": 4,
+            "rotary_pairs": "neighbours",
+            "norm": "layer",
+            "activation": "gelu_tanh",
+            "gated": False,
+            "residual": "parallel_one_norm",
+            "mlp_bias": True,
+            "head_bias": True,
+        }
+    ),
+}
+
+
+def random_params(config: DecoderConfig, seed: int = 0, scale: float = 0.2):
+    """Parameters none of which is zero or one, so that each of them matters."""
+    shapes = jax.eval_shape(lambda key: decoder.init_params(key, config), jax.random.key(0))
+    leaves, structure = jax.tree.flatten(shapes)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    values = [
+        scale * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)
+    ]
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf + 1 if "scale" in jax.tree_util.keystr(path) else leaf,
+        jax.tree.unflatten(structure, values),
+    )
+
+
+def random_ids(config: DecoderConfig, rows: int, length: int, seed: int = 0):
+    return jax.random.randint(jax.random.key(seed), (rows, length), 3, config.vocab_size)

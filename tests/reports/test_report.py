@@ -1,0 +1,84 @@
+"""The report and the writers: what a run leaves for people."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import types
+
+import pytest
+
+from jaxmethods.config import ConfigError, LoopConfig, MeshConfig
+from jaxmethods.errors import MissingExtraError
+from jaxmethods.records import writers
+from jaxmethods.records.run_folder import RunFolder
+from jaxmethods.reports import report
+from jaxmethods.training import runner
+from tests.training import toy
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = RunFolder(tmp_path_factory.mktemp("report") / "<toy> & run")
+    runner.run(toy.recipe(12, 4), toy.config(seeds=2), folder)
+    report.write_report(folder)
+    return folder
+
+
+def test_the_report_is_one_self_contained_page(folder):
+    page = folder.report.read_text()
+    assert page.count("data:image/png;base64,") == 1  # one point is no learning curve
+    assert not re.search(r"(src|href)=['\"]?(https?:|file:|/)", page)
+    assert "&lt;toy&gt; &amp; run" in page
+    assert "<toy>" not in page
+
+
+def test_the_report_states_the_last_evaluation_with_its_standard_error(folder):
+    last = [r for r in folder.read_metrics() if r["stage"] == "second"][-1]["evaluate/score"]
+    assert f"{sum(last) / 2:.4g} ±" in folder.report.read_text()
+
+
+def test_the_environment_is_recorded(folder):
+    recorded = json.loads(folder.environment.read_text())
+    assert recorded["jax"]
+    assert recorded["jax"] in folder.report.read_text()
+
+
+def test_tensorboard_events_are_written(tmp_path):
+    pytest.importorskip("tensorboardX")
+    folder = RunFolder(tmp_path / "run")
+    config = toy.config()
+    training = config.training.model_copy(update={"writers": ("tensorboard",)})
+    runner.run(toy.recipe(8, 8), config.model_copy(update={"training": training}), folder)
+    assert list((folder.path / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_wandb_gets_every_row_of_every_seed(tmp_path, monkeypatch):
+    logged = []
+    run = types.SimpleNamespace(log=logged.append, finish=lambda: logged.append("finished"))
+    module = types.SimpleNamespace(init=lambda **settings: run)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    writer = writers.WandbWriter(RunFolder(tmp_path), toy.config())
+    writer.write({"stage": "first", "step": 4, "seconds": 1.0, "train/loss": [1.0, 2.0]})
+    writer.close()
+    assert logged[0]["first/train/loss/seed1"] == 2.0
+    assert logged[0]["first/step"] == 4
+    assert logged[1] == "finished"
+
+
+def test_a_missing_extra_names_the_command_that_installs_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    config = toy.config().model_copy(update={"training": LoopConfig(writers=("wandb",))})
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(MissingExtraError, match=r"pip install 'jaxmethods\[wandb\]'"):
+        runner.run(toy.recipe(), config, folder)
+    assert not folder.path.exists()
+
+
+def test_a_mesh_of_more_devices_than_there_are_is_refused_before_anything_is_made(tmp_path):
+    config = toy.config(mesh=MeshConfig(data=64))
+    folder = RunFolder(tmp_path / "run")
+    with pytest.raises(ConfigError, match="needs more than"):
+        runner.run(toy.recipe(), config, folder)
+    assert not folder.path.exists()
