@@ -1,4 +1,4 @@
-"""CommFormer's configuration: what is built (network, graph), how it is trained (PPO).
+"""CommFormer's configuration: what is built (network, graph), how it is trained (PPO), its run.
 
 The defaults are the `clean` preset. `reference()` reproduces the published code
 (commit c6cd65ea of charleshsc/CommFormer), its numerical habits included.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import (
+    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -17,7 +18,9 @@ from pydantic import (
     model_validator,
 )
 
-from jaxmethods.config import Config, Fraction
+from jaxmethods import envs
+from jaxmethods.config import Config, Fraction, OnResume, TrainingRunConfig
+from jaxmethods.envs import TeamEnvironment
 
 
 class GateConfig(Config):
@@ -195,3 +198,58 @@ def reference() -> Preset:
             max_grad_norm=10.0,
         ),
     )
+
+
+class EnvironmentConfig(Config):
+    """Which environment; every further field is an argument of its constructor."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+
+    def make(self) -> TeamEnvironment:
+        """Builds the environment. Raises `ValueError` for an unknown name or argument."""
+        return envs.make(self.name, **(self.model_extra or {}))
+
+
+class EvaluationConfig(Config):
+    """Greedy evaluation on the hardened graph."""
+
+    episodes: PositiveInt = 1000
+    max_steps: PositiveInt = 20
+    """Episodes that last longer count as failures."""
+
+
+class CommFormerRun(TrainingRunConfig):
+    """A CommFormer training run."""
+
+    method: Literal["commformer"]
+    environment: EnvironmentConfig
+    environment_steps: Annotated[PositiveInt, OnResume.GROW]
+    """Steps of the whole run, all parallel environments together; rounded up to whole updates."""
+    network: NetworkConfig = NetworkConfig()
+    graph: GraphConfig = GraphConfig()
+    ppo: PPOConfig = PPOConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> CommFormerRun:
+        samples = self.ppo.environments * self.ppo.rollout
+        if self.ppo.minibatches > samples:
+            raise ValueError(
+                f"ppo.minibatches: expected at most the {samples} samples of an update, "
+                f"got {self.ppo.minibatches}"
+            )
+        if self.graph.upper_data == "split" and self.ppo.environments < 2:
+            raise ValueError("graph.upper_data: split needs two ppo.environments, got 1")
+        shares = self.ppo.shuffle_shares
+        if self.ppo.environments % shares or self.ppo.minibatches > samples // shares:
+            raise ValueError(
+                f"ppo.shuffle_shares: expected a divisor of ppo.environments "
+                f"({self.ppo.environments}) with samples for every minibatch, got {shares}"
+            )
+        return self
+
+    @property
+    def updates(self) -> int:
+        return -(-self.environment_steps // (self.ppo.environments * self.ppo.rollout))

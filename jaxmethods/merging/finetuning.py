@@ -17,18 +17,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from jaxmethods.config import Config, Fraction, OnResume
 from jaxmethods.data.images import Split
 from jaxmethods.layout import Rule
 from jaxmethods.merging.adaptive.adaptation import Heads, Unlabelled, classify, draw_indices, take
+from jaxmethods.merging.config import BaseConfig, ExpertsConfig, TrainingConfig
 from jaxmethods.merging.static.trees import Tree, map_with_names
 from jaxmethods.method import Method, Metrics
 from jaxmethods.models.clip import vit
@@ -43,40 +42,6 @@ EXPERTS_RULES = (
 )
 """Of an `ExpertsState` and an `ExpertsBatch`: tasks over all devices, over `fsdp` first. An expert
 and its images are on one device, and nothing is exchanged."""
-
-
-class TrainingConfig(Config):
-    """Supervised training, of the base or of the experts."""
-
-    steps: Annotated[PositiveInt, OnResume.GROW] = 500
-    batch_size: PositiveInt = 32
-    """Images of each task in a step."""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """sgd has momentum 0.9 and no weight decay."""
-    learning_rate: PositiveFloat = 1e-3
-    """After a tenth of the steps, with cosine decay to 0."""
-    weight_decay: NonNegativeFloat = 0.05
-    clip: PositiveFloat = 1.0
-    """Of the global norm of the gradient."""
-    shift: NonNegativeInt = 2
-    """Images are moved by up to so many pixels in both directions."""
-
-
-class BaseConfig(TrainingConfig):
-    """The common base."""
-
-    labelled: Fraction = 0.05
-    """Share of every task's training images whose labels the base sees."""
-    logit_scale: PositiveFloat | None = None
-    """exp(s) in its training; null: the network's. A larger one asks for less distance between
-    classes, so that with the network's the base is the less sure the more there is to learn."""
-
-
-class ExpertsConfig(TrainingConfig):
-    """The experts."""
-
-    trained: str = ""
-    """Leaves whose path has this regular expression in it are trained; others are the base's."""
 
 
 class Images(NamedTuple):

@@ -1,4 +1,4 @@
-"""Configs of norm voting: how heads are chosen, and the small world it is shown on."""
+"""Configs of norm voting: how heads are chosen, questions, and the small world it is shown on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from jaxmethods.config import Config, Fraction, MeshConfig, OnResume, RunConfig
+from jaxmethods.config import Config, Fraction, MeshConfig, OnResume, RunConfig, TrainingRunConfig
 
 
 class SelectionConfig(Config):
@@ -46,7 +46,7 @@ class PromptConfig(Config):
     choice: str = "{choice}"
 
 
-class QuestionsConfig(RunConfig):
+class QuestionsRun(RunConfig):
     """Multiple-choice questions answered by the heads of a model."""
 
     method: Literal["novo"]
@@ -116,3 +116,22 @@ class LearnerConfig(Config):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest global norm of a gradient."""
+
+
+class MisconceptionsRun(TrainingRunConfig):
+    """A decoder learns facts and myths."""
+
+    method: Literal["misconceptions"]
+    world: World = World()
+    learner: LearnerConfig = LearnerConfig()
+    selection: SelectionConfig = SelectionConfig()
+
+    @model_validator(mode="after")
+    def _facts_suffice(self) -> MisconceptionsRun:
+        facts = self.world.entities * self.world.relations
+        if self.selection.samples >= facts:
+            raise ValueError(
+                f"selection.samples: expected fewer than the {facts} facts, "
+                f"got {self.selection.samples}"
+            )
+        return self

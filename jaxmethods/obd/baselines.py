@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import optax
-from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from jaxmethods.config import Config
 from jaxmethods.method import Method, Metrics
 from jaxmethods.numerics.sampling import distinct_rows
+from jaxmethods.obd.config import CloningConfig
 from jaxmethods.obd.objectives import bc_loss
 from jaxmethods.obd.synthetic import best_of_clusters
 from jaxmethods.obd.types import SynSet
 from jaxmethods.offline_rl.policies import Policy, tanh_gaussian
 from jaxmethods.offline_rl.types import OfflineData
-
-
-class CloningConfig(Config):
-    """Behavioural cloning on the whole data."""
-
-    batch: PositiveInt = 256
-    optimizer: Literal["sgd", "adam"] = "adam"
-    learning_rate: PositiveFloat = 3e-4
-    noise: NonNegativeFloat = 1.0
-    """Scale of the action noise; 0 clones with deterministic actions."""
 
 
 class CloningState(NamedTuple):

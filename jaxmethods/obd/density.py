@@ -19,16 +19,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from jaxmethods.config import Config, OnResume
 from jaxmethods.method import Method, Metrics
+from jaxmethods.obd.config import FlowConfig
 from jaxmethods.offline_rl.policies import Layer
 
 ALPHA_BOUNDS = (-5.0, 3.0)
@@ -36,17 +35,6 @@ LARGEST_LOG = 60.0
 """Of a weight: float32 holds the sum of e^60 over 10^12 states."""
 Density: TypeAlias = Callable[[jax.Array], jax.Array]
 """States [..., S] -> log-density [...], up to a constant that is the same for all states."""
-
-
-class FlowConfig(Config):
-    """A masked autoregressive flow and its training."""
-
-    blocks: PositiveInt = 5
-    hidden: PositiveInt = 128
-    """Width of the two hidden layers of a block."""
-    batch: PositiveInt = 1024
-    learning_rate: PositiveFloat = 1e-3
-    steps: Annotated[NonNegativeInt, OnResume.GROW] = 20_000
 
 
 class FlowParams(NamedTuple):

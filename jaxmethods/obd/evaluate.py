@@ -13,19 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache, partial
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from pydantic import PositiveInt
 
-from jaxmethods.config import Config, OnResume, nearest
+from jaxmethods.config import nearest
 from jaxmethods.envs.control.episodes import BRAX, CONTROL, episode_returns, make_control
 from jaxmethods.envs.finite import finite
 from jaxmethods.obd.baselines import random_rows
-from jaxmethods.obd.config import OBDConfig
+from jaxmethods.obd.config import EvaluationConfig, OBDConfig, PlayConfig
 from jaxmethods.obd.method import make_student
 from jaxmethods.obd.students import offline_loss, train_students
 from jaxmethods.obd.types import Source, SynSet
@@ -38,28 +37,6 @@ from jaxmethods.offline_rl.mujoco_returns import (
 from jaxmethods.offline_rl.policies import Policy
 from jaxmethods.offline_rl.scores import score
 from jaxmethods.offline_rl.types import Norm
-
-
-class PlayConfig(Config):
-    """Where students play, how many and how often."""
-
-    environment: str | None
-    """See `EvaluationConfig`; None: nobody plays."""
-    students: PositiveInt = 10
-    episodes: PositiveInt = 10
-    processes: Annotated[PositiveInt, OnResume.CHANGE] = 1
-    """MuJoCo's episodes are spread over so many processes."""
-
-
-class EvaluationConfig(PlayConfig):
-    """How distilled sets are judged."""
-
-    environment: str | None = None
-    """hopper, halfcheetah or walker2d (MuJoCo, extra `rl`); pendulum, or brax:TASK with one of
-    brax's tasks (in JAX; extra `brax`); or null: students don't play, and the offline loss is all
-    that is measured."""
-    random_selection: bool = True
-    """Measure students of as many random real pairs beside those of the distilled set."""
 
 
 class Player(NamedTuple):

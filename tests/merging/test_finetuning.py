@@ -9,7 +9,8 @@ import pytest
 
 from jaxmethods.data.images import Split
 from jaxmethods.merging import finetuning
-from jaxmethods.merging.finetuning import Base, BaseBatch, BaseConfig, ExpertsBatch, ExpertsConfig
+from jaxmethods.merging.config import BaseConfig, ExpertsConfig
+from jaxmethods.merging.finetuning import Base, BaseBatch, ExpertsBatch
 from jaxmethods.models.clip import vit
 from tests.merging import tiny
 

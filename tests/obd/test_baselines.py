@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmethods.obd.baselines import CloningConfig, cloning, cluster_rows, random_rows, top_rows
+from jaxmethods.obd.baselines import cloning, cluster_rows, random_rows, top_rows
+from jaxmethods.obd.config import CloningConfig
 from jaxmethods.offline_rl.policies import tanh_gaussian
 from jaxmethods.offline_rl.types import OfflineData
 

@@ -1,22 +1,18 @@
-"""CommFormer on the command line: its run config and its one stage."""
+"""CommFormer on the command line: its one stage."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from pydantic import ConfigDict, PositiveInt, model_validator
 
-from jaxmethods import envs
 from jaxmethods.commformer import graph as graphs
 from jaxmethods.commformer import method, schedule
-from jaxmethods.commformer.config import GraphConfig, NetworkConfig, PPOConfig
+from jaxmethods.commformer.config import CommFormerRun as Run
 from jaxmethods.commformer.evaluate import evaluate, greedy_policy
 from jaxmethods.commformer.recipes import figures
-from jaxmethods.config import Config, OnResume, TrainingRunConfig
-from jaxmethods.envs import TeamEnvironment
 from jaxmethods.envs.rollout import record_episode
 from jaxmethods.layout import Layout, Rule
 from jaxmethods.method import Batch, Metrics
@@ -30,61 +26,6 @@ RULES = (
 """Environments are split over `data`, kernels over `fsdp` and `tensor`.
 
 Adam's moments are one flat vector (see `network_optimizer`) and stay whole on every device."""
-
-
-class EnvironmentConfig(Config):
-    """Which environment; every further field is an argument of its constructor."""
-
-    model_config = ConfigDict(extra="allow")
-
-    name: str
-
-    def make(self) -> TeamEnvironment:
-        """Builds the environment. Raises `ValueError` for an unknown name or argument."""
-        return envs.make(self.name, **(self.model_extra or {}))
-
-
-class EvaluationConfig(Config):
-    """Greedy evaluation on the hardened graph."""
-
-    episodes: PositiveInt = 1000
-    max_steps: PositiveInt = 20
-    """Episodes that last longer count as failures."""
-
-
-class Run(TrainingRunConfig):
-    """A CommFormer training run."""
-
-    method: Literal["commformer"]
-    environment: EnvironmentConfig
-    environment_steps: Annotated[PositiveInt, OnResume.GROW]
-    """Steps of the whole run, all parallel environments together; rounded up to whole updates."""
-    network: NetworkConfig = NetworkConfig()
-    graph: GraphConfig = GraphConfig()
-    ppo: PPOConfig = PPOConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-
-    @model_validator(mode="after")
-    def _sizes_fit(self) -> Run:
-        samples = self.ppo.environments * self.ppo.rollout
-        if self.ppo.minibatches > samples:
-            raise ValueError(
-                f"ppo.minibatches: expected at most the {samples} samples of an update, "
-                f"got {self.ppo.minibatches}"
-            )
-        if self.graph.upper_data == "split" and self.ppo.environments < 2:
-            raise ValueError("graph.upper_data: split needs two ppo.environments, got 1")
-        shares = self.ppo.shuffle_shares
-        if self.ppo.environments % shares or self.ppo.minibatches > samples // shares:
-            raise ValueError(
-                f"ppo.shuffle_shares: expected a divisor of ppo.environments "
-                f"({self.ppo.environments}) with samples for every minibatch, got {shares}"
-            )
-        return self
-
-    @property
-    def updates(self) -> int:
-        return -(-self.environment_steps // (self.ppo.environments * self.ppo.rollout))
 
 
 class Team(NamedTuple):

@@ -26,8 +26,8 @@ from jaxmethods.merging.checkpoints.compatibility import (
     is_float,
     same_frequencies,
 )
-from jaxmethods.merging.checkpoints.merge_config import MergeConfig
 from jaxmethods.merging.checkpoints.parts import Loaded, Part
+from jaxmethods.merging.config import MergeConfig
 from jaxmethods.merging.static.trees import adds_to_zero
 from jaxmethods.models import hub
 from jaxmethods.models.hub.folders import Folder, Stored

@@ -1,6 +1,6 @@
 """Every static merge, declared once.
 
-The config of checkpoints (`merge_config`: which names there are, which parameters each has and
+The config of checkpoints (`merging.config`: which names there are, which parameters each has and
 their defaults), the merge itself (`streaming`), the card, the command's help and
 docs/methods/static_merges.md follow from this table. A new merge is a file with its function, and
 a row here; a parameter that no other merge has is a field of `MergeConfig` besides.

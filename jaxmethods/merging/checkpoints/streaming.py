@@ -41,8 +41,8 @@ from jaxmethods.merging.checkpoints.inputs import (
     parts,
     read_entries,
 )
-from jaxmethods.merging.checkpoints.merge_config import MergeConfig
 from jaxmethods.merging.checkpoints.parts import Loaded, Part
+from jaxmethods.merging.config import MergeConfig
 from jaxmethods.merging.static.order_statistics import streamed_kth_smallest
 from jaxmethods.models.hub.folders import INDEX
 from jaxmethods.models.hub.tensor_files import Spec, TensorFiles

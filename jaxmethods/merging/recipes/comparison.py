@@ -10,28 +10,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from pydantic import Field, PositiveInt, model_validator
 
-from jaxmethods.config import Config, Fraction, OnResume, TrainingRunConfig
 from jaxmethods.data.images import Task, digit_tasks, read_tasks
 from jaxmethods.layout import Layout, Rule, seed_axes
 from jaxmethods.merging import evaluate
 from jaxmethods.merging.adaptive import adamerging, surgery, wemoe
 from jaxmethods.merging.adaptive.adaptation import Heads, Unlabelled, classify
-from jaxmethods.merging.config import AdaMergingConfig, SurgeryConfig, WEMoEConfig
+from jaxmethods.merging.config import ComparisonRun as Run
+from jaxmethods.merging.config import DataConfig, NetworkConfig, WEMoEConfig
 from jaxmethods.merging.finetuning import (
     BASE_RULES,
     EXPERTS_RULES,
     Base,
     BaseBatch,
-    BaseConfig,
     ExpertsBatch,
-    ExpertsConfig,
     Images,
     Start,
     count_labelled,
@@ -50,89 +47,6 @@ from jaxmethods.method import Batch, State
 from jaxmethods.models.clip import vit
 from jaxmethods.models.clip.vit import VisionConfig
 from jaxmethods.stages import Arrays, Compute, Part, Place, Recipe, Results, Train
-
-
-class DataConfig(Config):
-    """The tasks: files, or made of scikit-learn's digits."""
-
-    path: Path | None = None
-    """Folder that holds an npz file `NAME.npz` or a folder of image files `NAME/train/CLASS/*.png`,
-    `NAME/test/CLASS/*.png` for each task, see `jaxmethods.data.images`."""
-    tasks: tuple[str, ...] | None = None
-    """Of files without `.npz`, of folders, or of `images.DIGIT_TASKS`; null: all there are."""
-    image_size: PositiveInt | None = None
-    """Height and width: image files are resized (shorter side, bicubic, then the middle), npz
-    files must have it. null: as the files are, all of one size."""
-    generate: Literal["digits"] | None = None
-    """Instead of files: tasks made of digits."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Of the order of the training images, and with it of which are labelled for the base."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> DataConfig:
-        if (self.path is None) == (self.generate is None):
-            raise ValueError("path: expected either a folder or `generate`")
-        if self.generate is not None and not self.tasks:
-            raise ValueError("tasks: expected some with `generate`, got none")
-        if self.generate is not None and self.image_size is not None:
-            raise ValueError("image_size: expected null with `generate`")
-        return self
-
-
-class NetworkConfig(Config):
-    """The vision transformer; its images are those of the data."""
-
-    width: PositiveInt = 128
-    depth: PositiveInt = 4
-    heads: PositiveInt = 4
-    patch: PositiveInt = 8
-    features: PositiveInt = 128
-    """P, width of the projected features."""
-    logit_scale: Annotated[float, Field(gt=0.0)] = 20.0
-    """exp(s), what cosines are multiplied by."""
-
-
-class StaticConfig(Config):
-    """Merges that need nothing but the experts."""
-
-    task_arithmetic: float = 0.3
-    ties: float = 0.3
-    ties_density: Fraction = 0.2
-
-
-class AdaMergingRunConfig(AdaMergingConfig):
-    """AdaMerging of the table."""
-
-    steps: Annotated[PositiveInt, OnResume.GROW] = 500
-
-
-class SurgeryRunConfig(SurgeryConfig):
-    """Both surgeries of the table: `deep` is set for each."""
-
-    steps: Annotated[PositiveInt, OnResume.GROW] = 1000
-
-
-class EvaluationConfig(Config):
-    """The comparison at the end."""
-
-    batch_size: PositiveInt = 128
-    """Test images of each task that are encoded, and in batch routing routed, together."""
-
-
-class Run(TrainingRunConfig):
-    """From tasks to a table."""
-
-    method: Literal["merging"]
-    data: DataConfig
-    network: NetworkConfig = NetworkConfig()
-    base: BaseConfig = BaseConfig()
-    experts: ExpertsConfig = ExpertsConfig()
-    static: StaticConfig = StaticConfig()
-    adamerging: AdaMergingRunConfig = AdaMergingRunConfig()
-    wemoe: WEMoEConfig = WEMoEConfig()
-    ewemoe: WEMoEConfig = WEMoEConfig(prune=0.9, shared_router=True, schedule="constant")
-    surgery: SurgeryRunConfig = SurgeryRunConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
 
 
 def recipe(run: Run) -> Recipe:

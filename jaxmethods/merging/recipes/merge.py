@@ -8,22 +8,14 @@ leaves the model in runs/x/model.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
-from jaxmethods.config import RunConfig
 from jaxmethods.files import refusals
 from jaxmethods.merging.checkpoints.inputs import coefficients, open_inputs
-from jaxmethods.merging.checkpoints.merge_config import MergeConfig
 from jaxmethods.merging.checkpoints.streaming import write_merged
+from jaxmethods.merging.config import MergeRun as Run
 from jaxmethods.stages import Advance, Recipe, Results, Write
 
 GIGABYTE = 1e9
-
-
-class Run(MergeConfig, RunConfig):
-    """A merge of checkpoints."""
-
-    method: Literal["merge"]
 
 
 def recipe(run: Run) -> Recipe:

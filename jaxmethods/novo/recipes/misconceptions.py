@@ -12,20 +12,19 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from pydantic import model_validator
 
-from jaxmethods.config import TrainingRunConfig
 from jaxmethods.files import write_atomically
 from jaxmethods.method import Batch, Method, Metrics
 from jaxmethods.models import decoder
 from jaxmethods.models.decoder.config import DecoderConfig
 from jaxmethods.novo import baselines, heads
-from jaxmethods.novo.config import LearnerConfig, SelectionConfig, World
+from jaxmethods.novo.config import MisconceptionsRun as Run
+from jaxmethods.novo.config import SelectionConfig, World
 from jaxmethods.novo.misconceptions import (
     TRUE,
     Facts,
@@ -38,25 +37,6 @@ from jaxmethods.novo.misconceptions import (
 )
 from jaxmethods.numerics.keys import named
 from jaxmethods.stages import Evaluation, Recipe, Results, Train
-
-
-class Run(TrainingRunConfig):
-    """A decoder learns facts and myths."""
-
-    method: Literal["misconceptions"]
-    world: World = World()
-    learner: LearnerConfig = LearnerConfig()
-    selection: SelectionConfig = SelectionConfig()
-
-    @model_validator(mode="after")
-    def _facts_suffice(self) -> Run:
-        facts = self.world.entities * self.world.relations
-        if self.selection.samples >= facts:
-            raise ValueError(
-                f"selection.samples: expected fewer than the {facts} facts, "
-                f"got {self.selection.samples}"
-            )
-        return self
 
 
 class State(NamedTuple):

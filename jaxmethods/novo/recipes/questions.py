@@ -28,7 +28,7 @@ from jaxmethods.models import decoder
 from jaxmethods.models.decoder.config import DecoderConfig
 from jaxmethods.models.hub import open_folder
 from jaxmethods.novo import heads, measures
-from jaxmethods.novo.config import QuestionsConfig as Run
+from jaxmethods.novo.config import QuestionsRun as Run
 from jaxmethods.novo.prompts import PromptSpec, canonical_labels, tokenize_questions
 from jaxmethods.novo.recipes import figures
 from jaxmethods.novo.resample import Questions

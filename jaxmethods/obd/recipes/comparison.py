@@ -11,19 +11,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from pydantic import NonNegativeInt
 
-from jaxmethods.config import Config, OnResume
 from jaxmethods.layout import Layout
 from jaxmethods.method import Method, Metrics, gradient_step
-from jaxmethods.obd.baselines import CloningConfig, cluster_rows, random_rows, top_rows
+from jaxmethods.obd.baselines import cluster_rows, random_rows, top_rows
 from jaxmethods.obd.config import OBDConfig
 from jaxmethods.obd.evaluate import Player
 from jaxmethods.obd.method import make_student
@@ -55,14 +53,6 @@ class Competitor(NamedTuple):
     params: Any
     """[seeds, K, ...], or [K, ...] of a policy that all seeds share."""
     per_seed: bool
-
-
-class ComparisonConfig(Config):
-    """What the distilled set is compared with at the end."""
-
-    cloning: CloningConfig = CloningConfig()
-    cloning_steps: Annotated[NonNegativeInt, OnResume.GROW] = 0
-    """Minibatch steps of cloning all the data, as one more competitor; 0: none."""
 
 
 def real_sets(

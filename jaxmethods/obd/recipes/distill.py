@@ -20,7 +20,8 @@ from jaxmethods.method import Batch, Method, State
 from jaxmethods.numerics.keys import named
 from jaxmethods.obd import density, method
 from jaxmethods.obd.baselines import cloning
-from jaxmethods.obd.config import OBDConfig
+from jaxmethods.obd.config import ComparisonConfig, OBDConfig
+from jaxmethods.obd.config import DistillRun as Run
 from jaxmethods.obd.evaluate import (
     judge_policies,
     judge_sets,
@@ -30,8 +31,8 @@ from jaxmethods.obd.evaluate import (
 )
 from jaxmethods.obd.recipes import comparison, figures
 from jaxmethods.obd.recipes import distilled_files as distilled
-from jaxmethods.obd.recipes.comparison import ComparisonConfig, Competitor, contest, real_sets
-from jaxmethods.obd.recipes.inputs import Inputs, Run
+from jaxmethods.obd.recipes.comparison import Competitor, contest, real_sets
+from jaxmethods.obd.recipes.inputs import Inputs
 from jaxmethods.obd.types import Source, SynSet
 from jaxmethods.offline_rl import calql, iql
 from jaxmethods.offline_rl.policies import tanh_gaussian

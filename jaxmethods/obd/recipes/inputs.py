@@ -1,105 +1,28 @@
-"""What a distillation run is told, and what it reads."""
+"""What a distillation reads or generates."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
-from typing import Annotated, Literal
 
 import jax
-from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 
-from jaxmethods.config import Config, OnResume, TrainingRunConfig
 from jaxmethods.data.generated import mixed_quality
 from jaxmethods.data.offline import FlatDataset, episode_ends, q_learning_rows, read_offline
 from jaxmethods.envs.control.episodes import make_control
 from jaxmethods.envs.control.pendulum import swing_up
 from jaxmethods.numerics.keys import named
-from jaxmethods.obd import density
-from jaxmethods.obd.config import OBDConfig
-from jaxmethods.obd.evaluate import EvaluationConfig, check_environment, check_spaces
+from jaxmethods.obd.config import DistillRun as Run
+from jaxmethods.obd.evaluate import check_environment, check_spaces
 from jaxmethods.obd.recipes import distilled_files as distilled
-from jaxmethods.obd.recipes.comparison import ComparisonConfig
 from jaxmethods.obd.recipes.teacher_files import check_teacher, load_teacher
 from jaxmethods.obd.types import Source
-from jaxmethods.offline_rl.config import CalQLConfig, IQLConfig
 from jaxmethods.offline_rl.dataset import offline_data
 from jaxmethods.offline_rl.transitions import Transitions, make_transitions, whole_returns
 from jaxmethods.offline_rl.types import Norm, OfflineData
 
 CONTROLLERS: dict[str, Callable[[jax.Array], jax.Array]] = {"pendulum": swing_up}
 """Environment of which data can be generated, to the scripted controller that plays it."""
-
-
-class DataConfig(Config):
-    """The offline data: a file, or generated on the spot."""
-
-    path: Path | None = None
-    """npz, D4RL HDF5 or Minari HDF5."""
-    generate: Literal["pendulum"] | None = None
-    """Instead of a file: the environment to play with a disturbed scripted controller."""
-    episodes: PositiveInt = 20
-    """Generated episodes of each of seven behaviors."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Of the generated data."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> DataConfig:
-        if (self.path is None) == (self.generate is None):
-            raise ValueError("path: expected either a file or `generate`")
-        return self
-
-
-class TeacherConfig(Config):
-    """The near-expert policy and its critic: a file, or learnt from the data."""
-
-    path: Path | None = None
-    """npz, see `jaxmethods.obd.teacher`."""
-    learn: Literal["calql", "iql"] | None = None
-    steps: Annotated[PositiveInt, OnResume.GROW] = 1_000_000
-    """Gradient steps of the offline reinforcement learning."""
-    calql: CalQLConfig = CalQLConfig()
-    iql: IQLConfig = IQLConfig()
-
-    @model_validator(mode="after")
-    def _one_source(self) -> TeacherConfig:
-        if self.path is not None and self.learn is not None:
-            raise ValueError(f"learn: expected null with a path, got {self.learn!r}")
-        return self
-
-
-class DensityConfig(Config):
-    """State-density weighting (SDW) of the outer loss."""
-
-    tau: NonNegativeFloat = 0.0
-    """Power of the reciprocal density, per dimension; 0: no weighting and no density stage."""
-    flow: density.FlowConfig = density.FlowConfig()
-
-
-class Run(TrainingRunConfig):
-    """A distillation run."""
-
-    method: Literal["obd"]
-    data: DataConfig
-    teacher: TeacherConfig = TeacherConfig()
-    density: DensityConfig = DensityConfig()
-    distillation: OBDConfig = OBDConfig()
-    outer_steps: Annotated[PositiveInt, OnResume.GROW] = 50_000
-    """M: updates of the synthetic set."""
-    evaluation: EvaluationConfig = EvaluationConfig()
-    comparison: ComparisonConfig | None = None
-    """Compare the distilled set with real pairs, the teacher and cloning at the end."""
-
-    @model_validator(mode="after")
-    def _teacher_where_needed(self) -> Run:
-        config, teacher = self.distillation, self.teacher
-        needed = config.objective != "dbc" or config.syn_init in ("top_q", "cluster_q")
-        if needed and teacher.path is None and teacher.learn is None:
-            raise ValueError(
-                f"teacher: expected a path, or `learn`, with objective {config.objective!r}"
-            )
-        return self
 
 
 class Inputs:

@@ -9,21 +9,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ValidationError
 
-from jaxmethods.config import RunConfig
 from jaxmethods.data.offline import DataError
 from jaxmethods.files import write_atomically
 from jaxmethods.numerics.keys import named
-from jaxmethods.obd.config import OBDConfig, StudentConfig
+from jaxmethods.obd.config import OBDConfig, StudentConfig, Table
+from jaxmethods.obd.config import TablesRun as Run
 from jaxmethods.obd.evaluate import (
     Entrants,
-    PlayConfig,
     check_environment,
     check_spaces,
     player,
@@ -42,7 +41,6 @@ from jaxmethods.offline_rl.scores import (
 )
 from jaxmethods.stages import Arrays, Compute, Part, Place, Recipe, Results
 
-Table = Literal["own", "architectures", "optimizers"]
 ROWS: dict[Table, dict[str, str]] = {
     "own": {"students": "as distilled"},
     "architectures": {
@@ -52,31 +50,6 @@ ROWS: dict[Table, dict[str, str]] = {
     "optimizers": {name: f"optimizer {name}" for name in OPTIMIZERS},
 }
 """Table -> row's name -> its title."""
-
-
-class TablePlayConfig(PlayConfig):
-    """Where students play, how many and how often."""
-
-    environment: str
-    """hopper, halfcheetah or walker2d (MuJoCo, extra `rl`); pendulum, or brax:TASK with one of
-    brax's tasks (in JAX; extra `brax`)."""
-
-
-class Run(RunConfig):
-    """What a distilled set is worth to other students than it was made for."""
-
-    method: Literal["obd_tables"]
-    path: Path
-    """SYN.npz, its card SYN.json beside it."""
-    tables: Annotated[tuple[Table, ...], Field(min_length=1)] = tuple(ROWS)
-    """Students as the card says (`own`), of every architecture, by every optimizer."""
-    evaluation: TablePlayConfig
-
-    @model_validator(mode="after")
-    def _tables_differ(self) -> Run:
-        if len(set(self.tables)) < len(self.tables):
-            raise ValueError(f"tables: expected different ones, got {', '.join(self.tables)}")
-        return self
 
 
 class Row(NamedTuple):

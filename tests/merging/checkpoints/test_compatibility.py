@@ -11,8 +11,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxmethods.merging.checkpoints.compatibility import MergeError
-from jaxmethods.merging.checkpoints.merge_config import MergeConfig, Rule
 from jaxmethods.merging.checkpoints.streaming import merge_checkpoints
+from jaxmethods.merging.config import MergeConfig, Rule
 from jaxmethods.models import hub
 
 LLAMA = {

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from jaxmethods import cli, merging
-from jaxmethods.merging.checkpoints.merge_config import MergeConfig
 from jaxmethods.merging.checkpoints.static_merges import PARAMETERS, STATIC_MERGES, as_markdown
+from jaxmethods.merging.config import MergeConfig
 
 ROOT = Path(__file__).parents[3]
 

@@ -20,8 +20,8 @@ from safetensors.numpy import load_file, save_file
 
 from jaxmethods import cli, merging
 from jaxmethods.merging.checkpoints import inputs as checkpoints
-from jaxmethods.merging.checkpoints.merge_config import MergeConfig, Rule
 from jaxmethods.merging.checkpoints.streaming import merge_checkpoints
+from jaxmethods.merging.config import MergeConfig, Rule
 from jaxmethods.merging.static.order_statistics import kth_smallest, streamed_kth_smallest
 from jaxmethods.models import hub
 
@@ -381,7 +381,7 @@ def test_the_result_has_the_base_s_files_and_a_card_that_makes_it_again(given, g
 MEASURED = """
 import resource, sys
 from pathlib import Path
-from jaxmethods.merging.checkpoints.merge_config import MergeConfig
+from jaxmethods.merging.config import MergeConfig
 from jaxmethods.merging.checkpoints.streaming import merge_checkpoints
 folder = Path(sys.argv[1])
 for size in ("small", "large"):
