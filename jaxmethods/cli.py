@@ -5,7 +5,7 @@
     jaxmethods evaluate RUN_DIR [--checkpoint best|latest|STEP] [--seed N] [--json FILE]
     jaxmethods report RUN_DIR
     jaxmethods compare RUN_DIR [RUN_DIR ...] [--json FILE]
-    jaxmethods methods
+    jaxmethods methods [NAME]
 
 Exit codes: 0 done, 1 the run diverged, 2 wrong input (one line says what), 130 and 143
 stopped by Ctrl-C or SIGTERM (saved).
@@ -17,7 +17,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,6 +42,7 @@ if TYPE_CHECKING:  # jax is imported by the commands that need it
     from jaxmethods.stages import Recipe
 
 COMMANDS = ("run", "evaluate", "report", "compare", "methods")
+OPTIONS = "[--out DIR] [--resume] [--quiet] [--distributed] [--FIELD VALUE ...]"
 FRESH_SEED = 1_000_000
 """The seed of an evaluation that is asked for; no run's own evaluation has it."""
 
@@ -52,7 +53,7 @@ class Run:
 
     config: tyro.conf.Positional[Path]
     """A YAML file; `jaxmethods run CONFIG --help` lists its fields."""
-    out: Path | None = None
+    out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Run folder (default: runs/NAME-seedN, after the config file's name)."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     """Go on with the run in the folder (start one if there is none)."""
@@ -74,7 +75,7 @@ class Evaluate:
     """`best`, `latest` or a step of the last stage that trains."""
     seed: int = FRESH_SEED
     """Seed of the evaluation."""
-    json: Path | None = None
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Write the numbers there as well."""
 
 
@@ -92,13 +93,16 @@ class Compare:
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders."""
-    json: Path | None = None
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Write the numbers there as well."""
 
 
 @dataclass
 class Methods:
-    """List what can be run."""
+    """List what can be run, or what a config with `method: NAME` may hold."""
+
+    name: tyro.conf.Positional[str | None] = None
+    """A method's name: its fields are listed."""
 
 
 Command = (
@@ -140,7 +144,7 @@ def _main(arguments: Sequence[str]) -> int:
             f"command line: unknown command {arguments[0]!r}{nearest(arguments[0], COMMANDS)}"
         )
     if _asks_for_fields(arguments):
-        return _show_fields(Path(arguments[1]))
+        return _show_run(arguments)
     command, unknown = tyro.cli(
         Command,  # type: ignore[arg-type]
         args=arguments,
@@ -156,7 +160,7 @@ def _main(arguments: Sequence[str]) -> int:
         return _evaluate(command)
     if isinstance(command, Compare):
         return _compare(command)
-    return _report(command) if isinstance(command, Report) else _methods()
+    return _report(command) if isinstance(command, Report) else _methods(command)
 
 
 def _run(command: Run, overrides: Sequence[str]) -> int:
@@ -291,12 +295,15 @@ def _compare(command: Compare) -> int:
     return 0
 
 
-def _methods() -> int:
+def _methods(command: Methods) -> int:
     from jaxmethods.registry import METHODS
 
+    if command.name is not None:
+        return _show_fields({"method": command.name}, "CONFIG.yaml")
     width = max(map(len, METHODS))
     for name, entry in sorted(METHODS.items()):
         print(f"{name:<{width}}  {entry.summary}")
+    print("\njaxmethods methods NAME lists the fields of its configs; configs/ has some of each")
     return 0
 
 
@@ -308,21 +315,25 @@ def _default_folder(config_file: Path, config: RunConfig) -> Path:
 
 def _asks_for_fields(arguments: Sequence[str]) -> bool:
     helps = {"-h", "--help"} & set(arguments)
-    return bool(helps) and arguments[:1] == ["run"] and arguments[1:2] not in ([], ["--help"])
+    return bool(helps) and arguments[:1] == ["run"] and not arguments[1].startswith("-")
 
 
-def _show_fields(config_file: Path) -> int:
-    """Prints the fields of a config file's method with the file's values as defaults."""
+def _show_run(arguments: Sequence[str]) -> int:
+    """Prints the options of `run`, and the fields of a config with the values that it gives."""
+    file, asked = arguments[1], [one for one in arguments[2:] if one not in ("-h", "--help")]
+    overrides = tyro.cli(Run, args=[file, *asked], return_unknown_args=True)[1]
+    values = merge(read_yaml(Path(file)), parse_overrides(overrides))
+    return _show_fields(values, file)
+
+
+def _show_fields(values: Mapping[str, Any], file: str) -> int:
     from jaxmethods import registry
+    from jaxmethods.field_help import show_fields
 
-    values = read_yaml(config_file)
-    model = registry.find(values.get("method"), str(config_file)).config
-    try:
-        config = registry.parse_config(values, str(config_file))
-    except ConfigError:  # fields that the file leaves to the command line: shown without values
-        tyro.cli(model, args=["--help"], prog=f"jaxmethods run {config_file}")
-        return 0
-    tyro.cli(type(config), default=config, args=["--help"], prog=f"jaxmethods run {config_file}")
+    method = values.get("method")
+    model = registry.find(method, file).config
+    print(f"usage: jaxmethods run {file} {OPTIONS}\n\n{registry.METHODS[str(method)].summary}\n")
+    show_fields(model, values)
     return 0
 
 

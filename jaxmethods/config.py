@@ -5,8 +5,8 @@ forbids unknown fields, so a misspelt one is an error and not a silent default.
 Every problem is reported as one line that names the field, what came and what
 was expected.
 
-YAML is UTF-8, whatever the locale. Integers and text are read as in YAML 1.2: `010` is ten (1.1
-took it for eight), `12:30` and `2026-01-02` are text. A field that is there twice is an error.
+YAML is UTF-8, whatever the locale, and read by `yaml_text`; what each field takes in words is told
+by `fields`, of which errors and help are made.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ import difflib
 import enum
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
-from yaml.composer import ComposerError
-from yaml.events import AliasEvent
+from pydantic.fields import FieldInfo
 
+from jaxmethods import yaml_text
 from jaxmethods.errors import UserError
+from jaxmethods.fields import Place, follow, words
+from jaxmethods.yaml_text import MOST_CHARACTERS, shortened
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -41,6 +44,12 @@ class Config(BaseModel):
         use_attribute_docstrings=True,
         coerce_numbers_to_str=True,
     )
+
+    @classmethod
+    def fields_with(cls, values: Mapping[str, Any]) -> Mapping[str, FieldInfo]:
+        """The fields that there are where `values` are given; one can decide about others."""
+        del values
+        return cls.model_fields
 
 
 class OnResume(enum.Enum):
@@ -72,10 +81,12 @@ class LoopConfig(Config):
 class MeshConfig(Config):
     """How the devices are laid out; see `devices.sharding`."""
 
-    data: Annotated[int, Field(ge=-1)] = 1
+    data: PositiveInt | Literal[-1] = 1
     """Devices along which environments, seeds and batches are split; -1: all that are left."""
     fsdp: PositiveInt = 1
+    """Devices along which parameters are split, and gathered where they are used."""
     tensor: PositiveInt = 1
+    """Devices along which single products are split."""
 
 
 class RunConfig(Config):
@@ -118,76 +129,8 @@ class ConfigError(UserError):
 ConfigT = TypeVar("ConfigT", bound=Config)
 
 
-MOST_BYTES, MOST_VALUES, MOST_LINES, MOST_CHARACTERS = 1_000_000, 1_000_000, 20, 200
-"""Of a config file, of what it stands for (with aliases), of an error, and of a value in it."""
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, without its surprises."""
-
-    def __init__(self, stream: str):
-        super().__init__(stream)
-        self.values = 0
-        self.values_of: dict[int, int] = {}
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """Counts values as often as aliases repeat them: a few lines can stand for billions."""
-        mark, alias, before = self.peek_event().start_mark, self.check_event(AliasEvent), 0
-        if not alias:
-            self.values += 1
-            before = self.values - 1
-        node = super().compose_node(parent, index)
-        if not alias:
-            self.values_of[id(node)] = self.values - before
-        elif id(node) in self.values_of:
-            self.values += self.values_of[id(node)]
-        else:
-            raise ComposerError(None, None, "an alias stands for what it is part of", mark)
-        if self.values > MOST_VALUES:
-            raise ComposerError(None, None, f"stands for more than {MOST_VALUES:,} values", mark)
-        return node
-
-    def compose_mapping_node(self, anchor: Any) -> Any:
-        node = super().compose_mapping_node(anchor)
-        known = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in known:
-                problem = f"field {_shortened(key.value)} is there twice"
-                raise ComposerError(None, None, problem, key.start_mark)
-            known.add((key.tag, key.value) if isinstance(key, yaml.ScalarNode) else id(key))
-        return node
-
-
-_RESOLVED_AFRESH = tuple(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp"))
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _RESOLVED_AFRESH]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:int",
-    re.compile(r"[-+]?(?:0|[1-9][0-9_]*|0b[01_]+|0x[0-9a-fA-F_]+)$"),
-    list("-+0123456789"),
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+][0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?"
-        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-    ),
-    list("-+0123456789."),
-)
-
-
-def _load(text: str) -> Any:
-    """The content of YAML text. Raises `yaml.YAMLError`."""
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.YAMLError:
-        raise
-    except RecursionError as error:
-        raise yaml.MarkedYAMLError(problem="is nested too deeply") from error
-    except Exception as error:  # explicit tags (!!int, !!timestamp) raise of everything
-        raise yaml.MarkedYAMLError(problem=f"a value that its tag doesn't fit ({error})") from error
+MOST_BYTES, MOST_LINES = 1_000_000, 20
+"""Of a config file, and of an error."""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -196,7 +139,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         size = path.stat().st_size
         if size > MOST_BYTES:
             raise ConfigError(f"config {path}: expected at most {MOST_BYTES:,} bytes, got {size:,}")
-        content = _load(path.read_text(encoding="utf-8"))
+        content = yaml_text.load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"config {path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
@@ -210,9 +153,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict):
         raise ConfigError(
-            f"config {path}: expected a mapping of fields, got {type(content).__name__}"
+            f"config {path}: expected a mapping of fields, got {_kind(content)}; write one "
+            "`field: value` a line, the first of them `method: NAME`"
         )
     return content
+
+
+def _kind(content: Any) -> str:
+    names = {list: "a list", type(None): "nothing", str: "text"}
+    return names.get(type(content), type(content).__name__)
 
 
 def on_resume(config: BaseModel) -> dict[str, OnResume]:
@@ -233,16 +182,25 @@ def validate(model: type[ConfigT], values: Mapping[str, Any], source: str) -> Co
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise refusal(error, model, source) from error
+        raise refusal(error, model, values, source) from error
 
 
-def refusal(error: ValidationError, model: type[BaseModel], source: str) -> ConfigError:
-    """What pydantic found wrong with a `model`, one line a problem, `MOST_LINES` at most."""
+def refusal(
+    error: ValidationError, model: type[BaseModel], values: Mapping[str, Any], source: str
+) -> ConfigError:
+    """What pydantic found wrong with the values of a `model`, one line a problem.
+
+    There are `MOST_LINES` at most, and one for a field, whatever it is a union of.
+    """
     problems = error.errors(include_url=False)
-    lines = [_describe(model, dict(problem)) for problem in problems[:MOST_LINES]]
+    lines: dict[str, str] = {}
+    for problem in problems[:MOST_LINES]:
+        field, line = _describe(model, values, dict(problem))
+        lines.setdefault(field, line)
+    found = [f"{field}: {line}" for field, line in lines.items()]
     if len(problems) > MOST_LINES:
-        lines.append(f"and {len(problems) - MOST_LINES:,} problems more")
-    return ConfigError("\n".join(f"config {source}: {line}" for line in lines))
+        found.append(f"and {len(problems) - MOST_LINES:,} problems more")
+    return ConfigError("\n".join(f"config {source}: {line}" for line in found))
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
@@ -255,11 +213,17 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     while pending:
         argument = pending.pop(0)
         if not argument.startswith("--") or argument == "--":
-            raise ConfigError(f"command line: expected --field value, got {argument!r}")
+            raise ConfigError(
+                f"command line: expected --field value, got {argument!r} (a value with spaces, as "
+                'lists have, is one word: --field "[a, b]")'
+            )
         field, equals, value = argument[2:].partition("=")
         if not equals:
-            if not pending:
-                raise ConfigError(f"command line: --{field} needs a value")
+            if not pending or re.match("--[a-zA-Z]", pending[0]):
+                raise ConfigError(
+                    f"command line: --{field} needs a value; write --{field} VALUE, for a switch "
+                    "true or false"
+                )
             value = pending.pop(0)
         *path, name = field.replace("-", "_").split(".")
         owner = values
@@ -268,11 +232,9 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
             if not isinstance(owner, dict):
                 raise ConfigError(f"command line: --{field}: {part} has a value already")
         try:
-            owner[name] = _load(value)
+            owner[name] = yaml_text.load(value)
         except yaml.YAMLError as error:
-            raise ConfigError(
-                f"command line: --{field}: cannot read {_shortened(value)}"
-            ) from error
+            raise ConfigError(f"command line: --{field}: cannot read {shortened(value)}") from error
     return values
 
 
@@ -296,35 +258,55 @@ def nearest(name: str, candidates: Iterable[str]) -> str:
     return f" (known: {', '.join(candidates)})" if candidates else ""
 
 
-def _describe(model: type[BaseModel], problem: Mapping[str, Any]) -> str:
-    location = [str(part)[:MOST_CHARACTERS] for part in problem["loc"]]
-    field = ".".join(location) or "config"
+def _describe(
+    model: type[BaseModel], values: Mapping[str, Any], problem: Mapping[str, Any]
+) -> tuple[str, str]:
+    """The field that a problem is about, and what is wrong with it."""
+    place = follow(model, values, problem["loc"])
+    path = [str(part)[:MOST_CHARACTERS] for part in problem["loc"]]
     if problem["type"] == "extra_forbidden":
-        owner = _model_at(model, location[:-1])
-        hint = nearest(location[-1], owner.model_fields) if owner else ""
-        return f"{field}: unknown field{hint}"
+        return ".".join(path), f"unknown field{nearest(path[-1], place.below)}"
     if problem["type"] == "missing":
-        return f"{field}: is required"
+        return ".".join(path), f"is required; it is {words(place.annotation, place.metadata)}"
+    path = path[: place.depth]
     message = problem["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
     if problem["type"] == "value_error":
-        return f"{field}: {message}"
-    return f"{field}: {message}, got {_shortened(problem['input'])}"
+        # What a config says of several of its fields begins with one of them.
+        named = re.match(r"(\w+)[\w., ]*: ", message)
+        section = place.section[0]
+        if named and named[1] in {*place.below, *(section.model_fields if section else ())}:
+            return ".".join([*path, named[0].removesuffix(": ")]), message[named.end() :]
+        return ".".join(path) or "config", message[0].lower() + message[1:]
+    got, field = problem["input"], ".".join(path) or "config"
+    return field, f"{_expected(place, problem)}, got {shortened(got)}{_advice(field, place, got)}"
 
 
-def _shortened(value: Any) -> str:
-    """What came, on one line that can be read."""
-    text = repr(value)
-    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}..."
+def _expected(place: Place, problem: Mapping[str, Any]) -> str:
+    if problem["type"] == "finite_number":
+        return "expected a finite number"
+    return f"expected {words(place.annotation, place.metadata)}"
 
 
-def _model_at(model: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
-    """Follows field names from `model` to the nested model they lead to."""
-    for name in path:
-        field = model.model_fields.get(name)
-        if field is None or not isinstance(field.annotation, type):
-            return None
-        if not issubclass(field.annotation, BaseModel):
-            return None
-        model = field.annotation
-    return model
+def _advice(field: str, place: Place, got: Any) -> str:
+    """What to write instead, where that can be guessed."""
+    expected, (section, listed) = words(place.annotation, place.metadata), place.section
+    name = field.rpartition(".")[2]
+    if section is not None and not listed and not isinstance(got, Mapping):
+        needed = [n for n, f in section.model_fields.items() if f.is_required()]
+        first = (needed or list(section.model_fields))[0]
+        value = yaml_text.dump(got) if isinstance(got, str | int | float) else "..."
+        return f"; write {name}: {{{first}: {value}}}"
+    if section is None and isinstance(got, Mapping) and len(got) == 1:
+        (value,) = got.values()
+        return f"; write {name}: {yaml_text.dump(value)}" if isinstance(value, str) else ""
+    if "a list" in expected and isinstance(got, str):
+        elements = re.split(r"[,\s]+", got.strip())
+        return f"; write {name}: {yaml_text.dump(elements)}"
+    if isinstance(got, str) and "an integer" in expected:
+        with suppress(ValueError, OverflowError):
+            if float(got).is_integer():
+                return f"; write {int(float(got))}"
+    if isinstance(got, str) and place.choices:
+        close = nearest(got, place.choices)
+        return close if "did you mean" in close else ""
+    return ""

@@ -93,7 +93,7 @@ def parse(values: Mapping[str, Any], source: str) -> tuple[RunConfig, Recipe]:
         recipe = find(config.method, source).recipe(config)
         check_recipe(recipe)
     except ValidationError as error:  # of a config that the method made of this one
-        raise refusal(error, type(config), source) from error
+        raise refusal(error, type(config), values, source) from error
     except ValueError as error:
         raise ConfigError(f"config {source}: {error}") from error
     return config, recipe

@@ -88,9 +88,9 @@ def test_report_is_rebuilt_from_the_folder_alone(finished, capsys):
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        (["--graph.sparsity", "-0.1"], "graph.sparsity: input should be greater than 0, got -0.1"),
+        (["--graph.sparsity", "-0.1"], "graph.sparsity: expected a number > 0 and <= 1, got -0.1"),
         (["--ppo.clipp", "0.1"], "ppo.clipp: unknown field (did you mean 'clip'?)"),
-        (["--ppo.epochs", "many"], "ppo.epochs: input should be a valid integer"),
+        (["--ppo.epochs", "many"], "ppo.epochs: expected an integer >= 1, got 'many'"),
         (["--method", "comformer"], "unknown method 'comformer' (did you mean 'commformer'?)"),
         (["--environment.name", "predatorprey"], "did you mean 'predator_prey'?"),
         (["--environment.dimm", "4"], "dimm"),

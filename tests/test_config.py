@@ -46,15 +46,16 @@ def message(values) -> str:
         ),
         (
             {"graph": {"sparsity": -0.1}},
-            "config run.yaml: graph.sparsity: input should be greater than 0, got -0.1",
+            "config run.yaml: graph.sparsity: expected a number > 0 and <= 1, got -0.1",
         ),
         (
             {"graph": {"sparsity": float("nan")}},
-            "config run.yaml: graph.sparsity: input should be a finite number, got nan",
+            "config run.yaml: graph.sparsity: expected a finite number, got nan",
         ),
         (
             {"graph": {"kind": "ful"}},
-            "config run.yaml: graph.kind: input should be 'learned' or 'full', got 'ful'",
+            "config run.yaml: graph.kind: expected one of learned, full, got 'ful' "
+            "(did you mean 'full'?)",
         ),
     ],
 )
@@ -64,7 +65,7 @@ def test_each_mistake_is_one_line_naming_the_field(values, expected):
 
 def test_a_wrong_type_names_what_came():
     text = message({"seed": "many"})
-    assert text.startswith("config run.yaml: seed: input should be a valid integer")
+    assert text.startswith("config run.yaml: seed: expected an integer, ")
     assert text.endswith("got 'many'")
 
 
@@ -97,8 +98,8 @@ def test_unreadable_overrides_are_refused(arguments):
     ("content", "expected"),
     [
         ("a: [1, 2", "not valid YAML at line"),
-        ("- 1\n- 2\n", "expected a mapping of fields, got list"),
-        ("", "expected a mapping of fields, got NoneType"),
+        ("- 1\n- 2\n", "expected a mapping of fields, got a list; write one `field: value` a line"),
+        ("", "expected a mapping of fields, got nothing"),
         ("a: !!python/object/apply:os.system ['true']", "not valid YAML"),
     ],
 )

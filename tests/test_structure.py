@@ -13,7 +13,7 @@ METHODS = {"commformer", "merging", "novo", "obd"}
 ORDER = [
     {"__init__"},
     {"cli", "runs"},
-    {"registry", "training"},
+    {"field_help", "registry", "training"},
     {"reports"},
     {"records", "devices"},
     METHODS,
@@ -22,7 +22,7 @@ ORDER = [
     {"envs"},
     {"layout", "method", "numerics"},
     {"config", "files"},
-    {"errors"},
+    {"errors", "fields", "yaml_text"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
 

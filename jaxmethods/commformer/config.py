@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import (
-    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -18,9 +17,8 @@ from pydantic import (
     model_validator,
 )
 
-from jaxmethods import envs
 from jaxmethods.config import Config, Fraction, OnResume, TrainingRunConfig
-from jaxmethods.envs import TeamEnvironment
+from jaxmethods.envs.config import EnvironmentConfig
 
 
 class GateConfig(Config):
@@ -35,7 +33,7 @@ class GateConfig(Config):
     penalty: NonNegativeFloat = 1e-3
     """lambda_g: weight of the mean gate in the loss."""
     target: Fraction | None = None
-    """Penalise only the share of open gates above this; None: all of it."""
+    """Penalize only the share of open gates above this; None: all of it."""
     penalty_from: Fraction = 0.0
     """Share of the updates before the penalty begins: a team that has not learned to talk yet
     would close its gates for good."""
@@ -125,8 +123,13 @@ class GraphConfig(Config):
 
     @model_validator(mode="after")
     def _fields_fit(self) -> GraphConfig:
-        if (self.edges is not None) != (self.kind == "fixed"):
-            raise ValueError(f"edges: expected with kind 'fixed' only, kind is {self.kind!r}")
+        if self.kind == "fixed" and self.edges is None:
+            raise ValueError(
+                "edges: is required with kind: fixed; write a row of 0 and 1 for each agent, "
+                "edges: [[1, 0], [1, 1]]"
+            )
+        if self.kind != "fixed" and self.edges is not None:
+            raise ValueError(f"edges: expected null with kind: {self.kind}; write kind: fixed")
         if self.levels != "alternating" and (self.unroll or self.upper_data == "split"):
             raise ValueError(
                 f"levels: expected 'alternating' with unroll or split data, got {self.levels!r}"
@@ -135,7 +138,7 @@ class GraphConfig(Config):
 
 
 class PPOConfig(Config):
-    """Proximal policy optimisation with value normalisation."""
+    """Proximal policy optimization with value normalization."""
 
     environments: PositiveInt = 128
     """R: environments simulated in parallel."""
@@ -198,18 +201,6 @@ def reference() -> Preset:
             max_grad_norm=10.0,
         ),
     )
-
-
-class EnvironmentConfig(Config):
-    """Which environment; every further field is an argument of its constructor."""
-
-    model_config = ConfigDict(extra="allow")
-
-    name: str
-
-    def make(self) -> TeamEnvironment:
-        """Builds the environment. Raises `ValueError` for an unknown name or argument."""
-        return envs.make(self.name, **(self.model_extra or {}))
 
 
 class EvaluationConfig(Config):

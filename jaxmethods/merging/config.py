@@ -7,6 +7,7 @@ said by `checkpoints.static_merges`; here are the parameters' types and bounds.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
@@ -19,6 +20,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from jaxmethods.config import Config, Fraction, OnResume, RunConfig, TrainingRunConfig
 from jaxmethods.merging.checkpoints.parts import Settings
@@ -318,6 +320,15 @@ class MergeConfig(Config):
     """Of masks, where the algorithm draws them."""
     card: bool = True
     """Write README.md: how the result was made, and hashes of the inputs' weights."""
+
+    @classmethod
+    def fields_with(cls, values: Mapping[str, Any]) -> Mapping[str, FieldInfo]:
+        """Without the parameters that the algorithm doesn't have."""
+        merge = STATIC_MERGES.get(str(values.get("algorithm")))
+        absent = PARAMETERS - merge.parameters.keys() if merge else set()
+        if merge and "coefficient" in absent:
+            absent |= {"rules"}
+        return {name: field for name, field in cls.model_fields.items() if name not in absent}
 
     @field_validator("exclude")
     @classmethod

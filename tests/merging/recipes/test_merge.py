@@ -283,14 +283,14 @@ def test_ctrl_c_leaves_no_half_of_a_model_and_resume_makes_it(experts, tmp_path,
 
 
 WRONG = {
-    "algorithm": ({"algorithm": "median"}, r"algorithm: input should be .*'ties'.*got 'median'"),
+    "algorithm": ({"algorithm": "median"}, r"algorithm: expected one of .*ties.*got 'median'"),
     "field": ({"densty": 0.2}, r"densty: unknown field \(did you mean 'density'\?\)"),
     "parameter": (
         {"algorithm": "average", "density": 0.2},
         r"density: average has no such parameter \(it has: coefficient, normalize\)",
     ),
-    "density": ({"density": 20}, r"density: .*less than or equal to 1, got 20"),
-    "drop": ({"algorithm": "dare", "drop": 1}, r"drop: .*less than 1, got 1"),
+    "density": ({"density": 20}, r"density: .*from 0 to 1, or null, got 20"),
+    "drop": ({"algorithm": "dare", "drop": 1}, r"drop: .*< 1, or null, got 1"),
     "epsilon": (
         {"algorithm": "della", "density": 0.1, "epsilon": 0.4},
         r"epsilon: expected density ± epsilon in \[0, 1\], got 0\.1 ± 0\.4",
@@ -313,7 +313,7 @@ WRONG = {
     "pattern": ({"exclude": ["nothing"]}, r"pattern 'nothing': no tensor of .* has such a name"),
     "depth": (
         {"rules": [{"pattern": "layers", "over_depth": [0, 1]}]},
-        r"rules\.0: over_depth: the pattern 'layers' has no group for the layer's number",
+        r"rules\.0\.over_depth: the pattern 'layers' has no group for the layer's number",
     ),
     "layer": (
         {"rules": [{"pattern": "(layers)", "over_depth": [0, 1]}]},
