@@ -139,7 +139,7 @@ class TrainingConfig(Config):
 class BaseConfig(TrainingConfig):
     """The common base."""
 
-    labelled: Fraction = 0.05
+    labeled: Fraction = 0.05
     """Share of every task's training images whose labels the base sees."""
     logit_scale: PositiveFloat | None = None
     """exp(s) in its training; null: the network's. A larger one asks for less distance between
@@ -167,7 +167,7 @@ class DataConfig(Config):
     generate: Literal["digits"] | None = None
     """Instead of files: tasks made of digits."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Of the order of the training images, and with it of which are labelled for the base."""
+    """Of the order of the training images, and with it of which are labeled for the base."""
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:

@@ -1,9 +1,9 @@
 r"""What there is to merge: a base with few labels, its frozen heads, and one expert for each task.
 
-    base      min over theta_0, V, heads   CE over the classes of all tasks together, on a labelled
+    base      min over theta_0, V, heads   CE over the classes of all tasks together, on a labeled
                                            share of every task, and CE of the task alone (the sum
                                            of its classes' probabilities) on all of its images
-    heads     h_tc = normalise(mean_{x of class c} z(x) - mean_x z(x)),    z = V f(x; theta_0) / |.|
+    heads     h_tc = normalize(mean_{x of class c} z(x) - mean_x z(x)),    z = V f(x; theta_0) / |.|
     experts   min over theta_t             CE_t                on all of task t, V and heads frozen
 
 with logits exp(s) z h^T. Prototypes take the place of CLIP's zero-shot heads: they come from the
@@ -26,7 +26,7 @@ import optax
 
 from jaxmethods.data.images import Split
 from jaxmethods.layout import Rule
-from jaxmethods.merging.adaptive.adaptation import Heads, Unlabelled, classify, draw_indices, take
+from jaxmethods.merging.adaptive.adaptation import Heads, Unlabeled, classify, draw_indices, take
 from jaxmethods.merging.config import BaseConfig, ExpertsConfig, TrainingConfig
 from jaxmethods.merging.static.trees import Tree, map_with_names
 from jaxmethods.method import Method, Metrics
@@ -45,7 +45,7 @@ and its images are on one device, and nothing is exchanged."""
 
 
 class Images(NamedTuple):
-    """Labelled images of T tasks; tasks with fewer than n are padded at the end."""
+    """Labeled images of T tasks; tasks with fewer than n are padded at the end."""
 
     images: jax.Array
     """[T, n, H, W, 3] uint8"""
@@ -78,7 +78,7 @@ class BaseBatch(NamedTuple):
 
     images: Images
     """All, of which it uses only the labels of the first ones."""
-    labelled: jax.Array
+    labeled: jax.Array
     """[T] int32: how many of each task those are."""
 
 
@@ -126,7 +126,7 @@ def stack_images(splits: Sequence[Split], classes: Sequence[int]) -> Images:
     )
 
 
-def count_labelled(images: Images, share: float) -> jax.Array:
+def count_labeled(images: Images, share: float) -> jax.Array:
     """[T] int32: the share of each task's images, one at least."""
     return jnp.maximum(1, jnp.round(share * images.counts)).astype(jnp.int32)
 
@@ -163,7 +163,7 @@ def shift(key: jax.Array, images: jax.Array, most: int) -> jax.Array:
 def pretrainer(vision: VisionConfig, config: BaseConfig, logit_scale: float) -> Method:
     """Makes the training of the base with one cosine classifier of all tasks; takes a `BaseBatch`.
 
-    A step takes as many labelled as unlabelled images of each task.
+    A step takes as many labeled as unlabeled images of each task.
     """
     optimizer = make_optimizer(config)
 
@@ -193,7 +193,7 @@ def pretrainer(vision: VisionConfig, config: BaseConfig, logit_scale: float) -> 
 
     def step(state: BaseState, batch: BaseBatch) -> tuple[BaseState, Metrics]:
         key, *keys = jax.random.split(state.key, 3)
-        seen = batch.images._replace(counts=batch.labelled)
+        seen = batch.images._replace(counts=batch.labeled)
         pixels, labels = draw(keys[0], seen, config)
         others, _ = draw(keys[1], batch.images, config)
         (_, metrics), gradient = jax.value_and_grad(objective, has_aux=True)(
@@ -255,7 +255,7 @@ def draw(key: jax.Array, images: Images, config: TrainingConfig) -> tuple[jax.Ar
     """Pixels [T, b, H, W, 3], shifted, and labels [T, b]; small tasks repeat images."""
     order_key, shift_key = jax.random.split(key)
     size = min(config.batch_size, images.images.shape[1])
-    indices = draw_indices(order_key, Unlabelled(images.images, images.counts), size)
+    indices = draw_indices(order_key, Unlabeled(images.images, images.counts), size)
     drawn = take(images.images, indices)
     moved = shift(shift_key, drawn.reshape(-1, *drawn.shape[2:]), config.shift)
     return to_pixels(moved).reshape(drawn.shape), take(images.labels, indices)
@@ -288,8 +288,8 @@ def prototypes(base: Base, vision: VisionConfig, images: Images, chunk: int = 64
     (sums, counts), _ = jax.lax.scan(add, start, jnp.arange(chunks) * chunk)
     means = sums / jnp.maximum(counts, 1)[..., None]
     here = images.classes[..., None]
-    centre = jnp.sum(means * here, 1, keepdims=True) / jnp.sum(here, 1, keepdims=True)
-    return Heads(jnp.where(here, normalize(means - centre), 0.0), images.classes)
+    center = jnp.sum(means * here, 1, keepdims=True) / jnp.sum(here, 1, keepdims=True)
+    return Heads(jnp.where(here, normalize(means - center), 0.0), images.classes)
 
 
 def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:

@@ -26,7 +26,7 @@ class CloningState(NamedTuple):
 
 
 def cloning(config: CloningConfig, policy: Policy | None = None) -> Method:
-    """Behavioural cloning on `OfflineData`; a step is one minibatch drawn with replacement."""
+    """Behavioral cloning on `OfflineData`; a step is one minibatch drawn with replacement."""
     policy = tanh_gaussian() if policy is None else policy
     optimizer = getattr(optax, config.optimizer)(config.learning_rate)
 
