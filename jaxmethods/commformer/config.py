@@ -32,7 +32,7 @@ class GateConfig(Config):
     penalty: NonNegativeFloat = 1e-3
     """lambda_g: weight of the mean gate in the loss."""
     target: Fraction | None = None
-    """Penalise only the share of open gates above this; None: all of it."""
+    """Penalize only the share of open gates above this; None: all of it."""
     penalty_from: Fraction = 0.0
     """Share of the updates before the penalty begins: a team that has not learned to talk yet
     would close its gates for good."""
@@ -132,7 +132,7 @@ class GraphConfig(Config):
 
 
 class PPOConfig(Config):
-    """Proximal policy optimisation with value normalisation."""
+    """Proximal policy optimization with value normalization."""
 
     environments: PositiveInt = 128
     """R: environments simulated in parallel."""

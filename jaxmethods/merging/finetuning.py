@@ -1,9 +1,9 @@
 r"""What there is to merge: a base with few labels, its frozen heads, and one expert for each task.
 
-    base      min over theta_0, V, heads   CE over the classes of all tasks together, on a labelled
+    base      min over theta_0, V, heads   CE over the classes of all tasks together, on a labeled
                                            share of every task, and CE of the task alone (the sum
                                            of its classes' probabilities) on all of its images
-    heads     h_tc = normalise(mean_{x of class c} z(x) - mean_x z(x)),    z = V f(x; theta_0) / |.|
+    heads     h_tc = normalize(mean_{x of class c} z(x) - mean_x z(x)),    z = V f(x; theta_0) / |.|
     experts   min over theta_t             CE_t                on all of task t, V and heads frozen
 
 with logits exp(s) z h^T. Prototypes take the place of CLIP's zero-shot heads: they come from the
@@ -28,7 +28,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from jaxmethods.config import Config, Fraction, OnResume
 from jaxmethods.data.images import Split
 from jaxmethods.layout import Rule
-from jaxmethods.merging.adaptive.adaptation import Heads, Unlabelled, classify, draw_indices, take
+from jaxmethods.merging.adaptive.adaptation import Heads, Unlabeled, classify, draw_indices, take
 from jaxmethods.merging.static.trees import Tree, map_with_names
 from jaxmethods.method import Method, Metrics
 from jaxmethods.models.clip import vit
@@ -65,7 +65,7 @@ class TrainingConfig(Config):
 class BaseConfig(TrainingConfig):
     """The common base."""
 
-    labelled: Fraction = 0.05
+    labeled: Fraction = 0.05
     """Share of every task's training images whose labels the base sees."""
     logit_scale: PositiveFloat | None = None
     """exp(s) in its training; null: the network's. A larger one asks for less distance between
@@ -80,7 +80,7 @@ class ExpertsConfig(TrainingConfig):
 
 
 class Images(NamedTuple):
-    """Labelled images of T tasks; tasks with fewer than n are padded at the end."""
+    """Labeled images of T tasks; tasks with fewer than n are padded at the end."""
 
     images: jax.Array
     """[T, n, H, W, 3] uint8"""
@@ -113,7 +113,7 @@ class BaseBatch(NamedTuple):
 
     images: Images
     """All, of which it uses only the labels of the first ones."""
-    labelled: jax.Array
+    labeled: jax.Array
     """[T] int32: how many of each task those are."""
 
 
@@ -161,7 +161,7 @@ def stack_images(splits: Sequence[Split], classes: Sequence[int]) -> Images:
     )
 
 
-def count_labelled(images: Images, share: float) -> jax.Array:
+def count_labeled(images: Images, share: float) -> jax.Array:
     """[T] int32: the share of each task's images, one at least."""
     return jnp.maximum(1, jnp.round(share * images.counts)).astype(jnp.int32)
 
@@ -198,7 +198,7 @@ def shift(key: jax.Array, images: jax.Array, most: int) -> jax.Array:
 def pretrainer(vision: VisionConfig, config: BaseConfig, logit_scale: float) -> Method:
     """Makes the training of the base with one cosine classifier of all tasks; takes a `BaseBatch`.
 
-    A step takes as many labelled as unlabelled images of each task.
+    A step takes as many labeled as unlabeled images of each task.
     """
     optimizer = make_optimizer(config)
 
@@ -228,7 +228,7 @@ def pretrainer(vision: VisionConfig, config: BaseConfig, logit_scale: float) -> 
 
     def step(state: BaseState, batch: BaseBatch) -> tuple[BaseState, Metrics]:
         key, *keys = jax.random.split(state.key, 3)
-        seen = batch.images._replace(counts=batch.labelled)
+        seen = batch.images._replace(counts=batch.labeled)
         pixels, labels = draw(keys[0], seen, config)
         others, _ = draw(keys[1], batch.images, config)
         (_, metrics), gradient = jax.value_and_grad(objective, has_aux=True)(
@@ -290,7 +290,7 @@ def draw(key: jax.Array, images: Images, config: TrainingConfig) -> tuple[jax.Ar
     """Pixels [T, b, H, W, 3], shifted, and labels [T, b]; small tasks repeat images."""
     order_key, shift_key = jax.random.split(key)
     size = min(config.batch_size, images.images.shape[1])
-    indices = draw_indices(order_key, Unlabelled(images.images, images.counts), size)
+    indices = draw_indices(order_key, Unlabeled(images.images, images.counts), size)
     drawn = take(images.images, indices)
     moved = shift(shift_key, drawn.reshape(-1, *drawn.shape[2:]), config.shift)
     return to_pixels(moved).reshape(drawn.shape), take(images.labels, indices)
@@ -323,8 +323,8 @@ def prototypes(base: Base, vision: VisionConfig, images: Images, chunk: int = 64
     (sums, counts), _ = jax.lax.scan(add, start, jnp.arange(chunks) * chunk)
     means = sums / jnp.maximum(counts, 1)[..., None]
     here = images.classes[..., None]
-    centre = jnp.sum(means * here, 1, keepdims=True) / jnp.sum(here, 1, keepdims=True)
-    return Heads(jnp.where(here, normalize(means - centre), 0.0), images.classes)
+    center = jnp.sum(means * here, 1, keepdims=True) / jnp.sum(here, 1, keepdims=True)
+    return Heads(jnp.where(here, normalize(means - center), 0.0), images.classes)
 
 
 def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:

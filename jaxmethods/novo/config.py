@@ -14,7 +14,7 @@ class SelectionConfig(Config):
     """How the voting heads are chosen."""
 
     samples: PositiveInt = 30
-    """Labelled questions."""
+    """Labeled questions."""
     q: Fraction = 0.85
     """Quantile that a head's count must exceed."""
     rule: Literal["code", "paper"] = "code"
@@ -55,7 +55,7 @@ class QuestionsConfig(RunConfig):
     data: Path
     """Questions, JSON Lines or JSON."""
     discovery: Path | None = None
-    """Labelled questions that choose the heads; None: drawn from `data`, and not judged."""
+    """Labeled questions that choose the heads; None: drawn from `data`, and not judged."""
     heads: Path | None = None
     """Heads as an earlier evaluation wrote them (heads.json), instead of choosing them."""
     tokenizer: Literal["model", "bytes"] = "model"

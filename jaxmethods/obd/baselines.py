@@ -19,7 +19,7 @@ from jaxmethods.offline_rl.types import OfflineData
 
 
 class CloningConfig(Config):
-    """Behavioural cloning on the whole data."""
+    """Behavioral cloning on the whole data."""
 
     batch: PositiveInt = 256
     optimizer: Literal["sgd", "adam"] = "adam"
@@ -37,7 +37,7 @@ class CloningState(NamedTuple):
 
 
 def cloning(config: CloningConfig, policy: Policy | None = None) -> Method:
-    """Behavioural cloning on `OfflineData`; a step is one minibatch drawn with replacement."""
+    """Behavioral cloning on `OfflineData`; a step is one minibatch drawn with replacement."""
     policy = tanh_gaussian() if policy is None else policy
     optimizer = getattr(optax, config.optimizer)(config.learning_rate)
 

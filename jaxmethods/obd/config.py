@@ -46,7 +46,7 @@ class OBDConfig(Config):
     the highest q, or of each of N clusters the row of the highest q."""
     student: StudentConfig = StudentConfig()
     inner_steps: PositiveInt = 100
-    """T: full-batch steps of behavioural cloning from a fresh student."""
+    """T: full-batch steps of behavioral cloning from a fresh student."""
     inner_lr: NonNegativeFloat = 0.1
     inner_momentum: Momentum = 0.0
     inner_noise: NonNegativeFloat = 1.0
@@ -68,7 +68,7 @@ class OBDConfig(Config):
     """J: students whose gradients are averaged in one outer step."""
     init_pool: NonNegativeInt = 0
     """Draw so many initial students once and pick from them; 0: a fresh one each time. Saves the
-    orthogonalisation at every step, which is slow on a GPU."""
+    orthogonalization at every step, which is slow on a GPU."""
     mode: Literal["mixed", "mixed_saved", "reverse", "remat"] = "mixed"
     """How the gradient through the inner loop is computed; the numbers are the same."""
     truncate: NonNegativeInt | None = None

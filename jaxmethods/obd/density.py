@@ -4,7 +4,7 @@ r"""State densities, and the weights of state-density weighted distillation (SDW
 
 weighs rare states more: the outer loss multiplies the error at s_n by r_n (see
 `OfflineData.density_weights`). The idea is that of "State Diversity Matters in Offline Behavior
-Distillation" (arXiv 2512.06692), which has no public code; power and normalisation are this
+Distillation" (arXiv 2512.06692), which has no public code; power and normalization are this
 library's. tau = 0 gives ones, that is, the unweighted objective exactly.
 
 The density is a masked autoregressive flow (Papamakarios et al., NeurIPS 2017, arXiv 1705.07057)
@@ -12,7 +12,7 @@ of MADE blocks (Germain et al., ICML 2015) with the dimensions reversed between 
 
     u_i = (x_i - mu_i(x_<i)) exp(-alpha_i(x_<i)),   log p(x) = log N(u; 0, I) - sum alpha
 
-or, cheaper, the distance to the k-th nearest neighbour: log p = -S log d_k + const.
+or, cheaper, the distance to the k-th nearest neighbor: log p = -S log d_k + const.
 """
 
 from __future__ import annotations
@@ -157,33 +157,33 @@ def made(layers: tuple[Layer, Layer, Layer], values: jax.Array) -> tuple[jax.Arr
     return mean, jnp.clip(alpha, *ALPHA_BOUNDS)
 
 
-def neighbour_density(
-    states: jax.Array, neighbours: int = 10, sample: int = 4096, key: jax.Array | None = None
+def neighbor_density(
+    states: jax.Array, neighbors: int = 10, sample: int = 4096, key: jax.Array | None = None
 ) -> Density:
     """-S log d_k, d_k the distance to the k-th nearest of at most `sample` of the states [L, S].
 
-    With the whole data as sample (sample >= L) a state of the data is its own first neighbour,
+    With the whole data as sample (sample >= L) a state of the data is its own first neighbor,
     which counts. Distances are floored at 1e-6, for data with repeated states.
 
     Raises:
-        ValueError: fewer states than neighbours.
+        ValueError: fewer states than neighbors.
     """
     if sample < len(states):
         rows = jax.random.choice(
             jax.random.key(0) if key is None else key, len(states), (sample,), replace=False
         )
         states = states[rows]
-    if not 1 <= neighbours <= len(states):
+    if not 1 <= neighbors <= len(states):
         raise ValueError(
-            f"neighbours: expected 1 to the {len(states)} states there are, got {neighbours}"
+            f"neighbors: expected 1 to the {len(states)} states there are, got {neighbors}"
         )
-    return partial(_neighbour_log_prob, states, neighbours)
+    return partial(_neighbor_log_prob, states, neighbors)
 
 
-def _neighbour_log_prob(anchors: jax.Array, neighbours: int, states: jax.Array) -> jax.Array:
+def _neighbor_log_prob(anchors: jax.Array, neighbors: int, states: jax.Array) -> jax.Array:
     def one(state: jax.Array) -> jax.Array:
         squared = jnp.sum(jnp.square(anchors - state), axis=-1)
-        return -jax.lax.top_k(-squared, neighbours)[0][-1]
+        return -jax.lax.top_k(-squared, neighbors)[0][-1]
 
     flat = states.reshape(-1, states.shape[-1])
     distance = jnp.sqrt(jax.lax.map(one, flat, batch_size=256))

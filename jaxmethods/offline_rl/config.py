@@ -16,9 +16,9 @@ class IQLConfig(Config):
     batch: PositiveInt = 256
     discount: Fraction = 0.99
     expectile: OpenFraction = 0.7
-    """tau: 0.5 values the data's own behaviour, towards 1 the best of it."""
+    """tau: 0.5 values the data's own behavior, toward 1 the best of it."""
     temperature: NonNegativeFloat = 3.0
-    """beta of the policy's weights exp(beta advantage); 0 clones the data's behaviour."""
+    """beta of the policy's weights exp(beta advantage); 0 clones the data's behavior."""
     max_weight: PositiveFloat = 100.0
     learning_rate: PositiveFloat = 3e-4
     target_rate: OpenFraction = 5e-3
@@ -55,4 +55,4 @@ class CalQLConfig(Config):
     target_entropy: float | None = None
     """Entropy the temperature is tuned to; None: -A."""
     cloning_steps: NonNegativeInt = 0
-    """First steps in which the policy maximises the data's likelihood instead of the critics."""
+    """First steps in which the policy maximizes the data's likelihood instead of the critics."""

@@ -53,9 +53,9 @@ def test_a_share_is_the_beginning_and_padding_belongs_to_no_task():
     everything = images()
     np.testing.assert_array_equal(everything.images[0, :21], SPLITS[0].images)
     assert not everything.images[0, 21:].any()
-    some = everything._replace(counts=finetuning.count_labelled(everything, 0.5))
+    some = everything._replace(counts=finetuning.count_labeled(everything, 0.5))
     np.testing.assert_array_equal(some.counts, [10, 15])
-    np.testing.assert_array_equal(finetuning.count_labelled(everything, 0.0), [1, 1])
+    np.testing.assert_array_equal(finetuning.count_labeled(everything, 0.0), [1, 1])
     np.testing.assert_array_equal(some.classes.sum(1), CLASSES)
     drawn, labels = finetuning.draw(jax.random.key(0), some, BaseConfig(batch_size=15, shift=0))
     known = {x.tobytes() for x in np.asarray(finetuning.to_pixels(some.images[0, :10]))}
@@ -64,7 +64,7 @@ def test_a_share_is_the_beginning_and_padding_belongs_to_no_task():
     assert labels.shape == (2, 15)
 
 
-def test_prototypes_are_the_centred_normalised_class_means():
+def test_prototypes_are_the_centered_normalized_class_means():
     start = base()
     heads = jax.jit(
         lambda start, images: finetuning.prototypes(start, tiny.VISION, images, chunk=8)
@@ -74,8 +74,8 @@ def test_prototypes_are_the_centred_normalised_class_means():
         z = np.asarray(finetuning.encode(start, tiny.VISION, pixels[None])[0])
         z = z / np.linalg.norm(z, axis=1, keepdims=True)
         means = np.stack([z[part.labels == c].mean(0) for c in range(classes)])
-        centred = means - means.mean(0)
-        expected = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+        centered = means - means.mean(0)
+        expected = centered / np.linalg.norm(centered, axis=1, keepdims=True)
         np.testing.assert_allclose(heads.weights[task, :classes], expected, atol=1e-4)
         assert not heads.weights[task, classes:].any()
 

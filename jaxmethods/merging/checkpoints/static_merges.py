@@ -86,7 +86,7 @@ def _ties_mergekit(loaded: Loaded, coefficient: Any, settings: Settings) -> jax.
         loaded.stack,
         density=settings["density"],
         coefficients=coefficient,
-        flavour="mergekit",
+        flavor="mergekit",
     )
 
 

@@ -22,7 +22,7 @@ from jaxmethods.data.images import Task, digit_tasks, read_tasks
 from jaxmethods.layout import Layout, Rule, seed_axes
 from jaxmethods.merging import evaluate
 from jaxmethods.merging.adaptive import adamerging, surgery, wemoe
-from jaxmethods.merging.adaptive.adaptation import Heads, Unlabelled, classify
+from jaxmethods.merging.adaptive.adaptation import Heads, Unlabeled, classify
 from jaxmethods.merging.config import AdaMergingConfig, SurgeryConfig, WEMoEConfig
 from jaxmethods.merging.finetuning import (
     BASE_RULES,
@@ -34,7 +34,7 @@ from jaxmethods.merging.finetuning import (
     ExpertsConfig,
     Images,
     Start,
-    count_labelled,
+    count_labeled,
     finetuner,
     pretrainer,
     prototypes,
@@ -66,7 +66,7 @@ class DataConfig(Config):
     generate: Literal["digits"] | None = None
     """Instead of files: tasks made of digits."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Of the order of the training images, and with it of which are labelled for the base."""
+    """Of the order of the training images, and with it of which are labeled for the base."""
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
@@ -186,14 +186,14 @@ class Inputs:
                     f"{name}.batch_size: expected at most the {longest} test images of the "
                     f"largest task, got {size}"
                 )
-        self.unlabelled = cache(self._unlabelled)
+        self.unlabeled = cache(self._unlabeled)
         self.all_train = cache(lambda: stack_images(self.train, self.classes))
         self.merged = jax.jit(jax.vmap(self._merged, (0, 0)))
 
-    def labelled(self) -> BaseBatch:
+    def labeled(self) -> BaseBatch:
         """All training images, and how many of them the base may see the labels of."""
         images = self.all_train()
-        return BaseBatch(images, count_labelled(images, self.run.base.labelled))
+        return BaseBatch(images, count_labeled(images, self.run.base.labeled))
 
     def test(self) -> Images:
         """With labels: for the comparison alone."""
@@ -201,13 +201,13 @@ class Inputs:
 
     def test_pixels(self) -> tuple[np.ndarray, int]:
         """Test images [T, n, H, W, 3], n padded to whole parts, and n without padding."""
-        pixels = np.asarray(self.unlabelled().inputs)
+        pixels = np.asarray(self.unlabeled().inputs)
         longest = pixels.shape[1]
         return np.pad(pixels, [(0, 0), (0, -longest % ENCODED), *[(0, 0)] * 3]), longest
 
-    def _unlabelled(self) -> Unlabelled:
+    def _unlabeled(self) -> Unlabeled:
         test = self.test()
-        return Unlabelled(to_pixels(test.images), test.counts)
+        return Unlabeled(to_pixels(test.images), test.counts)
 
     def _merged(self, base: Base, stack: Tree) -> Tree:
         return task_arithmetic(base.tower, stack, self.run.static.task_arithmetic)
@@ -237,7 +237,7 @@ def vision_config(network: NetworkConfig, tasks: Sequence[Task]) -> VisionConfig
 
 
 def base_stage(run: Run, inputs: Inputs) -> Train:
-    """The base, on the labelled share of all tasks, and the frozen heads that it makes."""
+    """The base, on the labeled share of all tasks, and the frozen heads that it makes."""
     scale = run.base.logit_scale or run.network.logit_scale
 
     def result(state: State, batch: BaseBatch) -> Start:
@@ -247,7 +247,7 @@ def base_stage(run: Run, inputs: Inputs) -> Train:
         "base",
         pretrainer(inputs.vision, run.base, scale),
         run.base.steps,
-        lambda results: inputs.labelled(),
+        lambda results: inputs.labeled(),
         result=result,
         layout=Layout(batch=BASE_RULES),
         main=True,
@@ -316,7 +316,7 @@ def features_stage(inputs: Inputs) -> Compute:
 
 
 def adamerging_stage(run: Run, inputs: Inputs) -> Train:
-    """Coefficients of task arithmetic, from unlabelled test images."""
+    """Coefficients of task arithmetic, from unlabeled test images."""
     scale = jnp.log(run.network.logit_scale)
 
     def apply(tower: Tree, pixels: jax.Array, head: tuple[Heads, jax.Array]) -> jax.Array:
@@ -330,7 +330,7 @@ def adamerging_stage(run: Run, inputs: Inputs) -> Train:
         tau = jax.vmap(task_vectors)(base.tower, stack)
         tasks = heads.weights.shape[1]
         projections = jnp.repeat(base.projection[:, None], tasks, 1)
-        return adamerging.Batch(base.tower, tau, inputs.unlabelled(), (heads, projections))
+        return adamerging.Batch(base.tower, tau, inputs.unlabeled(), (heads, projections))
 
     return Train(
         "adamerging",
@@ -343,13 +343,13 @@ def adamerging_stage(run: Run, inputs: Inputs) -> Train:
 
 
 def wemoe_stage(name: str, config: WEMoEConfig, run: Run, inputs: Inputs) -> Train:
-    """Routers, from unlabelled test images."""
+    """Routers, from unlabeled test images."""
 
     def data(results: Results) -> Batch:
         (base, heads), stack = results["base"], results["experts"]
         model = jax.vmap(partial(wemoe.upcycle, config=config))(base.tower, stack)
         scale = jnp.log(jnp.float32(run.network.logit_scale))
-        return wemoe.Batch(model, inputs.unlabelled(), heads, base.projection, scale)
+        return wemoe.Batch(model, inputs.unlabeled(), heads, base.projection, scale)
 
     return Train(
         name,
@@ -366,10 +366,10 @@ def surgery_stage(run: Run, inputs: Inputs) -> Train:
 
     def data(results: Results) -> Batch:
         merged, experts = (results["features"][model] for model in ("merged", "experts"))
-        counts = inputs.unlabelled().counts
+        counts = inputs.unlabeled().counts
         counts = jnp.broadcast_to(counts, (run.seeds, *counts.shape))
         targets = surgery.Targets(experts.features)
-        return surgery.Batch(Unlabelled(merged.features, counts), targets)
+        return surgery.Batch(Unlabeled(merged.features, counts), targets)
 
     config = run.surgery.model_copy(update={"deep": False})
     return Train(
@@ -396,7 +396,7 @@ def deep_surgery_stage(run: Run, inputs: Inputs) -> Train:
         features, means = results["features"]["experts"]
         targets = surgery.Targets(features, means.swapaxes(2, 3))  # [S, T, n, N, D]
         model = inputs.merged(base, stack), base.projection
-        return surgery.Batch(inputs.unlabelled(), targets, model)
+        return surgery.Batch(inputs.unlabeled(), targets, model)
 
     config = run.surgery.model_copy(update={"deep": True})
     return Train(

@@ -116,7 +116,7 @@ def recipe(run: Run) -> Recipe:
 
 
 def prepare(run: Run) -> tuple[Task, str]:
-    """Reads model and questions, tokenises, checks and plans; and what the scores depend on."""
+    """Reads model and questions, tokenizes, checks and plans; and what the scores depend on."""
     questions, roles = _read(run)
     tokenize = byte_tokenizer if run.tokenizer == "bytes" else load_tokenizer(run.model)
     folder = open_folder(run.model)

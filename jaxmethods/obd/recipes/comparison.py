@@ -29,7 +29,7 @@ from jaxmethods.obd.evaluate import Player
 from jaxmethods.obd.method import make_student
 from jaxmethods.obd.objectives import bc_loss
 from jaxmethods.obd.types import SynSet
-from jaxmethods.offline_rl.scores import Summary, summarise
+from jaxmethods.offline_rl.scores import Summary, summarize
 from jaxmethods.offline_rl.types import Norm, OfflineData
 from jaxmethods.stages import Arrays, Part, Place
 
@@ -150,7 +150,7 @@ def score_metrics(scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """
     metrics = {}
     for name, values in scores.items():
-        each = [summarise(of_seed) for of_seed in values]
+        each = [summarize(of_seed) for of_seed in values]
         metrics[f"score_{name}"] = np.array([summary.mean for summary in each])
         if values.shape[1] > 1:
             metrics[f"error_{name}"] = np.array([summary.error for summary in each])
@@ -164,7 +164,7 @@ def over_seeds(scores: Mapping[str, np.ndarray]) -> dict[str, Summary]:
         scores: name -> [seeds, K, E].
     """
     return {
-        name: summarise(values if len(values) > 1 else values[0]) for name, values in scores.items()
+        name: summarize(values if len(values) > 1 else values[0]) for name, values in scores.items()
     }
 
 

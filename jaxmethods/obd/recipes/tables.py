@@ -38,7 +38,7 @@ from jaxmethods.offline_rl.scores import (
     Summary,
     reference_returns,
     score_name,
-    summarise,
+    summarize,
 )
 from jaxmethods.stages import Arrays, Compute, Part, Place, Recipe, Results
 
@@ -183,7 +183,7 @@ def metrics(environment: str, scores: Mapping[Row, np.ndarray]) -> dict[str, flo
     """
     found = {}
     for row, values in scores.items():
-        summary = summarise(values)
+        summary = summarize(values)
         found[f"score{row.suffix}"] = summary.mean
         if len(values) > 1:
             found[f"error{row.suffix}"] = summary.error
@@ -202,7 +202,7 @@ def markdown(scores: Mapping[Row, np.ndarray], measure: str) -> str:
     """
     lines = [f"| students | {measure} |", "| --- | --- |"]
     for row, values in scores.items():
-        lines.append(f"| {ROWS[row.table][row.name]} | {_cell(summarise(values))} |")
+        lines.append(f"| {ROWS[row.table][row.name]} | {_cell(summarize(values))} |")
     return "\n".join(lines) + "\n"
 
 

@@ -205,9 +205,9 @@ def test_configs_that_compute_something_else_are_refused(name, tmp_path):
     refused(tmp_path, f"expert .*: expected {message}", *pair(tmp_path, ours, theirs))
 
 
-# Quantised checkpoints and integers
+# Quantized checkpoints and integers
 
-QUANTISED = {
+QUANTIZED = {
     "gptq": ({"b.qweight": np.ones((2, 4), np.int32), "b.qzeros": np.ones((1, 1), np.int32)}, {}),
     "awq": (
         {"b.qweight": np.ones((2, 4), np.int32), "b.scales": np.ones((1, 4), np.float16)},
@@ -229,14 +229,14 @@ QUANTISED = {
 
 
 @pytest.mark.parametrize("role", ["base", "expert", "all"])
-@pytest.mark.parametrize("name", QUANTISED)
-def test_quantised_checkpoints_are_refused(name, role, tmp_path):
-    tensors, config = QUANTISED[name]
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_quantized_checkpoints_are_refused(name, role, tmp_path):
+    tensors, config = QUANTIZED[name]
     codes = {"a.weight": weights()["a.weight"]} | tensors, {"model_type": "toy"} | config
     plain = weights(), {"model_type": "toy"}
     given = [codes if role in (own, "all") else plain for own in ("base", "expert")]
     paths = [folder(tmp_path / str(i), *content) for i, content in enumerate(given)]
-    refused(tmp_path, r"expected floating-point weights.*quantised.*dequantise it first", *paths)
+    refused(tmp_path, r"expected floating-point weights.*quantized.*dequantize it first", *paths)
 
 
 def test_eight_bit_floats_are_refused(tmp_path):
@@ -340,7 +340,7 @@ def test_tensors_that_are_equal_in_some_checkpoints_only_are_not_tied(tmp_path):
     np.testing.assert_array_equal(found[HEAD], weights(1, TIED)[HEAD])
 
 
-def test_tied_tensors_can_not_be_told_apart(tmp_path):
+def test_tied_tensors_are_treated_alike(tmp_path):
     paths = [tied(tmp_path / str(seed), seed) for seed in range(2)]
     refused(tmp_path, f"exclude: names {HEAD} but not {EMBED}.*tied", *paths, exclude=("lm_head",))
     rules = (Rule(pattern="lm_head", coefficient=0.5),)

@@ -193,7 +193,7 @@ def reshaped(tensors):
     tensors["visual_projection.weight"] = np.zeros((3, 4), np.float32)
 
 
-def quantised(tensors):
+def quantized(tensors):
     tensors["visual_projection.weight"] = tensors["visual_projection.weight"].astype(np.int8)
 
 
@@ -206,7 +206,7 @@ BROKEN = {
         r"expert .*broken: .*got head\.weight too.*exclude",
     ),
     "shape": (reshaped, {}, r"visual_projection\.weight: expected shape \(20, 32\).*\(3, 4\)"),
-    "kind": (quantised, {}, r"visual_projection\.weight: expected floating.*int8"),
+    "kind": (quantized, {}, r"visual_projection\.weight: expected floating.*int8"),
     "architecture": (
         lambda t: None,
         {"model_type": "siglip"},
