@@ -1,4 +1,4 @@
-"""Gradients through inner optimisations: time and memory of every mode of `bilevel.solve`.
+"""Gradients through inner optimizations: time and memory of every mode of `bilevel.solve`.
 
 The problem is that of Offline Behavior Distillation at its published size: 256 synthetic pairs of
 states and actions are the outer variable, 100 steps of SGD train a stochastic policy on them, 2560

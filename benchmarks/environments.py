@@ -65,14 +65,14 @@ def _rows(settings: Settings, seeds: int) -> Iterator[Row]:
 
 def measure(name: str, env: Any, environments: int, settings: Settings, seeds: int = 1) -> Row:
     """Times `STEPS` steps of so many environments, and as many for each further seed."""
-    vectorised = envs.vectorise(env)
+    vectorized = envs.vectorize(env)
     keys = jax.random.split(jax.random.key(0), (seeds, environments))
-    begun = jax.jit(jax.vmap(vectorised.reset))(keys)
+    begun = jax.jit(jax.vmap(vectorized.reset))(keys)
     policy = random_policy(env, masked=name not in PRESETS)
 
     def run(carry: tuple) -> tuple:
         state, timestep, key = carry
-        *after, trajectory = envs.rollout(vectorised, policy, state, timestep, key, STEPS)
+        *after, trajectory = envs.rollout(vectorized, policy, state, timestep, key, STEPS)
         # The roll-out is an output, as training would keep it, or XLA would leave it out.
         return tuple(after), trajectory
 

@@ -2,7 +2,7 @@
 
 One routed MLP, the whole routed tower, adaptation steps, both surgeries and static merges; then
 where each way of merging an MLP wins. "torch" is the way of the published code (weights merged in a
-loop over samples and experts); notes compare with the vectorised way (`torch_merging`). Both sides
+loop over samples and experts); notes compare with the vectorized way (`torch_merging`). Both sides
 draw the same weights, and rows exist only where their numbers agree.
 """
 
@@ -108,7 +108,7 @@ def tower_work(routing: str, size: inputs.Size, tasks: int, images: int) -> Work
 def adapt(settings: Settings, routing: str) -> Row:
     """One adaptation step on one task's batch: entropy, the routers' gradient, Adam."""
     # The loop over samples keeps all merged weights, 19 GB, or computes each of them twice.
-    ways = ("vectorised",) if routing == "sample" else ("loop", "vectorised")
+    ways = ("vectorized",) if routing == "sample" else ("loop", "vectorized")
     return compare(
         settings,
         Row(f"merging/adapt_{routing}", sizes(), BATCH, "images/s", Timing(0, 0, 0)),
@@ -126,7 +126,7 @@ def adapt_work(routing: str, size: inputs.Size, tasks: int, images: int) -> Work
     method = wemoe.adapter(vision, config)
     batch = wemoe.Batch(
         model,
-        adaptation.unlabelled([jnp.asarray(inputs.pixels(size, images))]),
+        adaptation.unlabeled([jnp.asarray(inputs.pixels(size, images))]),
         adaptation.stack_heads([jnp.asarray(inputs.head(size))]),
         jnp.asarray(inputs.projection(size)),
         jnp.log(100.0),
@@ -176,7 +176,7 @@ def deep_surgery(settings: Settings) -> Row:
     features, means = jax.jit(lambda model, x: encode(model, x, None, None))(of_expert, pixels)
     del expert, of_expert
     batch = surgery.Batch(
-        adaptation.unlabelled([pixels]),
+        adaptation.unlabeled([pixels]),
         surgery.Targets(features[None], means.swapaxes(0, 1)[None]),
         {"tower": merged, "projection": projection},
     )
@@ -208,7 +208,7 @@ def surgery_loop(settings: Settings, steps: int = 1000) -> Row:
         if torch.exists:
             found = small.call()[1]["loss"][-1:]
             torch.build(
-                "surgery_loop", {"way": "vectorised", "steps": 50, "count": BATCH, **arguments}
+                "surgery_loop", {"way": "vectorized", "steps": 50, "count": BATCH, **arguments}
             )
             agree(row.name, found, torch.numbers, 1e-2)
     work = surgery_scan(TASKS, 2000, steps)
@@ -219,20 +219,20 @@ def surgery_loop(settings: Settings, steps: int = 1000) -> Row:
                 "surgery_loop", {"way": "loop", "steps": 1, "count": 2000, **arguments}
             )
             many = cached.build(
-                "surgery_loop", {"way": "vectorised", "steps": 100, "count": 2000, **arguments}
+                "surgery_loop", {"way": "vectorized", "steps": 100, "count": 2000, **arguments}
             )
             works += [once, many]
         ours, *others = time_in_turns(works, at_least(settings))
         if not others:
             return replace(row, ours=ours)
         # Per task step times the steps of all tasks.
-        loop, vectorised = scaled(others[0], TASKS * steps), scaled(others[1], TASKS * steps / 100)
+        loop, vectorized = scaled(others[0], TASKS * steps), scaled(others[1], TASKS * steps / 100)
     return replace(
         row,
         ours=ours,
         torch=replace(loop, peak_bytes=torch.peak_bytes),
         reference=reference(row.name),
-        note=f"{vectorised.median / ours.median:.1f}x PyTorch on cached features",
+        note=f"{vectorized.median / ours.median:.1f}x PyTorch on cached features",
     )
 
 
@@ -240,7 +240,7 @@ def surgery_scan(tasks: int, count: int, steps: int) -> Work:
     """So many steps on cached features [tasks, count, P]."""
     features, targets = (jnp.asarray(x) for x in inputs.cached(SIZE, tasks, count))
     method = surgery.aligner(SurgeryConfig(rank=RANK, batch_size=BATCH))
-    batch = surgery.Batch(adaptation.unlabelled(list(features)), surgery.Targets(targets))
+    batch = surgery.Batch(adaptation.unlabeled(list(features)), surgery.Targets(targets))
     down, up, _, _ = (jnp.asarray(x) for x in inputs.corrections(SIZE, RANK))
     modules = surgery.Modules(jnp.stack([down] * tasks), jnp.stack([up] * tasks))
     state = jax.jit(method.init)(jax.random.key(0), batch)._replace(modules=modules)
@@ -273,7 +273,7 @@ def static(settings: Settings) -> Iterator[Row]:
             lambda out: [np.ravel(flat(out)[name])[0] for name in list(inputs.shapes(SIZE))[:5]],
             "static",
             {"method": method, "tasks": TASKS, **asdict(SIZE)},
-            ways=("loop",) if method == "ties" else ("loop", "vectorised"),
+            ways=("loop",) if method == "ties" else ("loop", "vectorized"),
             extra=Work(lambda: np.copyto(target, source)),
         )
         yield row
@@ -313,7 +313,7 @@ def compare(
     read: Callable[[Any], Any],
     build: str,
     arguments: Mapping[str, Any],
-    ways: tuple[str, ...] = ("loop", "vectorised"),
+    ways: tuple[str, ...] = ("loop", "vectorized"),
     extra: Work | None = None,
 ) -> Row:
     """The row with times of ours and PyTorch's, in turns; numbers must agree.
@@ -340,11 +340,11 @@ def compare(
         copied = size / timings["copy"].median
         share = row.work / ours.median / copied
         notes.append(f"{100 * share:.0f} % of the rate of copying, {copied:.1f} GB/s")
-    if "loop" in timings and "vectorised" in timings:
-        notes.append(f"{timings['vectorised'].median / ours.median:.1f}x vectorised PyTorch")
+    if "loop" in timings and "vectorized" in timings:
+        notes.append(f"{timings['vectorized'].median / ours.median:.1f}x vectorized PyTorch")
     other = timings.get(ways[0])
-    if other and ways[0] == "vectorised":
-        notes.append("PyTorch: vectorised, blocks computed again")
+    if other and ways[0] == "vectorized":
+        notes.append("PyTorch: vectorized, blocks computed again")
     return replace(
         row, ours=ours, torch=other, reference=reference(row.name), note="; ".join(notes)
     )

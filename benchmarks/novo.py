@@ -6,7 +6,7 @@ candidate after the other in one program per length (`one`); the two ways of tor
 published code (reference.json). All give the same norms, which is checked before anything is timed.
 
 Questions are drawn with TruthfulQA's numbers of tokens, or read from `--questions FILE` and
-tokenised by a byte-level BPE that is trained on their text (`tokenizers` is needed). On a GPU: a
+tokenized by a byte-level BPE that is trained on their text (`tokenizers` is needed). On a GPU: a
 Llama of 7 billion parameters in bfloat16 and as many questions as TruthfulQA has.
 """
 
@@ -119,7 +119,7 @@ def ways(settings: Settings, config: DecoderConfig, sizes: Sizes, dtype: Any) ->
 
 def questions_of(path: Path | None, number: int, vocabulary: int) -> Questions:
     """Token ids of so many questions' candidates, from a file or drawn."""
-    return drawn(number, vocabulary) if path is None else tokenised(path, number, vocabulary)
+    return drawn(number, vocabulary) if path is None else tokenized(path, number, vocabulary)
 
 
 def drawn(number: int, vocabulary: int, seed: int = 0) -> Questions:
@@ -139,7 +139,7 @@ def drawn(number: int, vocabulary: int, seed: int = 0) -> Questions:
     return questions
 
 
-def tokenised(path: Path, number: int, vocabulary: int) -> Questions:
+def tokenized(path: Path, number: int, vocabulary: int) -> Questions:
     """Questions of a file, evenly spaced, as a byte-level BPE of its text writes them."""
     from tokenizers import ByteLevelBPETokenizer
 

@@ -63,7 +63,7 @@ def main() -> int:
         "rows": [],
     }
     for objective in options.objectives:
-        for row in distil(comparison, objective, options.steps, options.evaluate_every):
+        for row in distill(comparison, objective, options.steps, options.evaluate_every):
             if row["step"] or not any(r["step"] == 0 for r in result["rows"]):
                 result["rows"].append(row)
                 print(describe(row), flush=True)
@@ -90,7 +90,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def distil(comparison: Comparison, objective: str, steps: int, every: int) -> Any:
+def distill(comparison: Comparison, objective: str, steps: int, every: int) -> Any:
     """Yields a row at step 0 and at every `every` steps."""
     method = distiller(comparison.config.model_copy(update={"objective": objective}))
     source = comparison.source
@@ -118,7 +118,7 @@ def distil(comparison: Comparison, objective: str, steps: int, every: int) -> An
 def judge(
     comparison: Comparison, objective: str, step: int, syn: SynSet, seconds: float
 ) -> dict[str, Any]:
-    """Normalised scores [seeds, students] of students trained on the sets [seeds, N, ...]."""
+    """Normalized scores [seeds, students] of students trained on the sets [seeds, N, ...]."""
     trained = jax.jit(lambda key, syn: train_students(key, syn, n_students=comparison.students))
     scores = []
     for seed, states, actions in zip(comparison.seeds, *syn, strict=True):

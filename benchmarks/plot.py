@@ -78,21 +78,19 @@ def draw(rows: Rows, environment: Mapping[str, Any], path: Path) -> None:
 
 def draw_rates(axis: Axes, rows: Rows) -> None:
     """Steps per second against parallel environments: ours, and dashed PyTorch where it exists."""
-    colours = matplotlib.color_sequences["tab10"]
+    colors = matplotlib.color_sequences["tab10"]
     names = list(dict.fromkeys(row["name"] for row in rows))
     for index, name in enumerate(names):
-        colour = colours[index % len(colours)]
+        color = colors[index % len(colors)]
         own = [row for row in rows if row["name"] == name]
         sizes = [row["sizes"]["environments"] for row in own]
         label = name.split("/")[1].replace("_", " ")
-        axis.loglog(sizes, [row["rate"] for row in own], "o-", ms=4, color=colour, label=label)
+        axis.loglog(sizes, [row["rate"] for row in own], "o-", ms=4, color=color, label=label)
         if own[0]["ratio_torch"]:
             rates = [row["rate"] / row["ratio_torch"] for row in own]
-            axis.loglog(
-                sizes, rates, "s--", ms=3.5, lw=1.2, color=colour, label=f"{label}, PyTorch"
-            )
+            axis.loglog(sizes, rates, "s--", ms=3.5, lw=1.2, color=color, label=f"{label}, PyTorch")
         if own[0]["reference"]:
-            axis.axhline(own[0]["reference"]["rate"], color=colour, linestyle=":", linewidth=1.2)
+            axis.axhline(own[0]["reference"]["rate"], color=color, linestyle=":", linewidth=1.2)
     axis.set(xlabel="environments in parallel", ylabel="environment steps per second")
     axis.set_title("Environments", loc="left", fontweight="bold")
     axis.grid(alpha=0.25)
@@ -110,13 +108,13 @@ def draw_ratios(
     """Horizontal bars of how many times faster ours is, on a logarithmic axis from 1."""
     width = 0.36
     places = [len(rows) - 1 - index for index in range(len(rows))]
-    for offset, (other, (label, colour)) in zip(
+    for offset, (other, (label, color)) in zip(
         (-width / 2, width / 2), OTHERS.items(), strict=True
     ):
         bars = [(y, row[f"ratio_{other}"]) for y, row in zip(places, rows, strict=True)]
         bars = [(y + offset, ratio) for y, ratio in bars if ratio]
         heights, ratios = [y for y, _ in bars], [ratio for _, ratio in bars]
-        drawn = axis.barh(heights, ratios, width * 0.92, color=colour, label=label)
+        drawn = axis.barh(heights, ratios, width * 0.92, color=color, label=label)
         texts = [f"{ratio:.1f}x" if ratio < 100 else f"{ratio:,.0f}x" for ratio in ratios]
         axis.bar_label(drawn, texts, padding=3, fontsize=9)
     every = [row[f"ratio_{other}"] for row in rows for other in OTHERS if row[f"ratio_{other}"]]
@@ -144,7 +142,7 @@ def draw_merging_ratios(axis: Axes, rows: Rows) -> None:
 
 def draw_strategies(axis: Axes, rows: Rows) -> None:
     """Milliseconds of one routed MLP against the batch: full lines 50 tokens, dashed one token."""
-    colours = matplotlib.color_sequences["tab10"]
+    colors = matplotlib.color_sequences["tab10"]
     for index, name in enumerate(dict.fromkeys(row["sizes"]["strategy"] for row in rows)):
         for tokens, style in ((50, "o-"), (1, "s--")):
             own = [row for row in rows if row["sizes"]["strategy"] == name]
@@ -152,7 +150,7 @@ def draw_strategies(axis: Axes, rows: Rows) -> None:
             batches = [row["sizes"]["batch"] for row in own]
             times = [1e3 * row["ours"]["median"] for row in own]
             label = name if tokens == 50 else None
-            axis.loglog(batches, times, style, ms=4, color=colours[index], label=label)
+            axis.loglog(batches, times, style, ms=4, color=colors[index], label=label)
     axis.set(xlabel="images in the batch", ylabel="milliseconds")
     axis.set_title("Where each way of merging wins", loc="left", fontweight="bold")
     axis.grid(alpha=0.25)
@@ -188,9 +186,9 @@ def draw_scoring(axis: Axes, rows: Rows) -> None:
     for other, label in (("torch", "PyTorch, one at a time"), ("reference", "published code")):
         if first[f"ratio_{other}"]:
             bars.append((label, first["rate"] / first[f"ratio_{other}"], OTHERS[other][1]))
-    labels, rates, colours = zip(*bars, strict=True)
+    labels, rates, colors = zip(*bars, strict=True)
     places = range(len(bars) - 1, -1, -1)
-    drawn = axis.barh(places, rates, 0.7, color=colours)
+    drawn = axis.barh(places, rates, 0.7, color=colors)
     axis.bar_label(drawn, [f"{rate:.3g}" for rate in rates], padding=3, fontsize=9)
     axis.set_yticks(places, labels)
     axis.tick_params(axis="y", length=0)

@@ -410,7 +410,7 @@ class Training:
     def gae(
         self, reward: Tensor, value: Tensor, bootstrap: Tensor, going_on: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Advantages and returns [T, R, N] of values in normalised units."""
+        """Advantages and returns [T, R, N] of values in normalized units."""
         mean, std = self.value_norm.mean_and_std()
         value = torch.cat((value, bootstrap[None])) * std + mean
         discounts = self.ppo.discount * going_on

@@ -8,7 +8,7 @@ standard input, one JSON object a line, and answers each with one line.
 
 "numbers" are a few of the results, for comparison with ours: both sides draw the same weights.
 Ways of merging: "loop" is that of the published code, sample after sample and expert after expert;
-"vectorised" forms the merged weights of all samples in one product.
+"vectorized" forms the merged weights of all samples in one product.
 """
 
 # PyTorch is optional:
@@ -216,7 +216,7 @@ def build_surgery(way: str, batch: int, tasks: int, rank: int, **sizes: Any) -> 
     """One step of SurgeryV2 on one task's batch.
 
     "loop": merges again and runs the expert, as the published code does in every step;
-    "vectorised": merged and expert features computed once, outside.
+    "vectorized": merged and expert features computed once, outside.
     """
     size = inputs.Size(**sizes)
     base, stack = inputs.towers(size, tasks)
@@ -268,7 +268,7 @@ def build_surgery_loop(
     way: str, steps: int, count: int, batch: int, rank: int, **sizes: Any
 ) -> Any:
     """Steps of Surgery on one task: "loop" runs merged model and expert in every step, as the
-    published code does; "vectorised" reads their cached features."""
+    published code does; "vectorized" reads their cached features."""
     size = inputs.Size(**sizes)
     down, up, _, _ = (torch.from_numpy(x).requires_grad_() for x in inputs.corrections(size, rank))
     optimizer = torch.optim.Adam([down, up], 1e-3)
@@ -333,8 +333,8 @@ def build_static(method: str, way: str, tasks: int, **sizes: Any) -> Any:
         for key, origin in base.items():
             experts = stack[key]
             if method == "average":
-                merged[key] = experts.mean(0) if way == "vectorised" else sum(experts) / tasks
-            elif way == "vectorised":
+                merged[key] = experts.mean(0) if way == "vectorized" else sum(experts) / tasks
+            elif way == "vectorized":
                 merged[key] = origin + 0.3 * (experts.sum(0) - tasks * origin)
             else:
                 merged[key] = origin + 0.3 * sum(expert - origin for expert in experts)

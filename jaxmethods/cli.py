@@ -168,7 +168,7 @@ def _run(command: Run, overrides: Sequence[str]) -> int:
 
     if command.distributed:
         distributed.initialize()
-    with distributed.ends_alone_on_errors():
+    with distributed.exit_alone_on_errors():
         return _run_here(command, overrides)
 
 

@@ -48,7 +48,7 @@ def seed_axes(batch: Any, per_seed: Sequence[str]) -> Any:
     """`jax.vmap`'s `in_axes` for a batch: 0 for each leaf that has an axis of seeds, else None.
 
     Raises:
-        ValueError: a pattern finds no leaf, which is a misspelt name.
+        ValueError: a pattern finds no leaf, which is a misspelled name.
     """
     names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(batch)]
     for pattern in per_seed:

@@ -44,7 +44,7 @@ METHODS = {
     ),
     "obd": Entry(
         "jaxmethods.obd.recipes.distill",
-        "Distil an offline dataset of behavior into a few hundred pairs.",
+        "Distill an offline dataset of behavior into a few hundred pairs.",
     ),
     "obd_tables": Entry(
         "jaxmethods.obd.recipes.tables",

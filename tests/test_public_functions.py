@@ -271,7 +271,7 @@ ELSEWHERE = {
         novo.baselines.probe novo.baselines.probe_predict""",
     "density, tested in tests/obd/test_density.py": """obd.density.init_flow
         obd.density.flow_log_prob obd.density.to_noise obd.density.made
-        obd.density.neighbour_density obd.density.state_log_prob obd.density.sdw_weights""",
+        obd.density.neighbor_density obd.density.state_log_prob obd.density.sdw_weights""",
     "one weighting in five, tested in tests/obd/test_objectives.py": "obd.objectives.outer_weights",
     "fresh parameters": """obd.policy.init_policy obd.policy.init_deterministic obd.policy.init_q
         novo.finetune.init_head commformer.graph.initial_logits commformer.graph.fixed_graph
@@ -283,7 +283,7 @@ ELSEWHERE = {
     "files, text and numbers of the host": """obd.load obd.load_corl_calql obd.load_offline
         obd.load_teacher obd.offline_data obd.save obd.save_teacher obd.normalized_score
         obd.scores.reference_returns obd.scores.normalized_score obd.scores.score
-        obd.scores.score_name obd.scores.summarise obd.used obd.with_rates novo.render
+        obd.scores.score_name obd.scores.summarize obd.used obd.with_rates novo.render
         novo.clean_choice novo.prompts.clean_choice novo.prompts.render_prompt
         novo.prompts.render novo.prompts.tokenize_questions novo.prompts.canonical_labels
         novo.heads_to_json novo.heads_from_json novo.heads.heads_to_json
@@ -342,7 +342,7 @@ def test_no_step_and_one_step_of_gae(steps):
     np.testing.assert_array_equal(returns, advantages)
 
 
-def test_without_heads_nobody_votes():
+def test_without_heads_no_votes_are_cast():
     heads = novo.select_heads(jnp.zeros((2, 0), jnp.int32))
     assert heads.max_mask.shape == (0,)
     assert not heads.ok

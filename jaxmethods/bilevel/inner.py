@@ -1,4 +1,4 @@
-r"""The inner optimisation: T optimizer steps on a loss, as one `lax.scan`.
+r"""The inner optimization: T optimizer steps on a loss, as one `lax.scan`.
 
 g_t = grad_theta loss(theta_t, hyper, batch_t)
 theta_{t+1}, s_{t+1} = update(g_t, s_t, theta_t, hyper)
@@ -26,7 +26,7 @@ class Problem(NamedTuple):
 
 
 class Solution(NamedTuple):
-    """Where the inner optimisation ended."""
+    """Where the inner optimization ended."""
 
     params: Any
     """theta_T, in the structure of the initial parameters."""
@@ -74,7 +74,7 @@ def settled(after: Callable[[Any], Any], state: Any) -> Any:
 
     Args:
         after: state -> the state after a step; only its types are asked for.
-        state: as the optimizer has initialised it.
+        state: as the optimizer has initialized it.
     """
     while True:
         wider = jax.tree.map(_widened, state, jax.eval_shape(after, state))

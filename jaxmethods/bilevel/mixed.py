@@ -1,4 +1,4 @@
-r"""Mixed-mode differentiation of the inner optimisation, and its truncation.
+r"""Mixed-mode differentiation of the inner optimization, and its truncation.
 
 The forward pass keeps (theta_t, s_t) of every step and nothing else. The backward pass carries the
 adjoints lambda of theta and sigma of s; with (theta', s') = U(g, s, theta, hyper) the optimizer's

@@ -30,7 +30,7 @@ class Mixed:
     """Mixed mode: exact; forward over reverse in every step, only the trajectory is kept."""
 
     save: bool = False
-    """Keep what the forward pass has linearised, so that the backward pass doesn't compute it
+    """Keep what the forward pass has linearized, so that the backward pass doesn't compute it
     again: a quarter of the arithmetic less for the activations of every step in memory."""
 
     def __post_init__(self) -> None:
@@ -58,7 +58,7 @@ class Truncated:
 
 @dataclass(frozen=True)
 class Implicit:
-    r"""The implicit function theorem where the inner optimisation ends.
+    r"""The implicit function theorem where the inner optimization ends.
 
     d theta*/d hyper = - H^{-1} d^2 loss / d theta d hyper, with H the Hessian of the inner loss in
     theta, at the final parameters and the last batch. Exact where the gradient is zero there. A

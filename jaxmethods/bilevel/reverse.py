@@ -1,7 +1,7 @@
 r"""Reverse mode over the scan of the inner steps, with a choice of what is kept.
 
 With T steps, P numbers in parameters and optimizer state and R residuals a step, memory is of order
-T (P + R) without rematerialisation, T P + R with it in every step, and 2 sqrt(T) P + R where only
+T (P + R) without rematerialization, T P + R with it in every step, and 2 sqrt(T) P + R where only
 every sqrt(T)-th state is kept and the steps between two of them are run once more.
 (Griewank 1992 on such schedules; Chen et al. 2016, arXiv 1604.06174, on sqrt.)
 """

@@ -1,4 +1,4 @@
-"""A linearisation that is made in one loop and used in another.
+"""A linearization that is made in one loop and used in another.
 
 `jax.linearize` leaves residuals: activations, but also constants, its own inputs and what doesn't
 change from step to step. Stacked by a scan, each of them would take T times its memory. Here only
@@ -17,7 +17,7 @@ from jax.extend.core import Literal as Constant
 
 
 class Saved(NamedTuple):
-    """The residuals of a linearisation: together with its inputs, all that it needs."""
+    """The residuals of a linearization: together with its inputs, all that it needs."""
 
     each: list[jax.Array]
     """Those of one step."""

@@ -1,4 +1,4 @@
-"""One inner optimisation, differentiable in every way that `modes` names."""
+"""One inner optimization, differentiable in every way that `modes` names."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def solve(
 
     Args:
         loss: `loss(params, hyper, batch) -> []`, the inner objective. Where it is differentiated
-            twice (every mode), the second time is forwards, except in `Reverse`.
+            twice (every mode), the second time is forward, except in `Reverse`.
         optimizer: any optax transformation, or `hyper -> transformation` where the outer variable
             is in it, e.g. `lambda hyper: optax.sgd(hyper["rate"])`. Adam and its kin need
             `eps_root > 0` to be differentiated where a gradient may be exactly zero: the root's

@@ -1,4 +1,4 @@
-r"""The outer gradient through one step of the inner optimisation.
+r"""The outer gradient through one step of the inner optimization.
 
     min_u L(w*(u), u)      with      w*(u) ~ w' = w - xi grad_w L_train(w, u)
 
@@ -29,7 +29,7 @@ def one_step_gradient(
     """The gradient of the outer loss in u, through one gradient step on w.
 
     Args:
-        loss: `loss(w, u, *args) -> (scalar, aux)`; twice differentiable, the second time forwards.
+        loss: `loss(w, u, *args) -> (scalar, aux)`; twice differentiable, the second time forward.
         lower: w, a pytree of floating arrays.
         upper: u, a pytree of floating arrays.
         rate: xi, the learning rate of the inner step; [] or a float.

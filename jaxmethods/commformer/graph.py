@@ -125,7 +125,7 @@ def training_graph(
         config: `self_edges`, `warmup_updates`, `post_stable` and `post_ratio` are read.
 
     Returns:
-        G [..., N, N]: real-valued during the warm-up, exactly 0 or 1 afterwards.
+        G [..., N, N]: real-valued during the warm-up, exactly 0 or 1 afterward.
     """
     update = jnp.asarray(update)
     candidates = selectable(logits, config.self_edges)

@@ -1,4 +1,4 @@
-"""Dense layers, normalisation and activation, in forms that compile to lean code.
+"""Dense layers, normalization and activation, in forms that compile to lean code.
 
 They compute what their namesakes in Flax compute and hold the same parameters. Training at the
 usual sizes (thousands of samples of a few agents, width 64) is bound by memory traffic, and these
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxmethods.models.initializers import orthogonal
 
 EPSILON = 1e-5
-"""Added to the variance in every normalisation."""
+"""Added to the variance in every normalization."""
 
 
 class Dense(nn.Dense):
@@ -47,17 +47,17 @@ class LayerNorm(nn.Module):
 
 
 class NormalizedDense(nn.Module):
-    """A dense layer of the normalised input, in one matrix product.
+    """A dense layer of the normalized input, in one matrix product.
 
     Subtracting the mean commutes with the product, (x - mean) W = x (W - mean of W's rows), so the
-    normalised observations, by far the largest array of the network, are never made. Nor does it
+    normalized observations, by far the largest array of the network, are never made. Nor does it
     matter what is taken from all entries of x before: the mean, rounded to an integer, so that no
     digits are lost to it where it is far from the spread.
     """
 
     features: int
     gain: float
-    """Of the kernel's orthogonal initialisation."""
+    """Of the kernel's orthogonal initialization."""
     dtype: str = "float32"
     """Of the output."""
 
@@ -89,7 +89,7 @@ class NormalizedDense(nn.Module):
 
 @jax.custom_vjp
 def layer_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-    """Layer normalisation of tokens [M, E]; the reverse rule keeps the normalised tokens."""
+    """Layer normalization of tokens [M, E]; the reverse rule keeps the normalized tokens."""
     return _layer_norm_forward(x, scale, bias)[0]
 
 

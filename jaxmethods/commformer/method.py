@@ -30,7 +30,7 @@ from jaxmethods.commformer.schedule import (
     upper_epochs,
 )
 from jaxmethods.envs import TeamEnvironment
-from jaxmethods.envs.rollout import Trajectory, rollout, vectorise
+from jaxmethods.envs.rollout import Trajectory, rollout, vectorize
 from jaxmethods.envs.team.types import one_more
 from jaxmethods.method import Batch, Method, Metrics
 
@@ -142,7 +142,7 @@ def init_state(training: CommFormerTraining, levels: Alternating, key: jax.Array
     key, network_key, graph_key, environment_key = jax.random.split(key, 4)
     ppo, _n_agents = training.ppo, training.network.n_agents
     keys = jax.random.split(environment_key, ppo.environments)
-    environment, timestep = vectorise(training.env).reset(keys)
+    environment, timestep = vectorize(training.env).reset(keys)
     edges = initial_edges(training, graph_key)
     parameters = policy.init(training.network, network_key, timestep.observation.agents_view)
     zeros = jnp.zeros(ppo.environments, jnp.float32)
@@ -204,7 +204,7 @@ def update(
 def collect(
     training: CommFormerTraining, state: State, noise: jax.Array, key: jax.Array
 ) -> tuple[State, Trajectory, Experience]:
-    """Acts for T steps in R environments; advantages by GAE on denormalised values (section 7)."""
+    """Acts for T steps in R environments; advantages by GAE on denormalized values (section 7)."""
     ppo, network = training.ppo, training.network
     graph = acting_graph(training, state.levels.upper, noise, state.update)
     parameters = state.levels.lower
@@ -216,7 +216,7 @@ def collect(
         return out.action, acted
 
     environment, timestep, _, trajectory = rollout(
-        vectorise(training.env, next_obs_in_extras=ppo.bootstrap_truncated),
+        vectorize(training.env, next_obs_in_extras=ppo.bootstrap_truncated),
         act,
         state.environment,
         _with_next_obs(state.timestep) if ppo.bootstrap_truncated else state.timestep,

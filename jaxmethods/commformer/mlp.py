@@ -62,7 +62,7 @@ class IndependentActors(nn.Module):
     ) -> Encoding:
         """Values of observations [B, N, D], and each actor's features [B, N, E]."""
         del deterministic, gate_noise
-        obs = obs.astype(jnp.float32)  # reduced only when they are normalised
+        obs = obs.astype(jnp.float32)  # reduced only when they are normalized
         index = jnp.broadcast_to(
             jnp.eye(self.n_agents, dtype=obs.dtype), (*obs.shape[:-1], self.n_agents)
         )
@@ -96,7 +96,7 @@ class IndependentActors(nn.Module):
 
 
 class Layers(nn.Module):
-    """[..., D] to [..., E]: `blocks` + 1 layers of width E, normalised."""
+    """[..., D] to [..., E]: `blocks` + 1 layers of width E, normalized."""
 
     config: NetworkConfig
 

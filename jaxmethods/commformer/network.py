@@ -4,7 +4,7 @@ The encoder turns the agents' observations into representations and values; the 
 representations and the actions of earlier agents into action logits, one agent after the other:
 
     encoder  x_0 = LN(GELU(W LN(o)));  x <- LN(x + Attn(x, x, G));  x <- LN(x + W2 ReLU(W1 x))
-    critic   v = w LN(GELU(W rep)),  one value per agent, in normalised units
+    critic   v = w LN(GELU(W rep)),  one value per agent, in normalized units
     decoder  x_0 = LN(GELU(W s)),  s_i = one-hot of a_{i-1};  x <- LN(x + Attn(x, x, G, causal));
              x <- LN(rep + Attn(rep, x, G, causal));  x <- LN(x + W2 GELU(W1 x))
     actor    one small MLP per agent, or one for all
@@ -56,7 +56,7 @@ class Encoding(NamedTuple):
     """What the encoder makes of B observations."""
 
     value: jax.Array
-    """[B, N] float32, in normalised units."""
+    """[B, N] float32, in normalized units."""
     rep: jax.Array
     """[B, N, E] in the compute type."""
     graph: jax.Array

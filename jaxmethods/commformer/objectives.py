@@ -1,12 +1,12 @@
-r"""What PPO minimises, with a value head that predicts normalised returns.
+r"""What PPO minimizes, with a value head that predicts normalized returns.
 
     L = L_policy - c_H H + c_V L_value
     L_policy = -mean min(rho A, clip(rho, 1 +- eps) A),       rho = pi(a|o) / pi_old(a|o)
     L_value  =  mean max(huber(z - v), huber(z - v_old - clip(v - v_old, +- eps)))
 
-where z is the return normalised by running statistics (value normalisation of MAPPO, Yu et al.,
-NeurIPS 2022) and A the generalised advantage estimate (Schulman et al., ICLR 2016) computed on
-denormalised values.
+where z is the return normalized by running statistics (value normalization of MAPPO, Yu et al.,
+NeurIPS 2022) and A the generalized advantage estimate (Schulman et al., ICLR 2016) computed on
+denormalized values.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Minibatch(NamedTuple):
     old_log_prob: jax.Array
     """Log-probabilities of the actions when they were taken; [B, N, A] if continuous."""
     old_value: jax.Array
-    """Values when the actions were taken, in normalised units."""
+    """Values when the actions were taken, in normalized units."""
     advantage: jax.Array
     returns: jax.Array
     """In the units of the reward."""
@@ -74,7 +74,7 @@ def value_norm_init() -> ValueNormState:
 
 
 def value_norm_update(state: ValueNormState, returns: jax.Array) -> ValueNormState:
-    """Moves the statistics towards the mean and mean square of `returns` (any shape)."""
+    """Moves the statistics toward the mean and mean square of `returns` (any shape)."""
     returns = _wide(returns).astype(state.mean.dtype)
     mean = jnp.mean(returns)
     deviations = returns - mean
@@ -129,7 +129,7 @@ def gae(
     discount: float,
     gae_lambda: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """Generalised advantage estimates and the returns they imply.
+    """Generalized advantage estimates and the returns they imply.
 
     delta_t = r_t + gamma m_t V_{t+1} - V_t,   A_t = delta_t + gamma lambda m_t A_{t+1},
     R_t = A_t + V_t.
@@ -219,14 +219,14 @@ def ppo_loss(
     value_norm: ValueNormState,
     config: PPOConfig,
 ) -> tuple[jax.Array, tuple[ValueNormState, dict[str, jax.Array]]]:
-    """The PPO loss; the returns update the value statistics before these normalise them.
+    """The PPO loss; the returns update the value statistics before these normalize them.
 
     Args:
         log_prob: log pi(a|o) of the stored actions, any shape; differentiable, like the next two.
             With one more axis than `value`, [..., A], each dimension of a continuous action has a
             ratio of its own, and their clipped objectives are summed.
         entropy: of the policy, in the shape of `log_prob`.
-        value: in normalised units.
+        value: in normalized units.
         minibatch: what to compare with; `old_log_prob` in the shape of `log_prob`, the others in
             that of `value`.
         value_norm: statistics of the returns so far.

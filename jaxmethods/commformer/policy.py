@@ -35,7 +35,7 @@ class ActOutput(NamedTuple):
     """[B, N] float32: log pi_i of agent i's action given those of agents before it; [B, N, A] if
     continuous, one for each dimension."""
     value: jax.Array
-    """[B, N] float32, in normalised units."""
+    """[B, N] float32, in normalized units."""
     gate: Gate | None
     """Who listened; None without a temporal gate."""
     gate_noise: jax.Array | None
@@ -51,7 +51,7 @@ class EvaluateOutput(NamedTuple):
     """[B, N] float32, of each agent's action given those of agents before it; [B, N, A] if
     continuous."""
     value: jax.Array
-    """[B, N] float32, in normalised units."""
+    """[B, N] float32, in normalized units."""
     gate: Gate | None
     """Who listened; None without a temporal gate."""
 

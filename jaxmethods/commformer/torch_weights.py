@@ -57,7 +57,7 @@ def params_from_torch(state: Mapping[str, np.ndarray], config: NetworkConfig) ->
     }
     if has_relation(config):
         params["edge_embedding"] = tensors.take("edges_embed.weight", (2, config.embed))
-    tensors.check_nothing_is_left()
+    tensors.check_all_are_used()
     return jax.tree.map(jnp.asarray, {"edges": edges, "network": {"params": params}})
 
 
@@ -104,7 +104,7 @@ class _Tensors:
             "bias": self.take(f"{name}.bias", (width,)),
         }
 
-    def check_nothing_is_left(self) -> None:
+    def check_all_are_used(self) -> None:
         left = (name for name in self.state if name not in self.read)
         left = [name for name in left if not UNUSED.fullmatch(name)]
         if not has_relation(self.config):

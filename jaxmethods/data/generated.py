@@ -1,8 +1,8 @@
 """Offline data made on the spot: a scripted controller, disturbed more and less.
 
-Seven behaviours, equally many episodes of each: the controller's action plus N(0, sigma^2) with
+Seven behaviors, equally many episodes of each: the controller's action plus N(0, sigma^2) with
 sigma 0, 0.3, 0.6 and 1, and the controller's action replaced by a uniform one with probability
-0.3, 0.6 and 1. A mixture of that kind is sub-optimal like replay data, and good behaviour is in it.
+0.3, 0.6 and 1. A mixture of that kind is sub-optimal like replay data, and good behavior is in it.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from jaxmethods.data.offline import FlatDataset
 from jaxmethods.envs.control.episodes import Transition, record_episodes
 
 NOISE = (0.0, 0.3, 0.6, 1.0, 0.0, 0.0, 0.0)
-"""Standard deviation added by each behaviour."""
+"""Standard deviation added by each behavior."""
 RANDOM = (0.0, 0.0, 0.0, 0.0, 0.3, 0.6, 1.0)
-"""Probability with which each behaviour takes a uniform action."""
+"""Probability with which each behavior takes a uniform action."""
 
 
 def mixed_quality(
     env: Any, controller: Callable[[jax.Array], jax.Array], key: jax.Array, episodes: int
 ) -> FlatDataset:
-    """Plays `episodes` episodes of each behaviour, shuffled and laid out flat as in D4RL.
+    """Plays `episodes` episodes of each behavior, shuffled and laid out flat as in D4RL.
 
     Args:
         env: a control environment that never terminates (see `record_episodes`).

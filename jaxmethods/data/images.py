@@ -7,7 +7,7 @@ A folder holds for each task either a folder of image files, `NAME/train/CLASS/*
     train_labels, test_labels   integers [N] in 0..K-1
     class_names                 text [K]
 
-Grey images become RGB by repetition, and all tasks must have one size. Whatever is wrong with a
+Gray images become RGB by repetition, and all tasks must have one size. Whatever is wrong with a
 file is found when it is read, and the error names the file.
 """
 

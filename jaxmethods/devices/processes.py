@@ -136,8 +136,8 @@ def check_same(value: object, what: str) -> None:
 
 
 @contextmanager
-def ends_alone_on_errors() -> Iterator[None]:
-    """Ends this process at once on an unexpected error in a run of several.
+def exit_alone_on_errors() -> Iterator[None]:
+    """Exits this process at once on an unexpected error in a run of several.
 
     The others would be waited for at exit. They notice that this one is gone: their next
     exchange fails, or its heartbeat is missing.

@@ -22,7 +22,7 @@ from jaxmethods.envs.rollout import (
     play_episodes,
     record_episode,
     rollout,
-    vectorise,
+    vectorize,
 )
 from jaxmethods.envs.team.environment import TeamEnvironment
 from jaxmethods.envs.team.predator_capture_prey import PredatorCapturePrey
@@ -64,7 +64,7 @@ __all__ = [
     "play_episodes",
     "record_episode",
     "rollout",
-    "vectorise",
+    "vectorize",
 ]
 
 

@@ -1,4 +1,4 @@
-"""Vectorised environments whose ended episodes are begun anew, at the price of those that ended.
+"""Vectorized environments whose ended episodes are begun anew, at the price of those that ended.
 
 Mapped over environments, jumanji's `AutoResetWrapper` draws a first state for every one of them
 in every step: the branch it takes for one environment becomes a selection. Here the environments
@@ -30,7 +30,7 @@ Restart = Callable[[jax.Array, Any, Any], tuple[Any, Any]]
 class AutomaticReset(VmapWrapper[Any, Any, Any]):
     """`reset` over keys [R] and `step` over states and actions of R environments.
 
-    See `rollout.vectorise`, which makes it.
+    See `rollout.vectorize`, which makes it.
     """
 
     def __init__(self, env: Environment[Any, Any, Any], next_obs_in_extras: bool = False) -> None:

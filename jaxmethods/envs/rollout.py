@@ -1,4 +1,4 @@
-"""Vectorised roll-outs of a jumanji environment whose observation is `Observation`.
+"""Vectorized roll-outs of a jumanji environment whose observation is `Observation`.
 
 A policy maps a batch of observations to actions, `policy(key, observation) -> (action, outputs)`,
 with observation leaves [R, ...], action [R, N] ([R, N, A] if actions are continuous) and
@@ -67,7 +67,7 @@ class Recording(NamedTuple):
     """[] int32: steps taken."""
 
 
-def vectorise(env: Environment, next_obs_in_extras: bool = False) -> AutomaticReset:
+def vectorize(env: Environment, next_obs_in_extras: bool = False) -> AutomaticReset:
     """Maps `reset` over keys [R] and `step` over states and actions, resetting ended episodes.
 
     The time step that ends an episode keeps its reward, discount and extras but shows the first
@@ -88,10 +88,10 @@ def rollout(
     key: jax.Array,
     length: int,
 ) -> tuple[Any, TimeStep[Observation], jax.Array, Trajectory]:
-    """Takes `length` steps in R vectorised environments.
+    """Takes `length` steps in R vectorized environments.
 
     Args:
-        env: what `vectorise` returned.
+        env: what `vectorize` returned.
         policy: see the module.
         state: [R, ...] environment states.
         timestep: [R, ...] the time step that came with them.
@@ -139,7 +139,7 @@ def play_episodes(
     other.
 
     Args:
-        env: an environment, not vectorised.
+        env: an environment, not vectorized.
         policy: see the module.
         key: [] typed random key.
         episodes: E, static.
@@ -190,7 +190,7 @@ def play_episodes(
 def record_episode(env: Environment, policy: Policy, key: jax.Array, max_steps: int) -> Recording:
     """Plays one episode of at most `max_steps` and keeps its states.
 
-    `env` is an environment, not vectorised; the policy sees it as a batch of one.
+    `env` is an environment, not vectorized; the policy sees it as a batch of one.
     """
     reset_key, key = jax.random.split(key)
     first, timestep = env.reset(reset_key)

@@ -2,8 +2,8 @@
 
 XLA's CPU runtime runs independent operations of a program side by side on one pool of threads,
 and a LAPACK call with a leading axis waits inside that pool for more of its threads: two such
-calls on two cores can wait for each other for ever. `orthogonal` therefore factorises one matrix
-after the other on CPU, however often it is mapped; accelerators factorise the whole batch.
+calls on two cores can wait for each other for ever. `orthogonal` therefore factorizes one matrix
+after the other on CPU, however often it is mapped; accelerators factorize the whole batch.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def random_heads(key: jax.Array, total: int, largest: jax.Array, smallest: jax.A
 
 
 def majority(labels: jax.Array, mask: jax.Array) -> jax.Array:
-    """The label that is most frequent among labelled questions, for questions with this mask."""
+    """The label that is most frequent among labeled questions, for questions with this mask."""
     counts = jnp.bincount(labels, length=mask.shape[-1])
     return largest_of(jnp.broadcast_to(counts, mask.shape), mask)
 
@@ -52,10 +52,10 @@ def chance(mask: jax.Array) -> jax.Array:
 def probe(
     norms: jax.Array, mask: jax.Array, labels: jax.Array, penalty: float = 1.0, steps: int = 60
 ) -> jax.Array:
-    """A linear probe [HL] on norms centred within each question.
+    """A linear probe [HL] on norms centered within each question.
 
-    Minimises, over the weights w, the cross-entropy of softmax_c(w . x_c) plus penalty / 2 |w|^2 by
-    L-BFGS, with x standardised over all candidates.
+    Minimizes, over the weights w, the cross-entropy of softmax_c(w . x_c) plus penalty / 2 |w|^2 by
+    L-BFGS, with x standardized over all candidates.
     """
     x = standardize(norms, mask)
 
@@ -92,9 +92,9 @@ def standardize(norms: jax.Array, mask: jax.Array) -> jax.Array:
     mean = jnp.sum(jnp.where(there, norms, 0), -2, keepdims=True) / jnp.sum(
         there, -2, keepdims=True
     )
-    centred = jnp.where(there, norms - mean, 0)
-    variance = jnp.sum(centred**2, axis=(0, 1)) / jnp.maximum(jnp.sum(mask), 1)
-    return centred / jnp.sqrt(variance + 1e-12)
+    centered = jnp.where(there, norms - mean, 0)
+    variance = jnp.sum(centered**2, axis=(0, 1)) / jnp.maximum(jnp.sum(mask), 1)
+    return centered / jnp.sqrt(variance + 1e-12)
 
 
 def accuracy(predictions: jax.Array, labels: jax.Array) -> jax.Array:

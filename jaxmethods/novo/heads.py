@@ -1,7 +1,7 @@
 """Which attention heads vote, and how they vote.
 
 Every head ranks the C candidates of a question by the norm of its output; it may vote for the
-largest or for the smallest. On n labelled questions, c_0[h] counts how often the largest norm of
+largest or for the smallest. On n labeled questions, c_0[h] counts how often the largest norm of
 head h is the right candidate's, c_1[h] how often the smallest is. A head votes for the largest if
 c_0[h] lies above the q-quantile of c_0 over all heads, for the smallest if c_1[h] lies above that
 of c_1, and not at all if both hold. The candidate with most votes is the answer.
@@ -65,7 +65,7 @@ def correct_counts(norms: jax.Array, mask: jax.Array, labels: jax.Array) -> jax.
     """How often each head's largest (row 0) and smallest (row 1) norm is right, [2, HL] int32.
 
     Args:
-        norms: [n, C, HL] of n labelled questions.
+        norms: [n, C, HL] of n labeled questions.
         mask: [n, C] bool.
         labels: [n] int.
     """
@@ -88,7 +88,7 @@ def select_heads(
         voters: let only one direction vote.
 
     Counts are integers, so both rules are comparisons with an order statistic: nothing lies
-    between two neighbouring ones, and no interpolated quantile has to be rounded.
+    between two neighboring ones, and no interpolated quantile has to be rounded.
     """
     if not 0 <= q <= 1:
         raise ValueError(f"q: expected a quantile in [0, 1], got {q}")
@@ -160,7 +160,7 @@ def fit(
     rule: Rule = "code",
     voters: Voters = "both",
 ) -> Heads:
-    """Chooses the voters with labelled questions, [n, C, HL], [n, C], [n]."""
+    """Chooses the voters with labeled questions, [n, C, HL], [n, C], [n]."""
     return select_heads(correct_counts(norms, mask, labels), q, rule=rule, voters=voters)
 
 

@@ -2,7 +2,7 @@
 
 A prompt is the model's template filled with an instruction and the question; a candidate is
 stripped and ends with a full stop; a sequence is prompt, one space, candidate. Prompt and candidate
-are tokenised as one text, since tokenizers may merge over the border. No examples, no letters: each
+are tokenized as one text, since tokenizers may merge over the border. No examples, no letters: each
 candidate is read without the others.
 """
 

@@ -27,7 +27,7 @@ from jaxmethods.novo.heads import (
 
 
 class Questions(NamedTuple):
-    """Scored and labelled questions."""
+    """Scored and labeled questions."""
 
     norms: jax.Array
     """[n, C, HL]."""

@@ -1,4 +1,4 @@
-"""Factorisations of many matrices that finish on every device.
+"""Factorizations of many matrices that finish on every device.
 
 XLA's CPU runtime runs independent operations of a program side by side on one pool of threads, and
 a LAPACK call with a leading axis waits inside that pool for more of its threads: two such calls on

@@ -49,7 +49,7 @@ def _permute(values: jax.Array, keys: jax.Array, bits: int) -> jax.Array:
 
 
 def _hash(values: jax.Array) -> jax.Array:
-    """The finaliser of MurmurHash3."""
+    """The finalizer of MurmurHash3."""
     values = (values ^ (values >> 16)) * jnp.uint32(0x85EBCA6B)
     values = (values ^ (values >> 13)) * jnp.uint32(0xC2B2AE35)
     return values ^ (values >> 16)

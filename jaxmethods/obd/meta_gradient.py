@@ -3,8 +3,8 @@ r"""The meta-gradient: what the synthetic pairs have to become for their clone t
     theta_{t+1} = theta_t - alpha_0 v_{t+1},    v_{t+1} = beta_0 v_t + grad_theta l_BC(theta_t, D)
     G = d/dD  H(theta_T(D)),                    t = 0, ..., T - 1
 
-through `bilevel.solve`, exact in every mode; the action noise of step t is the same forwards and
-backwards. The published code draws new noise in its backward pass, which gives the gradient of no
+through `bilevel.solve`, exact in every mode; the action noise of step t is the same forward and
+backward. The published code draws new noise in its backward pass, which gives the gradient of no
 function; `backward_noise` is for comparing with it.
 
 Lei, Zhang and Tao, NeurIPS 2024, arXiv 2410.22728, section 4.3 and algorithm 1.

@@ -5,7 +5,7 @@ r"""OBD as a method: one step draws students and rows, clones, and moves the syn
 
 |G| is the joint norm over states and actions. Everything that a sweep varies (`Rates`: learning
 rates, momenta, beta_w, the number of pairs) is in the state, so that `jax.vmap` of `step` over
-states distils sets of different seeds and hyperparameters in one program:
+states distills sets of different seeds and hyperparameters in one program:
 
     method = obd.distiller(config)
     init = lambda key, beta_w: obd.with_rates(method.init(key, source), beta_w=beta_w)
@@ -89,7 +89,7 @@ def make_student(config: StudentConfig) -> Policy:
 def init_pool(key: jax.Array, config: OBDConfig, source: Source, student: Policy) -> Any:
     """`config.init_pool` initial students with a leading axis, for `Source.init_pool`."""
     sizes = source.data.states.shape[1], source.data.actions.shape[1]
-    # One after the other: orthogonalisation doesn't gain from being mapped.
+    # One after the other: orthogonalization doesn't gain from being mapped.
     return jax.lax.map(lambda k: student.init(k, *sizes), jax.random.split(key, config.init_pool))
 
 

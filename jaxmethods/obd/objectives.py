@@ -41,7 +41,7 @@ class OuterBatch(NamedTuple):
     """What the outer loss compares a student with; nothing in it is differentiated."""
 
     states: jax.Array
-    """[B, S] normalised."""
+    """[B, S] normalized."""
     targets: jax.Array
     """[B, A] actions to imitate."""
     weights: jax.Array
@@ -104,7 +104,7 @@ def make_outer_batch(
 
 
 def outer_weights(q: jax.Array, config: OBDConfig, beta_w: jax.Array | float) -> jax.Array:
-    """w_n of the values q [B], [B]: first clipped, then normalised, as `config` says."""
+    """w_n of the values q [B], [B]: first clipped, then normalized, as `config` says."""
     if config.objective in ("dbc", "pbc"):
         return jnp.ones_like(q)
     weights = beta_w * q

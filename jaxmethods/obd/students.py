@@ -1,7 +1,7 @@
 """Students: policies trained from scratch on a synthetic set, many at once in one program.
 
 A student takes full-batch steps on the cloning loss l_BC (see `objectives`) from a fresh
-initialisation, with fresh action noise at every step. The optimizer is built once and its state
+initialization, with fresh action noise at every step. The optimizer is built once and its state
 lives through all steps, so that momentum and Adam are what their names say.
 
 Lei, Zhang and Tao, NeurIPS 2024, arXiv 2410.22728, sections 5.1 and 5.3.
@@ -43,7 +43,7 @@ def train_students(
 
     Args:
         key: [] typed random key; student k depends on the k-th of its splits only.
-        syn: [N, S] normalised states and [N, A] actions.
+        syn: [N, S] normalized states and [N, A] actions.
         policy: architecture; by default the paper's.
         n_students: K, static.
         optimizer: by default SGD with the paper's rate 0.1.

@@ -12,14 +12,14 @@ from jaxmethods.offline_rl.policies import q_value
 from jaxmethods.offline_rl.types import Teacher, teacher_states
 
 BLOCK = 4096
-"""Rows that are compared with all centres at once."""
+"""Rows that are compared with all centers at once."""
 
 
 def init_syn(key: jax.Array, source: Source, config: OBDConfig) -> SynSet:
     """The initial synthetic set of `config.syn_init`.
 
     Raises:
-        ValueError: fewer rows than pairs; an initialisation by q without a teacher.
+        ValueError: fewer rows than pairs; an initialization by q without a teacher.
     """
     data, count = source.data, config.n_syn
     if config.syn_init == "noise":
@@ -40,15 +40,15 @@ def init_syn(key: jax.Array, source: Source, config: OBDConfig) -> SynSet:
 def best_of_clusters(key: jax.Array, states: jax.Array, score: jax.Array, count: int) -> jax.Array:
     """The best row of each of `count` clusters of states, [count] int32.
 
-    One iteration of k-means from random rows: assign, move the centres, assign again. A cluster
+    One iteration of k-means from random rows: assign, move the centers, assign again. A cluster
     that came out empty is represented by the row it started from.
     """
     start = distinct_rows(key, len(states), count).astype(jnp.int32)
     cluster = _nearest(states, states[start])
     sums = jax.ops.segment_sum(states, cluster, count)
     sizes = jax.ops.segment_sum(jnp.ones(len(states), states.dtype), cluster, count)[:, None]
-    centres = jnp.where(sizes > 0, sums / jnp.maximum(sizes, 1), states[start])
-    cluster = _nearest(states, centres)
+    centers = jnp.where(sizes > 0, sums / jnp.maximum(sizes, 1), states[start])
+    cluster = _nearest(states, centers)
     best = jax.ops.segment_max(score, cluster, count)
     numbers = jnp.arange(len(states), dtype=jnp.int32)
     rows = jax.ops.segment_max(jnp.where(score >= best[cluster], numbers, -1), cluster, count)
@@ -73,11 +73,11 @@ def _values(teacher: Teacher, source: Source) -> jax.Array:
     return jax.lax.map(one, (source.data.states, source.data.actions), batch_size=BLOCK)
 
 
-def _nearest(states: jax.Array, centres: jax.Array) -> jax.Array:
-    """The nearest of [N, S] centres to each state, [L] int32."""
-    squares = jnp.square(centres).sum(-1)
+def _nearest(states: jax.Array, centers: jax.Array) -> jax.Array:
+    """The nearest of [N, S] centers to each state, [L] int32."""
+    squares = jnp.square(centers).sum(-1)
 
     def one(state: jax.Array) -> jax.Array:
-        return jnp.argmin(squares - 2.0 * centres @ state).astype(jnp.int32)
+        return jnp.argmin(squares - 2.0 * centers @ state).astype(jnp.int32)
 
     return jax.lax.map(one, states, batch_size=BLOCK)

@@ -1,4 +1,4 @@
-"""What goes into a distillation and what comes out of it; every state is normalised.
+"""What goes into a distillation and what comes out of it; every state is normalized.
 
 S: state dimensions, A: action dimensions, L: rows of the offline data, N: synthetic pairs.
 """
@@ -13,10 +13,10 @@ from jaxmethods.offline_rl.types import Norm, OfflineData, Teacher
 
 
 class SynSet(NamedTuple):
-    """The synthetic behavioural data: the variable that is optimised."""
+    """The synthetic behavioral data: the variable that is optimized."""
 
     states: jax.Array
-    """[N, S] normalised."""
+    """[N, S] normalized."""
     actions: jax.Array
     """[N, A]; may leave [-1, 1]."""
 
@@ -26,7 +26,7 @@ class Source(NamedTuple):
 
     data: OfflineData
     norm: Norm
-    """The normalisation of `data`."""
+    """The normalization of `data`."""
     teacher: Teacher | None = None
     """None is enough for the objective `dbc`."""
     init_pool: Any = None

@@ -1,4 +1,4 @@
-"""From a dataset file to what is distilled: D4RL's rows, normalised, on the device."""
+"""From a dataset file to what is distilled: D4RL's rows, normalized, on the device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STATE_EPS = 1e-3
 
 
 def load_offline(path: Path | str) -> tuple[OfflineData, Norm]:
-    """Reads an npz, D4RL or Minari file and normalises its states.
+    """Reads an npz, D4RL or Minari file and normalizes its states.
 
     Raises:
         DataError: see `jaxmethods.data.offline.read_offline`.
@@ -24,7 +24,7 @@ def load_offline(path: Path | str) -> tuple[OfflineData, Norm]:
 
 
 def offline_data(flat: FlatDataset) -> tuple[OfflineData, Norm]:
-    """The rows of D4RL's q-learning protocol, normalised by their own statistics."""
+    """The rows of D4RL's q-learning protocol, normalized by their own statistics."""
     rows = q_learning_rows(flat)
     norm = norm_of(rows)
     states = norm.apply(jnp.asarray(rows.observations))

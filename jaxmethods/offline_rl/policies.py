@@ -1,6 +1,6 @@
 r"""Students, teachers and critics of OBD: small multilayer perceptrons as plain pytrees.
 
-A tanh-Gaussian policy maps a normalised state to the heads (m, l) of its last layer:
+A tanh-Gaussian policy maps a normalized state to the heads (m, l) of its last layer:
 
     log std = clip(mult * l + off, -20, 2),    a = tanh(m + std * eps),    eps ~ N(0, I)
 
@@ -174,7 +174,7 @@ def init_q(key: jax.Array, n_states: int, n_actions: int, hidden: int = 256) -> 
 
 
 def q_value(params: QParams, states: jax.Array, actions: jax.Array) -> jax.Array:
-    """q(s, a), [...], of normalised states [..., S] and actions [..., A]."""
+    """q(s, a), [...], of normalized states [..., S] and actions [..., A]."""
     return mlp(params, jnp.concatenate([states, actions], axis=-1))[..., 0]
 
 

@@ -20,7 +20,7 @@ from jaxmethods.offline_rl.types import Norm
 
 
 class Transitions(NamedTuple):
-    """L transitions on the device, states normalised by `norm`."""
+    """L transitions on the device, states normalized by `norm`."""
 
     states: jax.Array
     """[L, S]"""
@@ -45,7 +45,7 @@ def make_transitions(flat: FlatDataset, norm: Norm, discount: float = 0.99) -> T
     Args:
         flat: without next observations the next row's observation is taken, and rows that have
             none (those cut off by a time limit, the last one) are left out.
-        norm: what the states are normalised with.
+        norm: what the states are normalized with.
         discount: of `Transitions.returns`.
 
     Raises:

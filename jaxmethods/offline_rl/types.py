@@ -13,7 +13,7 @@ from jaxmethods.offline_rl.policies import PolicyParams, QParams
 
 
 class Norm(NamedTuple):
-    """Statistics that normalise a state: x = (s - mean) / std."""
+    """Statistics that normalize a state: x = (s - mean) / std."""
 
     mean: jax.Array
     """[S]"""
@@ -21,19 +21,19 @@ class Norm(NamedTuple):
     """[S]; the small number that guards the division is in it."""
 
     def apply(self, raw: jax.Array) -> jax.Array:
-        """Raw simulator states [..., S] -> normalised ones."""
+        """Raw simulator states [..., S] -> normalized ones."""
         return (raw - self.mean) / self.std
 
     def invert(self, states: jax.Array) -> jax.Array:
-        """Normalised states [..., S] -> raw simulator states."""
+        """Normalized states [..., S] -> raw simulator states."""
         return states * self.std + self.mean
 
 
 class OfflineData(NamedTuple):
-    """The offline behaviour that is distilled."""
+    """The offline behavior that is distilled."""
 
     states: jax.Array
-    """[L, S] normalised."""
+    """[L, S] normalized."""
     actions: jax.Array
     """[L, A] in [-1, 1]."""
     density_weights: jax.Array | None = None
@@ -41,7 +41,7 @@ class OfflineData(NamedTuple):
 
 
 class Teacher(NamedTuple):
-    """A frozen near-expert policy with its two critics, in its own normalisation."""
+    """A frozen near-expert policy with its two critics, in its own normalization."""
 
     policy: PolicyParams
     q1: QParams
@@ -52,7 +52,7 @@ class Teacher(NamedTuple):
 
 
 def teacher_states(teacher: Teacher, norm: Norm, states: jax.Array) -> jax.Array:
-    """States [..., S] normalised by `norm`, as the teacher wants them.
+    """States [..., S] normalized by `norm`, as the teacher wants them.
 
     x_t = (x std + mean - mean_t) / std_t, the identity where the statistics coincide.
     """

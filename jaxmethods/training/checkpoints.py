@@ -185,14 +185,14 @@ def _quiet_threads() -> Iterator[None]:
                 time.sleep(0.2)  # writes under way come back to an event loop that is gone
                 printed.truncate(0)
                 # Its tasks are found to have failed when they are collected, whenever that is.
-                logging.getLogger("asyncio").addFilter(_not_of_orbax)
+                logging.getLogger("asyncio").addFilter(_is_not_from_orbax)
                 raise
     finally:
         log.disabled = before
         sys.stderr.write(printed.getvalue())
 
 
-def _not_of_orbax(record: logging.LogRecord) -> bool:
+def _is_not_from_orbax(record: logging.LogRecord) -> bool:
     return "orbax" not in record.getMessage()
 
 

@@ -41,7 +41,7 @@ def test_drawn_questions_have_the_lengths_of_truthfulqa():
     assert cost.naive / cost.tokens == pytest.approx(6.96, rel=0.05)
 
 
-def test_questions_of_a_file_are_tokenised_by_a_tokenizer_of_their_text(tmp_path):
+def test_questions_of_a_file_are_tokenized_by_a_tokenizer_of_their_text(tmp_path):
     pytest.importorskip("tokenizers")
     file = tmp_path / "questions.jsonl"
     row = {"question": "What is it?", "choices": ["This", "That thing"], "label": 0}

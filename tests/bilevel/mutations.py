@@ -1,4 +1,4 @@
-"""Wrong lines in bi-level optimisation, see `tests/mutations.py`."""
+"""Wrong lines in bi-level optimization, see `tests/mutations.py`."""
 
 MUTATIONS = [
     (

@@ -64,7 +64,7 @@ def closed_form(log_penalty):
 
 
 @pytest.mark.parametrize("mode", [CG, NEUMANN, Mixed()], ids=["cg", "neumann", "unrolled"])
-def test_the_regularisation_path_of_ridge_regression(mode):
+def test_the_regularization_path_of_ridge_regression(mode):
     path = jnp.linspace(-4.0, 1.0, 6)
     gradients = jax.jit(jax.vmap(lambda penalty: validation_gradient(penalty, mode)))(path)
     np.testing.assert_allclose(gradients, [closed_form(float(p)) for p in path], rtol=1e-9)

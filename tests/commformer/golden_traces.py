@@ -65,8 +65,8 @@ def window_sizes(trace: dict[str, np.ndarray]) -> tuple[int, int]:
         side = round(windows**0.5)
         if rest or side**2 != windows or side % 2 == 0:
             continue
-        centre = trace["obs"][0, 0].reshape(windows, dim**2 + 4)[windows // 2]
-        if np.flatnonzero(centre[: dim**2]).tolist() == [row * dim + column]:
+        center = trace["obs"][0, 0].reshape(windows, dim**2 + 4)[windows // 2]
+        if np.flatnonzero(center[: dim**2]).tolist() == [row * dim + column]:
             return dim, side // 2
     raise AssertionError(f"no grid size explains observations of {width} numbers")
 

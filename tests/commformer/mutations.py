@@ -12,7 +12,7 @@ MUTATIONS = [
         "method.py",
         "objectives.normalize_advantages(advantages, active)",
         "objectives.normalize_advantages(advantages)",
-        "advantages are normalised over dead agents too",
+        "advantages are normalized over dead agents too",
         "test_collect.py::test_targets_are_those_of_the_definition",
     ),
     (
@@ -75,8 +75,8 @@ MUTATIONS = [
         "objectives.py",
         "value * jnp.sqrt(variance) + mean",
         "value * jnp.sqrt(variance)",
-        "denormalised values lack the mean",
-        "test_objectives.py::test_denormalising_undoes_normalising",
+        "denormalized values lack the mean",
+        "test_objectives.py::test_denormalizing_undoes_normalizing",
     ),
     (
         "objectives.py",
@@ -89,15 +89,15 @@ MUTATIONS = [
         "objectives.py",
         "policy - config.entropy_coefficient * mean_entropy",
         "policy + config.entropy_coefficient * mean_entropy",
-        "entropy is minimised",
+        "entropy is minimized",
         "test_objectives.py::test_the_loss_adds_its_terms_with_their_coefficients",
     ),
     (
         "objectives.py",
         "value_norm_normalize(value_norm, minibatch.returns)",
         "minibatch.returns",
-        "values are trained on returns that are not normalised",
-        "test_objectives.py::test_the_value_target_is_normalised_by_statistics_that_know_the_returns",
+        "values are trained on returns that are not normalized",
+        "test_objectives.py::test_the_value_target_is_normalized_by_statistics_that_know_the_returns",
     ),
     (
         "graph.py",
@@ -188,7 +188,7 @@ MUTATIONS = [
         "jnp.roll(action, 1, axis=-1) + 1",
         "jnp.roll(action, 1, axis=-1)",
         "action 0 looks like the beginning",
-        "test_policy.py::test_every_agent_is_told_the_action_before_its_own",
+        "test_policy.py::test_every_agent_gets_the_action_before_its_own",
     ),
     (
         "policy.py",
@@ -258,7 +258,7 @@ MUTATIONS = [
         "obs.reshape(*obs.shape[:-2], -1) if",
         "obs.mean(-2) if",
         "MAPPO's critic sees the mean observation",
-        "test_mlp.py::test_mappos_critic_tells_who_sees_what",
+        "test_mlp.py::test_mappos_critic_depends_on_the_order_of_agents",
     ),
     (
         "network.py",

@@ -166,7 +166,7 @@ def test_mat_ignores_the_graph():
 
 
 @pytest.mark.parametrize("causal", [False, True])
-def test_nobody_is_heard_without_an_edge(causal):
+def test_without_edges_an_agent_hears_only_itself(causal):
     query, key_value, embedding, params = inputs_of(SMALL)
     graph = graph_of("hard", SMALL)
     _, weights = by_module(params, query, key_value, embedding, graph, CONFIG, causal)

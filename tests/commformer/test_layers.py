@@ -78,7 +78,7 @@ def collapsed(scale, shift, kernel, bias, x):
 
 
 @pytest.mark.parametrize("offset", [0.0, 30.0])
-def test_the_normalised_dense_layer_and_its_gradient_are_those_of_norm_then_dense(offset):
+def test_the_normalized_dense_layer_and_its_gradient_are_those_of_norm_then_dense(offset):
     weights = (*affine(1, SHAPE[-1]), normal(4, (SHAPE[-1], 6)), normal(5, (6,)))
     inputs = (*weights, offset + normal(6, SHAPE))
     cotangent = normal(7, (*SHAPE[:-1], 6))
@@ -86,7 +86,7 @@ def test_the_normalised_dense_layer_and_its_gradient_are_those_of_norm_then_dens
     assert_trees_close(ours, theirs, 1e-4 * (1 + offset))
 
 
-def test_the_normalised_dense_layer_takes_integers_as_they_are():
+def test_the_normalized_dense_layer_takes_integers_as_they_are():
     weights = (*affine(1, SHAPE[-1]), normal(4, (SHAPE[-1], 6)), normal(5, (6,)))
     integers = jax.random.randint(jax.random.key(0), SHAPE, -3, 9)
     expected = composed(*weights, integers.astype(jnp.float32))

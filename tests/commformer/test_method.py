@@ -351,7 +351,7 @@ class TestWhoTakesPart:
 
 
 class TestACarThatLeaves:
-    """What happens in its slot afterwards is no consequence of what it did."""
+    """What happens in its slot afterward is no consequence of what it did."""
 
     @pytest.fixture(scope="class")
     def collected(self):
@@ -398,7 +398,7 @@ class TestACarThatLeaves:
         np.testing.assert_allclose(returns[left], 0.0, atol=1e-6)
 
 
-def test_rewards_of_a_terminated_episode_stay_with_those_who_are_alive():
+def test_rewards_of_a_terminated_episode_go_to_agents_that_are_alive():
     """All discounts are 0 there, of an episode that goes on only those of agents that left."""
     reward = -jnp.arange(1.0, 7.0).reshape(3, 1, 2)
     discount = jnp.array([[[0, 1]], [[0, 0]], [[0, 0]]], float)

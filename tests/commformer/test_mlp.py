@@ -46,6 +46,6 @@ def test_agents_that_see_the_same_may_act_differently(model):
     assert (np.ptp(logits, axis=0) > 1e-3).all()
 
 
-def test_mappos_critic_tells_who_sees_what():
+def test_mappos_critic_depends_on_the_order_of_agents():
     run, obs = outputs("mappo")
     assert np.abs(run(obs)[1] - run(obs[::-1])[1]).max() > 1e-3

@@ -1,4 +1,4 @@
-"""The encoder-decoder and its policy: who depends on whom, caching, initialisation, types."""
+"""The encoder-decoder and its policy: who depends on whom, caching, initialization, types."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def make(config, n_agents=N):
     random = np.random.default_rng(0)
 
     def fill(path, leaf):
-        centre = 1.0 if path[-1].key == "scale" else 0.0
-        return jnp.asarray(centre + 0.3 * random.standard_normal(leaf.shape), leaf.dtype)
+        center = 1.0 if path[-1].key == "scale" else 0.0
+        return jnp.asarray(center + 0.3 * random.standard_normal(leaf.shape), leaf.dtype)
 
     return network, jax.tree_util.tree_map_with_path(fill, shapes)
 
@@ -161,7 +161,7 @@ class TestDependence:
         assert np.all(np.diag(observations))
         assert np.all(np.diag(actions))
 
-    def test_logits_depend_on_what_is_told_by_earlier_agents_that_are_heard(self, jacobians):
+    def test_logits_depend_on_earlier_agents_with_an_edge(self, jacobians):
         actions = jacobians[2]
         assert actions[3, 0]  # 3 hears 0
         assert not actions[0, 1]  # 0 hears 1, who decides later

@@ -1,4 +1,4 @@
-"""Value normalisation, advantages and the PPO loss at their limits."""
+"""Value normalization, advantages and the PPO loss at their limits."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_before_any_return_values_are_scaled_by_a_tenth():
 
 @few
 @given(seeds, st.floats(-50, 50), st.floats(0.2, 20))
-def test_after_one_update_the_returns_are_standardised(seed, mean, std):
+def test_after_one_update_the_returns_are_standardized(seed, mean, std):
     """Debiasing removes the weight of the zero start at once."""
     returns = mean + std * normals(seed, 1)[0]
     state = update(objectives.value_norm_init(), returns)
@@ -45,7 +45,7 @@ def test_after_one_update_the_returns_are_standardised(seed, mean, std):
 
 @few
 @given(seeds)
-def test_denormalising_undoes_normalising(seed):
+def test_denormalizing_undoes_normalizing(seed):
     first, second, values = 4 * normals(seed, 3)
     state = update(update(objectives.value_norm_init(), first), 3 + second)
     np.testing.assert_allclose(denormalize(state, normalize(state, values)), values, atol=1e-4)
@@ -141,7 +141,7 @@ def test_nothing_after_an_episode_end_reaches_the_steps_before(seed):
     assert not np.allclose(before[end + 1], after[end + 1])
 
 
-def test_advantages_are_standardised_over_the_active_entries_alone():
+def test_advantages_are_standardized_over_the_active_entries_alone():
     advantages = 3 + 5 * normals(0, 1)[0]
     active = (normals(1, 1)[0] > -0.5).astype(jnp.float32)
     normalized = objectives.normalize_advantages(advantages, active)
@@ -243,8 +243,8 @@ def test_the_loss_adds_its_terms_with_their_coefficients():
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
 
-def test_the_value_target_is_normalised_by_statistics_that_know_the_returns():
-    """A value equal to the standardised return has no loss, although the statistics were empty."""
+def test_the_value_target_is_normalized_by_statistics_that_know_the_returns():
+    """A value equal to the standardized return has no loss, although the statistics were empty."""
     batch = minibatch(8)
     state = objectives.value_norm_update(objectives.value_norm_init(), batch.returns)
     target = objectives.value_norm_normalize(state, batch.returns)

@@ -45,7 +45,7 @@ def test_the_entropy_is_that_of_a_normal_distribution(judged):
     np.testing.assert_allclose(out.entropy[0], expected, rtol=1e-5)
 
 
-def test_every_agent_is_told_the_action_before_its_own():
+def test_every_agent_gets_the_action_before_its_own():
     """Row i is the one-hot of 1 + a_{i-1}; 0 is the beginning."""
     tokens = policy.shift_actions(jnp.array([0, 2, 1]), 3)
     np.testing.assert_array_equal(tokens, np.eye(4)[[0, 1, 3]])

@@ -45,11 +45,11 @@ def test_environments_keep_their_types_under_x64(env):
 
     def types():
         single = envs.make(env)
-        vectorised = envs.vectorise(single)
+        vectorized = envs.vectorize(single)
         keys = jax.random.split(jax.random.key(0), 2)
-        before = jax.eval_shape(vectorised.reset, keys)
+        before = jax.eval_shape(vectorized.reset, keys)
         action = jax.ShapeDtypeStruct((2, single.num_agents), jnp.int32)
-        after = jax.eval_shape(vectorised.step, before[0], action)
+        after = jax.eval_shape(vectorized.step, before[0], action)
         return [[leaf.dtype for leaf in jax.tree.leaves(x)] for x in (before[0], after[0])]
 
     expected, _ = types()
@@ -69,7 +69,7 @@ def test_layer_norm_far_from_zero_is_that_of_float64(offset):
 
 
 def test_raw_observations_far_from_zero_reach_mappo_in_bfloat16():
-    """They are rounded when they are normalised, not before: 3000 + x is 3000 in bfloat16."""
+    """They are rounded when they are normalized, not before: 3000 + x is 3000 in bfloat16."""
     config = commformer.NetworkConfig(**SMALL, model="mappo", dtype="bfloat16")
     network = commformer.policy.make_network(config, 3, 5)
     near = jnp.round(jax.random.normal(jax.random.key(1), (4, 3, 40)) * 64) / 64
@@ -84,8 +84,8 @@ def test_raw_observations_far_from_zero_reach_mappo_in_bfloat16():
 @pytest.mark.parametrize("dtype", ["float32", *HALF])
 @pytest.mark.parametrize(("low", "high"), [(0, 256), (195, 206), (250, 256)])
 @pytest.mark.parametrize("kind", ["uint8", "float32"])
-def test_the_normalised_dense_layer_keeps_the_variation_of_observations(dtype, low, high, kind):
-    """Its error is that of rounding the normalised observations, wherever their mean is."""
+def test_the_normalized_dense_layer_keeps_the_variation_of_observations(dtype, low, high, kind):
+    """Its error is that of rounding the normalized observations, wherever their mean is."""
     x = np.random.default_rng(0).integers(low, high, (50, 300))
     module = layers.NormalizedDense(16, 2**0.5, dtype)
     params = module.init(jax.random.key(0), jnp.asarray(x, kind))

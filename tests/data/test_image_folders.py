@@ -58,21 +58,21 @@ def test_a_folder_is_the_npz_file_of_the_same_images(tmp_path):
     assert [task.name for task in read_tasks(tmp_path, ["b"])] == ["b"]
 
 
-def test_grey_palette_transparent_and_animated_images_become_rgb(tmp_path):
-    grey = np.arange(0, 256, 4, dtype=np.uint8).reshape(8, 8)
-    colours = np.stack([grey, grey[::-1], grey.T], -1)
-    palette = Image.fromarray(colours).quantize(64)
+def test_gray_palette_transparent_and_animated_images_become_rgb(tmp_path):
+    gray = np.arange(0, 256, 4, dtype=np.uint8).reshape(8, 8)
+    colors = np.stack([gray, gray[::-1], gray.T], -1)
+    palette = Image.fromarray(colors).quantize(64)
     looked_up = np.asarray(palette.convert("RGB"))
-    opaque = np.concatenate([colours, grey[..., None]], -1)
+    opaque = np.concatenate([colors, gray[..., None]], -1)
     made = {
-        "0 grey": (Image.fromarray(grey), {}, np.repeat(grey[..., None], 3, -1)),
+        "0 gray": (Image.fromarray(gray), {}, np.repeat(gray[..., None], 3, -1)),
         "1 palette": (palette, {}, looked_up),
         "2 clear palette": (palette, {"transparency": bytes(64)}, looked_up),
-        "3 transparent": (Image.fromarray(opaque), {}, colours),
+        "3 transparent": (Image.fromarray(opaque), {}, colors),
         "4 two frames": (
-            Image.fromarray(colours),
-            {"save_all": True, "append_images": [Image.fromarray(colours[::-1])]},
-            colours,
+            Image.fromarray(colors),
+            {"save_all": True, "append_images": [Image.fromarray(colors[::-1])]},
+            colors,
         ),
     }  # fmt: skip
     for name, (image, options, _) in made.items():

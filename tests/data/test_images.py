@@ -31,16 +31,16 @@ def save(folder, name="shapes", **changes):
     return path
 
 
-def test_grey_images_become_rgb_and_files_are_tasks_by_name(tmp_path):
+def test_gray_images_become_rgb_and_files_are_tasks_by_name(tmp_path):
     save(tmp_path, "b")
     save(tmp_path, "a", **arrays(channels=3))
     one, two = read_tasks(tmp_path)
     assert (one.name, two.name) == ("a", "b")
     assert two.class_names == ("class 0", "class 1", "class 2")
     np.testing.assert_array_equal(one.train.images, arrays(channels=3)["train_images"])
-    grey = arrays()["test_images"]
+    gray = arrays()["test_images"]
     for channel in range(3):
-        np.testing.assert_array_equal(two.test.images[..., channel], grey[..., 0])
+        np.testing.assert_array_equal(two.test.images[..., channel], gray[..., 0])
     assert [task.name for task in read_tasks(tmp_path, ["b"])] == ["b"]
 
 

@@ -113,7 +113,7 @@ def test_ends_that_are_not_marked_are_seen_in_the_next_observations(tmp_path):
     found = read_offline(write_npz(tmp_path, terminals=unmarked))
     np.testing.assert_array_equal(episode_ends(found), episode_ends(whole))
     assert list(np.flatnonzero(episode_ends(found))) == [6, 11, 20]
-    # D4RL's protocol goes by the flags: the row stays one that is learnt from.
+    # D4RL's protocol goes by the flags: the row stays one that is learned from.
     np.testing.assert_array_equal(q_learning_rows(found).index, q_learning_rows(whole).index)
 
 
@@ -148,7 +148,7 @@ def test_no_statistics_are_made_of_no_rows():
         offline_data(FlatDataset(*flat_dataset(flat())[:4], np.ones(21, bool), None))
 
 
-def test_normalised_states_have_mean_zero_and_deviation_just_below_one(tmp_path):
+def test_normalized_states_have_mean_zero_and_deviation_just_below_one(tmp_path):
     data, norm = load_offline(write_npz(tmp_path))
     states = np.asarray(data.states, np.float64)
     np.testing.assert_allclose(states.mean(0), 0.0, atol=1e-6)

@@ -73,7 +73,7 @@ def test_specs_describe_steps_that_compile_once_and_do_not_branch(env):
 @pytest.mark.parametrize("variant", LIMITED)
 def test_the_time_limit_truncates_and_automatic_reset_starts_anew(variant):
     env = build(variant)
-    vector = envs.vectorise(env)
+    vector = envs.vectorize(env)
     state, timestep = jax.jit(vector.reset)(jax.random.split(jax.random.key(0), 8))
     step, stay = jax.jit(vector.step), jnp.full((8, env.num_agents), env.num_actions - 1)
     begun = state

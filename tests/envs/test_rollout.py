@@ -1,4 +1,4 @@
-"""Vectorised roll-outs, episodes for evaluation and recordings."""
+"""Vectorized roll-outs, episodes for evaluation and recordings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jaxmethods.envs import (
     play_episodes,
     record_episode,
     rollout,
-    vectorise,
+    vectorize,
 )
 from jaxmethods.envs.team.predator_prey.generator import initial_state
 
@@ -66,7 +66,7 @@ class Countdown(Environment):
 @pytest.fixture(scope="module")
 def rolled():
     """What a roll-out began with, what it ended with, and its trajectory."""
-    vector = vectorise(ENV, next_obs_in_extras=True)
+    vector = vectorize(ENV, next_obs_in_extras=True)
     keys = jax.random.split(jax.random.key(0), ENVIRONMENTS)
     state, timestep = jax.jit(vector.reset)(keys)
     run = jax.jit(partial(rollout, vector, random_policy, length=LENGTH))
@@ -112,7 +112,7 @@ def test_policy_outputs_come_back_step_by_step(rolled):
 
 def test_three_short_rollouts_equal_a_long_one(rolled):
     (state, timestep), (after, final, key), trajectory = rolled
-    vector = vectorise(ENV, next_obs_in_extras=True)
+    vector = vectorize(ENV, next_obs_in_extras=True)
     half = jax.jit(partial(rollout, vector, random_policy), static_argnames="length")
     *carry, one = half(state, timestep, jax.random.key(1), length=5)
     *carry, two = half(*carry, length=5)
@@ -123,7 +123,7 @@ def test_three_short_rollouts_equal_a_long_one(rolled):
 
 
 def test_a_team_reward_is_repeated_for_every_agent():
-    vector = vectorise(Countdown())
+    vector = vectorize(Countdown())
     state, timestep = jax.jit(vector.reset)(jax.random.split(jax.random.key(0), 3))
     run = jax.jit(partial(rollout, vector, random_policy, length=8))
     *_, trajectory = run(state, timestep, jax.random.key(0))
@@ -224,7 +224,7 @@ def test_a_broken_episode_fails_with_the_longest_length_and_others_are_what_they
 
     def policy(key, observation):
         action, _ = to_the_right(key, observation)
-        # The centre of a predator's window shows its cell: 3 and 4 are in the second row.
+        # The center of a predator's window shows its cell: 3 and 4 are in the second row.
         lower = observation.agents_view[:, 0, 4 * 13 + 3 : 4 * 13 + 6].any(-1)
         bad = jnp.where(lower & (observation.step_count == 1), jnp.nan, 0.0)
         action = action + (bad[:, None] if broken == "action" else 0.0)

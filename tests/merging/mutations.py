@@ -152,7 +152,7 @@ MUTATIONS = [
         "static/arithmetic.py",
         "weight = weight / jnp.sum(weight, axis=0)",
         "weight = weight",
-        "weights are not normalised",
+        "weights are not normalized",
         "static/test_arithmetic.py",
     ),
     (
@@ -229,7 +229,7 @@ MUTATIONS = [
         "static/spectral.py",
         "(_orthonormal(left) * values",
         "(left * values",
-        "TSV-M doesn't orthonormalise its left vectors",
+        "TSV-M doesn't orthonormalize its left vectors",
         "static/test_spectral.py",
     ),
     (
@@ -332,9 +332,9 @@ MUTATIONS = [
     ),
     (
         "finetuning.py",
-        "normalize(means - centre)",
+        "normalize(means - center)",
         "normalize(means)",
-        "class means are not centred",
+        "class means are not centered",
         "test_finetuning.py",
     ),
     (

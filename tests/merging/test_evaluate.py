@@ -31,7 +31,7 @@ def contestants(setting, coefficient, routed, seed=0):
     )
     tau = merging.task_vectors(setting.base, setting.stack)
     config = AdaMergingConfig(initial=coefficient)
-    batch = adamerging.Batch(setting.base, tau, setting.unlabelled, None)
+    batch = adamerging.Batch(setting.base, tau, setting.unlabeled, None)
     merged = merging.task_arithmetic(setting.base, setting.stack, coefficient)
 
     def encoded(tower, images):

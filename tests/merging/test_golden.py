@@ -191,7 +191,7 @@ def test_adamerging(file, kind):
         return jnp.where(classes, logits, -jnp.inf)
 
     data = adamerging.Batch(
-        base, merging.task_vectors(base, stack), adaptation.unlabelled(list(x)), heads
+        base, merging.task_vectors(base, stack), adaptation.unlabeled(list(x)), heads
     )
 
     def columns(tree):
@@ -354,7 +354,7 @@ class Tower:
     def batch(self, config):
         return wemoe.Batch(
             wemoe.upcycle(self.base, self.stack, config),
-            adaptation.unlabelled(list(self.pixels)),
+            adaptation.unlabeled(list(self.pixels)),
             self.heads,
             self.projection,
             self.scale,
@@ -510,7 +510,7 @@ def test_surgery(corrected):
     c.check(gradient.down, "v1/grad_down/{}", GRADIENT)
     c.check(gradient.up, "v1/grad_up/{}", GRADIENT)
     method = surgery.aligner(config)
-    data = surgery.Batch(adaptation.unlabelled(list(merged)), targets)
+    data = surgery.Batch(adaptation.unlabeled(list(merged)), targets)
     state = method.init(jax.random.key(0), data)._replace(modules=modules)
     step = jax.jit(method.step)
     for _ in range(2):

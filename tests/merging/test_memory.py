@@ -19,7 +19,7 @@ def test_a_step_of_128_images_each_with_weights_of_its_own_fits_into_12_gigabyte
     def batch(key):
         base = vit.init(key, VISION)
         stack = jax.tree.map(lambda leaf: jnp.stack([leaf] * TASKS), base)
-        images = adaptation.Unlabelled(
+        images = adaptation.Unlabeled(
             jnp.zeros((TASKS, 16, 224, 224, 3)), jnp.full(TASKS, 16, jnp.int32)
         )
         heads = adaptation.Heads(jnp.zeros((TASKS, 100, 512)), jnp.ones((TASKS, 100), bool))

@@ -26,7 +26,7 @@ class Setting(NamedTuple):
 
     base: dict
     stack: dict
-    unlabelled: adaptation.Unlabelled
+    unlabeled: adaptation.Unlabeled
     heads: adaptation.Heads
     projection: jax.Array
 
@@ -54,7 +54,7 @@ def setting(vision=VISION, tasks=3, images=8, seed=0):
     return Setting(
         base,
         on_a_grid(stack),
-        adaptation.unlabelled(list(pixels)),
+        adaptation.unlabeled(list(pixels)),
         adaptation.stack_heads(heads),
         projection,
     )
@@ -62,7 +62,7 @@ def setting(vision=VISION, tasks=3, images=8, seed=0):
 
 def wemoe_batch(of: Setting, config) -> wemoe.Batch:
     model = wemoe.upcycle(of.base, of.stack, config)
-    return wemoe.Batch(model, of.unlabelled, of.heads, of.projection, jnp.asarray(1.0))
+    return wemoe.Batch(model, of.unlabeled, of.heads, of.projection, jnp.asarray(1.0))
 
 
 def expert(of: Setting, task):

@@ -131,7 +131,7 @@ MUTATIONS = [
         "decoder/layer.py",
         "x = x - jnp.mean(x, -1, keepdims=True)",
         "x = x",
-        "a layer norm that doesn't centre",
+        "a layer norm that doesn't center",
         "decoder/test_layer.py",
     ),
     (
@@ -208,7 +208,7 @@ MUTATIONS = [
         "clip/network.py",
         "jnp.exp(logit_scale) * normalize(features) @ head.T",
         "jnp.exp(logit_scale) * features @ head.T",
-        "logits of features that are not normalised",
+        "logits of features that are not normalized",
         "clip/test_network.py ../merging/test_golden.py",
     ),
 ]

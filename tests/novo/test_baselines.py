@@ -15,19 +15,19 @@ LABELS = RNG.integers(0, 2, 12)
 
 
 def standardized():
-    """In NumPy: centred within a question, over the standard deviation of a head."""
+    """In NumPy: centered within a question, over the standard deviation of a head."""
     x = np.zeros_like(NORMS)
     for question, mask in enumerate(MASK):
         x[question][mask] = NORMS[question][mask] - NORMS[question][mask].mean(0)
     return x / x[MASK].std(0)
 
 
-def test_norms_are_centred_within_questions_and_scaled_over_all():
+def test_norms_are_centered_within_questions_and_scaled_over_all():
     found = baselines.standardize(jnp.asarray(NORMS), jnp.asarray(MASK))
     np.testing.assert_allclose(found, standardized(), atol=1e-5)
 
 
-def test_the_probe_is_stationary_for_the_penalised_cross_entropy():
+def test_the_probe_is_stationary_for_the_penalized_cross_entropy():
     weights = jax.jit(lambda *q: baselines.probe(*q, penalty=2.0, steps=40))(NORMS, MASK, LABELS)
     x = standardized()
 

@@ -133,7 +133,7 @@ def test_weights_count_as_votes():
 
 
 @pytest.mark.parametrize("there", [[0, 1], [1, 3], [2, 3]])
-def test_negative_votes_lose_to_nobody_who_is_not_there(there):
+def test_candidates_that_do_not_exist_never_win(there):
     """With weights accuracy - 1/C most are below 0: the least negative total wins."""
     mask = jnp.isin(jnp.arange(4), jnp.array(there))
     norms = jnp.zeros((4, 3)).at[there[0]].set(jnp.array([1.0, 2.0, 1.0]))
@@ -227,7 +227,7 @@ def test_transfer_to_the_own_set_is_the_own_accuracy():
         assert table["one"][name] == pytest.approx(float(jnp.mean(right)))
 
 
-def test_a_telling_head_is_found_by_single_best_and_by_the_probe():
+def test_an_informative_head_is_found_by_single_best_and_by_the_probe():
     questions = random_questions(4)
     bonus = 6.0 * (jnp.arange(4) == questions.labels[:, None])
     questions = questions._replace(norms=questions.norms.at[..., 7].add(bonus))

@@ -18,7 +18,7 @@ CONFIGS = Path(__file__).parents[2] / "configs" / "novo"
 WORLD = World(entities=5, relations=2, values=6)
 
 
-def test_myths_are_told_more_often_than_the_truth_and_verdicts_are_right():
+def test_myths_are_more_frequent_than_the_truth_and_verdicts_are_right():
     facts = world_of.draw_facts(jax.random.key(0), WORLD)
     assert (facts.true != facts.myth).all()
     words = np.asarray(world_of.draw_sentences(jax.random.key(1), facts, WORLD, 4000))
@@ -74,7 +74,7 @@ def test_a_learner_learns_and_is_judged_by_every_rule():
 
 
 @pytest.mark.slow
-def test_a_learnt_world_is_answered_through_its_files(tmp_path, capsys):
+def test_a_learned_world_is_answered_through_its_files(tmp_path, capsys):
     pytest.importorskip("tokenizers")
     small = {"entities": 16, "relations": 2, "values": 6}
     learner = {"layers": 3, "width": 64, "mlp_width": 128, "steps": 320}
@@ -101,7 +101,7 @@ def test_a_learnt_world_is_answered_through_its_files(tmp_path, capsys):
     assert "cannot write the texts" in capsys.readouterr().err
 
 
-def test_questions_in_words_are_tokenised_as_the_items():
+def test_questions_in_words_are_tokenized_as_the_items():
     tokenizers = pytest.importorskip("tokenizers")
     facts = world_of.draw_facts(jax.random.key(0), WORLD)
     items = world_of.draw_items(jax.random.key(2), facts, WORLD)

@@ -1,4 +1,4 @@
-"""Factorised in turn or all at once: the same numbers."""
+"""Factorized in turn or all at once: the same numbers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_gradients_and_mapped_calls_are_those_of_the_function():
     np.testing.assert_allclose(mapped, jnp.linalg.solve(left, right), rtol=1e-4, atol=1e-6)
 
 
-def test_many_stacks_are_factorised_side_by_side_without_waiting_for_ever():
+def test_many_stacks_are_factorized_side_by_side_without_waiting_for_ever():
     stacks = jax.random.normal(jax.random.key(0), (16, 4, 32, 32)) + 8 * jnp.eye(32)
 
     @jax.jit

@@ -52,10 +52,10 @@ MUTATIONS = [
     ),
     (
         "density.py",
-        "neighbours)[0][-1]",
-        "neighbours)[0][0]",
-        "the density of the nearest neighbour, not the k-th",
-        "test_density.py::test_neighbours_are_counted_by_distance",
+        "neighbors)[0][-1]",
+        "neighbors)[0][0]",
+        "the density of the nearest neighbor, not the k-th",
+        "test_density.py::test_neighbors_are_counted_by_distance",
     ),
     (
         "objectives.py",
@@ -136,9 +136,9 @@ MUTATIONS = [
     ),
     (
         "synthetic.py",
-        "squares - 2.0 * centres @ state",
-        "squares - centres @ state",
-        "not the nearest centre",
+        "squares - 2.0 * centers @ state",
+        "squares - centers @ state",
+        "not the nearest center",
         "test_method.py::test_clusters_give_different_rows_and_separated_groups_one_each",
     ),
     (
@@ -222,7 +222,7 @@ MUTATIONS = [
         "../offline_rl/calql.py",
         "jnp.mean(penalty - values)",
         "jnp.mean(-penalty - values)",
-        "the policy's entropy is minimised",
+        "the policy's entropy is minimized",
         "../offline_rl/test_calql.py::test_the_policys_loss_is_temperature_times_log_density_minus_value",
     ),
     (

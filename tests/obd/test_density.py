@@ -16,7 +16,7 @@ from jaxmethods.obd.density import (
     flow_log_prob,
     init_flow,
     made,
-    neighbour_density,
+    neighbor_density,
     sdw_weights,
     state_log_prob,
     to_noise,
@@ -84,22 +84,22 @@ def test_a_fitted_flow_is_the_gaussian_it_was_fitted_to(gaussian):
     assert float(jnp.corrcoef(truth, log_prob)[0, 1]) > 0.97
 
 
-def test_neighbours_rank_states_like_the_density_does(gaussian):
+def test_neighbors_rank_states_like_the_density_does(gaussian):
     states, truth = gaussian
-    log_prob = neighbour_density(states, neighbours=30)(states)
+    log_prob = neighbor_density(states, neighbors=30)(states)
     assert float(jnp.corrcoef(truth, log_prob)[0, 1]) > 0.9
 
 
-def test_neighbours_are_counted_by_distance():
-    density = neighbour_density(jnp.array([[0.0], [1.0], [3.0]]), neighbours=2)
+def test_neighbors_are_counted_by_distance():
+    density = neighbor_density(jnp.array([[0.0], [1.0], [3.0]]), neighbors=2)
     np.testing.assert_allclose(
         density(jnp.array([[0.0], [3.0], [10.0]])), -np.log([1.0, 2.0, 9.0]), rtol=1e-5
     )
 
 
-def test_more_neighbours_than_states_are_refused():
-    with pytest.raises(ValueError, match="neighbours: expected 1 to the 3 states"):
-        neighbour_density(jnp.zeros((3, 1)), neighbours=4)
+def test_more_neighbors_than_states_are_refused():
+    with pytest.raises(ValueError, match="neighbors: expected 1 to the 3 states"):
+        neighbor_density(jnp.zeros((3, 1)), neighbors=4)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64])

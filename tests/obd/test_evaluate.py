@@ -122,7 +122,7 @@ def test_a_set_with_an_infinite_action_has_no_score_and_the_others_have_theirs(m
         assert np.isfinite(metrics[f"random_{name}"]).all()
 
 
-def test_without_an_environment_nobody_plays_and_the_loss_is_measured():
+def test_without_an_environment_only_the_loss_is_measured():
     nowhere = PENDULUM.model_copy(update={"environment": None})
     assert evaluate.player(nowhere, CONFIG) is None
     measures = {"distilled": evaluate.Measured(np.ones(2), None)}

@@ -163,7 +163,7 @@ def test_state_density_weights_of_one_change_nothing_and_others_multiply():
     np.testing.assert_allclose(weights(jnp.full(small.L, 2.0)), 2 * plain)
 
 
-def test_weights_can_be_clipped_and_normalised():
+def test_weights_can_be_clipped_and_normalized():
     q = jnp.array([-50.0, 10.0, 40.0])
 
     def weights(**changes):

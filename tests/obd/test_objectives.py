@@ -17,7 +17,7 @@ BETA = 0.3
 
 
 def drawn(objective, density=False, **options):
-    """An outer batch of a teacher with a normalisation of its own, and what it sees."""
+    """An outer batch of a teacher with a normalization of its own, and what it sees."""
     source = small.source()._replace(teacher=small.teacher(NORM))
     if density:
         data = source.data._replace(density_weights=1 + jnp.square(source.data.states[:, 0]))
@@ -39,7 +39,7 @@ def test_the_scaled_objective_gives_every_row_the_mean_weight():
     np.testing.assert_allclose(batch.weights, np.full(small.B, BETA * q.mean()), rtol=1e-5)
 
 
-def test_weights_are_clipped_before_they_are_normalised():
+def test_weights_are_clipped_before_they_are_normalized():
     batch, source, seen = drawn("avpbc", weight_clip_min=0.01, weight_norm="mean")
     q = q_value(source.teacher.q1, seen, batch.targets)
     clipped = np.maximum(BETA * q, 0.01)

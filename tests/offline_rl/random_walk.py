@@ -1,6 +1,6 @@
-"""A small world whose best behaviour is known, and random transitions in it.
+"""A small world whose best behavior is known, and random transitions in it.
 
-A walker on [-1, 1] moves by 0.25 a and is paid 1 - |x'|: the best action from x is towards 0. The
+A walker on [-1, 1] moves by 0.25 a and is paid 1 - |x'|: the best action from x is toward 0. The
 data's actions are uniform, so that cloning them would stand still on average.
 """
 

@@ -82,7 +82,7 @@ def test_actions_at_the_bounds_have_a_finite_likelihood_that_is_highest_at_the_m
 
 
 @pytest.fixture(scope="module")
-def learnt():
+def learned():
     """The state after STEPS steps on the walker's data, and how often `step` was traced."""
     method = iql.learner(CONFIG, STEPS)
     step = chex.assert_max_traces(method.step, n=1)
@@ -95,30 +95,30 @@ def learnt():
     return run(jax.random.key(0), random_walk.transitions())
 
 
-def test_the_best_actions_of_a_known_world_are_found_in_random_data(learnt):
-    teacher = iql.teacher(learnt[0])
+def test_the_best_actions_of_a_known_world_are_found_in_random_data(learned):
+    teacher = iql.teacher(learned[0])
     states = jnp.array([-0.9, -0.6, 0.6, 0.9])[:, None]
     actions = policy_mode(teacher.policy, teacher.norm.apply(states))[:, 0]
     assert np.all(np.asarray(actions) * np.array([1, 1, -1, -1]) > 0.5)
 
 
-def test_its_critic_prefers_the_way_to_the_middle(learnt):
-    teacher = iql.teacher(learnt[0])
+def test_its_critic_prefers_the_way_to_the_middle(learned):
+    teacher = iql.teacher(learned[0])
     states = teacher.norm.apply(jnp.array([[-0.8], [0.8]]))
-    towards, away = jnp.array([[1.0], [-1.0]]), jnp.array([[-1.0], [1.0]])
+    toward, away = jnp.array([[1.0], [-1.0]]), jnp.array([[-1.0], [1.0]])
     for critic in (teacher.q1, teacher.q2):
-        better = q_value(critic, states, towards) > q_value(critic, states, away)
+        better = q_value(critic, states, toward) > q_value(critic, states, away)
         assert np.all(np.asarray(better))
 
 
-def test_all_metrics_are_finite_scalars(learnt):
-    for name, values in learnt[1].items():
+def test_all_metrics_are_finite_scalars(learned):
+    for name, values in learned[1].items():
         assert values.shape == (STEPS,), name
         assert np.all(np.isfinite(values)), name
 
 
-def test_the_teachers_critics_are_in_the_simulators_units(learnt):
-    twins = learnt[0].networks.critics
+def test_the_teachers_critics_are_in_the_simulators_units(learned):
+    twins = learned[0].networks.critics
     states, actions = jnp.ones((3, 1)), jnp.zeros((3, 1))
     halves = separate(twins, 0.5)
     for half, whole in zip(halves, twin_values(twins, states, actions), strict=True):

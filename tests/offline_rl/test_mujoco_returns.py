@@ -12,7 +12,7 @@ import pytest
 from jaxmethods.obd.recipes.teacher_files import load_teacher
 from jaxmethods.offline_rl.mujoco_returns import SPACES, evaluate_returns
 from jaxmethods.offline_rl.policies import tanh_gaussian
-from jaxmethods.offline_rl.scores import REFERENCE, normalized_score, summarise
+from jaxmethods.offline_rl.scores import REFERENCE, normalized_score, summarize
 from jaxmethods.offline_rl.types import Norm
 
 DATA = Path(os.environ.get("JAXMETHODS_SHARED", "/nowhere")) / "data" / "d4rl_like"
@@ -37,7 +37,7 @@ def test_scores_of_an_environment_without_references_are_refused():
 
 
 def test_the_standard_error_is_over_policies_not_episodes():
-    summary = summarise([[0.0, 2.0], [3.0, 5.0]])
+    summary = summarize([[0.0, 2.0], [3.0, 5.0]])
     assert summary.mean == 2.5
     np.testing.assert_allclose(summary.error, np.std([1.0, 4.0], ddof=1) / np.sqrt(2))
 
@@ -97,7 +97,7 @@ def test_a_broken_policy_has_no_return_and_others_keep_theirs(name, value):
 
 
 def test_a_return_is_nan_where_the_observation_is_no_number():
-    """A normalisation of NaN: the weights are fine, the actions are not."""
+    """A normalization of NaN: the weights are fine, the actions are not."""
     pytest.importorskip("mujoco")
     norm = Norm(np.full(11, np.nan, np.float32), np.ones(11, np.float32))
     assert np.isnan(evaluate_returns("hopper", students(1), norm, episodes=2)).all()

@@ -86,7 +86,7 @@ def test_without_a_row_that_another_follows_there_is_nothing_to_learn_from():
 NORM = Norm(jnp.ones(1), jnp.full(1, 2.0))
 
 
-def test_with_next_observations_every_row_is_kept_and_normalised():
+def test_with_next_observations_every_row_is_kept_and_normalized():
     data = make_transitions(five_rows(True), NORM)
     np.testing.assert_allclose(data.states[:, 0], (np.arange(5) - 1) / 2)
     np.testing.assert_allclose(data.next_states[:, 0], (np.arange(5) + 9) / 2)

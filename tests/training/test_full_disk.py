@@ -277,7 +277,7 @@ def test_a_damaged_run_is_named(tmp_path, capsys, name, content, expected):
     assert len(error.splitlines()) == 1
 
 
-def test_an_evaluation_that_fails_saves_the_state_before_it_is_told(tmp_path):
+def test_a_failing_evaluation_saves_the_state_before_its_error_is_raised(tmp_path):
     def judge(measures):
         raise RuntimeError("the simulator is gone")
 

@@ -93,7 +93,7 @@ def test_a_checkpoint_moves_between_eight_devices_and_one(tmp_path, on_one_devic
 
 def test_initial_weights_may_be_orthogonal_on_every_device():
     def init(key, batch):
-        # Layers that are independent of each other are factorised side by side.
+        # Layers that are independent of each other are factorized side by side.
         layers = jax.random.split(key, (16, 4))
         return [jax.vmap(lambda key: orthogonal()(key, (64, 64)))(keys) for keys in layers]
 

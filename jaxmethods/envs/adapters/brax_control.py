@@ -1,7 +1,7 @@
 """Brax's locomotion as a control environment: the whole evaluation is one JAX program.
 
 The tasks share names with MuJoCo's, but physics, observations and rewards are brax's own: scores
-are comparable with other brax scores only, and D4RL's normalisation doesn't apply to them.
+are comparable with other brax scores only, and D4RL's normalization doesn't apply to them.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from jaxmethods.envs.adapters.adapter import State
-from jaxmethods.envs.team.viewer import TEAM_COLOURS, GridViewer
+from jaxmethods.envs.team.viewer import TEAM_COLORS, GridViewer
 
-ALLY, ENEMY = TEAM_COLOURS[:2]
+ALLY, ENEMY = TEAM_COLORS[:2]
 
 
 class SmaxViewer(GridViewer):

@@ -84,11 +84,11 @@ def distinct_from_codes(codes: jax.Array) -> jax.Array:
     return jax.lax.scan(skip_taken, codes, (codes, order), reverse=True, unroll=True)[0]
 
 
-def window_cells(centres: jax.Array, vision: int) -> tuple[jax.Array, jax.Array]:
-    """Rows and columns of the window around each centre [N, 2], each [N, W] int32."""
+def window_cells(centers: jax.Array, vision: int) -> tuple[jax.Array, jax.Array]:
+    """Rows and columns of the window around each center [N, 2], each [N, W] int32."""
     reach = np.arange(-vision, vision + 1)
     row_offset, column_offset = (part.ravel() for part in np.meshgrid(reach, reach, indexing="ij"))
-    return centres[:, :1] + row_offset, centres[:, 1:] + column_offset
+    return centers[:, :1] + row_offset, centers[:, 1:] + column_offset
 
 
 def window_classes(
@@ -122,7 +122,7 @@ def encode_windows(classes: jax.Array, counts: Mapping[int, jax.Array], channels
         [N, W * C] int8.
     """
     observers, window = classes.shape
-    # Materialised small here and expanded straight to the flat result below: fused into the
+    # Materialized small here and expanded straight to the flat result below: fused into the
     # expansion XLA would recompute them for each channel (3 times slower on CPU).
     classes, counts = jax.lax.optimization_barrier((classes.astype(jnp.int16), dict(counts)))
     channel = np.tile(np.arange(channels, dtype=np.int16), window)

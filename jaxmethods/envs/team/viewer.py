@@ -27,7 +27,7 @@ PAPER = "#FBFAF7"
 LINES = "#DDD9D0"
 INK = "#2E3440"
 DONE = "#2F9E44"
-TEAM_COLOURS = (
+TEAM_COLORS = (
     "#0072B2",
     "#D55E00",
     "#8E44AD",
@@ -161,36 +161,36 @@ class GridViewer(Viewer[Any]):
         axes.set_title(self.caption(state), loc="right", fontsize=10, color=INK)
         self.draw(axes, state)
 
-    def draw_lines(self, axes: Axes, colour: str = LINES) -> None:
+    def draw_lines(self, axes: Axes, color: str = LINES) -> None:
         """Thin lines between the cells."""
-        bounds = {"color": colour, "linewidth": 0.7, "zorder": 1}
+        bounds = {"color": color, "linewidth": 0.7, "zorder": 1}
         axes.vlines(np.arange(1, self.width) - 0.5, -0.5, self.height - 0.5, **bounds)
         axes.hlines(np.arange(1, self.height) - 0.5, -0.5, self.width - 0.5, **bounds)
 
-    def draw_window(self, axes: Axes, position: np.ndarray, vision: int, colour: str) -> None:
+    def draw_window(self, axes: Axes, position: np.ndarray, vision: int, color: str) -> None:
         """Shades the part of an agent's window that lies on the grid."""
         top, left = np.maximum(position - vision, 0) - 0.5
         bottom, right = np.minimum(position + vision, [self.height - 1, self.width - 1]) + 0.5
         corner, size = (left, top), (right - left, bottom - top)
-        edge = (*to_rgb(colour), 0.55)
+        edge = (*to_rgb(color), 0.55)
         style = {"linewidth": 0.9, "linestyle": (0, (3, 2)), "zorder": 2}
         axes.add_patch(
-            Rectangle(corner, *size, facecolor=(*to_rgb(colour), 0.09), edgecolor=edge, **style)
+            Rectangle(corner, *size, facecolor=(*to_rgb(color), 0.09), edgecolor=edge, **style)
         )
 
     def draw_token(
         self,
         axes: Axes,
-        centre: tuple[float, float],
+        center: tuple[float, float],
         radius: float,
-        colour: str,
+        color: str,
         label: str,
         square: bool = False,
         ring: str | None = None,
     ) -> None:
-        """A disc (or rounded square) with a label; `ring` is the colour of its rim."""
-        row, column = centre
-        rim = {"facecolor": colour, "edgecolor": ring or "white", "zorder": 5}
+        """A disc (or rounded square) with a label; `ring` is the color of its rim."""
+        row, column = center
+        rim = {"facecolor": color, "edgecolor": ring or "white", "zorder": 5}
         points = 72 * radius * self._inches / max(self.height, self.width)
         rim["linewidth"] = (0.16 if ring else 0.07) * points
         if square:
@@ -210,9 +210,9 @@ class GridViewer(Viewer[Any]):
         axes.text(column, row, label, ha="center", va="center_baseline", fontsize=size, **style)
 
 
-def team_colour(index: int) -> str:
-    """A colour for the agent of this number; they repeat after ten."""
-    return TEAM_COLOURS[index % len(TEAM_COLOURS)]
+def team_color(index: int) -> str:
+    """A color for the agent of this number; they repeat after ten."""
+    return TEAM_COLORS[index % len(TEAM_COLORS)]
 
 
 def spread(positions: np.ndarray) -> Iterator[tuple[tuple[float, float], float]]:

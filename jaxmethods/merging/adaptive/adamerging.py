@@ -7,7 +7,7 @@ Yang et al., "AdaMerging: Adaptive Model Merging for Multi-Task Learning", ICLR 
 arXiv 2310.02575. AdaMerging++ is the same with the task vectors of `ties_split`.
 
     method = adamerging.adapter(apply, AdaMergingConfig())
-    data = adamerging.Batch(base, merging.task_vectors(base, stack), unlabelled, heads)
+    data = adamerging.Batch(base, merging.task_vectors(base, stack), unlabeled, heads)
     state = method.init(key, data)
     state, metrics = jax.jit(method.step)(state, data)
     merged = adamerging.merged(state.coefficients, data, config)
@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmethods.layout import Rule
-from jaxmethods.merging.adaptive.adaptation import Unlabelled, draw, objective
+from jaxmethods.merging.adaptive.adaptation import Unlabeled, draw, objective
 from jaxmethods.merging.config import AdaMergingConfig
 from jaxmethods.merging.static.trees import (
     Tree,
@@ -42,7 +42,7 @@ from jaxmethods.method import Method, Metrics
 
 RULES = (
     Rule(r"(^|/)task_vectors/", ("fsdp",)),  # [T, ...]
-    Rule(r"(^|/)unlabelled/", ("data",)),  # [T, ...]
+    Rule(r"(^|/)unlabeled/", ("data",)),  # [T, ...]
 )
 """Of a batch: task vectors over `fsdp`, tasks' inputs over `data`."""
 
@@ -53,7 +53,7 @@ class Batch(NamedTuple):
     base: Tree
     task_vectors: Tree
     """[T, ...] of every leaf."""
-    unlabelled: Unlabelled
+    unlabeled: Unlabeled
     heads: Any
     """Whatever `apply` needs to tell tasks apart, with a leading task axis."""
 
@@ -86,7 +86,7 @@ def adapter(apply: Callable[[Tree, jax.Array, Any], jax.Array], config: AdaMergi
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         key, draw_key = jax.random.split(state.key)
-        inputs = draw(draw_key, batch.unlabelled, config.batch_size)
+        inputs = draw(draw_key, batch.unlabeled, config.batch_size)
         of_coefficients = partial(loss, batch=batch, inputs=inputs, apply=apply, config=config)
         grad = jax.value_and_grad(of_coefficients, has_aux=True)
         (value, _), gradient = grad(state.coefficients)

@@ -18,7 +18,7 @@ import numpy as np
 from jaxmethods.merging.static.trees import compute_dtype
 
 
-class Unlabelled(NamedTuple):
+class Unlabeled(NamedTuple):
     """Inputs of T tasks; tasks with fewer than n are padded at the end."""
 
     inputs: jax.Array
@@ -36,14 +36,14 @@ class Heads(NamedTuple):
     """[T, C] bool: which rows are classes of the task."""
 
 
-def unlabelled(inputs: Sequence[jax.Array]) -> Unlabelled:
+def unlabeled(inputs: Sequence[jax.Array]) -> Unlabeled:
     """Puts tasks' inputs [n_t, ...] into one array, padded with zeros."""
     counts = [len(x) for x in inputs]
     if not inputs or min(counts) == 0:
         raise ValueError("inputs: expected at least one task, and one input of each")
     longest = max(counts)
     padded = [jnp.pad(x, [(0, longest - len(x)), *[(0, 0)] * (x.ndim - 1)]) for x in inputs]
-    return Unlabelled(jnp.stack(padded), jnp.asarray(counts, jnp.int32))
+    return Unlabeled(jnp.stack(padded), jnp.asarray(counts, jnp.int32))
 
 
 def stack_heads(heads: Sequence[jax.Array]) -> Heads:
@@ -56,7 +56,7 @@ def stack_heads(heads: Sequence[jax.Array]) -> Heads:
     return Heads(jnp.stack(padded), jnp.asarray(np.arange(sizes.max()) < sizes[:, None]))
 
 
-def draw(key: jax.Array, data: Unlabelled, size: int) -> jax.Array:
+def draw(key: jax.Array, data: Unlabeled, size: int) -> jax.Array:
     """[T, size, ...]: a random batch of every task, without repetition within it.
 
     Raises:
@@ -65,7 +65,7 @@ def draw(key: jax.Array, data: Unlabelled, size: int) -> jax.Array:
     return take(data.inputs, draw_indices(key, data, size))
 
 
-def draw_indices(key: jax.Array, data: Unlabelled, size: int) -> jax.Array:
+def draw_indices(key: jax.Array, data: Unlabeled, size: int) -> jax.Array:
     """[T, size] int32: which inputs `draw` takes."""
     tasks, longest = data.inputs.shape[:2]
     if size > longest:
@@ -109,7 +109,7 @@ def objective(
 ) -> jax.Array:
     """[T]: mean_x H(p(x)) - diversity * H(mean_x p(x)) of logits [T, b, C].
 
-    The second term is not in the merging papers (diversity 0). It is information maximisation
+    The second term is not in the merging papers (diversity 0). It is information maximization
     (Liang et al., "SHOT", ICML 2020, arXiv 2002.08546), which keeps a weak start from giving one
     answer to everything: the entropy's trivial minimum.
 
@@ -130,7 +130,7 @@ def objective(
 
 
 def classify(features: jax.Array, heads: Heads, logit_scale: jax.Array) -> jax.Array:
-    """exp(s) normalise(features) head_t^T: features [T, b, P] -> logits [T, b, C].
+    """exp(s) normalize(features) head_t^T: features [T, b, P] -> logits [T, b, C].
 
     Padded classes have logit -inf. Computed in float32 at least: squares of float16 overflow.
     """

@@ -27,13 +27,13 @@ import jax.numpy as jnp
 import optax
 
 from jaxmethods.layout import Rule
-from jaxmethods.merging.adaptive.adaptation import Unlabelled, draw_indices, take
+from jaxmethods.merging.adaptive.adaptation import Unlabeled, draw_indices, take
 from jaxmethods.merging.config import SurgeryConfig
 from jaxmethods.merging.static.trees import compute_dtype
 from jaxmethods.method import Method, Metrics
 
 RULES = (
-    Rule(r"(^|/)(modules|unlabelled|targets)(/|$)", ("data",)),
+    Rule(r"(^|/)(modules|unlabeled|targets)(/|$)", ("data",)),
     Rule(r"^optimizer/.*(mu|nu)/", ("data",)),
 )
 """Of a state and of a batch: tasks over `data`. Nothing is exchanged but the merged model."""
@@ -69,7 +69,7 @@ class Targets(NamedTuple):
 class Batch(NamedTuple):
     """What corrections are trained on; all of it frozen."""
 
-    unlabelled: Unlabelled
+    unlabeled: Unlabeled
     """Of V1, `inputs` are the merged model's features [T, n, P]; of V2 the inputs themselves."""
     targets: Targets
     model: Any = None
@@ -174,9 +174,9 @@ def aligner(config: SurgeryConfig, encode: Encode | None = None) -> Method:
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         key, draw_key = jax.random.split(state.key)
-        indices = draw_indices(draw_key, batch.unlabelled, config.batch_size)
+        indices = draw_indices(draw_key, batch.unlabeled, config.batch_size)
         inputs, targets = jax.tree.map(
-            partial(take, indices=indices), (batch.unlabelled.inputs, batch.targets)
+            partial(take, indices=indices), (batch.unlabeled.inputs, batch.targets)
         )
         (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(
             state.modules, batch.model, inputs, targets, config, encode

@@ -5,14 +5,14 @@ keeps its base weights and task vectors, and a router turns its input into coeff
 
     out_b = MLP(h_b; theta_0 + sum_t c_bt tau_t),      c_b = mean_l router(h_bl)
 
-Routers are trained at test time by minimising the entropy of all tasks' predictions.
+Routers are trained at test time by minimizing the entropy of all tasks' predictions.
 
 - WEMoE: Tang et al., ICML 2024, arXiv 2402.00433. One router of two layers for each block.
 - E-WEMoE: arXiv 2410.21804. Task vectors pruned by magnitude, one router for all blocks.
 
     model = wemoe.upcycle(base, stack, config)
     method = wemoe.adapter(vision_config, config)
-    data = wemoe.Batch(model, unlabelled, heads, projection, logit_scale)
+    data = wemoe.Batch(model, unlabeled, heads, projection, logit_scale)
     state = method.init(key, data)
     state, metrics = jax.jit(method.step)(state, data)
     out = wemoe.forward(model, state.routers, vision_config, config, pixels)
@@ -32,7 +32,7 @@ import optax
 
 from jaxmethods.layout import Rule
 from jaxmethods.merging.adaptive import routers as routing
-from jaxmethods.merging.adaptive.adaptation import Heads, Unlabelled, classify, draw, objective
+from jaxmethods.merging.adaptive.adaptation import Heads, Unlabeled, classify, draw, objective
 from jaxmethods.merging.adaptive.experts import apply_merged, choose, merge_weights, merged_mlp
 from jaxmethods.merging.adaptive.routers import Groups, Router
 from jaxmethods.merging.config import WEMoEConfig
@@ -45,7 +45,7 @@ from jaxmethods.models.clip.vit import VisionConfig
 
 RULES = (
     Rule(r"(^|/)tau/", (None, "fsdp")),  # [N, T, ...]
-    Rule(r"(^|/)unlabelled/", ("data",)),  # [T, ...]
+    Rule(r"(^|/)unlabeled/", ("data",)),  # [T, ...]
 )
 """Experts over `fsdp`, whose sums of merged weights are added up; tasks' images over `data`."""
 
@@ -72,7 +72,7 @@ class Batch(NamedTuple):
     """What routers are trained on; all of it frozen."""
 
     model: Upcycled
-    unlabelled: Unlabelled
+    unlabeled: Unlabeled
     """Images [T, n, H, W, C]."""
     heads: Heads
     projection: jax.Array
@@ -270,7 +270,7 @@ def adapter(vision: VisionConfig, config: WEMoEConfig) -> Method:
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         key, draw_key = jax.random.split(state.key)
-        pixels = draw(draw_key, batch.unlabelled, config.batch_size)
+        pixels = draw(draw_key, batch.unlabeled, config.batch_size)
         (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(
             state.routers, batch, pixels, vision, config
         )

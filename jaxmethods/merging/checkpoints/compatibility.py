@@ -1,7 +1,7 @@
 """Whether the tensors of checkpoints mean the same: only then may they be averaged.
 
 Tensors of equal shapes may still belong to different functions (another RoPE base, another
-activation), be codes instead of numbers (quantised weights), or be no weights at all (buffers).
+activation), be codes instead of numbers (quantized weights), or be no weights at all (buffers).
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ CODES = re.compile(
     r"\.(qweight|qzeros|weight_packed|SCB|absmax|nested_absmax|quant_map|nested_quant_map)$"
     r"|\.quant_state\."
 )
-"""Names that only quantised checkpoints have (GPTQ, AWQ, bitsandbytes, compressed-tensors)."""
-WHAT_TO_DO = "merge the checkpoints that it was made from, or dequantise it first"
+"""Names that only quantized checkpoints have (GPTQ, AWQ, bitsandbytes, compressed-tensors)."""
+WHAT_TO_DO = "merge the checkpoints that it was made from, or dequantize it first"
 
 
 class MergeError(UserError):
@@ -112,7 +112,7 @@ def is_float(dtype: np.dtype) -> bool:
     return _is_floating(dtype) and dtype.itemsize > 1
 
 
-def check_not_quantised(folder: Folder, role: str) -> None:
+def check_not_quantized(folder: Folder, role: str) -> None:
     """Raises `MergeError` where tensors are codes, whose averages mean nothing."""
     for config in _with_nested(folder.config):
         for field in ("quantization_config", "compression_config"):
@@ -122,7 +122,7 @@ def check_not_quantised(folder: Folder, role: str) -> None:
             method = found.get("quant_method") if isinstance(found, Mapping) else None
             raise MergeError(
                 f"{role} {folder.path}: expected floating-point weights, got {field} "
-                f"({method or 'no quant_method'}) in config.json (quantised checkpoints are not "
+                f"({method or 'no quant_method'}) in config.json (quantized checkpoints are not "
                 f"merged): {WHAT_TO_DO}"
             )
     for name, stored in sorted(folder.tensors.items()):
@@ -133,7 +133,7 @@ def check_not_quantised(folder: Folder, role: str) -> None:
         if CODES.search(name) or is_code or is_small:
             raise MergeError(
                 f"{role} {folder.path}: {name}: expected floating-point weights, got "
-                f"{stored.dtype} (quantised checkpoints are not merged): {WHAT_TO_DO}"
+                f"{stored.dtype} (quantized checkpoints are not merged): {WHAT_TO_DO}"
             )
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a comparison: the table in colour, representation bias by layer, routing weights."""
+"""Pictures of a comparison: the table in color, representation bias by layer, routing weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BIAS = {
     "surgery": ("#d1801f", "--", "s"),
     "surgery_v2": ("#1f3b57", "-", "D"),
 }
-"""Method -> colour, line and marker of the bias plot."""
+"""Method -> color, line and marker of the bias plot."""
 
 
 def draw(content: Mapping[str, Any], titles: Mapping[str, str], folder: Path) -> None:

@@ -1,6 +1,6 @@
 r"""CLIP: a vision tower and a text tower with one space of features.
 
-    logits_per_image = exp(s) normalise(image features) normalise(text features)^T
+    logits_per_image = exp(s) normalize(image features) normalize(text features)^T
 
 Radford et al. 2021, arXiv 2103.00020. Hugging Face folders of the whole model (`clip`) and of the
 vision tower alone (`clip_vision_model`, with or without its projection) go in and out: parameters
@@ -83,7 +83,7 @@ class Text(NamedTuple):
     """A text tower's output."""
 
     features: jax.Array
-    """[B, P]: projected, not normalised."""
+    """[B, P]: projected, not normalized."""
     pooled: jax.Array
     """[B, D]: final norm of the end-of-text token."""
     last: jax.Array
@@ -155,12 +155,12 @@ def similarity(image: jax.Array, text: jax.Array, logit_scale: jax.Array) -> jax
 
 
 def classify(features: jax.Array, head: jax.Array, logit_scale: Any) -> jax.Array:
-    """[B, C]: exp(s) normalise(features) head^T, for a head [C, P] taken as it is."""
+    """[B, C]: exp(s) normalize(features) head^T, for a head [C, P] taken as it is."""
     return jnp.exp(logit_scale) * normalize(features) @ head.T
 
 
 def zero_shot_head(features: jax.Array) -> jax.Array:
-    """[C, P]: per class the normalised mean of its prompts' normalised features [C, K, P]."""
+    """[C, P]: per class the normalized mean of its prompts' normalized features [C, K, P]."""
     return normalize(jnp.mean(normalize(features), axis=1))
 
 

@@ -112,7 +112,7 @@ class Vision(NamedTuple):
     """A vision tower's output."""
 
     features: jax.Array
-    """[B, P]: projected, not normalised; the pooled token itself without a projection."""
+    """[B, P]: projected, not normalized; the pooled token itself without a projection."""
     pooled: jax.Array
     """[B, D]: LN_post of the class token."""
     encoded: Encoded
@@ -134,7 +134,7 @@ def forward(
 
     Args:
         params: the tree that `init` makes.
-        pixels: [B, H, W, C] float, normalised as the model expects.
+        pixels: [B, H, W, C] float, normalized as the model expects.
         projection: [P, D], the visual projection.
         hooks, per_layer: see `Hooks`.
         taps: what to return besides: "hidden", "token_means", "inputs" (see `Encoded`).
@@ -346,9 +346,9 @@ def linear(params: Any, x: jax.Array) -> jax.Array:
 def layer_norm(params: Any, x: jax.Array, epsilon: float) -> jax.Array:
     """(x - mean) / sqrt(variance + epsilon) * weight + bias; statistics in float32 at least."""
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
-    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
-    normal = (centred * jax.lax.rsqrt(variance + epsilon)).astype(x.dtype)
+    centered = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centered), axis=-1, keepdims=True)
+    normal = (centered * jax.lax.rsqrt(variance + epsilon)).astype(x.dtype)
     return normal * params["weight"] + params["bias"]
 
 

@@ -67,7 +67,7 @@ def load(
     Raises:
         HubError: the folder, its config or its tensors are not what we can read.
     """
-    folder = _named_as_in_the_table(open_folder(path))
+    folder = _with_table_names(open_folder(path))
     config = read_config(folder)
     shapes = jax.eval_shape(lambda key: init_params(key, config), jax.random.key(0))
     params = read_params(
@@ -125,7 +125,7 @@ def read_config(folder: Folder) -> DecoderConfig:
     Where the config says that head and embedding are one, but two different ones are stored, both
     are kept, as in transformers 5. Raises `HubError`.
     """
-    folder = _named_as_in_the_table(folder)
+    folder = _with_table_names(folder)
     config = _parse(folder)
     if config.tied and {head_name(config), embedding_name(config)} <= folder.tensors.keys():
         same = _equal(folder, head_name(config), embedding_name(config))
@@ -149,7 +149,7 @@ def _parse(folder: Folder) -> DecoderConfig:
     return validate(DecoderConfig, values, source)
 
 
-def _named_as_in_the_table(folder: Folder) -> Folder:
+def _with_table_names(folder: Folder) -> Folder:
     """The folder with the names of our tables, where checkpoints have two ways to say it."""
     name, stored = folder.config.get("model_type"), dict(folder.tensors)
     if not isinstance(name, str) or name not in FAMILIES:

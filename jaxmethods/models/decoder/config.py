@@ -47,7 +47,7 @@ class DecoderConfig(Config):
     positions: Literal["rope", "learned"] = "rope"
     rotary_dim: NonNegativeInt = 0
     """Leading dimensions of each head that are rotated; even."""
-    rotary_pairs: Literal["halves", "neighbours"] = "halves"
+    rotary_pairs: Literal["halves", "neighbors"] = "halves"
     """Which two dimensions turn together: i and i + rotary_dim / 2, or 2i and 2i + 1."""
     rope_theta: Annotated[float, Field(gt=0)] = 10_000.0
     rope_scaling: RopeScaling | None = None

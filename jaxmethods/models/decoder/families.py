@@ -313,7 +313,7 @@ def _read_codegen(fields: Fields) -> dict[str, Any]:
         "kv_heads": heads,
         "head_dim": head_dim,
         "rotary_dim": rotary_dim,
-        "rotary_pairs": "neighbours",
+        "rotary_pairs": "neighbors",
         "max_positions": fields.size("n_positions", 2048),
         "norm": "layer",
         "norm_eps": fields.number("layer_norm_epsilon", 1e-5),

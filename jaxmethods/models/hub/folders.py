@@ -363,7 +363,7 @@ def _check(folder: Folder, table: Sequence[Tensor], ignore: Callable[[str], bool
         if not jnp.issubdtype(stored.dtype, jnp.floating):
             raise HubError(
                 f"model {folder.path}: {name}: expected floating-point weights, got {stored.dtype} "
-                "(quantised checkpoints are not supported)"
+                "(quantized checkpoints are not supported)"
             )
 
 

@@ -1,6 +1,6 @@
 """A distilled set as files: plain arrays in NAME.npz and a card that vouches for them, NAME.json.
 
-NAME.npz holds states [N, S] (normalised), actions [N, A], obs_mean [S], obs_std [S] (with the
+NAME.npz holds states [N, S] (normalized), actions [N, A], obs_mean [S], obs_std [S] (with the
 small number that guards divisions) and states_raw [N, S]. The card says what the set was made of
 and how, and holds the arrays' SHA-256; the two are written one after the other, so that whatever
 is interrupted or damaged later is noticed by `load`.
@@ -84,7 +84,7 @@ def save(
         "outer_steps": outer_steps,
         "source": source if isinstance(source, Mapping) else describe_file(source),
         "teacher": teacher if isinstance(teacher, Mapping) else describe_file(teacher),
-        "normalisation": "states = (states_raw - obs_mean) / obs_std",
+        "normalization": "states = (states_raw - obs_mean) / obs_std",
         "distillation": config.model_dump(mode="json"),
         "jaxmethods": jaxmethods.__version__,
     }

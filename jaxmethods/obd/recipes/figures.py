@@ -21,28 +21,28 @@ def draw_set(syn: SynSet, data: OfflineData, path: Path) -> None:
     """States in the plane of the data's two largest principal components, and the actions."""
     rows = np.linspace(0, len(data.states) - 1, min(SHOWN, len(data.states))).astype(int)
     states = np.asarray(data.states[jnp.asarray(rows)])
-    centre = states.mean(0)
-    _, _, axes = np.linalg.svd(states - centre, full_matrices=False)
+    center = states.mean(0)
+    _, _, axes = np.linalg.svd(states - center, full_matrices=False)
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2)
     plane = axes[:2].T
-    for values, colour, size, label in (
+    for values, color, size, label in (
         (states, DATA, 4, "data"),
         (np.asarray(syn.states), INK, 10, "synthetic"),
     ):
-        points = (values - centre) @ plane
-        left.scatter(*_two_columns(points), s=size, color=colour, label=label, linewidths=0)
+        points = (values - center) @ plane
+        left.scatter(*_two_columns(points), s=size, color=color, label=label, linewidths=0)
     left.set(title="states", xlabel="first principal component", ylabel="second")
     left.legend(frameon=False)
     actions = [np.asarray(data.actions[jnp.asarray(rows)]), np.asarray(syn.actions)]
-    for values, colour, shift in zip(actions, (DATA, INK), (-0.18, 0.18), strict=True):
+    for values, color, shift in zip(actions, (DATA, INK), (-0.18, 0.18), strict=True):
         places = np.arange(values.shape[1]) + shift
         parts = right.boxplot(
             values, positions=places, widths=0.3, patch_artist=True, sym="", manage_ticks=False
         )
         for box in parts["boxes"]:
-            box.set(facecolor=colour, edgecolor=colour)
+            box.set(facecolor=color, edgecolor=color)
     right.set(title="actions", xlabel="dimension", ylabel="value")
     right.set_xticks(range(actions[0].shape[1]))
     figure.savefig(path, dpi=110)

@@ -41,10 +41,10 @@ def test_the_last_cell_of_the_largest_grid_is_reached():
 
 
 def test_moves_follow_the_compass_and_stop_at_walls():
-    centre, corner = jnp.full((7, 2), 1), jnp.zeros((7, 2), jnp.int32)
+    center, corner = jnp.full((7, 2), 1), jnp.zeros((7, 2), jnp.int32)
     actions = jnp.arange(7)
     expected = [[0, 1], [1, 2], [2, 1], [1, 0], [1, 1], [1, 1], [1, 1]]
-    np.testing.assert_array_equal(grid.move(centre, actions, 3), expected)
+    np.testing.assert_array_equal(grid.move(center, actions, 3), expected)
     expected = [[0, 0], [0, 1], [1, 0], [0, 0], [0, 0], [0, 0], [0, 0]]
     np.testing.assert_array_equal(grid.move(corner, actions, 3), expected)
 
@@ -52,11 +52,11 @@ def test_moves_follow_the_compass_and_stop_at_walls():
 def test_windows_count_what_stands_on_each_cell_of_a_padded_board():
     dim, vision = 4, 2
     rng = np.random.default_rng(0)
-    centres, things = rng.integers(0, dim, (5, 2)), rng.integers(0, dim, (9, 2))
+    centers, things = rng.integers(0, dim, (5, 2)), rng.integers(0, dim, (9, 2))
     board = np.zeros((dim + 2 * vision,) * 2, int)
     np.add.at(board, tuple((things + vision).T), 1)
     side = 2 * vision + 1
-    expected = [board[r : r + side, c : c + side].ravel() for r, c in centres]
-    rows, columns = grid.window_cells(jnp.asarray(centres), vision)
+    expected = [board[r : r + side, c : c + side].ravel() for r, c in centers]
+    rows, columns = grid.window_cells(jnp.asarray(centers), vision)
     counts = grid.window_counts(rows, columns, jnp.asarray(things))
     np.testing.assert_array_equal(counts, expected)

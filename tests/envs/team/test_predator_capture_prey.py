@@ -15,7 +15,7 @@ from jaxmethods import envs
 from jaxmethods.envs import PredatorCapturePrey, PredatorPrey
 from jaxmethods.envs.team.predator_capture_prey import RandomGenerator
 from jaxmethods.envs.team.predator_capture_prey.generator import initial_state
-from jaxmethods.envs.team.viewer import team_colour
+from jaxmethods.envs.team.viewer import team_color
 
 DIM, VISION, STEPS = 3, 1, 20
 ENV = PredatorCapturePrey(2, 2, DIM, VISION)
@@ -174,11 +174,11 @@ def test_bad_arguments_are_refused_in_one_line(arguments, message):
 
 
 def test_both_kinds_of_agents_are_drawn_where_they_share_the_prey(tmp_path):
-    centre = np.array([[1, 1]])
-    state = initial_state(centre.repeat(2, 0), centre.repeat(2, 0), centre, KEY)
+    center = np.array([[1, 1]])
+    state = initial_state(center.repeat(2, 0), center.repeat(2, 0), center, KEY)
     state = state._replace(reached=jnp.ones(4, bool), captured=jnp.array([True, False]))
     pixels = ENV.render(state, str(tmp_path / "team.png"))
     seen = set(map(tuple, np.unique(pixels[..., :3].reshape(-1, 3), axis=0).tolist()))
     for index in range(4):
-        assert tuple(bytes.fromhex(team_colour(index)[1:])) in seen
+        assert tuple(bytes.fromhex(team_color(index)[1:])) in seen
     assert (tmp_path / "team.png").exists()

@@ -16,7 +16,7 @@ from jaxmethods import envs
 from jaxmethods.envs import PredatorPrey
 from jaxmethods.envs.team.predator_prey import RandomGenerator
 from jaxmethods.envs.team.predator_prey.generator import initial_state
-from jaxmethods.envs.team.viewer import team_colour
+from jaxmethods.envs.team.viewer import team_color
 
 DIM, VISION, PREDATORS, PREY, STEPS = 4, 1, 3, 2, 12
 ENV = PredatorPrey(PREDATORS, PREY, DIM, VISION)
@@ -198,17 +198,17 @@ def test_a_generator_of_ones_own_places_the_team():
     np.testing.assert_array_equal(state.predators, corners)
 
 
-def colours_of(pixels: np.ndarray) -> set[tuple[int, ...]]:
+def colors_of(pixels: np.ndarray) -> set[tuple[int, ...]]:
     return set(map(tuple, np.unique(pixels[..., :3].reshape(-1, 3), axis=0).tolist()))
 
 
 def test_agents_that_share_a_cell_all_stay_visible():
     env = PredatorPrey(n_predators=10)
     state = initial_state(np.full((10, 2), 2), np.array([[2, 2]]), KEY)
-    seen = colours_of(env.render(state))
+    seen = colors_of(env.render(state))
     for index in range(10):
-        colour = team_colour(index)
-        assert tuple(bytes.fromhex(colour[1:])) in seen, f"predator {index + 1} is hidden"
+        color = team_color(index)
+        assert tuple(bytes.fromhex(color[1:])) in seen, f"predator {index + 1} is hidden"
 
 
 def test_episodes_become_png_and_gif_files_without_a_display(tmp_path):

@@ -23,7 +23,7 @@ from jaxmethods.envs.team.traffic_junction import (
     with_add_rate,
 )
 from jaxmethods.envs.team.traffic_junction.generator import draw_arrivals, empty_roads
-from jaxmethods.envs.team.viewer import team_colour
+from jaxmethods.envs.team.viewer import team_color
 
 KEY = jax.random.key(0)
 GAS, BRAKE = 0, 1
@@ -232,7 +232,7 @@ def test_an_undisturbed_car_leaves_after_as_many_steps_as_its_route_has_cells():
 def test_a_new_arrival_rate_does_not_retrace_and_survives_automatic_reset():
     chex.clear_trace_counter()
     env = TrafficJunction(add_rate=0.0, time_limit=2)
-    vector = envs.vectorise(env)
+    vector = envs.vectorize(env)
     step = jax.jit(chex.assert_max_traces(vector.step, n=1))
     state, _ = jax.jit(vector.reset)(jax.random.split(KEY, 3))
     brake = jnp.ones((3, env.n_cars), jnp.int32)
@@ -286,6 +286,6 @@ def test_pictures_show_every_car_a_collision_and_a_brake_light(tmp_path):
     )
     pixels = ENV.filmstrip([state], str(tmp_path / "crash.png"))
     seen = set(map(tuple, np.unique(pixels[..., :3].reshape(-1, 3), axis=0).tolist()))
-    for colour in [*(team_colour(index) for index in range(3)), "#FFD43B", "#E03131"]:
-        assert tuple(bytes.fromhex(colour[1:])) in seen
-    assert tuple(bytes.fromhex(team_colour(3)[1:])) not in seen
+    for color in [*(team_color(index) for index in range(3)), "#FFD43B", "#E03131"]:
+        assert tuple(bytes.fromhex(color[1:])) in seen
+    assert tuple(bytes.fromhex(team_color(3)[1:])) not in seen

@@ -40,7 +40,7 @@ def computed():
         modules = surgery.init(jax.random.key(0), 3, 6, 4, 2, 12)
         return merged, means, targets, surgery.encode_corrected(encode, MERGED, modules, pixels)
 
-    merged, means, (features, target_means), corrected = run(SETTING.unlabelled.inputs)
+    merged, means, (features, target_means), corrected = run(SETTING.unlabeled.inputs)
     targets = surgery.Targets(features, target_means.swapaxes(1, 2))
     return merged, means, targets, corrected
 
@@ -70,8 +70,8 @@ def test_training_brings_features_closer_and_tasks_do_not_touch(computed, deep, 
     merged, _, targets, _ = computed
     config = SurgeryConfig(deep=deep, rank=4, loss=kind, batch_size=4, learning_rate=1e-2)
     method = surgery.aligner(config, encode if deep else None)
-    inputs = SETTING.unlabelled.inputs if deep else merged
-    data = surgery.Batch(adaptation.Unlabelled(inputs, SETTING.unlabelled.counts), targets, MERGED)
+    inputs = SETTING.unlabeled.inputs if deep else merged
+    data = surgery.Batch(adaptation.Unlabeled(inputs, SETTING.unlabeled.counts), targets, MERGED)
     if not deep:
         data = data._replace(model=None)
     state = method.init(jax.random.key(0), data)
@@ -116,7 +116,7 @@ def test_deep_surgery_works_on_a_routed_model():
         plain = jax.vmap(lambda x: encode_routed((model, routers), x, None, None)[0])(pixels)
         return plain, surgery.encode_corrected(encode_routed, (model, routers), modules, pixels)[0]
 
-    plain, corrected = run(SETTING.unlabelled.inputs)
+    plain, corrected = run(SETTING.unlabeled.inputs)
     np.testing.assert_allclose(plain, corrected, atol=1e-6)
 
 

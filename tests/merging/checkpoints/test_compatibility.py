@@ -340,7 +340,7 @@ def test_tensors_that_are_equal_in_some_checkpoints_only_are_not_tied(tmp_path):
     np.testing.assert_array_equal(found[HEAD], weights(1, TIED)[HEAD])
 
 
-def test_tied_tensors_can_not_be_told_apart(tmp_path):
+def test_tied_tensors_are_treated_alike(tmp_path):
     paths = [tied(tmp_path / str(seed), seed) for seed in range(2)]
     refused(tmp_path, f"exclude: names {HEAD} but not {EMBED}.*tied", *paths, exclude=("lm_head",))
     rules = (Rule(pattern="lm_head", coefficient=0.5),)

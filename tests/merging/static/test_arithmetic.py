@@ -27,7 +27,7 @@ def test_model_stocks_ratio_follows_the_mean_cosine_between_experts():
     np.testing.assert_allclose(found, base + ratio * tau.mean(0), atol=1e-5)
 
 
-def test_a_normalised_average_divides_by_the_sum_of_weights():
+def test_a_normalized_average_divides_by_the_sum_of_weights():
     stack = {"w": jnp.array([[1.0], [4.0]])}
     weights = jnp.array([1.0, 3.0])
     np.testing.assert_allclose(merging.average(stack, weights)["w"], [13])

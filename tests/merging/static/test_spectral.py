@@ -21,7 +21,7 @@ def nearest_orthonormal(matrix):
     return left @ right
 
 
-def test_tsv_merges_the_strongest_triples_of_orthonormalised_vectors():
+def test_tsv_merges_the_strongest_triples_of_orthonormalized_vectors():
     """Each of T tasks keeps min(out, in) / T of its triples."""
     left, values, right = zip(*[np.linalg.svd(t, full_matrices=False) for t in TAU], strict=True)
     joint_left = nearest_orthonormal(np.concatenate([u[:, :2] for u in left], axis=1))

@@ -58,7 +58,7 @@ OF_COEFFICIENT = {
         base, stack, density=0.4, coefficients=c, merge="max", scope="leaf"
     ),
     "ties, mergekit": lambda base, stack, c: merging.ties(
-        base, stack, density=0.4, coefficients=c, flavour="mergekit"
+        base, stack, density=0.4, coefficients=c, flavor="mergekit"
     ),
     "dare": lambda base, stack, c: merging.apply_task_vectors(
         base, merging.dare(jax.random.key(0), merging.task_vectors(base, stack), 0.5), c
@@ -132,7 +132,7 @@ SINGLE = {
         base, stack, density=1, coefficients=1.0, merge="mean"
     ),
     "ties, mergekit": lambda base, stack: merging.ties(
-        base, stack, density=1, coefficients=1.0, flavour="mergekit"
+        base, stack, density=1, coefficients=1.0, flavor="mergekit"
     ),
     "dare, ties": lambda base, stack: merging.dare_ties(
         jax.random.key(1), base, stack, 0.0, density=1, coefficients=1.0
@@ -336,7 +336,7 @@ def test_regmean_takes_features_of_any_size_seriously():
     np.testing.assert_allclose(other["w"] * scale, plain["w"], rtol=1e-3)
 
 
-def test_fisher_without_a_floor_averages_what_matters_to_nobody():
+def test_fisher_without_a_floor_averages_entries_without_information():
     stack = {"w": jnp.asarray([[1.0, 2.0], [3.0, 4.0]])}
     fisher = {"w": jnp.asarray([[0.0, 1.0], [0.0, 0.0]])}
     found = merging.fisher_merge(stack, fisher, normalize=False, floor=0.0)["w"]

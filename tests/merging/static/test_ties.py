@@ -62,12 +62,12 @@ def test_entries_of_the_elected_sign_are_added_averaged_or_the_largest_is_taken(
 
 def test_mergekit_takes_a_total_of_zero_for_positive():
     tau = [[2.0, -1.0], [-2.0, -1.0]]
-    np.testing.assert_allclose(ties(tau, flavour="mergekit"), [2, -1])
+    np.testing.assert_allclose(ties(tau, flavor="mergekit"), [2, -1])
 
 
 def test_mergekit_keeps_exactly_its_number_of_equal_magnitudes():
     np.testing.assert_allclose(
-        ties([[1.0, 1.0, 1.0, 1.0]], density=0.5, flavour="mergekit"), [1, 1, 0, 0]
+        ties([[1.0, 1.0, 1.0, 1.0]], density=0.5, flavor="mergekit"), [1, 1, 0, 0]
     )
 
 

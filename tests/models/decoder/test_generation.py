@@ -31,7 +31,7 @@ def test_greedy_tokens_are_those_of_whole_forward_passes(params):
     np.testing.assert_array_equal(continued.lengths, [6, 6])
 
 
-def test_a_row_depends_neither_on_padding_nor_on_its_neighbours(params):
+def test_a_row_depends_neither_on_padding_nor_on_its_neighbors(params):
     ids = random_ids(LLAMA, 3, 6)
     lengths = jnp.array([6, 2, 4])
     keys = jax.random.split(jax.random.key(7), 3)

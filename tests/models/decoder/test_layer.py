@@ -34,7 +34,7 @@ def test_norms_divide_by_the_root_of_the_mean_square(kind):
     params = {"scale": np.linspace(1, 2, 7, dtype=np.float32)}
     if kind == "layer":
         params["bias"] = np.linspace(-1, 1, 7, dtype=np.float32)
-    centred = x - x.mean(-1, keepdims=True) if kind == "layer" else x
-    expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 0.1) * params["scale"]
+    centered = x - x.mean(-1, keepdims=True) if kind == "layer" else x
+    expected = centered / np.sqrt((centered**2).mean(-1, keepdims=True) + 0.1) * params["scale"]
     found = decoder_layer.normalize(config, params, x, x.dtype)
     np.testing.assert_allclose(found, expected + params.get("bias", 0), atol=1e-5)

@@ -115,7 +115,7 @@ def test_an_overall_shift_of_positions_changes_nothing_under_rotation():
     assert_close(moved, forward(params, LLAMA, ids).logits, 1e-4)
 
 
-@pytest.mark.parametrize("pairs", ["halves", "neighbours"])
+@pytest.mark.parametrize("pairs", ["halves", "neighbors"])
 def test_rotation_keeps_lengths_and_what_is_not_rotated(pairs):
     config = LLAMA.model_copy(update={"rotary_dim": 4, "rotary_pairs": pairs})
     x = jax.random.normal(jax.random.key(0), (2, 5, 4, 8))
@@ -136,7 +136,7 @@ def test_stretched_frequencies_lie_between_the_plain_and_the_divided_ones():
     assert (stretched >= unstretched / 8).all()
 
 
-def test_gradients_are_the_same_with_rematerialisation():
+def test_gradients_are_the_same_with_rematerialization():
     params, ids = random_params(LLAMA), random_ids(LLAMA, 2, 6)
 
     def loss(params, remat):

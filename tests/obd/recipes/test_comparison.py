@@ -16,7 +16,7 @@ from jaxmethods.config import MeshConfig, read_yaml
 from jaxmethods.devices.sharding import Placer, make_mesh
 from jaxmethods.obd import evaluate
 from jaxmethods.obd.recipes import comparison
-from jaxmethods.offline_rl.scores import summarise
+from jaxmethods.offline_rl.scores import summarize
 from jaxmethods.offline_rl.types import Norm
 from jaxmethods.records.run_folder import RunFolder
 from jaxmethods.reports import result
@@ -80,7 +80,7 @@ def test_each_seed_has_a_teacher_of_its_own(finished):
     assert scores[0] != scores[1]
 
 
-def test_policies_learnt_before_are_judged_where_they_are_learnt(finished):
+def test_policies_learned_before_are_judged_where_they_are_learned(finished):
     judged = result.last_judged(finished[0].read_metrics())
     for stage in ("offline_rl", "cloning"):
         assert judged[stage].metrics["score"].shape == (2,)
@@ -142,8 +142,8 @@ def test_stages_and_headline_are_those_that_are_asked_for():
 def test_errors_are_over_seeds_and_of_one_seed_over_students():
     scores = np.arange(12.0).reshape(2, 3, 2) ** 2
     both = comparison.over_seeds({"x": scores})["x"]
-    assert both == summarise(scores)
-    assert comparison.over_seeds({"x": scores[:1]})["x"] == summarise(scores[0])
+    assert both == summarize(scores)
+    assert comparison.over_seeds({"x": scores[:1]})["x"] == summarize(scores[0])
     metrics = comparison.score_metrics({"x": scores, "y": scores[:, :1]})
     assert set(metrics) == {"score_x", "error_x", "score_y"}
     np.testing.assert_array_equal(metrics["score_x"], scores.mean((1, 2)))

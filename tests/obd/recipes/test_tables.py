@@ -17,7 +17,7 @@ from jaxmethods.obd.recipes import distilled_files as distilled
 from jaxmethods.obd.tables import TABLES
 from jaxmethods.obd.types import SynSet
 from jaxmethods.offline_rl.mujoco_returns import evaluate_returns
-from jaxmethods.offline_rl.scores import normalized_score, summarise
+from jaxmethods.offline_rl.scores import normalized_score, summarize
 from jaxmethods.offline_rl.types import Norm
 from tests.obd import small
 
@@ -155,7 +155,7 @@ def test_cross_tables_in_mujoco_are_those_of_the_first_episodes(tmp_path, name):
     found = metrics(tmp_path)
     for row, params, student in TABLES[name](key, syn, 2):
         returns = evaluate_returns("hopper", params, norm, 1, residual=student.residual)
-        expected = summarise(normalized_score("hopper", returns)).mean
+        expected = summarize(normalized_score("hopper", returns)).mean
         assert found[f"score_{name}_{row}"] == pytest.approx(expected, rel=1e-5)
 
 

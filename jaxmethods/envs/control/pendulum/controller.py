@@ -1,7 +1,7 @@
 """A controller that swings the pendulum up: pumps energy, then balances.
 
 The energy E = velocity^2 / 2 + 15 cos(angle) changes at the rate 3 torque velocity, and E = 15 is
-a swing that comes to rest upright. Far from the top the torque pushes E towards 15 (Astrom and
+a swing that comes to rest upright. Far from the top the torque pushes E toward 15 (Astrom and
 Furuta, "Swinging up a pendulum by energy control", Automatica 2000); near the top linear feedback
 takes over.
 """

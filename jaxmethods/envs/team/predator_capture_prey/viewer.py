@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 
 from jaxmethods.envs.team.predator_capture_prey.types import State
 from jaxmethods.envs.team.predator_prey.viewer import draw_prey
-from jaxmethods.envs.team.viewer import DONE, GridViewer, spread, team_colour
+from jaxmethods.envs.team.viewer import DONE, GridViewer, spread, team_color
 
 REACHED = "#F08C00"
 
@@ -39,11 +39,11 @@ class PredatorCapturePreyViewer(GridViewer):
         for index, position in enumerate(agents):
             vision = self.vision if index < seeing else self.capture_vision
             if vision >= 0:
-                self.draw_window(axes, position, vision, team_colour(index))
+                self.draw_window(axes, position, vision, team_color(index))
         for position in np.asarray(state.prey):
             draw_prey(axes, position)
-        for index, (centre, radius) in enumerate(spread(agents)):
+        for index, (center, radius) in enumerate(spread(agents)):
             done = index < seeing or bool(state.captured[index - seeing])
             ring = (DONE if done else REACHED) if state.reached[index] else None
             label, square = str(index + 1), index >= seeing
-            self.draw_token(axes, centre, radius, team_colour(index), label, square, ring)
+            self.draw_token(axes, center, radius, team_color(index), label, square, ring)

@@ -21,10 +21,10 @@ def agents_view(state: State, dim: int, vision: int, prey_communicate: bool) -> 
     dim^2 + 2 the number of prey and at dim^2 + 3 that of predators, the observer included.
     Channel dim^2 stays empty.
     """
-    centres = state.predators
+    centers = state.predators
     if prey_communicate:
-        centres = jnp.concatenate([state.predators, state.prey])
-    rows, columns = grid.window_cells(centres, vision)
+        centers = jnp.concatenate([state.predators, state.prey])
+    rows, columns = grid.window_cells(centers, vision)
     return grid.encode_windows(
         grid.window_classes(rows, columns, dim, dim, outside=dim**2 + 1),
         {

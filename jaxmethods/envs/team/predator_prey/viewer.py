@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch, RegularPolygon
 
 from jaxmethods.envs.team.predator_prey.types import State
-from jaxmethods.envs.team.viewer import DONE, GridViewer, spread, team_colour
+from jaxmethods.envs.team.viewer import DONE, GridViewer, spread, team_color
 
 PREY_FILL = "#FFE08A"
 PREY_EDGE = "#E0A100"
@@ -29,12 +29,12 @@ class PredatorPreyViewer(GridViewer):
         """Draws windows, prey and predators."""
         self.draw_lines(axes)
         for index, position in enumerate(np.asarray(state.predators)):
-            self.draw_window(axes, position, self.vision, team_colour(index))
+            self.draw_window(axes, position, self.vision, team_color(index))
         for position in np.asarray(state.prey):
             draw_prey(axes, position)
-        for index, (centre, radius) in enumerate(spread(np.asarray(state.predators))):
+        for index, (center, radius) in enumerate(spread(np.asarray(state.predators))):
             ring = DONE if state.reached[index] else None
-            self.draw_token(axes, centre, radius, team_colour(index), str(index + 1), ring=ring)
+            self.draw_token(axes, center, radius, team_color(index), str(index + 1), ring=ring)
 
 
 def draw_prey(axes: Axes, position: np.ndarray) -> None:

@@ -54,7 +54,7 @@ class TrafficJunction(TeamEnvironment):
 
     Cars enter at each entry with probability `state.add_rate`. It is part of the state, so that
     a curriculum (`curriculum`, `with_add_rate`) changes it without retracing; automatic reset
-    through `rollout.vectorise` keeps it.
+    through `rollout.vectorize` keeps it.
 
     ```python
     env = TrafficJunction.preset("medium")

@@ -9,7 +9,7 @@ from matplotlib.patches import Polygon
 
 from jaxmethods.envs.team.traffic_junction.roads import Roads
 from jaxmethods.envs.team.traffic_junction.types import State
-from jaxmethods.envs.team.viewer import GridViewer, spread, team_colour
+from jaxmethods.envs.team.viewer import GridViewer, spread, team_color
 
 VERGE = "#EEF1E6"
 ROAD = "#D6D3CD"
@@ -39,22 +39,22 @@ class TrafficJunctionViewer(GridViewer):
         locations = np.asarray(state.location)[cars]
         for car in cars:
             ahead = self._ahead(state, car)
-            axes.plot(ahead[:, 1], ahead[:, 0], color=team_colour(car), alpha=0.35, zorder=2)
+            axes.plot(ahead[:, 1], ahead[:, 0], color=team_color(car), alpha=0.35, zorder=2)
         cells, number = np.unique(locations, axis=0, return_counts=True)
         for row, column in cells[number > 1]:
             axes.add_patch(Polygon(_star(row, column), color=CRASH, zorder=3))
-        for car, (centre, radius) in zip(cars, spread(locations), strict=True):
-            self._draw_car(axes, state, car, centre, radius)
+        for car, (center, radius) in zip(cars, spread(locations), strict=True):
+            self._draw_car(axes, state, car, center, radius)
 
     def _draw_car(
-        self, axes: Axes, state: State, car: int, centre: tuple[float, float], radius: float
+        self, axes: Axes, state: State, car: int, center: tuple[float, float], radius: float
     ) -> None:
         ahead = self._ahead(state, car)
         if len(ahead) > 1:
-            nose = _nose(centre, ahead[1] - ahead[0], radius)
-            axes.add_patch(Polygon(nose, color=team_colour(car), zorder=4))
+            nose = _nose(center, ahead[1] - ahead[0], radius)
+            axes.add_patch(Polygon(nose, color=team_color(car), zorder=4))
         ring = BRAKE if state.last_action[car] else None
-        self.draw_token(axes, centre, radius, team_colour(car), str(car + 1), True, ring)
+        self.draw_token(axes, center, radius, team_color(car), str(car + 1), True, ring)
 
     def _ahead(self, state: State, car: int) -> np.ndarray:
         """[L, 2] cells from where the car is to the end of its route."""
@@ -62,11 +62,11 @@ class TrafficJunctionViewer(GridViewer):
         return self.roads.routes[route, state.route_position[car] : self.roads.lengths[route]]
 
 
-def _nose(centre: tuple[float, float], heading: np.ndarray, radius: float) -> np.ndarray:
+def _nose(center: tuple[float, float], heading: np.ndarray, radius: float) -> np.ndarray:
     """A triangle in front of a car, [3, 2] (column, row)."""
     forward, side = heading * radius, np.array([-heading[1], heading[0]]) * radius
     tip, base = 1.35 * forward, 0.8 * forward
-    return (np.array(centre) + np.stack([tip, base + 0.6 * side, base - 0.6 * side]))[:, ::-1]
+    return (np.array(center) + np.stack([tip, base + 0.6 * side, base - 0.6 * side]))[:, ::-1]
 
 
 def _star(row: int, column: int) -> np.ndarray:
