@@ -28,7 +28,7 @@ import optax
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from jaxmethods.config import Config, OnResume
-from jaxmethods.method import Method, Metrics
+from jaxmethods.method import Method, Metrics, gradient_step
 from jaxmethods.offline_rl.policies import Layer
 
 ALPHA_BOUNDS = (-5.0, 3.0)
@@ -81,9 +81,8 @@ def flow_learner(config: FlowConfig) -> Method:
             return -jnp.mean(flow_log_prob(params, batch))
 
         value, gradient = jax.value_and_grad(loss)(state.params)
-        change, moments = optimizer.update(gradient, state.optimizer)
-        params = optax.apply_updates(state.params, change)
-        return FlowState(key, params, moments), {"negative_log_likelihood": value}  # type: ignore[arg-type]
+        params, moments = gradient_step(optimizer, gradient, state.optimizer, state.params)
+        return FlowState(key, params, moments), {"negative_log_likelihood": value}
 
     return Method(init, step)
 
