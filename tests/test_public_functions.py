@@ -93,8 +93,8 @@ def one_step(t):
 
 def ppo(t):
     own = [jnp.asarray(draw(seed, N) / 4, t) for seed in range(11, 17)]
-    minibatch = objectives.Minibatch(*own[:4])
-    loss, (_, metrics) = objectives.ppo_loss(*own[4:], own[0], minibatch, moments(t), PPO)
+    targets = objectives.PPOTargets(*own[:4])
+    loss, (_, metrics) = objectives.ppo_loss(*own[4:], own[0], targets, moments(t), PPO)
     return loss, metrics
 
 
@@ -147,9 +147,9 @@ ENTRIES = {  # name: (call of a type, roundings)
     "commformer.graph.selectable": (of(graph.selectable, TIED, self_edges=True), 1),
     "commformer.graph.exact_graph": (of(graph.exact_graph, TIED, k=2), 0),
     "commformer.graph.sample_graph": (of(graph.sample_graph, TIED, 0 * TIED, k=2), 0),
-    "commformer.graph.training_graph": (
+    "commformer.graph.scheduled_graph": (
         of(
-            graph.training_graph,
+            graph.scheduled_graph,
             TIED,
             0 * TIED,
             update=9,
@@ -193,7 +193,6 @@ ENTRIES = {  # name: (call of a type, roundings)
         of(objectives.normalize_advantages, VECTOR, np.array([1.0, 1, 0, 1, 1, 0])),
         8,
     ),
-    "commformer.objectives.huber": (of(objectives.huber, VECTOR, delta=0.5), 4),
     "commformer.objectives.value_loss": (
         of(objectives.value_loss, VECTOR, -VECTOR, VECTOR[::-1], clip=0.25, delta=0.5),
         8,
@@ -267,7 +266,7 @@ ELSEWHERE = {
         obd.train_students obd.objectives.make_outer_batch obd.students.offline_loss
         novo.score novo.norms.run_root novo.norms.row_norms novo.norms.row_log_likelihoods
         novo.norms.sequence_norms novo.bootstrap novo.resample.bootstrap novo.transfer
-        novo.resample.transfer novo.resample.elect novo.baselines.selected_and_random
+        novo.resample.transfer novo.resample.elect
         novo.baselines.probe novo.baselines.probe_predict""",
     "density, tested in tests/obd/test_density.py": """obd.density.init_flow
         obd.density.flow_log_prob obd.density.to_noise obd.density.made
@@ -283,7 +282,7 @@ ELSEWHERE = {
     "files, text and numbers of the host": """obd.load obd.load_corl_calql obd.load_offline
         obd.load_teacher obd.offline_data obd.save obd.save_teacher obd.normalized_score
         obd.scores.reference_returns obd.scores.normalized_score obd.scores.score
-        obd.scores.score_name obd.scores.summarize obd.used obd.with_rates novo.render
+        obd.scores.score_name obd.used obd.with_rates novo.render
         novo.clean_choice novo.prompts.clean_choice novo.prompts.render_prompt
         novo.prompts.render novo.prompts.tokenize_questions novo.prompts.canonical_labels
         novo.heads_to_json novo.heads_from_json novo.heads.heads_to_json

@@ -20,7 +20,7 @@ ORDER = [
     {"bilevel", "offline_rl", "stages"},
     {"data", "models"},
     {"envs"},
-    {"layout", "method", "numerics"},
+    {"layout", "method", "numerics", "plotting"},
     {"config", "files"},
     {"errors"},
 ]

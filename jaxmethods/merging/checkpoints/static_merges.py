@@ -18,6 +18,7 @@ from jaxmethods.merging.checkpoints import whole_experts
 from jaxmethods.merging.checkpoints.parts import Loaded, MergeInPasses, MergePart, Settings
 from jaxmethods.merging.static import arithmetic, pcb, sparsify, spectral, ties
 from jaxmethods.merging.static.trees import apply_task_vectors, combine, task_vectors
+from jaxmethods.numerics.statistics import markdown_table
 
 Needs: TypeAlias = Literal["entry", "tensor", "experts"]
 """What a merged entry depends on: that entry of all checkpoints, the tensor it is in, or whole
@@ -293,16 +294,16 @@ def as_markdown() -> str:
         "`seed`. A test holds that this page is",
         "`jaxmethods.merging.checkpoints.static_merges.as_markdown()`.",
         "",
-        "| algorithm | paper | result | parameters and defaults | function | an entry depends on |",
-        "| --- | --- | --- | --- | --- | --- |",
     ]
+    head = ["algorithm", "paper", "result", "parameters and defaults", "function"]
+    rows = []
     for row in _ROWS:
         paper = f", [{row.paper}](https://arxiv.org/abs/{row.paper})" if row.paper else ""
         given = ", ".join(f"`{name}: {_word(value)}`" for name, value in row.parameters.items())
         cells = [f"`{row.name}`{'*' * row.random}", f"{row.title}{paper}", row.result, given]
         cells += [f"`{row.function.__name__}`", NEEDS[row.needs]]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append(cells)
+    return "\n".join([*lines, markdown_table([*head, "an entry depends on"], rows)]) + "\n"
 
 
 def _word(value: Any) -> str:
