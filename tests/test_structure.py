@@ -17,7 +17,7 @@ ORDER = [
     {"reports"},
     {"records", "devices"},
     METHODS,
-    {"bilevel", "offline_rl", "stages"},
+    {"bilevel", "language", "offline_rl", "stages"},
     {"data", "models"},
     {"envs"},
     {"layout", "method", "numerics", "plotting"},
