@@ -268,49 +268,48 @@ ELSEWHERE = {
     "whole updates and runs, tested in tests/<package>": """commformer.trainer
         commformer.evaluate commformer.policy.init commformer.policy.act
         commformer.policy.evaluate_actions obd.baselines.cloning obd.density.flow_learner
-        obd.density.fit_density obd.distiller obd.evaluate_returns obd.judge_sets
-        obd.measure_set
+        obd.density.fit_density obd.distiller obd.evaluate_returns obd.judge_sets obd.measure_set
         obd.students.train_students obd.students.train_student obd.students.cross_optimizers
         obd.train_students obd.objectives.make_outer_batch obd.students.offline_loss
         language.next_token_learner language.next_token.next_token_learner
-        language.next_token.begin language.random_rows language.next_token.random_rows
-        novo.score novo.norms.run_root novo.norms.row_norms novo.norms.row_log_likelihoods
+        language.next_token.begin language.random_rows language.next_token.random_rows novo.score
+        novo.norms.run_root novo.norms.row_norms novo.norms.row_log_likelihoods
         novo.norms.sequence_norms novo.bootstrap novo.resample.bootstrap novo.transfer
-        novo.resample.transfer novo.resample.elect
-        novo.baselines.probe novo.baselines.probe_predict""",
+        novo.resample.transfer novo.resample.elect novo.baselines.probe
+        novo.baselines.probe_predict""",
     "density, tested in tests/obd/test_density.py": """obd.density.init_flow
         obd.density.flow_log_prob obd.density.to_noise obd.density.made
         obd.density.neighbor_density obd.density.state_log_prob obd.density.sdw_weights""",
     "one weighting in five, tested in tests/obd/test_objectives.py": "obd.objectives.outer_weights",
-    "fresh parameters": """offline_rl.policies.init_policy offline_rl.policies.init_deterministic offline_rl.policies.init_q
-        novo.finetune.init_head commformer.graph.initial_logits commformer.graph.fixed_graph
-        commformer.objectives.value_norm_init""",
-    "makes functions or modules": """obd.deterministic obd.tanh_gaussian offline_rl.policies.deterministic
-        offline_rl.policies.tanh_gaussian obd.students.selected obd.students.ensemble_mode
-        obd.meta_gradient.mode_of commformer.policy.make_network commformer.clean
-        commformer.reference commformer.attention.has_relation""",
+    "fresh parameters": """offline_rl.policies.init_policy offline_rl.policies.init_deterministic
+        offline_rl.policies.init_q novo.finetune.init_head commformer.graph.initial_logits
+        commformer.graph.fixed_graph commformer.objectives.value_norm_init""",
+    "makes functions or modules": """obd.deterministic obd.tanh_gaussian
+        offline_rl.policies.deterministic offline_rl.policies.tanh_gaussian obd.students.selected
+        obd.students.ensemble_mode obd.meta_gradient.mode_of commformer.policy.make_network
+        commformer.clean commformer.reference commformer.attention.has_relation""",
     "files, text and numbers of the host": """obd.load obd.load_corl_calql obd.load_offline
         obd.load_teacher obd.offline_data obd.save obd.save_teacher obd.normalized_score
-        offline_rl.scores.reference_returns offline_rl.scores.normalized_score offline_rl.scores.score
-        offline_rl.scores.score_name obd.used obd.with_rates language.render
-        language.clean_choice language.prompts.clean_choice language.prompts.render_prompt
-        language.prompts.render language.prompts.tokenize_questions
-        language.prompts.canonical_labels language.prompts.common_prefix
-        novo.heads_to_json novo.heads_from_json novo.heads.heads_to_json
-        novo.heads.heads_from_json novo.misconceptions.words
+        offline_rl.scores.reference_returns offline_rl.scores.normalized_score
+        offline_rl.scores.score offline_rl.scores.score_name obd.used obd.with_rates
+        language.render language.clean_choice language.prompts.clean_choice
+        language.prompts.render_prompt language.prompts.render
+        language.prompts.tokenize_questions language.prompts.canonical_labels
+        language.prompts.common_prefix novo.heads_to_json novo.heads_from_json
+        novo.heads.heads_to_json novo.heads.heads_from_json novo.misconceptions.words
         novo.misconceptions.questions_in_words novo.misconceptions.tokenizer_of""",
     "integers, rows and masks": """obd.baselines.random_rows obd.baselines.top_rows
         obd.baselines.cluster_rows novo.build_tree novo.tree.build_tree
-        novo.tree.candidate_starts commformer.graph.whole_part
-        novo.tree.plan_batches novo.select_heads novo.heads.select_heads novo.heads.count_votes
-        novo.heads_from_indices novo.heads.heads_from_indices novo.heads.heads_to_indices
-        novo.baselines.single_best novo.baselines.all_heads novo.baselines.random_heads
-        novo.baselines.majority novo.baselines.chance novo.baselines.accuracy
-        novo.misconceptions.vocabulary novo.misconceptions.draw_facts
-        novo.misconceptions.draw_sentences novo.misconceptions.draw_items
-        commformer.graph.edges_per_agent commformer.graph.given_graph
-        commformer.attention.edges_of commformer.policy.shift_actions
-        commformer.policy.traffic_of""",
+        novo.tree.candidate_starts commformer.graph.whole_part novo.tree.plan_batches
+        novo.select_heads novo.heads.select_heads novo.heads.count_votes novo.heads_from_indices
+        novo.heads.heads_from_indices novo.heads.heads_to_indices novo.baselines.single_best
+        novo.baselines.all_heads novo.baselines.random_heads novo.baselines.majority
+        novo.baselines.chance novo.baselines.accuracy novo.misconceptions.vocabulary
+        novo.misconceptions.draw_facts novo.misconceptions.draw_sentences
+        novo.misconceptions.draw_items commformer.graph.edges_per_agent
+        commformer.graph.given_graph commformer.attention.edges_of
+        commformer.policy.shift_actions commformer.policy.traffic_of""",
+    "signs are free, tested in tests/merging/static": "numerics.linalg.thin_svd",
     "a mean and a concatenation around an entry": """commformer.policy.action_std
         offline_rl.policies.q_value""",
 }

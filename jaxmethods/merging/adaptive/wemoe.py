@@ -37,7 +37,7 @@ from jaxmethods.merging.adaptive.experts import apply_merged, choose, merge_weig
 from jaxmethods.merging.adaptive.routers import Groups, Router
 from jaxmethods.merging.config import WEMoEConfig
 from jaxmethods.merging.static.arithmetic import task_arithmetic
-from jaxmethods.merging.static.sparsify import magnitude_prune
+from jaxmethods.merging.static.magnitude import magnitude_prune
 from jaxmethods.merging.static.trees import Tree, check_stack, task_vectors
 from jaxmethods.method import Method, Metrics, gradient_step
 from jaxmethods.models.clip import vit
