@@ -36,10 +36,10 @@ from benchmarks.harness import (
     time_in_turns,
 )
 from jaxmethods.data.mcq import read_questions
+from jaxmethods.language.prompts import PromptSpec, render
 from jaxmethods.models import decoder
 from jaxmethods.models.decoder.config import DecoderConfig
 from jaxmethods.novo.norms import sequence_norms
-from jaxmethods.novo.prompts import PromptSpec, render
 from jaxmethods.novo.score import score
 from jaxmethods.novo.tree import build_tree
 

@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from jaxmethods.files import write_atomically
+from jaxmethods.numerics.statistics import standard_error
 from jaxmethods.obd.config import OBDConfig
 from jaxmethods.obd.method import State, distiller
 from jaxmethods.obd.recipes.teacher_files import load_teacher
@@ -134,8 +135,8 @@ def describe(row: dict[str, Any]) -> str:
     """Mean over all students; standard errors over distillation seeds and over students."""
     scores = np.array(row["scores"])
     means = scores.mean(1)
-    over_seeds = means.std(ddof=1) / len(means) ** 0.5 if len(means) > 1 else float("nan")
-    over_students = scores.std(ddof=1) / scores.size**0.5
+    over_seeds = standard_error(means) if len(means) > 1 else float("nan")
+    over_students = standard_error(scores.ravel())
     return (
         f"| {row['objective']} | {row['step']} | {scores.mean():.1f} | {over_seeds:.1f} | "
         f"{over_students:.1f} | {', '.join(f'{m:.1f}' for m in means)} |"

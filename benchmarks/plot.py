@@ -8,9 +8,9 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from jaxmethods.plotting import new_figure, open_frame, write_png
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -63,17 +63,16 @@ def draw(rows: Rows, environment: Mapping[str, Any], path: Path) -> None:
     panels = [(draw_panel, own) for draw_panel, own in panels if own]
     if not panels:
         return
-    figure = Figure(figsize=(6.8 * len(panels), 5.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(6.8 * len(panels), 5.2)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (draw_panel, own) in zip(axes, panels, strict=True):
         draw_panel(axis, own)
-        axis.spines[["top", "right"]].set_visible(False)
+        open_frame(axis)
         axis.set_axisbelow(True)
     cores = f"{environment['cores']} cores" if environment["cores"] > 1 else "1 core"
     title = f"jax {environment['jax']}, {environment['devices']}, {cores}"
     figure.suptitle(title, fontsize=10, color="#555555")
-    figure.savefig(path, dpi=130)
+    write_png(figure, path, dpi=130)
 
 
 def draw_rates(axis: Axes, rows: Rows) -> None:

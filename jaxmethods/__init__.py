@@ -11,16 +11,37 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxmethods import bilevel, commformer, envs, merging, models, novo, obd, offline_rl
+    from jaxmethods import (
+        bilevel,
+        commformer,
+        envs,
+        language,
+        merging,
+        models,
+        novo,
+        obd,
+        offline_rl,
+    )
     from jaxmethods.runs import LoadedRun, load_run, run
 
 __version__ = "0.1.0"
-PACKAGES = ("bilevel", "commformer", "envs", "merging", "models", "novo", "obd", "offline_rl")
+PACKAGES = (
+    "bilevel",
+    "commformer",
+    "envs",
+    "language",
+    "merging",
+    "models",
+    "novo",
+    "obd",
+    "offline_rl",
+)
 __all__ = [
     "LoadedRun",
     "bilevel",
     "commformer",
     "envs",
+    "language",
     "load_run",
     "merging",
     "models",

@@ -13,8 +13,17 @@ class UserError(Exception):
     code = 2
 
 
+class DataError(UserError):
+    """A data file that cannot be used; the message says why."""
+
+
 class MissingExtraError(UserError):
     """An optional dependency that is not installed."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, or its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).split("\n")[0][:300]
 
 
 def import_extra(module: str, extra: str) -> ModuleType:
@@ -33,11 +42,12 @@ def import_extra(module: str, extra: str) -> ModuleType:
         if missing and not _is_installed(module):
             message = f"{module} is not installed; install it with: {install}"
         else:
-            message = f"{module} cannot be imported ({_line(error)}); mend it, or try: {install}"
+            why = first_line(error)
+            message = f"{module} cannot be imported ({why}); mend it, or try: {install}"
         raise MissingExtraError(message) from error
     except Exception as error:  # an extension module whose libraries are missing raises many kinds
         raise MissingExtraError(
-            f"{module} cannot be imported ({type(error).__name__}: {_line(error)})"
+            f"{module} cannot be imported ({type(error).__name__}: {first_line(error)})"
         ) from error
 
 
@@ -46,7 +56,3 @@ def _is_installed(module: str) -> bool:
         return importlib.util.find_spec(module.split(".")[0]) is not None
     except (ImportError, ValueError):  # blocked: sys.modules holds None
         return False
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).split("\n")[0][:300]

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import io
 import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from jaxmethods.errors import UserError
+import numpy as np
+
+from jaxmethods.errors import DataError, UserError, first_line
 
 STAGED = ".partial-"
 """Begins the name of a folder whose files are not in their places yet."""
+
+
+BLOCK = 1 << 22
+"""Bytes that are hashed at a time."""
 
 
 class FileError(UserError):
@@ -25,12 +34,12 @@ def reason(error: BaseException) -> str:
     """What the system said ("No space left on device"), or the first line of the message."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    text = str(error).strip() or type(error).__name__
+    text = str(error)
     # Libraries in C++ put the system's words into a long message of their own.
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
         if os.strerror(number) in text:
             return os.strerror(number)
-    return text.split("\n")[0][:300]
+    return first_line(error)
 
 
 @contextmanager
@@ -70,6 +79,72 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays under their names: all of the file or nothing.
+
+    Raises:
+        FileError: the disk is full, the folder is read-only or missing; what was there still is.
+    """
+    write_atomically(path, npz_bytes(arrays))
+
+
+def npz_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """What an npz file of these arrays holds."""
+    content = io.BytesIO()
+    np.savez(content, **arrays)  # pyright: ignore[reportArgumentType]
+    return content.getvalue()
+
+
+def read_npz(
+    path: Path | str,
+    names: Sequence[str] | None = None,
+    check: Callable[[Sequence[str]], None] | None = None,
+) -> dict[str, np.ndarray]:
+    """The arrays of an npz file; never pickles.
+
+    Args:
+        path: the file.
+        names: arrays to read where they are there; None: all.
+        check: called with the names of all arrays before one is read; may raise.
+
+    Raises:
+        DataError: it is missing or damaged, or holds something else than arrays.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            if not isinstance(arrays, np.lib.npyio.NpzFile):
+                raise DataError(f"data {path}: is not an npz archive")
+            if check is not None:
+                check(arrays.files)
+            wanted = arrays.files if names is None else [n for n in names if n in arrays.files]
+            return {name: _member(arrays, name) for name in wanted}
+    except FileNotFoundError as error:
+        raise DataError(f"data {path}: no such file") from error
+    except UserError:
+        raise
+    except Exception as error:  # damaged archives raise zlib.error, BadZipFile, struct.error, ...
+        raise DataError(f"data {path}: cannot be read as npz ({first_line(error)})") from error
+
+
+def _member(arrays: Any, name: str) -> np.ndarray:
+    try:
+        array = arrays[name]
+    except Exception as error:
+        raise ValueError(f"{name}: {first_line(error)}") from error
+    if not isinstance(array, np.ndarray):  # numpy hands over the bytes of a member that is none
+        raise ValueError(f"{name}: is not an array")
+    return array
+
+
+def sha256(path: Path, stop: Callable[[], bool] = lambda: False) -> str:
+    """SHA-256 of a file in hexadecimal digits; of its beginning once `stop` says true."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as stream:
+        while (block := stream.read(BLOCK)) and not stop():
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @contextmanager

@@ -17,10 +17,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmethods import bilevel, commformer, novo, obd
+from jaxmethods import bilevel, commformer, language, novo, obd
 from jaxmethods.numerics import linalg
 
-PACKAGES = ["bilevel", "commformer", "obd", "novo", "numerics.linalg"]
+PACKAGES = ["bilevel", "commformer", "language", "obd", "novo", "numerics.linalg"]
 TYPES = ["float64", "float32", "bfloat16", "float16"]
 
 
@@ -51,6 +51,7 @@ SPD = MATRIX @ MATRIX.T + 2 * np.eye(N)
 STATES, ACTIONS, NOISE = draw(2, N, 3), draw(3, N, 2), draw(4, N, 2)
 NORMS, MASK = draw(5, N, C, H) + 2, np.ones((N, C), bool)
 LABELS = np.arange(N) % C
+ROWS = language.Tokens(np.arange(8).reshape(2, 4) % 5, np.arange(8).reshape(2, 4) % 3 > 0)
 TIED = draw(6, C, C)
 POLICY = [(draw(7, 3, 5) / 2, draw(8, 5) / 2), (draw(9, 5, 4) / 2, draw(10, 4) / 2)]
 PPO = commformer.PPOConfig()
@@ -93,8 +94,8 @@ def one_step(t):
 
 def ppo(t):
     own = [jnp.asarray(draw(seed, N) / 4, t) for seed in range(11, 17)]
-    minibatch = objectives.Minibatch(*own[:4])
-    loss, (_, metrics) = objectives.ppo_loss(*own[4:], own[0], minibatch, moments(t), PPO)
+    targets = objectives.PPOTargets(*own[:4])
+    loss, (_, metrics) = objectives.ppo_loss(*own[4:], own[0], targets, moments(t), PPO)
     return loss, metrics
 
 
@@ -147,9 +148,9 @@ ENTRIES = {  # name: (call of a type, roundings)
     "commformer.graph.selectable": (of(graph.selectable, TIED, self_edges=True), 1),
     "commformer.graph.exact_graph": (of(graph.exact_graph, TIED, k=2), 0),
     "commformer.graph.sample_graph": (of(graph.sample_graph, TIED, 0 * TIED, k=2), 0),
-    "commformer.graph.training_graph": (
+    "commformer.graph.scheduled_graph": (
         of(
-            graph.training_graph,
+            graph.scheduled_graph,
             TIED,
             0 * TIED,
             update=9,
@@ -193,7 +194,6 @@ ENTRIES = {  # name: (call of a type, roundings)
         of(objectives.normalize_advantages, VECTOR, np.array([1.0, 1, 0, 1, 1, 0])),
         8,
     ),
-    "commformer.objectives.huber": (of(objectives.huber, VECTOR, delta=0.5), 4),
     "commformer.objectives.value_loss": (
         of(objectives.value_loss, VECTOR, -VECTOR, VECTOR[::-1], clip=0.25, delta=0.5),
         8,
@@ -221,17 +221,24 @@ ENTRIES = {  # name: (call of a type, roundings)
         ),
         32,
     ),
-    "obd.policy.policy_heads": (lambda t: obd.policy.policy_heads(policy(t), syn(t)[0]), 16),
-    "obd.policy.policy_sample": (
+    "offline_rl.policies.policy_heads": (
+        lambda t: obd.policy.policy_heads(policy(t), syn(t)[0]),
+        16,
+    ),
+    "offline_rl.policies.policy_sample": (
         lambda t: obd.policy.policy_sample(policy(t), syn(t)[0], jnp.asarray(NOISE, t)),
         16,
     ),
-    "obd.policy.policy_mode": (lambda t: obd.policy.policy_mode(policy(t), syn(t)[0]), 16),
-    "obd.policy.policy_log_prob": (
+    "offline_rl.policies.policy_mode": (lambda t: obd.policy.policy_mode(policy(t), syn(t)[0]), 16),
+    "offline_rl.policies.policy_log_prob": (
         lambda t: obd.policy.policy_log_prob(policy(t), syn(t)[0], jnp.asarray(NOISE, t)),
         16,
     ),
-    "obd.policy.mlp": (lambda t: obd.policy.mlp(policy(t).layers, syn(t)[0]), 16),
+    "offline_rl.policies.mlp": (lambda t: obd.policy.mlp(policy(t).layers, syn(t)[0]), 16),
+    "language.next_token.next_token_loss": (
+        of(lambda logits: language.next_token_loss(logits, ROWS), draw(9, 2, 3, 5)),
+        8,
+    ),
     "novo.heads.choices": (of(novo.heads.choices, NORMS, MASK), 0),
     "novo.heads.correct_counts": (of(novo.heads.correct_counts, NORMS, MASK, LABELS), 0),
     "novo.heads.fit": (of(novo.heads.fit, NORMS, MASK, LABELS), 0),
@@ -253,7 +260,7 @@ ENTRIES = {  # name: (call of a type, roundings)
         8,
     ),
 }
-ALIASES = {
+ALIASES = {"language.next_token_loss": "language.next_token.next_token_loss"} | {
     f"novo.{name}": f"novo.heads.{name}" for name in ("correct_counts", "fit", "predict", "vote")
 }
 
@@ -261,48 +268,50 @@ ELSEWHERE = {
     "whole updates and runs, tested in tests/<package>": """commformer.trainer
         commformer.evaluate commformer.policy.init commformer.policy.act
         commformer.policy.evaluate_actions obd.baselines.cloning obd.density.flow_learner
-        obd.density.fit_density obd.distiller obd.evaluate_returns obd.judge_sets
-        obd.measure_set
+        obd.density.fit_density obd.distiller obd.evaluate_returns obd.judge_sets obd.measure_set
         obd.students.train_students obd.students.train_student obd.students.cross_optimizers
         obd.train_students obd.objectives.make_outer_batch obd.students.offline_loss
-        novo.score novo.norms.run_root novo.norms.row_norms novo.norms.row_log_likelihoods
+        language.next_token_learner language.next_token.next_token_learner
+        language.next_token.begin language.random_rows language.next_token.random_rows novo.score
+        novo.norms.run_root novo.norms.row_norms novo.norms.row_log_likelihoods
         novo.norms.sequence_norms novo.bootstrap novo.resample.bootstrap novo.transfer
-        novo.resample.transfer novo.resample.elect novo.baselines.selected_and_random
-        novo.baselines.probe novo.baselines.probe_predict""",
+        novo.resample.transfer novo.resample.elect novo.baselines.probe
+        novo.baselines.probe_predict""",
     "density, tested in tests/obd/test_density.py": """obd.density.init_flow
         obd.density.flow_log_prob obd.density.to_noise obd.density.made
         obd.density.neighbor_density obd.density.state_log_prob obd.density.sdw_weights""",
     "one weighting in five, tested in tests/obd/test_objectives.py": "obd.objectives.outer_weights",
-    "fresh parameters": """obd.policy.init_policy obd.policy.init_deterministic obd.policy.init_q
-        novo.finetune.init_head commformer.graph.initial_logits commformer.graph.fixed_graph
-        commformer.objectives.value_norm_init""",
-    "makes functions or modules": """obd.deterministic obd.tanh_gaussian obd.policy.deterministic
-        obd.policy.tanh_gaussian obd.students.selected obd.students.ensemble_mode
-        obd.meta_gradient.mode_of commformer.policy.make_network commformer.clean
-        commformer.reference commformer.attention.has_relation""",
+    "fresh parameters": """offline_rl.policies.init_policy offline_rl.policies.init_deterministic
+        offline_rl.policies.init_q novo.finetune.init_head commformer.graph.initial_logits
+        commformer.graph.fixed_graph commformer.objectives.value_norm_init""",
+    "makes functions or modules": """obd.deterministic obd.tanh_gaussian
+        offline_rl.policies.deterministic offline_rl.policies.tanh_gaussian obd.students.selected
+        obd.students.ensemble_mode obd.meta_gradient.mode_of commformer.policy.make_network
+        commformer.clean commformer.reference commformer.attention.has_relation""",
     "files, text and numbers of the host": """obd.load obd.load_corl_calql obd.load_offline
         obd.load_teacher obd.offline_data obd.save obd.save_teacher obd.normalized_score
-        obd.scores.reference_returns obd.scores.normalized_score obd.scores.score
-        obd.scores.score_name obd.scores.summarize obd.used obd.with_rates novo.render
-        novo.clean_choice novo.prompts.clean_choice novo.prompts.render_prompt
-        novo.prompts.render novo.prompts.tokenize_questions novo.prompts.canonical_labels
-        novo.heads_to_json novo.heads_from_json novo.heads.heads_to_json
-        novo.heads.heads_from_json novo.misconceptions.words
+        offline_rl.scores.reference_returns offline_rl.scores.normalized_score
+        offline_rl.scores.score offline_rl.scores.score_name obd.used obd.with_rates
+        language.render language.clean_choice language.prompts.clean_choice
+        language.prompts.render_prompt language.prompts.render
+        language.prompts.tokenize_questions language.prompts.canonical_labels
+        language.prompts.common_prefix novo.heads_to_json novo.heads_from_json
+        novo.heads.heads_to_json novo.heads.heads_from_json novo.misconceptions.words
         novo.misconceptions.questions_in_words novo.misconceptions.tokenizer_of""",
     "integers, rows and masks": """obd.baselines.random_rows obd.baselines.top_rows
-        obd.baselines.cluster_rows novo.build_tree novo.tree.build_tree novo.tree.common_prefix
-        novo.tree.candidate_starts commformer.graph.whole_part
-        novo.tree.plan_batches novo.select_heads novo.heads.select_heads novo.heads.count_votes
-        novo.heads_from_indices novo.heads.heads_from_indices novo.heads.heads_to_indices
-        novo.baselines.single_best novo.baselines.all_heads novo.baselines.random_heads
-        novo.baselines.majority novo.baselines.chance novo.baselines.accuracy
-        novo.misconceptions.vocabulary novo.misconceptions.draw_facts
-        novo.misconceptions.draw_sentences novo.misconceptions.draw_items
-        commformer.graph.edges_per_agent commformer.graph.given_graph
-        commformer.attention.edges_of commformer.policy.shift_actions
-        commformer.policy.traffic_of""",
+        obd.baselines.cluster_rows novo.build_tree novo.tree.build_tree
+        novo.tree.candidate_starts commformer.graph.whole_part novo.tree.plan_batches
+        novo.select_heads novo.heads.select_heads novo.heads.count_votes novo.heads_from_indices
+        novo.heads.heads_from_indices novo.heads.heads_to_indices novo.baselines.single_best
+        novo.baselines.all_heads novo.baselines.random_heads novo.baselines.majority
+        novo.baselines.chance novo.baselines.accuracy novo.misconceptions.vocabulary
+        novo.misconceptions.draw_facts novo.misconceptions.draw_sentences
+        novo.misconceptions.draw_items commformer.graph.edges_per_agent
+        commformer.graph.given_graph commformer.attention.edges_of
+        commformer.policy.shift_actions commformer.policy.traffic_of""",
+    "signs are free, tested in tests/merging/static": "numerics.linalg.thin_svd",
     "a mean and a concatenation around an entry": """commformer.policy.action_std
-        obd.policy.q_value""",
+        offline_rl.policies.q_value""",
 }
 
 

@@ -17,10 +17,10 @@ ORDER = [
     {"reports"},
     {"records", "devices"},
     METHODS,
-    {"bilevel", "offline_rl", "stages"},
+    {"bilevel", "language", "offline_rl", "stages"},
     {"data", "models"},
     {"envs"},
-    {"layout", "method", "numerics"},
+    {"layout", "method", "numerics", "plotting"},
     {"config", "files"},
     {"errors", "fields", "yaml_text"},
 ]

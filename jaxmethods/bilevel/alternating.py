@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmethods.bilevel.inner import settled
+from jaxmethods.method import gradient_step
 
 
 class AlternatingState(NamedTuple):
@@ -97,11 +98,11 @@ def alternating(
             loss, argnums=(0, 1), has_aux=True
         )(state.lower, state.upper, *args)
         upper_gradient = first_order if upper_gradient is None else upper_gradient
-        lower, lower_state = _move(
-            lower_optimizer, state.lower, lower_gradient, state.lower_optimizer
+        lower, lower_state = gradient_step(
+            lower_optimizer, lower_gradient, state.lower_optimizer, state.lower
         )
-        upper, upper_state = _move(
-            upper_optimizer, state.upper, upper_gradient, state.upper_optimizer
+        upper, upper_state = gradient_step(
+            upper_optimizer, upper_gradient, state.upper_optimizer, state.upper
         )
         moved_lower = state._replace(lower=lower, lower_optimizer=lower_state)
         below = moved_lower if joint else state
@@ -117,16 +118,6 @@ def alternating(
 def _initial(optimizer: optax.GradientTransformation, variable: optax.Params) -> optax.OptState:
     state = jax.tree.map(jnp.asarray, optimizer.init(variable))
     return settled(lambda state: optimizer.update(variable, state, variable)[1], state)
-
-
-def _move(
-    optimizer: optax.GradientTransformation,
-    variable: optax.Params,
-    gradient: optax.Params,
-    state: optax.OptState,
-) -> tuple[optax.Params, optax.OptState]:
-    updates, state = optimizer.update(gradient, state, variable)
-    return optax.apply_updates(variable, updates), state
 
 
 def _where(condition: jax.Array | bool, yes: Any, no: Any) -> Any:

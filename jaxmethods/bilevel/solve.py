@@ -23,6 +23,7 @@ from jaxmethods.bilevel.modes import (
     check_mode,
 )
 from jaxmethods.bilevel.reverse import reverse
+from jaxmethods.method import gradient_step
 
 Optimizer = optax.GradientTransformation | Callable[[Any], optax.GradientTransformation]
 
@@ -113,8 +114,7 @@ def _updates(optimizer: Optimizer, params: Any, hyper: Any) -> tuple[Callable, A
         return made
 
     def update(gradient: Any, opt_state: Any, params: Any, hyper: Any) -> tuple[Any, Any]:
-        updates, opt_state = at(hyper).update(gradient, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
+        return gradient_step(at(hyper), gradient, opt_state, params)
 
     state = jax.tree.map(jnp.asarray, at(hyper).init(params))
     after = lambda state: update(params, state, params, hyper)[1]  # noqa: E731

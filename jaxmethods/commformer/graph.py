@@ -103,7 +103,7 @@ def sample_graph(
     return _straight_through((logits + gumbel) / temperature, k)
 
 
-def training_graph(
+def scheduled_graph(
     logits: jax.Array,
     gumbel: jax.Array,
     update: jax.Array | int,

@@ -75,7 +75,7 @@ class Experience(NamedTuple):
     """[M, N, A] bool"""
     action: jax.Array
     """[M, N] int32, or [M, N, A] float32 if continuous"""
-    targets: objectives.Minibatch
+    targets: objectives.PPOTargets
     """What the PPO loss compares with, each [M, N]."""
     gate_noise: jax.Array | None = None
     """[M, N]: what the gate was given; None without a gate."""
@@ -113,7 +113,11 @@ def trainer(
     Raises:
         ValueError: `graph.edges` has another number of agents.
     """
-    training = prepare(env, network, graph, ppo, updates)
+    return make_method(prepare(env, network, graph, ppo, updates))
+
+
+def make_method(training: CommFormerTraining) -> Method:
+    """The method of a prepared training; see `trainer`."""
     levels = both_levels(training)
 
     def init(key: jax.Array, batch: Batch) -> State:
@@ -249,7 +253,7 @@ def collect(
         observation.agents_view,
         observation.action_mask,
         trajectory.action,
-        objectives.Minibatch(
+        objectives.PPOTargets(
             old_log_prob=acted.log_prob,
             old_value=acted.value,
             advantage=objectives.normalize_advantages(advantages, active),

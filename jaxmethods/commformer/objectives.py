@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from optax.losses import huber_loss
 
 from jaxmethods.commformer.config import PPOConfig
 from jaxmethods.numerics.compensated import two_product, two_sum
@@ -53,7 +54,7 @@ class ValueNormState:
         return 3
 
 
-class Minibatch(NamedTuple):
+class PPOTargets(NamedTuple):
     """What the loss compares the new policy and value with; all of one shape, e.g. [B, N]."""
 
     old_log_prob: jax.Array
@@ -177,13 +178,6 @@ def normalize_advantages(advantages: jax.Array, active: jax.Array | None = None)
     return deviations / (std + 1e-5)
 
 
-def huber(error: jax.Array, delta: float) -> jax.Array:
-    """error²/2 up to |error| = delta, delta (|error| - delta/2) beyond, elementwise."""
-    magnitude = jnp.abs(error)
-    quadratic = jnp.minimum(magnitude, delta)
-    return quadratic * (magnitude - 0.5 * quadratic)
-
-
 def value_loss(
     value: jax.Array,
     old_value: jax.Array,
@@ -207,7 +201,8 @@ def value_loss(
     """
     value, old_value, target = _wide(value), _wide(old_value), _wide(target)
     clipped = old_value + jnp.clip(value - old_value, -clip, clip)
-    worse = jnp.maximum(huber(target - value, delta), huber(target - clipped, delta))
+    plain, near = (huber_loss(target - v, delta=delta) for v in (value, clipped))
+    worse = jnp.maximum(plain, near)
     return _mean(worse, active)
 
 
@@ -215,7 +210,7 @@ def ppo_loss(
     log_prob: jax.Array,
     entropy: jax.Array,
     value: jax.Array,
-    minibatch: Minibatch,
+    targets: PPOTargets,
     value_norm: ValueNormState,
     config: PPOConfig,
 ) -> tuple[jax.Array, tuple[ValueNormState, dict[str, jax.Array]]]:
@@ -227,7 +222,7 @@ def ppo_loss(
             ratio of its own, and their clipped objectives are summed.
         entropy: of the policy, in the shape of `log_prob`.
         value: in normalized units.
-        minibatch: what to compare with; `old_log_prob` in the shape of `log_prob`, the others in
+        targets: what to compare with; `old_log_prob` in the shape of `log_prob`, the others in
             that of `value`.
         value_norm: statistics of the returns so far.
         config: coefficients, `clip` and `huber_delta`.
@@ -236,18 +231,18 @@ def ppo_loss(
         The loss [] and (the updated statistics, metrics): policy_loss, value_loss, entropy and
         ratio, the mean probability ratio over all entries, active or not; all [] float32.
     """
-    value_norm = value_norm_update(value_norm, minibatch.returns)
-    target = value_norm_normalize(value_norm, minibatch.returns)
-    active, eps = minibatch.active, config.clip
+    value_norm = value_norm_update(value_norm, targets.returns)
+    target = value_norm_normalize(value_norm, targets.returns)
+    active, eps = targets.active, config.clip
     log_prob, entropy = _wide(log_prob), _wide(entropy)
-    ratio = jnp.exp(log_prob - minibatch.old_log_prob)
+    ratio = jnp.exp(log_prob - targets.old_log_prob)
     dimensions = ratio.ndim > value.ndim
-    advantage = minibatch.advantage[..., None] if dimensions else minibatch.advantage
+    advantage = targets.advantage[..., None] if dimensions else targets.advantage
     surrogate = jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - eps, 1 + eps) * advantage)
     if dimensions:
         surrogate, entropy = surrogate.sum(-1), entropy.mean(-1)
     policy = -_mean(surrogate, active)
-    error = value_loss(value, minibatch.old_value, target, eps, config.huber_delta, active)
+    error = value_loss(value, targets.old_value, target, eps, config.huber_delta, active)
     mean_entropy = _mean(entropy, active)
     loss = policy - config.entropy_coefficient * mean_entropy + config.value_coefficient * error
     metrics = {

@@ -65,7 +65,7 @@ def training_graph(
     """[N, N]: the graph of a training forward (raw, sampled or exact; section 3 of the paper)."""
     if training.graph_kind != "learned":
         return edges
-    return graphs.training_graph(
+    return graphs.scheduled_graph(
         edges, noise, update, training.updates, training.edges_per_agent, training.graph
     )
 

@@ -15,18 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxmethods.data.offline import (
-    OPTIONAL,
-    REQUIRED,
-    DataError,
-    check_names,
-    column,
-    first_line,
-    flags,
-    matrix,
-    names_in,
-)
-from jaxmethods.errors import UserError, import_extra
+from jaxmethods.data.offline import OPTIONAL, REQUIRED, check_names, column, flags, matrix, names_in
+from jaxmethods.errors import DataError, UserError, first_line, import_extra
 
 EPISODE = re.compile("episode_[0-9]+")
 OF_EPISODE = ("observations", "actions", "rewards", "terminations", "truncations")

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from jaxmethods.data.offline import DataError
+from jaxmethods.errors import DataError, first_line
 
 SPLITS = ("train", "test")
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
@@ -148,8 +148,7 @@ def _read_image(file: Path, size: int | None) -> np.ndarray:
                 rgb = image.convert("RGB")
             return np.asarray(rgb if size is None else _square(rgb, size))
     except Exception as error:  # decoders raise of everything: SyntaxError, struct.error, ...
-        reason = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
-        raise DataError(f"data {file}: cannot be read as an image ({reason})") from error
+        raise DataError(f"data {file}: cannot be read as an image ({first_line(error)})") from error
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:

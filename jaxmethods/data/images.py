@@ -20,8 +20,8 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxmethods.data.image_folders import SPLITS, read_image_folder
-from jaxmethods.data.offline import DataError, read_npz
-from jaxmethods.errors import import_extra
+from jaxmethods.errors import DataError, import_extra
+from jaxmethods.files import read_npz
 
 KEYS = (*(f"{split}_{what}" for split in SPLITS for what in ("images", "labels")), "class_names")
 DIGITS_TEST = 397

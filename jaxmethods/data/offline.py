@@ -8,12 +8,14 @@ runs code that a file brings along, and opens no file outside of the data's own 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmethods.errors import UserError
+from jaxmethods.errors import DataError
+from jaxmethods.files import read_npz
 
 REQUIRED = ("observations", "actions", "rewards", "terminals", "timeouts")
 OPTIONAL = ("next_observations",)
@@ -31,10 +33,6 @@ OTHER_LAYOUTS = {
     "imitation": {"obs", "acts"},
 }
 """Layouts that are not read, by names that only they have."""
-
-
-class DataError(UserError):
-    """A data file that cannot be used; the message says why."""
 
 
 class FlatDataset(NamedTuple):
@@ -79,7 +77,8 @@ def read_offline(path: Path | str) -> FlatDataset:
     if not path.is_file():
         raise DataError(f"data {path}: no such file")
     if path.suffix == ".npz":
-        arrays = read_npz(path, (*REQUIRED, *OPTIONAL), required=REQUIRED)
+        check = partial(check_names, source=str(path))
+        arrays = read_npz(path, (*REQUIRED, *OPTIONAL), check)
         return flat_dataset(arrays, str(path))
     if path.suffix in (".hdf5", ".h5"):
         # Here, because h5py is optional and that module stands on this one.
@@ -210,43 +209,6 @@ def q_learning_rows(flat: FlatDataset) -> Rows:
     )
 
 
-def read_npz(
-    path: Path | str, names: tuple[str, ...] | None = None, required: tuple[str, ...] = ()
-) -> dict[str, np.ndarray]:
-    """The arrays of an npz file, all or those of `names` that are there; never pickles.
-
-    Args:
-        required: D4RL's names, where the file must have them.
-
-    Raises:
-        DataError: it is missing or damaged, lacks an array, or holds something else than arrays.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if not isinstance(arrays, np.lib.npyio.NpzFile):
-                raise DataError(f"data {path}: is not an npz archive")
-            if required:
-                check_names(arrays.files, str(path))
-            wanted = arrays.files if names is None else [n for n in names if n in arrays.files]
-            return {name: _member(arrays, name) for name in wanted}
-    except FileNotFoundError as error:
-        raise DataError(f"data {path}: no such file") from error
-    except UserError:
-        raise
-    except Exception as error:  # damaged archives raise zlib.error, BadZipFile, struct.error, ...
-        raise DataError(f"data {path}: cannot be read as npz ({first_line(error)})") from error
-
-
-def _member(arrays: Any, name: str) -> np.ndarray:
-    try:
-        array = arrays[name]
-    except Exception as error:
-        raise ValueError(f"{name}: {first_line(error)}") from error
-    if not isinstance(array, np.ndarray):  # numpy hands over the bytes of a member that is none
-        raise ValueError(f"{name}: is not an array")
-    return array
-
-
 def matrix(
     arrays: Mapping[str, Any], name: str, source: str, length: int | None = None
 ) -> np.ndarray:
@@ -292,8 +254,3 @@ def _single(values: np.ndarray, name: str, source: str) -> np.ndarray:
             f"data {source}: {name}: expected finite numbers, got {values[bad][0]} in row {row}"
         )
     return single
-
-
-def first_line(error: Exception) -> str:
-    """What an exception says, on one line."""
-    return (str(error).strip() or type(error).__name__).split("\n")[0][:200]

@@ -79,11 +79,6 @@ def shardings(tree: Any, rules: Sequence[Rule], seeds: int, mesh: Mesh, seed_axe
     return jax.tree_util.tree_map_with_path(one, tree, seeded)
 
 
-def by_rules(tree: Any, rules: Sequence[Rule], mesh: Mesh) -> Any:
-    """A sharding for every leaf of a tree without an axis of seeds: a model, data."""
-    return shardings(tree, rules, 1, mesh, seed_axes=None)
-
-
 def put(tree: Any, shardings: Any) -> Any:
     """Places arrays of the mesh, or host values that are the same in every process.
 

@@ -16,9 +16,9 @@ Static merges are pure functions of trees, experts stacked on a leading axis:
 folders that don't fit in memory together, and so does `jaxmethods run` with `method: merge`.
 
 What is adapted at test time is a `Method`: `init(key, batch)` and `step(state, batch)`. Papers and
-equations are named in the modules: `arithmetic`, `ties`, `sparsify` (DARE,
-Breadcrumbs, DELLA, pruning), `pcb`, `fisher`, `regmean`, `spectral`
-(TSV-M, Iso-C), `adamerging`, `routers`, `experts`, `wemoe`, `surgery`, `analysis`.
+equations are named in the modules: `arithmetic`, `ties`, `dare`, `breadcrumbs`, `della`,
+`magnitude`, `concrete`, `pcb`, `fisher`, `regmean`, `tsv`, `iso_c`, `adamerging`, `routers`,
+`experts`, `wemoe`, `surgery`, `analysis`.
 """
 
 from jaxmethods.merging import analysis
@@ -31,20 +31,15 @@ from jaxmethods.merging.static.arithmetic import (
     slerp,
     task_arithmetic,
 )
+from jaxmethods.merging.static.breadcrumbs import breadcrumbs
+from jaxmethods.merging.static.concrete import concrete_mask
+from jaxmethods.merging.static.dare import dare, dare_mask, dare_ties, dare_with_mask
+from jaxmethods.merging.static.della import della
 from jaxmethods.merging.static.fisher import fisher_diagonal, fisher_merge
+from jaxmethods.merging.static.iso_c import iso_c
+from jaxmethods.merging.static.magnitude import magnitude_prune
 from jaxmethods.merging.static.pcb import pcb
 from jaxmethods.merging.static.regmean import gram, regmean
-from jaxmethods.merging.static.sparsify import (
-    breadcrumbs,
-    concrete_mask,
-    dare,
-    dare_mask,
-    dare_ties,
-    dare_with_mask,
-    della,
-    magnitude_prune,
-)
-from jaxmethods.merging.static.spectral import iso_c, tsv_merge
 from jaxmethods.merging.static.ties import ties, ties_split
 from jaxmethods.merging.static.trees import (
     apply_task_vectors,
@@ -54,6 +49,7 @@ from jaxmethods.merging.static.trees import (
     stack_trees,
     task_vectors,
 )
+from jaxmethods.merging.static.tsv import tsv_merge
 
 __all__ = [
     "AdaMergingConfig",

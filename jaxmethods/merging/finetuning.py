@@ -29,7 +29,7 @@ from jaxmethods.layout import Rule
 from jaxmethods.merging.adaptive.adaptation import Heads, Unlabeled, classify, draw_indices, take
 from jaxmethods.merging.config import BaseConfig, ExpertsConfig, TrainingConfig
 from jaxmethods.merging.static.trees import Tree, map_with_names
-from jaxmethods.method import Method, Metrics
+from jaxmethods.method import Method, Metrics, gradient_step
 from jaxmethods.models.clip import vit
 from jaxmethods.models.clip.network import normalize
 from jaxmethods.models.clip.vit import VisionConfig
@@ -203,9 +203,7 @@ def pretrainer(vision: VisionConfig, config: BaseConfig, logit_scale: float) -> 
             batch.images.classes,
         )
         params = state.base, state.heads
-        updates, moments = optimizer.update(gradient, state.optimizer, params)
-        updated: Any = optax.apply_updates(params, updates)
-        base, heads = updated
+        (base, heads), moments = gradient_step(optimizer, gradient, state.optimizer, params)
         return BaseState(key, base, heads, moments, state.step + 1), metrics
 
     return Method(init, step)

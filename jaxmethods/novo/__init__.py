@@ -25,7 +25,6 @@ from jaxmethods.novo import (
     heads,
     misconceptions,
     norms,
-    prompts,
     resample,
     tree,
 )
@@ -40,19 +39,16 @@ from jaxmethods.novo.heads import (
     select_heads,
     vote,
 )
-from jaxmethods.novo.prompts import PromptSpec, clean_choice, render
 from jaxmethods.novo.resample import bootstrap, transfer
 from jaxmethods.novo.score import Scores, score
 from jaxmethods.novo.tree import build_tree
 
 __all__ = [
     "Heads",
-    "PromptSpec",
     "Scores",
     "baselines",
     "bootstrap",
     "build_tree",
-    "clean_choice",
     "correct_counts",
     "finetune",
     "fit",
@@ -63,8 +59,6 @@ __all__ = [
     "misconceptions",
     "norms",
     "predict",
-    "prompts",
-    "render",
     "resample",
     "score",
     "select_heads",

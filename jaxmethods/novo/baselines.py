@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmethods.novo.heads import Heads, correct_counts, largest_of, predict, select_heads
+from jaxmethods.novo.heads import Heads, correct_counts, largest_of, select_heads
 
 
 def most_likely(log_likelihood: jax.Array, mask: jax.Array) -> jax.Array:
@@ -100,15 +100,6 @@ def standardize(norms: jax.Array, mask: jax.Array) -> jax.Array:
 def accuracy(predictions: jax.Array, labels: jax.Array) -> jax.Array:
     """The share of predictions that are right."""
     return jnp.mean(predictions == labels)
-
-
-def selected_and_random(
-    key: jax.Array, norms: jax.Array, mask: jax.Array, labels: jax.Array, heads: Heads
-) -> tuple[jax.Array, jax.Array]:
-    """Accuracy of the heads, and of as many random ones."""
-    numbers = jnp.sum(heads.max_mask), jnp.sum(heads.min_mask)
-    drawn = random_heads(key, heads.max_mask.shape[-1], *numbers)
-    return tuple(accuracy(predict(norms, mask, who), labels) for who in (heads, drawn))  # type: ignore
 
 
 def best_on_test(norms: jax.Array, mask: jax.Array, labels: jax.Array) -> jax.Array:

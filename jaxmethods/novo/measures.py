@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.stats import binomtest
 
 from jaxmethods.novo import baselines, heads
 from jaxmethods.novo.heads import Heads
@@ -22,9 +22,9 @@ RANDOM_DRAWS = 16
 def accuracies(
     judged: Questions, chosen: Heads, predictions: jax.Array, seed: int
 ) -> dict[str, float]:
-    """Norm voting, with 95 % interval and under another order of candidates, and random heads."""
+    """Norm voting with Wilson's 95 % interval, under another order of candidates, random heads."""
     right = np.asarray(predictions) == np.asarray(judged.labels)
-    low, high = wilson(int(right.sum()), len(right))
+    interval = binomtest(int(right.sum()), len(right)).proportion_ci(0.95, method="wilson")
     shuffled = np.random.default_rng(seed + 1).random(judged.mask.shape)
     order = np.argsort(np.where(judged.mask, shuffled, 2.0), axis=1)
     numbers = jnp.sum(chosen.max_mask), jnp.sum(chosen.min_mask)
@@ -34,8 +34,8 @@ def accuracies(
     )
     return {
         "accuracy": float(right.mean()),
-        "accuracy_95_low": low,
-        "accuracy_95_high": high,
+        "accuracy_95_low": float(interval.low),
+        "accuracy_95_high": float(interval.high),
         "shuffled_order_accuracy": _reordered(judged, chosen, order),
         "chance": float(baselines.chance(judged.mask)),
         "random_heads_accuracy": float(jnp.mean(_elections(judged, drawn))),
@@ -109,14 +109,6 @@ def ties(judged: Questions) -> dict[str, float]:
 
     rounded = judged.norms.astype(jnp.bfloat16).astype(jnp.float32)
     return {"tied_heads": share(judged.norms), "tied_heads_in_bfloat16": share(rounded)}
-
-
-def wilson(right: int, number: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % confidence interval of a share (Wilson's score interval)."""
-    share, spread = right / number, z * z / number
-    middle = (share + spread / 2) / (1 + spread)
-    half = z * math.sqrt(share * (1 - share) / number + spread / (4 * number)) / (1 + spread)
-    return middle - half, middle + half
 
 
 def _accuracy(predictions: jax.Array, judged: Questions) -> float:

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxmethods.language.prompts import common_prefix
+
 BUCKETS = (*range(16, 128, 16), *range(128, 320, 32), *range(320, 640, 64), *range(640, 4097, 128))
 """Lengths that rows are padded to."""
 QUESTION, PADDING = 0, -1
@@ -127,15 +129,6 @@ def candidate_starts(
     shared = [_own_end(question, common_prefix(question)) for question in sequences]
     lengths = shared if prompt_lengths is None else prompt_lengths
     return [max(1, min(length, prefix)) for length, prefix in zip(lengths, shared, strict=True)]
-
-
-def common_prefix(sequences: Sequence[Any]) -> int:
-    """How many leading tokens all sequences share."""
-    first, last = min(sequences), max(sequences)  # in lexicographic order: the least alike
-    for place, (one, other) in enumerate(zip(first, last, strict=False)):
-        if one != other:
-            return place
-    return min(len(first), len(last))
 
 
 def plan_batches(

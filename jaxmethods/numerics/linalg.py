@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 def in_turn(function: Callable[..., Any], *matrices: jax.Array) -> Any:
@@ -34,3 +35,9 @@ def in_turn(function: Callable[..., Any], *matrices: jax.Array) -> Any:
     if not leading:
         return function(*matrices)
     return jax.lax.platform_dependent(*matrices, cpu=one_by_one, default=function)
+
+
+def thin_svd(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """U [..., m, k], s [..., k] and V^T [..., k, n] of matrices [..., m, n], k = min(m, n)."""
+    left, values, right = jnp.linalg.svd(matrix, full_matrices=False)
+    return left, values, right

@@ -1,15 +1,62 @@
-"""How sure a mean is."""
+"""How sure a mean is, and tables of means."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 
-def mean_and_error(values: np.ndarray) -> tuple[float, float | None]:
-    """The mean of [n] values and its standard error.
+class Summary(NamedTuple):
+    """A quantity over independent repetitions: seeds, or policies.
 
-    The error is the sample standard deviation over the square root of n; None for one value.
+    `f"{summary:.1f}"` is "12.3 ± 0.4", or "12.3" for a single value.
     """
+
+    mean: float
+    error: float | None
+    """Standard error: the sample standard deviation over the square root of the number of
+    repetitions; None for one."""
+
+    def __format__(self, spec: str) -> str:
+        mean = format(self.mean, spec or ".4g")
+        return mean if self.error is None else f"{mean} ± {format(self.error, spec or '.2g')}"
+
+    def __str__(self) -> str:
+        return format(self, "")
+
+
+def summarize(values: Any) -> Summary:
+    """The mean of [n] values and its standard error; of [n, ...], means over the rest come first.
+
+    Raises:
+        ValueError: there is no value.
+    """
+    values = np.asarray(values, float)
+    if not values.size:
+        raise ValueError("values: expected at least one, got none")
+    return Summary(*mean_and_error(values.reshape(len(values), -1).mean(1)))
+
+
+def mean_and_error(values: np.ndarray) -> tuple[float, float | None]:
+    """The mean of [n] values and its standard error, which is None for one value."""
     if len(values) == 1:
         return float(values.mean()), None
-    return float(values.mean()), float(values.std(ddof=1) / len(values) ** 0.5)
+    return float(values.mean()), float(standard_error(values))
+
+
+def standard_error(values: np.ndarray, axis: int = 0) -> np.ndarray:
+    """Sample standard deviation over the square root of the number of values along an axis.
+
+    It is 0 where there is one value: nothing is known of its spread.
+    """
+    count = values.shape[axis]
+    spread = values.std(axis, ddof=1) if count > 1 else np.zeros_like(values.sum(axis))
+    return spread / np.sqrt(count)
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, a line for each row, without a newline at its end."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from jaxmethods.method import Method, Metrics
+from jaxmethods.method import Method, Metrics, gradient_step
 from jaxmethods.numerics.sampling import distinct_rows
 from jaxmethods.obd.config import CloningConfig
 from jaxmethods.obd.objectives import bc_loss
@@ -41,8 +41,7 @@ def cloning(config: CloningConfig, policy: Policy | None = None) -> Method:
         batch = SynSet(data.states[rows], data.actions[rows])
         noise = config.noise * jax.random.normal(noise_key, batch.actions.shape)
         loss, gradient = jax.value_and_grad(bc_loss)(state.params, batch, noise, policy.sample)
-        change, moments = optimizer.update(gradient, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, change)
+        params, moments = gradient_step(optimizer, gradient, state.optimizer, state.params)
         return CloningState(key, params, moments), {"loss": loss}
 
     return Method(init, step)

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmethods.method import Method, Metrics
+from jaxmethods.method import Method, Metrics, gradient_step
 from jaxmethods.obd.config import FlowConfig
 from jaxmethods.offline_rl.policies import Layer
 
@@ -69,9 +69,8 @@ def flow_learner(config: FlowConfig) -> Method:
             return -jnp.mean(flow_log_prob(params, batch))
 
         value, gradient = jax.value_and_grad(loss)(state.params)
-        change, moments = optimizer.update(gradient, state.optimizer)
-        params = optax.apply_updates(state.params, change)
-        return FlowState(key, params, moments), {"negative_log_likelihood": value}  # type: ignore[arg-type]
+        params, moments = gradient_step(optimizer, gradient, state.optimizer, state.params)
+        return FlowState(key, params, moments), {"negative_log_likelihood": value}
 
     return Method(init, step)
 

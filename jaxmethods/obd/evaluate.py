@@ -23,6 +23,7 @@ import optax
 from jaxmethods.config import nearest
 from jaxmethods.envs.control.episodes import BRAX, CONTROL, episode_returns, make_control
 from jaxmethods.envs.finite import finite
+from jaxmethods.numerics.statistics import standard_error
 from jaxmethods.obd.baselines import random_rows
 from jaxmethods.obd.config import EvaluationConfig, OBDConfig, PlayConfig
 from jaxmethods.obd.method import make_student
@@ -120,10 +121,8 @@ def judge_sets(
         metrics[f"{prefix}offline_loss"] = np.asarray(measured.offline_loss)
         if play is not None:
             each = play.scores(measured.played).mean(2)  # [seeds, K]
-            count = each.shape[1]
-            spread = each.std(1, ddof=1) if count > 1 else np.zeros(len(each))
             metrics[f"{prefix}score"] = each.mean(1)
-            metrics[f"{prefix}score_error"] = spread / count**0.5
+            metrics[f"{prefix}score_error"] = standard_error(each, 1)
     return metrics
 
 

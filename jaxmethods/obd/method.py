@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmethods.method import Method, Metrics
+from jaxmethods.method import Method, Metrics, gradient_step
 from jaxmethods.obd.config import OBDConfig, StudentConfig
 from jaxmethods.obd.meta_gradient import MetaGradient, meta_gradient, mode_of
 from jaxmethods.obd.objectives import OuterBatch, make_outer_batch
@@ -139,8 +139,7 @@ def outer_step(
     batch = make_outer_batch(batch_key, source, config, rates.beta_w)
     found = average_gradient(config, student, state, source, batch, student_key)
     optimizer = outer_optimizer(config.clip, rates.outer_lr, rates.outer_momentum)
-    updates, optimizer_state = optimizer.update(found.gradient, state.optimizer)
-    syn: Any = optax.apply_updates(state.syn, updates)
+    syn, moments = gradient_step(optimizer, found.gradient, state.optimizer, state.syn)
     metrics = {
         "loss": found.loss,
         "gradient_norm": optax.tree.norm(found.gradient),
@@ -148,7 +147,7 @@ def outer_step(
         "inner_last": found.inner_losses[-1],
         "weight_mean": batch.weights.mean(),
     }
-    return State(syn, optimizer_state, key, state.step + 1, rates), metrics
+    return State(syn, moments, key, state.step + 1, rates), metrics
 
 
 def average_gradient(

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxmethods.method import gradient_step
 from jaxmethods.obd.objectives import Sample, bc_loss
 from jaxmethods.obd.types import SynSet
 from jaxmethods.offline_rl.policies import Policy, policy_sample, tanh_gaussian
@@ -78,8 +79,7 @@ def train_student(
         params, moments = carry
         drawn = noise * jax.random.normal(key, syn.actions.shape)
         gradient = jax.grad(bc_loss)(params, syn, drawn, policy.sample)
-        change, moments = optimizer.update(gradient, moments, params)
-        return (optax.apply_updates(params, change), moments), None
+        return gradient_step(optimizer, gradient, moments, params), None
 
     start = (params, optimizer.init(params))
     return jax.lax.scan(step, start, jax.random.split(noise_key, steps))[0][0]

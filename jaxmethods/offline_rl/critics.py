@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
+from jaxmethods.method import gradient_step
 from jaxmethods.offline_rl.policies import QParams, init_q, q_value
 
 
@@ -56,7 +56,7 @@ def apply_each(optimizers: Any, gradients: Any, moments: Any, networks: Any) -> 
     for optimizer, gradient, moment, network in zip(
         optimizers, gradients, moments, networks, strict=True
     ):
-        change, moment = optimizer.update(gradient, moment, network)
-        updated.append(optax.apply_updates(network, change))
+        network, moment = gradient_step(optimizer, gradient, moment, network)
+        updated.append(network)
         states.append(moment)
     return type(networks)(*updated), type(networks)(*states)

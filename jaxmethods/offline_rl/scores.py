@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from jaxmethods.config import nearest
 
 
@@ -30,15 +28,6 @@ REFERENCE: dict[str, ReferenceReturns] = {
 }
 """The first three are D4RL's. Pendulum's are means over 200 episodes, standard error 1.3 and 0.4,
 of uniform actions and of `envs.pendulum.swing_up`."""
-
-
-class Summary(NamedTuple):
-    """Mean and standard error of independent policies' scores."""
-
-    mean: float
-    error: float
-    """Standard deviation (ddof 1) of the policies' means over the square root of their number;
-    nan for a single policy."""
 
 
 def reference_returns(env_name: str) -> ReferenceReturns:
@@ -64,11 +53,3 @@ def score(env_name: str, returns: Any) -> Any:
 def score_name(env_name: str) -> str:
     """What the numbers of `score` are, for axes and tables."""
     return "normalized score" if env_name in REFERENCE else "return"
-
-
-def summarize(scores: Any) -> Summary:
-    """Scores [K, E] of K independently trained policies in E episodes each, or [K]."""
-    scores = np.asarray(scores, float)
-    means = scores.reshape(len(scores), -1).mean(1)
-    error = means.std(ddof=1) / np.sqrt(len(means)) if len(means) > 1 else float("nan")
-    return Summary(float(means.mean()), float(error))

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmethods.data.offline import DataError, FlatDataset, episode_ends
+from jaxmethods.data.offline import FlatDataset, episode_ends
+from jaxmethods.errors import DataError
 from jaxmethods.numerics.compensated import two_sum
 from jaxmethods.offline_rl.types import Norm
 

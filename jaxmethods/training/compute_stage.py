@@ -6,11 +6,8 @@ there are not computed again.
 
 from __future__ import annotations
 
-import io
 import re
 import signal
-import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ import numpy as np
 from jaxmethods import files
 from jaxmethods.devices import processes as distributed
 from jaxmethods.devices.sharding import local_copy
+from jaxmethods.errors import DataError
 from jaxmethods.records.record import Record
 from jaxmethods.records.run_folder import RunFolder
 from jaxmethods.stages import Arrays, Compute, Part, Place, Results
@@ -52,14 +50,10 @@ class Computed:
 
     def read(self, part: Part) -> Arrays:
         """Raises `StageError` for a file that is not whole."""
-        file = self.file(part)
         try:
-            with np.load(file, allow_pickle=False) as kept:
-                return {name: kept[name] for name in kept.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise StageError(
-                f"{file}: cannot be read ({files.reason(error)}); remove it to compute it again"
-            ) from error
+            return files.read_npz(self.file(part))
+        except DataError as error:
+            raise StageError(f"{error}; remove it to compute it again") from error
 
     def result(self, results: Results, place: Place) -> Any:
         """From kept parts alone; None where one is missing."""
@@ -114,7 +108,7 @@ class ComputeRun:
                 return
             with files.refusals(self.kept.folder):
                 self.kept.folder.mkdir(parents=True, exist_ok=True)
-            files.write_atomically(self.kept.file(part), _packed(arrays))
+            files.write_npz(self.kept.file(part), arrays)
 
         distributed.together(keep)
         return arrays
@@ -129,9 +123,3 @@ class ComputeRun:
             "go on with --resume",
             number,
         )
-
-
-def _packed(arrays: Mapping[str, np.ndarray]) -> bytes:
-    content = io.BytesIO()
-    np.savez(content, **arrays)  # pyright: ignore[reportArgumentType]
-    return content.getvalue()

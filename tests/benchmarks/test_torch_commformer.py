@@ -117,7 +117,7 @@ def test_the_first_loss_and_its_gradient_norm_are_equal():
         out = policy.evaluate_actions(
             module, params["network"], obs, action, mask, params["edges"], None
         )
-        batch = objectives.Minibatch(log_prob, value, advantage, returns)
+        batch = objectives.PPOTargets(log_prob, value, advantage, returns)
         start = objectives.value_norm_init()
         return objectives.ppo_loss(out.log_prob, out.entropy, out.value, batch, start, ppo)[0]
 

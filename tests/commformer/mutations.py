@@ -94,8 +94,8 @@ MUTATIONS = [
     ),
     (
         "objectives.py",
-        "value_norm_normalize(value_norm, minibatch.returns)",
-        "minibatch.returns",
+        "value_norm_normalize(value_norm, targets.returns)",
+        "targets.returns",
         "values are trained on returns that are not normalized",
         "test_objectives.py::test_the_value_target_is_normalized_by_statistics_that_know_the_returns",
     ),

@@ -135,7 +135,7 @@ def test_the_penalty_begins_after_its_share_of_the_updates(monkeypatch):
     env = envs.make("predator_prey", n_predators=3, dim=3)
     network = NetworkConfig(embed=8, gate=GateConfig(penalty=2.0, penalty_from=0.5))
     training = schedule.prepare(env, network, GraphConfig(), PPOConfig(), updates=8)
-    samples = method.Experience(None, None, None, objectives.Minibatch(zero, zero, zero, zero))
+    samples = method.Experience(None, None, None, objectives.PPOTargets(zero, zero, zero, zero))
     edges, noise = jnp.ones((3, 3)), jnp.zeros((3, 3))
 
     def loss(update):

@@ -126,7 +126,7 @@ class TestTrainingGraph:
 
         @jax.jit
         def at(update):
-            return graphs.training_graph(logits, noise, update, self.UPDATES, K, self.CONFIG)
+            return graphs.scheduled_graph(logits, noise, update, self.UPDATES, K, self.CONFIG)
 
         assert not np.array_equal(sampled(logits, noise), exact(logits))
         return at, {"raw": logits, "sampled": sampled(logits, noise), "exact": exact(logits)}
@@ -142,7 +142,7 @@ class TestTrainingGraph:
     def test_without_post_stable_it_stays_sampled(self, graph_at):
         config = self.CONFIG.model_copy(update={"post_stable": False})
         logits, noise = logits_and_noise(1)
-        graph = graphs.training_graph(logits, noise, 20, self.UPDATES, K, config)
+        graph = graphs.scheduled_graph(logits, noise, 20, self.UPDATES, K, config)
         np.testing.assert_array_equal(graph, graph_at[1]["sampled"])
 
     def test_the_raw_graph_passes_its_gradient_unchanged(self):
@@ -150,7 +150,7 @@ class TestTrainingGraph:
         weights = jax.random.normal(jax.random.key(2), (N, N))
         gradient = jax.grad(
             lambda x: jnp.sum(
-                weights * graphs.training_graph(x, noise, 0, self.UPDATES, K, self.CONFIG)
+                weights * graphs.scheduled_graph(x, noise, 0, self.UPDATES, K, self.CONFIG)
             )
         )(logits)
         np.testing.assert_allclose(gradient, weights, rtol=1e-6)
@@ -194,8 +194,8 @@ def test_without_self_edges_every_selected_edge_is_a_message():
     k = graphs.edges_per_agent(4, 0.5, self_edges=False)
     noise = jax.random.gumbel(jax.random.key(0), (4, 4))
     for made in (
-        graphs.training_graph(logits, noise, 1, 10, k, config),
-        graphs.training_graph(logits, noise, 9, 10, k, config),
+        graphs.scheduled_graph(logits, noise, 1, 10, k, config),
+        graphs.scheduled_graph(logits, noise, 9, 10, k, config),
         graphs.fixed_graph("random", jax.random.key(1), 4, k, self_edges=False),
     ):
         np.testing.assert_array_equal(jnp.diag(made), 0)

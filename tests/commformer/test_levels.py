@@ -25,7 +25,7 @@ def test_a_share_of_the_environments_is_held_out():
 
 
 def test_the_network_gets_the_others_and_the_edges_those_held_out():
-    targets = method.objectives.Minibatch(*[jnp.ones((3, 2))] * 4)
+    targets = method.objectives.PPOTargets(*[jnp.ones((3, 2))] * 4)
     held_out = jnp.array([True, False, True])
     samples = method.Experience(None, None, None, targets, None, held_out)
     for upper in (True, False):
@@ -44,7 +44,7 @@ def test_the_unrolled_gradient_judges_on_what_is_held_out(monkeypatch):
     monkeypatch.setattr(method, "minibatch_loss", loss)
     ones = jnp.ones((4, 2))
     advantage = jnp.array([2.0, 5.0, 4.0, 7.0])[:, None] * ones
-    targets = method.objectives.Minibatch(ones, ones, advantage, ones)
+    targets = method.objectives.PPOTargets(ones, ones, advantage, ones)
     held_out = jnp.array([False, True, False, True])
     samples = method.Experience(None, None, None, targets, None, held_out)
     w, u, own, judged = 0.5, 2.0, 3.0, 6.0

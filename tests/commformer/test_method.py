@@ -109,7 +109,7 @@ def test_a_share_of_the_run_that_is_whole_is_taken_whole(ratio, updates, last):
     assert schedule.stable_from(training) == last
     logits, noise = jnp.eye(3), jnp.arange(9.0).reshape(3, 3)
     for update, stable in ((last, False), (last + 1, True)):
-        found = graphs.training_graph(logits, noise, update, updates, 1, graph)
+        found = graphs.scheduled_graph(logits, noise, update, updates, 1, graph)
         assert np.array_equal(found, jnp.eye(3)) == stable
     for number in range(1, 200):  # thousandths, up to millions of updates
         assert graphs.whole_part(number / 1000 * 29_000_000) == number * 29_000
@@ -239,7 +239,7 @@ class TestLevels:
         shape = (len(flat), 3)
         alive = jnp.ones(shape).at[:, 0].set(0)
         for active in (None, alive):
-            targets = objectives.Minibatch(*[jnp.zeros(shape)] * 4, active=active)
+            targets = objectives.PPOTargets(*[jnp.zeros(shape)] * 4, active=active)
             samples = method.Experience(None, None, None, targets, held_out=flat)
             lower, upper = (method.of_level(samples, u).targets.active for u in (False, True))
             np.testing.assert_array_equal(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jaxmethods.commformer import objectives
 from jaxmethods.commformer.config import PPOConfig
-from jaxmethods.commformer.objectives import Minibatch
+from jaxmethods.commformer.objectives import PPOTargets
 
 T, R, N = 7, 2, 3
 seeds = st.integers(0, 2**31 - 1)
@@ -152,14 +152,20 @@ def test_advantages_are_standardized_over_the_active_entries_alone():
     np.testing.assert_allclose(np.asarray(disturbed)[np.asarray(active) == 1], kept, atol=1e-6)
 
 
-def test_the_huber_loss_is_symmetric():
-    np.testing.assert_allclose(objectives.huber(jnp.array([-30.0, 30.0]), 10.0), [250.0, 250.0])
-    np.testing.assert_allclose(objectives.huber(jnp.array([-4.0, 4.0]), 10.0), [8.0, 8.0])
+def value_losses(errors, delta=10.0):
+    """Of predictions that are off by so much, and were when the actions were taken."""
+    zero = jnp.zeros(())
+    return jax.vmap(lambda e: objectives.value_loss(e, e, zero, 0.2, delta))(errors)
 
 
-def test_the_huber_gradient_is_the_clipped_error():
+def test_the_value_loss_is_a_symmetric_huber_loss():
+    errors = jnp.array([-30.0, 30.0, -4.0, 4.0])
+    np.testing.assert_allclose(value_losses(errors), [250.0, 250.0, 8.0, 8.0])
+
+
+def test_its_gradient_is_the_clipped_error():
     errors = jnp.linspace(-25, 25, 41)
-    gradient = jax.vmap(jax.grad(lambda e: objectives.huber(e, 10.0)))(errors)
+    gradient = jax.vmap(jax.grad(lambda e: value_losses(jnp.array([e]))[0]))(errors)
     np.testing.assert_allclose(gradient, np.clip(errors, -10, 10), rtol=1e-6)
 
 
@@ -185,7 +191,7 @@ def loss_of(log_prob, entropy, value, minibatch, **coefficients):
 
 def minibatch(seed, active=None):
     old_log_prob, old_value, advantage, returns = normals(seed, 4, (6, N))
-    return Minibatch(old_log_prob, old_value, advantage, returns, active)
+    return PPOTargets(old_log_prob, old_value, advantage, returns, active)
 
 
 def test_at_ratio_one_the_policy_loss_is_minus_the_mean_advantage():
@@ -264,7 +270,7 @@ def test_dimensions_of_a_continuous_action_have_ratios_of_their_own():
     config, norm = PPOConfig(clip=0.1), objectives.value_norm_init()
 
     def policy_loss(log_prob, old):
-        batch = Minibatch(old, value, advantage, value)
+        batch = PPOTargets(old, value, advantage, value)
         entropy = jnp.ones_like(log_prob)
         loss, (_, metrics) = objectives.ppo_loss(log_prob, entropy, value, batch, norm, config)
         assert loss.shape == ()

@@ -8,7 +8,9 @@ import os
 import numpy as np
 import pytest
 
-from jaxmethods.data.offline import DataError, read_npz, read_offline
+from jaxmethods.data.offline import read_offline
+from jaxmethods.errors import DataError
+from jaxmethods.files import read_npz
 from tests.data.test_offline import LENGTHS, A, S, flat, write_d4rl, write_minari, write_npz
 
 h5py = pytest.importorskip("h5py")

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from jaxmethods.data.images import read_task, read_tasks
-from jaxmethods.data.offline import DataError
+from jaxmethods.errors import DataError
 from tests.data.test_images import arrays, save
 
 

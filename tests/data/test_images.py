@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxmethods.data.images import DIGIT_TASKS, digit_tasks, read_task, read_tasks
-from jaxmethods.data.offline import DataError
+from jaxmethods.errors import DataError
 
 
 def arrays(channels=1, size=8, classes=3):

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from jaxmethods.data.offline import (
-    DataError,
     FlatDataset,
     episode_ends,
     flat_dataset,
     q_learning_rows,
-    read_npz,
     read_offline,
 )
+from jaxmethods.errors import DataError
+from jaxmethods.files import read_npz
 from jaxmethods.offline_rl.dataset import load_offline, offline_data
 
 S, A = 4, 2

@@ -8,7 +8,7 @@ import pytest
 
 from jaxmethods import merging
 from jaxmethods.config import MeshConfig, validate
-from jaxmethods.devices.sharding import by_rules, make_mesh, put
+from jaxmethods.devices.sharding import make_mesh, put, shardings
 from jaxmethods.merging.adaptive import adaptation, surgery, wemoe
 from jaxmethods.merging.config import SurgeryConfig, WEMoEConfig
 from jaxmethods.merging.recipes import comparison as run
@@ -28,7 +28,7 @@ def mesh():
 
 
 def spread(tree, rules, mesh):
-    return put(tree, by_rules(tree, rules, mesh))
+    return put(tree, shardings(tree, rules, 1, mesh, seed_axes=None))
 
 
 def assert_close(many, one, **tolerances):

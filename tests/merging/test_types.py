@@ -18,7 +18,7 @@ from jaxmethods import merging
 from jaxmethods.merging import analysis
 from jaxmethods.merging.adaptive import adamerging, adaptation, experts, routers, surgery, wemoe
 from jaxmethods.merging.config import AdaMergingConfig, SurgeryConfig, WEMoEConfig
-from jaxmethods.merging.static import order_statistics
+from jaxmethods.numerics import order_statistics
 from tests.merging import tiny
 
 TASKS = 3

@@ -143,8 +143,8 @@ MUTATIONS = [
     ),
     (
         "measures.py",
-        "spread / (4 * number)",
-        "spread / number",
+        'method="wilson"',
+        'method="exact"',
         "Wilson's interval is too wide",
         "test_measures.py::test_the_interval_is_wilsons",
     ),

@@ -11,7 +11,7 @@ import yaml
 
 from jaxmethods.data.mcq import read_questions
 from jaxmethods.data.tokenizer import byte_tokenizer
-from jaxmethods.novo.prompts import PromptSpec, tokenize_questions
+from jaxmethods.language.prompts import PromptSpec, tokenize_questions
 from jaxmethods.novo.score import _row_norms, _run_root, score
 from jaxmethods.novo.tree import build_tree
 from tests.models.decoder.decoders import LLAMA, random_params

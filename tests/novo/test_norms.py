@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxmethods.language.prompts import common_prefix
 from jaxmethods.models import decoder
 from jaxmethods.novo import tree
 from jaxmethods.novo.norms import row_norms, run_root
@@ -101,7 +102,7 @@ def test_neither_order_nor_company_nor_unstacked_layers_change_a_norm():
 
 def test_likelihoods_are_those_of_whole_sequences():
     params, sequences = random_params(LLAMA), random_sequences(2, questions=4)
-    starts = [tree.common_prefix(question) for question in sequences]
+    starts = [common_prefix(question) for question in sequences]
     starts = [min(start, 6) for start in starts]
     scores = score(params, LLAMA, sequences, prompt_lengths=starts, likelihood=True)
     assert scores.likelihood is not None

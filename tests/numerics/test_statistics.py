@@ -5,7 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jaxmethods.numerics.statistics import mean_and_error
+from jaxmethods.numerics.statistics import (
+    markdown_table,
+    mean_and_error,
+    standard_error,
+    summarize,
+)
 
 
 def test_the_error_is_the_sample_deviation_over_the_root_of_the_number():
@@ -16,3 +21,26 @@ def test_the_error_is_the_sample_deviation_over_the_root_of_the_number():
 
 def test_one_value_has_no_error():
     assert mean_and_error(np.asarray([0.25])) == (0.25, None)
+    np.testing.assert_array_equal(standard_error(np.ones((3, 1)), 1), np.zeros(3))
+
+
+def test_the_error_is_over_the_first_axis_and_not_over_what_is_averaged():
+    summary = summarize([[0.0, 2.0], [3.0, 5.0]])
+    assert summary.mean == 2.5
+    np.testing.assert_allclose(summary.error, np.std([1.0, 4.0], ddof=1) / np.sqrt(2))
+
+
+def test_a_summary_is_written_with_its_error_where_there_is_one():
+    assert f"{summarize([1.0, 4.0]):.1f}" == "2.5 ± 1.5"
+    assert f"{summarize([2.25]):.1f}" == "2.2"
+    assert str(summarize([1.0, 4.0])) == "2.5 ± 1.5"
+
+
+def test_nothing_cannot_be_summarized():
+    with pytest.raises(ValueError, match="expected at least one"):
+        summarize([])
+
+
+def test_a_table_has_a_line_for_each_row():
+    expected = "| a | b |\n| --- | --- |\n| 1 | 2 |"
+    assert markdown_table(["a", "b"], [["1", "2"]]) == expected

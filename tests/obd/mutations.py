@@ -142,11 +142,11 @@ MUTATIONS = [
         "test_method.py::test_clusters_give_different_rows_and_separated_groups_one_each",
     ),
     (
-        "../offline_rl/scores.py",
-        "means.std(ddof=1)",
-        "means.std()",
+        "../numerics/statistics.py",
+        "values.std(axis, ddof=1)",
+        "values.std(axis)",
         "the standard error of a whole population",
-        "../offline_rl/test_mujoco_returns.py::test_the_standard_error_is_over_policies_not_episodes",
+        "../numerics/test_statistics.py::test_the_error_is_over_the_first_axis_and_not_over_what_is_averaged",
     ),
     (
         "zoo.py",

@@ -12,7 +12,7 @@ import pytest
 from jaxmethods.obd.recipes.teacher_files import load_teacher
 from jaxmethods.offline_rl.mujoco_returns import SPACES, evaluate_returns
 from jaxmethods.offline_rl.policies import tanh_gaussian
-from jaxmethods.offline_rl.scores import REFERENCE, normalized_score, summarize
+from jaxmethods.offline_rl.scores import REFERENCE, normalized_score
 from jaxmethods.offline_rl.types import Norm
 
 DATA = Path(os.environ.get("JAXMETHODS_SHARED", "/nowhere")) / "data" / "d4rl_like"
@@ -34,12 +34,6 @@ def test_the_reference_returns_are_zero_and_a_hundred(name):
 def test_scores_of_an_environment_without_references_are_refused():
     with pytest.raises(ValueError, match="did you mean 'hopper'"):
         normalized_score("hoper", 1.0)
-
-
-def test_the_standard_error_is_over_policies_not_episodes():
-    summary = summarize([[0.0, 2.0], [3.0, 5.0]])
-    assert summary.mean == 2.5
-    np.testing.assert_allclose(summary.error, np.std([1.0, 4.0], ddof=1) / np.sqrt(2))
 
 
 def test_policies_side_by_side_play_as_they_do_alone():

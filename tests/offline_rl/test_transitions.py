@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from jaxmethods.data.offline import DataError, FlatDataset
+from jaxmethods.data.offline import FlatDataset
+from jaxmethods.errors import DataError
 from jaxmethods.offline_rl.transitions import (
     make_transitions,
     return_scale,

@@ -7,11 +7,10 @@ from pathlib import Path
 import jax
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
-INK = "#1f3b57"
+from jaxmethods.plotting import INK, new_figure, write_png
+
 ACCENT = "#d1495b"
 
 
@@ -24,13 +23,12 @@ def draw_graph(graph: np.ndarray, preference: np.ndarray | None, path: Path) -> 
         path: PNG file to write.
     """
     panels = 1 if preference is None else 2
-    figure = Figure(figsize=(4.9 * panels, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(4.9 * panels, 4.4)
     axes = figure.subplots(1, panels, squeeze=False)[0]
     _draw_nodes(axes[0], graph)
     if preference is not None:
         _draw_preference(axes[1], graph, preference)
-    figure.savefig(path, dpi=110, bbox_inches="tight", pad_inches=0.15)
+    write_png(figure, path, bbox_inches="tight", pad_inches=0.15)
 
 
 def _draw_nodes(panel: Axes, graph: np.ndarray) -> None:

@@ -62,7 +62,7 @@ def recipe(run: Run) -> Recipe:
 
     train = Train(
         "train",
-        method.trainer(env, run.network, run.graph, run.ppo, run.updates),
+        method.make_method(training),
         run.updates,
         result=lambda state, batch: Team(state.levels.lower, state.levels.upper),
         evaluation=Evaluation(measure, score="success_rate"),

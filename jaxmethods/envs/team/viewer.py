@@ -23,6 +23,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch, Rectangle
 
+from jaxmethods.plotting import new_figure
+
 PAPER = "#FBFAF7"
 LINES = "#DDD9D0"
 INK = "#2E3440"
@@ -143,9 +145,8 @@ class GridViewer(Viewer[Any]):
     def _figure(self, rows: int, columns: int) -> Figure:
         height = self._inches * self.height / self.width + 0.3
         size = (self._inches * columns, height * rows)
-        figure = Figure(figsize=size, dpi=FRAME_DPI, facecolor="white")
+        figure = new_figure(*size, dpi=FRAME_DPI, facecolor="white")
         figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.06)
-        FigureCanvasAgg(figure)
         return figure
 
     def _draw_frame(self, axes: Axes, state: Any) -> None:

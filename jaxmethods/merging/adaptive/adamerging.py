@@ -38,7 +38,7 @@ from jaxmethods.merging.static.trees import (
     map_with_names,
     number_of_tasks,
 )
-from jaxmethods.method import Method, Metrics
+from jaxmethods.method import Method, Metrics, gradient_step
 
 RULES = (
     Rule(r"(^|/)task_vectors/", ("fsdp",)),  # [T, ...]
@@ -90,10 +90,11 @@ def adapter(apply: Callable[[Tree, jax.Array, Any], jax.Array], config: AdaMergi
         of_coefficients = partial(loss, batch=batch, inputs=inputs, apply=apply, config=config)
         grad = jax.value_and_grad(of_coefficients, has_aux=True)
         (value, _), gradient = grad(state.coefficients)
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer)
-        coefficients = optax.apply_updates(state.coefficients, updates)
+        coefficients, moments = gradient_step(
+            optimizer, gradient, state.optimizer, state.coefficients
+        )
         mean = jnp.mean(jnp.concatenate([c.ravel() for c in jax.tree.leaves(coefficients)]))
-        after = State(key, coefficients, optimizer_state, state.step + 1)
+        after = State(key, coefficients, moments, state.step + 1)
         return after, {"loss": value, "mean_coefficient": mean}
 
     return Method(init, step)

@@ -30,7 +30,7 @@ from jaxmethods.layout import Rule
 from jaxmethods.merging.adaptive.adaptation import Unlabeled, draw_indices, take
 from jaxmethods.merging.config import SurgeryConfig
 from jaxmethods.merging.static.trees import compute_dtype
-from jaxmethods.method import Method, Metrics
+from jaxmethods.method import Method, Metrics, gradient_step
 
 RULES = (
     Rule(r"(^|/)(modules|unlabeled|targets)(/|$)", ("data",)),
@@ -181,9 +181,8 @@ def aligner(config: SurgeryConfig, encode: Encode | None = None) -> Method:
         (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(
             state.modules, batch.model, inputs, targets, config, encode
         )
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer)
-        modules: Any = optax.apply_updates(state.modules, updates)
-        after = State(key, modules, optimizer_state, state.step + 1)
+        modules, moments = gradient_step(optimizer, gradient, state.optimizer, state.modules)
+        after = State(key, modules, moments, state.step + 1)
         return after, {"loss": value / len(indices), "gradient_norm": optax.tree.norm(gradient)}
 
     return Method(start, step)

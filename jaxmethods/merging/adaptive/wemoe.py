@@ -37,9 +37,9 @@ from jaxmethods.merging.adaptive.experts import apply_merged, choose, merge_weig
 from jaxmethods.merging.adaptive.routers import Groups, Router
 from jaxmethods.merging.config import WEMoEConfig
 from jaxmethods.merging.static.arithmetic import task_arithmetic
-from jaxmethods.merging.static.sparsify import magnitude_prune
+from jaxmethods.merging.static.magnitude import magnitude_prune
 from jaxmethods.merging.static.trees import Tree, check_stack, task_vectors
-from jaxmethods.method import Method, Metrics
+from jaxmethods.method import Method, Metrics, gradient_step
 from jaxmethods.models.clip import vit
 from jaxmethods.models.clip.vit import VisionConfig
 
@@ -274,9 +274,8 @@ def adapter(vision: VisionConfig, config: WEMoEConfig) -> Method:
         (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(
             state.routers, batch, pixels, vision, config
         )
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer)
-        routers = optax.apply_updates(state.routers, updates)
-        after = State(key, routers, optimizer_state, state.step + 1)
+        routers, moments = gradient_step(optimizer, gradient, state.optimizer, state.routers)
+        after = State(key, routers, moments, state.step + 1)
         return after, {"loss": value, "gradient_norm": optax.tree.norm(gradient)}
 
     return Method(init, step)

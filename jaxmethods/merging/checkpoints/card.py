@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,10 +11,9 @@ from pathlib import Path
 
 import yaml
 
+from jaxmethods.files import sha256
 from jaxmethods.merging.checkpoints.inputs import Inputs
 from jaxmethods.models.hub.folders import Folder
-
-BLOCK = 1 << 22
 
 Hashes = dict[Path, str]
 """File -> SHA-256."""
@@ -27,7 +25,7 @@ def hashing(folders: Sequence[Folder]) -> Iterator[Callable[[], Hashes]]:
     stop = threading.Event()
     files = {stored.file for folder in folders for stored in folder.tensors.values()}
     with ThreadPoolExecutor(1) as worker:
-        pending = {file: worker.submit(_hash, file, stop) for file in sorted(files)}
+        pending = {file: worker.submit(sha256, file, stop.is_set) for file in sorted(files)}
         try:
             yield lambda: {file: future.result() for file, future in pending.items()}
         finally:
@@ -69,14 +67,6 @@ def describe(inputs: Inputs, hashes: Hashes) -> str:
 
 def _paper(number: str) -> str:
     return f" (arXiv {number})" if number else ""
-
-
-def _hash(file: Path, stop: threading.Event) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb", buffering=0) as stream:
-        while (block := stream.read(BLOCK)) and not stop.is_set():
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _version() -> str:

@@ -16,8 +16,19 @@ import jax.numpy as jnp
 
 from jaxmethods.merging.checkpoints import whole_experts
 from jaxmethods.merging.checkpoints.parts import Loaded, MergeInPasses, MergePart, Settings
-from jaxmethods.merging.static import arithmetic, pcb, sparsify, spectral, ties
+from jaxmethods.merging.static import (
+    arithmetic,
+    breadcrumbs,
+    dare,
+    della,
+    iso_c,
+    pcb,
+    ties,
+    trees,
+    tsv,
+)
 from jaxmethods.merging.static.trees import apply_task_vectors, combine, task_vectors
+from jaxmethods.numerics.statistics import markdown_table
 
 Needs: TypeAlias = Literal["entry", "tensor", "experts"]
 """What a merged entry depends on: that entry of all checkpoints, the tensor it is in, or whole
@@ -97,20 +108,20 @@ def _dare_ties(loaded: Loaded, coefficient: Any, settings: Settings) -> jax.Arra
 
 
 def _dare(loaded: Loaded, tau: jax.Array, settings: Settings) -> jax.Array:
-    if settings["matrices_only"] and not sparsify.matrices(loaded.part.name, tau[0]):
+    if settings["matrices_only"] and not dare.matrices(loaded.part.name, tau[0]):
         return tau
     p = settings["drop"] if settings["rescale"] else 0
-    return sparsify.drop_entries(tau, whole_experts.mask_of(loaded, settings), p)
+    return dare.drop_entries(tau, whole_experts.mask_of(loaded, settings), p)
 
 
 def _breadcrumbs(loaded: Loaded, tau: jax.Array, settings: Settings) -> jax.Array:
-    return sparsify.breadcrumbs(tau, settings["density"], settings["gamma"])
+    return breadcrumbs.breadcrumbs(tau, settings["density"], settings["gamma"])
 
 
 def _della(loaded: Loaded, tau: jax.Array, settings: Settings) -> jax.Array:
-    key = sparsify.leaf_key(jax.random.key(settings["seed"]), loaded.part.name)
+    key = trees.leaf_key(jax.random.key(settings["seed"]), loaded.part.name)
     options = [settings[name] for name in ("density", "epsilon", "rescale")]
-    return sparsify.della_leaf(key, tau, *options)
+    return della.della_leaf(key, tau, *options)
 
 
 def _of_vectors(thin: Callable[[Loaded, jax.Array, Settings], jax.Array]) -> MergePart:
@@ -124,7 +135,7 @@ def _of_vectors(thin: Callable[[Loaded, jax.Array, Settings], jax.Array]) -> Mer
 
 
 def _check_della(settings: Settings) -> None:
-    sparsify.check_probabilities(settings["density"], settings["epsilon"])
+    della.check_probabilities(settings["density"], settings["epsilon"])
 
 
 _ROWS = (
@@ -174,7 +185,7 @@ _ROWS = (
         title="DARE",
         paper="2311.03099",
         result="task arithmetic of task vectors with random entries dropped, the others rescaled",
-        function=sparsify.dare,
+        function=dare.dare,
         parameters={"coefficient": 0.3, "drop": 0.5, "rescale": True, "matrices_only": False},
         needs="entry",
         one_part=_of_vectors(_dare),
@@ -185,7 +196,7 @@ _ROWS = (
         title="DARE and TIES",
         paper="2311.03099",
         result="TIES of what DARE leaves of the task vectors",
-        function=sparsify.dare_ties,
+        function=dare.dare_ties,
         parameters={"coefficient": 0.3, "drop": 0.5, "density": 1.0}
         | {"merge": "sum", "scope": "global"},
         needs="experts",
@@ -198,7 +209,7 @@ _ROWS = (
         title="Model Breadcrumbs",
         paper="2312.06795",
         result="task arithmetic without each tensor's largest and smallest changes",
-        function=sparsify.breadcrumbs,
+        function=breadcrumbs.breadcrumbs,
         parameters={"coefficient": 0.3, "density": 0.9, "gamma": 0.01},
         needs="tensor",
         one_part=_of_vectors(_breadcrumbs),
@@ -208,7 +219,7 @@ _ROWS = (
         title="DELLA",
         paper="2406.11617",
         result="DARE with keep probabilities that grow with magnitude",
-        function=sparsify.della,
+        function=della.della,
         parameters={"coefficient": 0.3, "density": 0.5, "epsilon": 0.1, "rescale": True},
         needs="tensor",
         one_part=_of_vectors(_della),
@@ -253,10 +264,10 @@ _ROWS = (
         title="TSV-M",
         paper="2412.00081",
         result="the strongest singular vectors of all task vectors, made orthonormal",
-        function=spectral.tsv_merge,
+        function=tsv.tsv_merge,
         parameters={"coefficient": 1.0},
         needs="tensor",
-        one_part=lambda part, c, settings: spectral.tsv_merge(part.base, part.stack, c),
+        one_part=lambda part, c, settings: tsv.tsv_merge(part.base, part.stack, c),
         one_coefficient=True,
     ),
     StaticMerge(
@@ -264,10 +275,10 @@ _ROWS = (
         title="Iso-C",
         paper="2502.04959",
         result="the summed task vectors with all singular values at their mean",
-        function=spectral.iso_c,
+        function=iso_c.iso_c,
         parameters={"coefficient": 1.0},
         needs="tensor",
-        one_part=lambda part, c, settings: spectral.iso_c(part.base, part.stack, c),
+        one_part=lambda part, c, settings: iso_c.iso_c(part.base, part.stack, c),
         one_coefficient=True,
     ),
 )
@@ -293,16 +304,16 @@ def as_markdown() -> str:
         "`seed`. A test holds that this page is",
         "`jaxmethods.merging.checkpoints.static_merges.as_markdown()`.",
         "",
-        "| algorithm | paper | result | parameters and defaults | function | an entry depends on |",
-        "| --- | --- | --- | --- | --- | --- |",
     ]
+    head = ["algorithm", "paper", "result", "parameters and defaults", "function"]
+    rows = []
     for row in _ROWS:
         paper = f", [{row.paper}](https://arxiv.org/abs/{row.paper})" if row.paper else ""
         given = ", ".join(f"`{name}: {_word(value)}`" for name, value in row.parameters.items())
         cells = [f"`{row.name}`{'*' * row.random}", f"{row.title}{paper}", row.result, given]
         cells += [f"`{row.function.__name__}`", NEEDS[row.needs]]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        rows.append(cells)
+    return "\n".join([*lines, markdown_table([*head, "an entry depends on"], rows)]) + "\n"
 
 
 def _word(value: Any) -> str:

@@ -43,9 +43,9 @@ from jaxmethods.merging.checkpoints.inputs import (
 )
 from jaxmethods.merging.checkpoints.parts import Loaded, Part
 from jaxmethods.merging.config import MergeConfig
-from jaxmethods.merging.static.order_statistics import streamed_kth_smallest
 from jaxmethods.models.hub.folders import INDEX
 from jaxmethods.models.hub.tensor_files import Spec, TensorFiles
+from jaxmethods.numerics.order_statistics import streamed_kth_smallest
 from jaxmethods.stages import Advance
 
 NOT_COPIED = re.compile(

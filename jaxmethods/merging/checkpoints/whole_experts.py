@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmethods.merging.checkpoints.parts import Loaded, Passes, Settings
+from jaxmethods.merging.static import dare, trees
 from jaxmethods.merging.static import pcb as pcb_of_leaves
-from jaxmethods.merging.static import sparsify
 from jaxmethods.merging.static import ties as ties_of_leaves
 from jaxmethods.merging.static.ties import Election, Experts, Merge
 from jaxmethods.merging.static.trees import apply_task_vectors, per_entry, task_vectors
@@ -70,8 +70,8 @@ def pcb(passes: Passes, settings: Settings) -> None:
 
 def mask_of(loaded: Loaded, settings: Settings) -> jax.Array:
     """DARE's mask of a part, [T, ...] of bool: that of a merge in memory."""
-    key = sparsify.leaf_key(jax.random.key(settings["seed"]), loaded.part.name)
-    return sparsify.leaf_mask(key, loaded.stack.shape, settings["drop"])
+    key = trees.leaf_key(jax.random.key(settings["seed"]), loaded.part.name)
+    return dare.leaf_mask(key, loaded.stack.shape, settings["drop"])
 
 
 def _limits(passes: Passes, settings: Settings) -> jax.Array:
@@ -84,7 +84,7 @@ def _limits(passes: Passes, settings: Settings) -> jax.Array:
 
     def dared(loaded: Loaded) -> jax.Array:
         tau = task_vectors(loaded.base, loaded.stack)
-        return jnp.abs(sparsify.drop_entries(tau, mask_of(loaded, settings), settings["drop"]))
+        return jnp.abs(dare.drop_entries(tau, mask_of(loaded, settings), settings["drop"]))
 
     return passes.select(dared, [rank], of=1)[0]
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from jaxmethods.plotting import new_figure, open_frame, write_png
 
 BIAS = {
     "task_arithmetic": ("#8a94a0", "-", "o"),
@@ -25,22 +26,16 @@ def draw(content: Mapping[str, Any], titles: Mapping[str, str], folder: Path) ->
         content: see `table.as_dict`; means over seeds are drawn.
         titles: method -> what it is called, in the order of rows.
     """
-    _accuracies(content, titles).savefig(folder / "accuracies.png", dpi=120)
-    _bias(content, titles).savefig(folder / "representation_bias.png", dpi=120)
-    _routing(content, titles).savefig(folder / "routing_weights.png", dpi=120)
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    write_png(_accuracies(content, titles), folder / "accuracies.png", dpi=120)
+    write_png(_bias(content, titles), folder / "representation_bias.png", dpi=120)
+    write_png(_routing(content, titles), folder / "routing_weights.png", dpi=120)
 
 
 def _accuracies(content: Mapping[str, Any], titles: Mapping[str, str]) -> Figure:
     rows = np.array([np.mean(content["accuracy"][name], 0) for name in titles])
     values = 100 * np.concatenate([rows, rows.mean(1, keepdims=True)], 1)
     names = [*content["tasks"], "mean"]
-    figure = _figure(2.6 + 0.95 * len(names), 1.2 + 0.36 * len(values))
+    figure = new_figure(2.6 + 0.95 * len(names), 1.2 + 0.36 * len(values))
     panel = figure.subplots()
     # Each column has its own scale: what matters is the order of methods on a task.
     low, high = values.min(0), values.max(0)
@@ -65,7 +60,7 @@ def _bias(content: Mapping[str, Any], titles: Mapping[str, str]) -> Figure:
     count = len(tasks) + 1
     columns = min(count, 4 if count % 3 == 1 else 3)  # few empty places
     lines = -(-count // columns)
-    figure = _figure(3.4 * columns, 2.5 * lines + 0.5)
+    figure = new_figure(3.4 * columns, 2.5 * lines + 0.5)
     panels = figure.subplots(lines, columns, squeeze=False, sharex=True).ravel()
     names = [*tasks, "mean over tasks"]
     for place, (panel, name) in enumerate(zip(panels, names, strict=False)):
@@ -79,7 +74,7 @@ def _bias(content: Mapping[str, Any], titles: Mapping[str, str]) -> Figure:
         panel.set_ylim(bottom=0)
         panel.grid(alpha=0.25)
         panel.tick_params(labelsize=8, labelbottom=True)
-        panel.spines[["top", "right"]].set_visible(False)
+        open_frame(panel)
     for panel in panels[len(names) :]:
         panel.set_axis_off()
     handles, labels = panels[0].get_legend_handles_labels()
@@ -96,7 +91,7 @@ def _routing(content: Mapping[str, Any], titles: Mapping[str, str]) -> Figure:
     means = {name: np.mean(routing[name], 0)[0] for name in names}  # [N, T, T]
     blocks = len(next(iter(means.values())))
     size = 0.36 * len(tasks)
-    figure = _figure(1.6 + (size + 0.25) * blocks, 1.7 + (size + 0.45) * len(means))
+    figure = new_figure(1.6 + (size + 0.25) * blocks, 1.7 + (size + 0.45) * len(means))
     panels = figure.subplots(len(means), blocks, squeeze=False, sharex=True, sharey=True)
     largest = max(np.abs(value).max() for value in means.values())
     image = None

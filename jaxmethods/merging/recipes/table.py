@@ -12,7 +12,7 @@ import numpy as np
 from jaxmethods.files import write_atomically
 from jaxmethods.merging.evaluate import METHODS, ROWS, Results
 from jaxmethods.merging.recipes import figures
-from jaxmethods.numerics.statistics import mean_and_error
+from jaxmethods.numerics.statistics import markdown_table, summarize
 
 
 def write(states: Results, tasks: Sequence[str], seeds: Sequence[int], folder: Path) -> None:
@@ -48,17 +48,9 @@ def as_dict(states: Results, tasks: Sequence[str], seeds: Sequence[int]) -> dict
 def markdown(content: Mapping[str, Any]) -> str:
     """Methods x tasks in per cent: mean ± standard error over seeds, the mean over tasks last."""
     tasks = content["tasks"]
-    lines = [
-        "| method | " + " | ".join([*tasks, "mean"]) + " |",
-        "| --- " * (len(tasks) + 2) + "|",
-    ]
+    rows = []
     for name, title in ROWS.items():
         values = 100 * np.asarray(content["accuracy"][name])  # [S, T]
         columns = np.concatenate([values, values.mean(1, keepdims=True)], 1).T
-        lines.append(f"| {title} | " + " | ".join(map(_cell, columns)) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _cell(values: np.ndarray) -> str:
-    mean, error = mean_and_error(values)
-    return f"{mean:.1f}" if error is None else f"{mean:.1f} ± {error:.1f}"
+        rows.append([title, *(f"{summarize(values):.1f}" for values in columns)])
+    return markdown_table(["method", *tasks, "mean"], rows) + "\n"

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmethods.merging.static.order_statistics import kth_smallest
 from jaxmethods.merging.static.ties import count
 from jaxmethods.merging.static.trees import (
     Tree,
@@ -27,6 +26,7 @@ from jaxmethods.merging.static.trees import (
     sum_over_tasks,
     task_vectors,
 )
+from jaxmethods.numerics.order_statistics import kth_smallest
 
 OUTLIERS = 1e-4
 """Share of the magnitudes clipped at either end."""

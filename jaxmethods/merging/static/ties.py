@@ -22,7 +22,6 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from jaxmethods.merging.static.order_statistics import kth_smallest, sum_over_entries
 from jaxmethods.merging.static.trees import (
     Coefficients,
     Tree,
@@ -38,6 +37,7 @@ from jaxmethods.merging.static.trees import (
     sum_over_tasks,
     task_vectors,
 )
+from jaxmethods.numerics.order_statistics import kth_smallest, sum_over_entries
 
 Scope: TypeAlias = Literal["global", "leaf"]
 """Compare magnitudes within a whole expert (the paper's code) or within each leaf."""

@@ -16,6 +16,7 @@ Arithmetic is in float32 at least; results have each leaf's own dtype. Integer a
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any, TypeAlias
@@ -267,3 +268,38 @@ def coefficients_by_name(tree: Tree, rules: Sequence[tuple[str, Any]], default: 
 
 def _shapes(tree: Tree) -> dict[str, tuple[int, ...]]:
     return {path: tuple(np.shape(leaf)) for path, leaf in leaves_with_names(tree)}
+
+
+def leaf_key(key: jax.Array, path: str) -> jax.Array:
+    """The key of a leaf's masks, the same for "a/b" of a nested tree and "a.b" of a checkpoint."""
+    return jax.random.fold_in(key, zlib.crc32(path.replace("/", ".").encode()))
+
+
+def merge_matrices(
+    base: Tree,
+    stack: Tree,
+    coefficient: Any,
+    is_matrix: Callable[[str, jax.Array], bool] | None,
+    merge: Callable[[jax.Array], jax.Array],
+) -> Tree:
+    """theta_0 + lambda times merged task vectors: matrices by `merge`, other leaves averaged.
+
+    Args:
+        base: theta_0.
+        stack: experts [T, ...].
+        coefficient: lambda.
+        is_matrix: (path, one task's leaf) -> whether its last two axes are one linear map; None:
+            leaves with two axes.
+        merge: task vectors [T, ..., m, n] -> [..., m, n].
+
+    Returns:
+        A tree like `base`.
+    """
+    chosen = is_matrix or (lambda path, leaf: leaf.ndim == 2)
+
+    def one(path: str, vectors: jax.Array) -> jax.Array:
+        factorized = is_merged(vectors) and vectors.size and chosen(path, vectors[0])
+        merged = merge(vectors) if factorized else sum_over_tasks(vectors) / len(vectors)
+        return merged[None].astype(vectors.dtype)
+
+    return apply_task_vectors(base, map_with_names(one, task_vectors(base, stack)), coefficient)

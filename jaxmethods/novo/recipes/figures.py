@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from jaxmethods.plotting import new_figure, open_frame, write_png
 
 NEITHER, LARGEST, SMALLEST = "#edf1f5", "#1f3b57", "#d98a2b"
 COMPARED = {
@@ -48,7 +48,7 @@ def draw_heads(
     grid = np.zeros(len(layers) * heads, int)
     grid[list(voters[0])], grid[list(voters[1])] = 1, 2
     grid = grid.reshape(len(layers), heads)
-    figure = _figure(7.5, 4.6)
+    figure = new_figure(7.5, 4.6)
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     colors = ListedColormap([NEITHER, LARGEST, SMALLEST])
     extent = (layers.start - 0.5, layers.stop - 0.5, heads - 0.5, -0.5)
@@ -62,13 +62,13 @@ def draw_heads(
     for axis in (above.yaxis, below.xaxis, below.yaxis):
         axis.set_major_locator(MaxNLocator(integer=True))
     below.legend(fontsize=8, frameon=False)
-    figure.savefig(path, dpi=110)
+    write_png(figure, path)
 
 
 def draw_accuracies(path: Path, metrics: Mapping[str, float]) -> None:
     """Norm voting with its confidence interval beside the baselines."""
     names = [name for name in COMPARED if name in metrics]
-    figure = _figure(6.0, 0.4 * len(names) + 1.0)
+    figure = new_figure(6.0, 0.4 * len(names) + 1.0)
     panel = figure.subplots()
     values = [100 * metrics[name] for name in names]
     colors = [LARGEST if name == "accuracy" else "#9fb2c4" for name in names]
@@ -77,13 +77,13 @@ def draw_accuracies(path: Path, metrics: Mapping[str, float]) -> None:
     panel.plot(interval, [0, 0], color=SMALLEST, linewidth=2.5)
     panel.invert_yaxis()
     panel.set_xlabel("accuracy (%), line: 95 % confidence interval")
-    panel.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
+    open_frame(panel)
+    write_png(figure, path)
 
 
 def draw_margins(path: Path, votes: np.ndarray, labels: np.ndarray) -> None:
     """By how many votes the right candidate leads the best other one (or trails it)."""
-    figure = _figure(6.0, 2.6)
+    figure = new_figure(6.0, 2.6)
     panel = figure.subplots()
     margin = margins(votes, labels)
     step = max(1, int(np.ptp(margin)) // 40)  # votes are whole numbers, and 0 a bar of its own
@@ -93,8 +93,8 @@ def draw_margins(path: Path, votes: np.ndarray, labels: np.ndarray) -> None:
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set_xlabel("votes of the right candidate minus those of the best other one")
     panel.set_ylabel("questions")
-    panel.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
+    open_frame(panel)
+    write_png(figure, path)
 
 
 def margins(votes: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -104,9 +104,3 @@ def margins(votes: np.ndarray, labels: np.ndarray) -> np.ndarray:
     others = votes.copy()
     others[rows, labels] = 0
     return votes[rows, labels] - others.max(1)
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmethods.files import write_atomically
+from jaxmethods.language.next_token import LearnerState, Tokens, begin, next_token_learner
 from jaxmethods.method import Batch, Method, Metrics
 from jaxmethods.models import decoder
 from jaxmethods.models.decoder.config import DecoderConfig
@@ -42,10 +43,8 @@ from jaxmethods.stages import Evaluation, Recipe, Results, Train
 class State(NamedTuple):
     """A learner and its world."""
 
-    key: jax.Array
     facts: Facts
-    params: Any
-    optimizer: Any
+    learner: LearnerState
 
 
 class Learned(NamedTuple):
@@ -63,7 +62,7 @@ def recipe(run: Run) -> Recipe:
         "learn",
         trainer(run),
         run.learner.steps,
-        result=lambda state, batch: Learned(state.params, state.facts),
+        result=lambda state, batch: Learned(state.learner.params, state.facts),
         evaluation=Evaluation(
             lambda state, batch, key: evaluate(state, key, model, run.world, run.selection),
             score="novo_accuracy",
@@ -118,24 +117,22 @@ def trainer(run: Run) -> Method:
         optax.adamw(schedule, weight_decay=learner.weight_decay),
     )
 
+    learning = next_token_learner(
+        model,
+        optimizer,
+        lambda key, facts: Tokens(draw_sentences(key, facts, world, learner.batch)),
+    )
+
     def init(key: jax.Array, batch: Batch) -> State:
         del batch
         key, facts_key, params_key = jax.random.split(key, 3)
         params = decoder.init_params(params_key, model)
-        return State(key, draw_facts(facts_key, world), params, optimizer.init(params))
-
-    def loss(params: Any, ids: jax.Array) -> jax.Array:
-        logits = decoder.forward(params, model, ids[:, :-1]).logits
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, ids[:, 1:]))
+        return State(draw_facts(facts_key, world), begin(key, params, optimizer))
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         del batch
-        key, sentences_key = jax.random.split(state.key)
-        ids = draw_sentences(sentences_key, state.facts, world, learner.batch)
-        value, gradient = jax.value_and_grad(loss)(state.params, ids)
-        updates, moments = optimizer.update(gradient, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return State(key, state.facts, params, moments), {"loss": value}
+        after, metrics = learning.step(state.learner, state.facts)
+        return State(state.facts, after), metrics
 
     return Method(init, step)
 
@@ -149,7 +146,7 @@ def evaluate(
     number, candidates, length = items.ids.shape
     ids = items.ids.reshape(-1, length)
     last = jnp.full((ids.shape[0], 1), length - 1)
-    outputs = decoder.forward(state.params, model, ids, taps=("head_norms",), taps_at=last)
+    outputs = decoder.forward(state.learner.params, model, ids, taps=("head_norms",), taps_at=last)
     norms = jnp.moveaxis(outputs.head_norms[:, :, 0], 0, 1)  # [F C, L, H]
     norms = norms.reshape(number, candidates, -1)
     log_probabilities = jax.nn.log_softmax(outputs.logits)

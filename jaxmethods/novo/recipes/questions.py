@@ -24,12 +24,12 @@ from jaxmethods.data.mcq import Question, read_questions
 from jaxmethods.data.tokenizer import byte_tokenizer, load_tokenizer
 from jaxmethods.errors import UserError
 from jaxmethods.files import write_atomically
+from jaxmethods.language.prompts import PromptSpec, canonical_labels, tokenize_questions
 from jaxmethods.models import decoder
 from jaxmethods.models.decoder.config import DecoderConfig
 from jaxmethods.models.hub import open_folder
 from jaxmethods.novo import heads, measures
 from jaxmethods.novo.config import QuestionsRun as Run
-from jaxmethods.novo.prompts import PromptSpec, canonical_labels, tokenize_questions
 from jaxmethods.novo.recipes import figures
 from jaxmethods.novo.resample import Questions
 from jaxmethods.novo.score import Part as BatchScores

@@ -16,19 +16,18 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from jaxmethods.layout import Layout
 from jaxmethods.method import Method, Metrics, gradient_step
+from jaxmethods.numerics.statistics import Summary, summarize
 from jaxmethods.obd.baselines import cluster_rows, random_rows, top_rows
 from jaxmethods.obd.config import OBDConfig
 from jaxmethods.obd.evaluate import Player
 from jaxmethods.obd.method import make_student
 from jaxmethods.obd.objectives import bc_loss
 from jaxmethods.obd.types import SynSet
-from jaxmethods.offline_rl.scores import Summary, summarize
 from jaxmethods.offline_rl.types import Norm, OfflineData
+from jaxmethods.plotting import new_figure, open_frame, write_png
 from jaxmethods.stages import Arrays, Part, Place
 
 INK, ACCENT = "#8fa3b5", "#1f3b57"
@@ -162,11 +161,10 @@ def draw_scores(summaries: Mapping[str, Summary], path: Path, title: str, measur
     """A bar for each competitor, best on top, with its standard error."""
     ordered = sorted(summaries.items(), key=lambda item: item[1].mean)
     names = [name.replace("_", " ") for name, _ in ordered]
-    figure = Figure(figsize=(6.4, 0.5 * len(ordered) + 1.0), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(6.4, 0.5 * len(ordered) + 1.0)
     panel = figure.subplots()
     means = [summary.mean for _, summary in ordered]
-    errors = np.nan_to_num([summary.error for _, summary in ordered])
+    errors = [summary.error or 0.0 for _, summary in ordered]
     colors = [ACCENT if name == "distilled" else INK for name, _ in ordered]
     panel.barh(names, means, xerr=errors, color=colors, error_kw={"capsize": 3, "lw": 1})
     for place, mean in enumerate(means):
@@ -175,5 +173,5 @@ def draw_scores(summaries: Mapping[str, Summary], path: Path, title: str, measur
         panel.annotate(f"{mean:.1f}", end, **style)
     panel.axvline(0.0, color="#555", linewidth=0.8)
     panel.set(xlabel=measure, title=title)
-    panel.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
+    open_frame(panel)
+    write_png(figure, path)

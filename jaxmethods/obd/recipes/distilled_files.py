@@ -9,7 +9,6 @@ is interrupted or damaged later is noticed by `load`.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxmethods
-from jaxmethods.data.offline import DataError, read_npz
-from jaxmethods.files import write_atomically
+from jaxmethods.errors import DataError
+from jaxmethods.files import npz_bytes, read_npz, sha256, write_atomically
 from jaxmethods.obd.config import OBDConfig
 from jaxmethods.obd.types import SynSet
 from jaxmethods.offline_rl.types import Norm
@@ -70,12 +69,11 @@ def save(
     }
     arrays = {name: np.asarray(value) for name, value in arrays.items()}
     _check_arrays(arrays, f"distilled set {path}")
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    content = npz_bytes(arrays)
     card = {
         "format": FORMAT,
         "version": VERSION,
-        "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
+        "sha256": hashlib.sha256(content).hexdigest(),
         "pairs": int(arrays["states"].shape[0]),
         "state_dimensions": int(arrays["states"].shape[1]),
         "action_dimensions": int(arrays["actions"].shape[1]),
@@ -88,7 +86,7 @@ def save(
         "distillation": config.model_dump(mode="json"),
         "jaxmethods": jaxmethods.__version__,
     }
-    write_atomically(path, buffer.getvalue())
+    write_atomically(path, content)
     write_atomically(card_path(path), json.dumps(card, indent=1) + "\n")
     return card_path(path)
 
@@ -107,7 +105,7 @@ def load(path: Path | str, source: Path | str | None = None) -> Distilled:
     where = f"distilled set {path}"
     card = _read_card(path, where)
     try:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        found = sha256(path)
     except OSError as error:
         raise DataError(f"{where}: cannot be read ({error.strerror})") from error
     if found != card["sha256"]:
@@ -139,8 +137,7 @@ def describe_file(path: Path | str | None) -> dict[str, str] | None:
     if path is None:
         return None
     path = Path(path)
-    with path.open("rb") as file:
-        return {"file": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"file": path.name, "sha256": sha256(path)}
 
 
 def _read_card(path: Path, where: str) -> dict[str, Any]:

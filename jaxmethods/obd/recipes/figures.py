@@ -6,15 +6,14 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from jaxmethods.obd.types import SynSet
 from jaxmethods.offline_rl.types import OfflineData
+from jaxmethods.plotting import INK, new_figure, write_png
 
 SHOWN = 2000
 """Rows of the data that are drawn."""
-INK, DATA = "#1f3b57", "#b8c4cf"
+DATA = "#b8c4cf"
 
 
 def draw_set(syn: SynSet, data: OfflineData, path: Path) -> None:
@@ -23,8 +22,7 @@ def draw_set(syn: SynSet, data: OfflineData, path: Path) -> None:
     states = np.asarray(data.states[jnp.asarray(rows)])
     center = states.mean(0)
     _, _, axes = np.linalg.svd(states - center, full_matrices=False)
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9, 3.8)
     left, right = figure.subplots(1, 2)
     plane = axes[:2].T
     for values, color, size, label in (
@@ -45,7 +43,7 @@ def draw_set(syn: SynSet, data: OfflineData, path: Path) -> None:
             box.set(facecolor=color, edgecolor=color)
     right.set(title="actions", xlabel="dimension", ylabel="value")
     right.set_xticks(range(actions[0].shape[1]))
-    figure.savefig(path, dpi=110)
+    write_png(figure, path)
 
 
 def _two_columns(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import ValidationError
 
-from jaxmethods.data.offline import DataError
+from jaxmethods.errors import DataError
 from jaxmethods.files import write_atomically
 from jaxmethods.numerics.keys import named
+from jaxmethods.numerics.statistics import markdown_table, summarize
 from jaxmethods.obd.config import OBDConfig, StudentConfig, Table
 from jaxmethods.obd.config import TablesRun as Run
 from jaxmethods.obd.evaluate import (
@@ -34,10 +35,8 @@ from jaxmethods.obd.tables import TABLES
 from jaxmethods.obd.zoo import ARCHITECTURES
 from jaxmethods.offline_rl.scores import (
     REFERENCE,
-    Summary,
     reference_returns,
     score_name,
-    summarize,
 )
 from jaxmethods.stages import Arrays, Compute, Part, Place, Recipe, Results
 
@@ -158,7 +157,7 @@ def metrics(environment: str, scores: Mapping[Row, np.ndarray]) -> dict[str, flo
     for row, values in scores.items():
         summary = summarize(values)
         found[f"score{row.suffix}"] = summary.mean
-        if len(values) > 1:
+        if summary.error is not None:
             found[f"error{row.suffix}"] = summary.error
         if row.table == "own" and environment in REFERENCE:
             low, high = reference_returns(environment)
@@ -173,12 +172,7 @@ def markdown(scores: Mapping[Row, np.ndarray], measure: str) -> str:
         scores: [K, E] of each row.
         measure: what the scores are.
     """
-    lines = [f"| students | {measure} |", "| --- | --- |"]
-    for row, values in scores.items():
-        lines.append(f"| {ROWS[row.table][row.name]} | {_cell(summarize(values))} |")
-    return "\n".join(lines) + "\n"
-
-
-def _cell(summary: Summary) -> str:
-    error = "" if np.isnan(summary.error) else f" ± {summary.error:.1f}"
-    return f"{summary.mean:.1f}{error}"
+    rows = [
+        [ROWS[row.table][row.name], f"{summarize(values):.1f}"] for row, values in scores.items()
+    ]
+    return markdown_table(["students", measure], rows) + "\n"

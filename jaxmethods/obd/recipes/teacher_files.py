@@ -6,7 +6,6 @@ actor_log_std_offset, q1_w0.., q1_b0.., q2_w0.., q2_b0.., obs_mean, obs_std, obs
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmethods.data.offline import DataError, read_npz
-from jaxmethods.errors import import_extra
-from jaxmethods.files import write_atomically
+from jaxmethods.errors import DataError, first_line, import_extra
+from jaxmethods.files import read_npz, write_npz
 from jaxmethods.obd.types import Source
 from jaxmethods.offline_rl.dataset import STATE_EPS
 from jaxmethods.offline_rl.policies import Layer, PolicyParams, QParams
@@ -46,10 +44,8 @@ def save_teacher(path: Path | str, teacher: Teacher) -> None:
     for network, layers in networks.items():
         for i, (weights, biases) in enumerate(layers):
             named |= {f"{network}_w{i}": weights, f"{network}_b{i}": biases}
-    buffer = io.BytesIO()
-    arrays: dict[str, Any] = {n: np.asarray(value, np.float32) for n, value in named.items()}
-    np.savez(buffer, **arrays)
-    write_atomically(Path(path), buffer.getvalue())
+    arrays = {name: np.asarray(value, np.float32) for name, value in named.items()}
+    write_npz(Path(path), arrays)
 
 
 def load_corl_calql(
@@ -158,8 +154,9 @@ def _load_torch(path: Path) -> Mapping[str, Any]:
     except FileNotFoundError as error:
         raise DataError(f"teacher {path}: no such file") from error
     except Exception as error:  # zip, pickle and torch raise many kinds for a bad file
-        reason = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
-        raise DataError(f"teacher {path}: cannot be read as tensors ({reason})") from error
+        raise DataError(
+            f"teacher {path}: cannot be read as tensors ({first_line(error)})"
+        ) from error
     if not isinstance(saved, Mapping):
         raise DataError(f"teacher {path}: expected a mapping, got {type(saved).__name__}")
     return saved

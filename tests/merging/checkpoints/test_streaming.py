@@ -22,8 +22,8 @@ from jaxmethods import cli, merging
 from jaxmethods.merging.checkpoints import inputs as checkpoints
 from jaxmethods.merging.checkpoints.streaming import merge_checkpoints
 from jaxmethods.merging.config import MergeConfig, Rule
-from jaxmethods.merging.static.order_statistics import kth_smallest, streamed_kth_smallest
 from jaxmethods.models import hub
+from jaxmethods.numerics.order_statistics import kth_smallest, streamed_kth_smallest
 
 TASKS = 3
 SHAPES = {

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxmethods import merging
-from jaxmethods.merging.static import order_statistics, pcb, ties
-from jaxmethods.merging.static.order_statistics import kth_smallest
+from jaxmethods.merging.static import pcb, ties
+from jaxmethods.numerics import order_statistics
+from jaxmethods.numerics.order_statistics import kth_smallest
 
 
 def trees(seed=0, tasks=3, scale=0.1):

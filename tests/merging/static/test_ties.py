@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxmethods import merging
-from jaxmethods.merging.static import sparsify
+from jaxmethods.merging.static import dare
 
 
 def ties(tau, base=0.0, **options):
@@ -79,5 +79,5 @@ def test_dare_with_ties_is_ties_of_the_rescaled_vectors():
     rescaled = merging.dare(key, merging.task_vectors(base, stack), p)
     expected = merging.ties(base, {"w": base["w"] + rescaled["w"]}, density=0.5, coefficients=0.3)
     np.testing.assert_allclose(found["w"], expected["w"], atol=1e-5)
-    kept = sparsify.dare_mask(key, stack, p)["w"]
+    kept = dare.dare_mask(key, stack, p)["w"]
     assert 0 < kept.mean() < 1

@@ -10,10 +10,7 @@ import numpy as np
 import pytest
 
 from jaxmethods import cli
-from jaxmethods.config import ConfigError
-from jaxmethods.data.mcq import Question
 from jaxmethods.models import decoder
-from jaxmethods.novo.prompts import PromptSpec, clean_choice, render
 from jaxmethods.novo.recipes import questions as evaluate
 from tests.models.decoder.decoders import LLAMA, random_params
 
@@ -136,18 +133,6 @@ def test_a_model_without_the_tokens_or_positions_is_named(tmp_path, questions, c
     assert cli.main(arguments(tmp_path / "short", questions, tmp_path / "out")) == 2
     assert "questions-0000: " in (error := capsys.readouterr().err)
     assert "are more than the model's 20 positions" in error
-
-
-def test_texts_are_built_from_their_fields():
-    question = Question("id", "{context}?", ("yes", " no. "), 0, context="It rains")
-    spec = PromptSpec("<{instruction}|{question}>", "Say", "{context} / {question}", "A: {choice}")
-    assert render(spec, question) == [
-        "<Say|It rains / {context}?> A: yes.",
-        "<Say|It rains / {context}?> A:  no.",
-    ]
-    assert clean_choice(" Yes! ") == "Yes!."
-    with pytest.raises(ConfigError, match=r"prompt\.choice"):
-        render(spec._replace(choice_format="{question}"), question)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the question sets are not here")

@@ -14,9 +14,9 @@ import yaml
 from jaxmethods import cli, registry
 from jaxmethods.config import MeshConfig, read_yaml
 from jaxmethods.devices.sharding import Placer, make_mesh
+from jaxmethods.numerics.statistics import summarize
 from jaxmethods.obd import evaluate
 from jaxmethods.obd.recipes import comparison
-from jaxmethods.offline_rl.scores import summarize
 from jaxmethods.offline_rl.types import Norm
 from jaxmethods.records.run_folder import RunFolder
 from jaxmethods.reports import result

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxmethods.data.offline import DataError
+from jaxmethods.errors import DataError
 from jaxmethods.obd.recipes import distilled_files as distilled
 from jaxmethods.offline_rl.types import Norm
 from tests.obd import small

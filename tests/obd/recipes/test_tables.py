@@ -12,12 +12,13 @@ import yaml
 
 from jaxmethods.cli import main
 from jaxmethods.numerics.keys import named
+from jaxmethods.numerics.statistics import summarize
 from jaxmethods.obd import evaluate
 from jaxmethods.obd.recipes import distilled_files as distilled
 from jaxmethods.obd.tables import TABLES
 from jaxmethods.obd.types import SynSet
 from jaxmethods.offline_rl.mujoco_returns import evaluate_returns
-from jaxmethods.offline_rl.scores import normalized_score, summarize
+from jaxmethods.offline_rl.scores import normalized_score
 from jaxmethods.offline_rl.types import Norm
 from tests.obd import small
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmethods.data.offline import DataError
+from jaxmethods.errors import DataError
 from jaxmethods.obd.recipes import teacher_files as teachers
 from jaxmethods.obd.types import Source
 from jaxmethods.offline_rl.types import Norm

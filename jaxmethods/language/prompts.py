@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxmethods.config import ConfigError
 from jaxmethods.data.mcq import Question
 from jaxmethods.data.tokenizer import Tokenize
 from jaxmethods.errors import UserError
-from jaxmethods.novo.tree import common_prefix
 
 FIELD = re.compile(r"\{(\w+)\}")
 
@@ -93,6 +92,15 @@ def canonical_labels(sequences: Sequence[Sequence[Sequence[int]]], labels: Seque
     """Labels that name the first of equal candidates, as predictions do."""
     pairs = zip(sequences, labels, strict=True)
     return [list(question).index(question[label]) for question, label in pairs]
+
+
+def common_prefix(sequences: Sequence[Any]) -> int:
+    """How many leading tokens all sequences share."""
+    first, last = min(sequences), max(sequences)  # in lexicographic order: the least alike
+    for place, (one, other) in enumerate(zip(first, last, strict=False)):
+        if one != other:
+            return place
+    return min(len(first), len(last))
 
 
 def _fill(text: str, fields: Mapping[str, str], name: str) -> str:

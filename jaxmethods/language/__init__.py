@@ -1,0 +1,33 @@
+"""What methods on language models share: learning to predict tokens, and prompts.
+
+    from jaxmethods import language
+    data = language.Tokens(ids, mask)  # [n, T] rows, and which of their tokens are predicted
+    method = language.next_token_learner(config, optax.adamw(1e-4), language.random_rows(32))
+    state = method.init(key, data)
+    state, metrics = method.step(state, data)
+
+`prompts` makes the texts of multiple-choice questions and their tokens.
+"""
+
+from jaxmethods.language import next_token, prompts
+from jaxmethods.language.next_token import (
+    LearnerState,
+    Tokens,
+    next_token_learner,
+    next_token_loss,
+    random_rows,
+)
+from jaxmethods.language.prompts import PromptSpec, clean_choice, render
+
+__all__ = [
+    "LearnerState",
+    "PromptSpec",
+    "Tokens",
+    "clean_choice",
+    "next_token",
+    "next_token_learner",
+    "next_token_loss",
+    "prompts",
+    "random_rows",
+    "render",
+]

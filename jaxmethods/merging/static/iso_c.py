@@ -1,0 +1,35 @@
+r"""Iso-C: the summed task vectors with one singular value, the mean of theirs.
+
+    theta_0 + lambda mean(s) U V^T,    U diag(s) V^T = sum_t tau_t
+
+Marczak et al. 2025, arXiv 2502.04959. Leaves that aren't matrices are averaged task vectors.
+Leading axes beyond the last two (layers) are matrices of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxmethods.merging.static.trees import Tree, merge_matrices, sum_over_tasks
+from jaxmethods.numerics.linalg import in_turn, thin_svd
+
+
+@partial(jax.jit, static_argnames=("is_matrix",))
+def iso_c(
+    base: Tree,
+    stack: Tree,
+    coefficient: Any = 1.0,
+    is_matrix: Callable[[str, jax.Array], bool] | None = None,
+) -> Tree:
+    """theta_0 + lambda mean(s) U V^T with U diag(s) V^T = sum_t tau_t; arguments of `tsv_merge`."""
+    return merge_matrices(base, stack, coefficient, is_matrix, _isotropic)
+
+
+def _isotropic(vectors: jax.Array) -> jax.Array:
+    left, values, right = in_turn(thin_svd, sum_over_tasks(vectors))
+    return jnp.mean(values, axis=-1)[..., None, None] * (left @ right)

@@ -1,0 +1,54 @@
+"""Figures through matplotlib's object interface: no window opens, and threads share no state."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from jaxmethods.files import write_atomically
+
+INK = "#1f3b57"
+"""The color of what a figure is about."""
+
+
+def new_figure(width: float, height: float, **options: Any) -> Figure:
+    """An empty figure of that many inches whose panels make room for their labels.
+
+    Args:
+        width: inches.
+        height: inches.
+        options: further arguments of `matplotlib.figure.Figure`.
+
+    Returns:
+        The figure, with a canvas that draws without a display.
+    """
+    figure = Figure(figsize=(width, height), layout="constrained", **options)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def open_frame(panel: Axes) -> None:
+    """Leaves the two axes of a panel and removes the rest of its frame."""
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def write_png(figure: Figure, path: Path, dpi: int = 110, **options: Any) -> None:
+    """Writes a figure whole or not at all: others may read the file meanwhile.
+
+    Args:
+        figure: what to draw.
+        path: the PNG file.
+        dpi: pixels an inch.
+        options: further arguments of `Figure.savefig`.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=dpi, **options)
+    write_atomically(path, content.getvalue())
