@@ -26,6 +26,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from jaxmethods import __version__
 from jaxmethods.config import (
     ConfigError,
     RunConfig,
@@ -139,15 +140,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
-        raise ConfigError(
-            f"command line: unknown command {arguments[0]!r}{nearest(arguments[0], COMMANDS)}"
-        )
+    if list(arguments) == ["--version"]:
+        print(f"jaxmethods {__version__}")
+        return 0
+    _check_command(arguments)
     if _asks_for_fields(arguments):
         return _show_run(arguments)
     command, unknown = tyro.cli(
         Command,  # type: ignore[arg-type]
-        args=arguments,
+        args=arguments or ["--help"],
         prog="jaxmethods",
         description="Methods of ten papers as pure JAX functions.",
         return_unknown_args=True,
@@ -161,6 +162,45 @@ def _main(arguments: Sequence[str]) -> int:
     if isinstance(command, Compare):
         return _compare(command)
     return _report(command) if isinstance(command, Report) else _methods(command)
+
+
+def _check_command(arguments: Sequence[str]) -> None:
+    """Raises `ConfigError` for a first word that is no command."""
+    if not arguments or arguments[0].startswith("-") or arguments[0] in COMMANDS:
+        return
+    given = arguments[0]
+    hint = nearest(given, COMMANDS)
+    if given.endswith((".yaml", ".yml")):
+        hint = f"; write jaxmethods run {given}"
+    raise ConfigError(f"command line: unknown command {given!r}{hint}")
+
+
+def _check_folder(path: Path) -> None:
+    """Raises `ConfigError` for a file where a run's folder is expected."""
+    if path.is_file():
+        raise ConfigError(
+            f"{path}: expected the folder of a run, got a file; a config is run by "
+            f"jaxmethods run {path}"
+        )
+
+
+def _read(command: Run, overrides: Sequence[str]) -> dict[str, Any]:
+    """The config file with the command line laid over it."""
+    from jaxmethods import registry
+
+    file = command.config
+    if file.is_dir():
+        again = f"jaxmethods run {file / 'config.yaml'} --out {file} --resume"
+        hint = f"; to go on with its run: {again}" if (file / "config.yaml").is_file() else ""
+        raise ConfigError(f"config {file}: expected a YAML file, got a folder{hint}")
+    given = parse_overrides(overrides)
+    values = merge(read_yaml(file), given)
+    known = registry.find(values.get("method"), str(file)).config.model_fields
+    for name in given.keys() - known.keys():
+        close = nearest(name, ("out", "resume", "quiet", "distributed"))
+        if "did you mean" in close:
+            raise ConfigError(f"command line: --{name} is neither option nor field{close}")
+    return values
 
 
 def _run(command: Run, overrides: Sequence[str]) -> int:
@@ -181,8 +221,7 @@ def _run_here(command: Run, overrides: Sequence[str]) -> int:
     from jaxmethods.training.stopping import Interrupted
 
     def parse() -> tuple[RunConfig, Recipe]:
-        values = merge(read_yaml(command.config), parse_overrides(overrides))
-        return registry.parse(values, str(command.config))
+        return registry.parse(_read(command, overrides), str(command.config))
 
     config, recipe = distributed.together(parse)
     folder = RunFolder(command.out or _default_folder(command.config, config))
@@ -236,6 +275,7 @@ def _evaluate(command: Evaluate) -> int:
     from jaxmethods.reports.result import numbers, summarize
     from jaxmethods.training import runner
 
+    _check_folder(command.run)
     folder = RunFolder(command.run)
     config, recipe = registry.parse(folder.read_config(), str(folder.config))
     table = Table("stage", "step", "metric", "measured anew", box=None, header_style="bold")
@@ -267,6 +307,7 @@ def _report(command: Report) -> int:
     from jaxmethods.reports import result
     from jaxmethods.training import runner
 
+    _check_folder(command.run)
     folder = RunFolder(command.run)
     folder.read_config()
     runner.write_results(folder, result.read_headline(folder))
@@ -281,6 +322,8 @@ def _compare(command: Compare) -> int:
 
     if not command.runs:
         raise ConfigError("command line: compare needs at least one run folder")
+    for path in command.runs:
+        _check_folder(path)
     folders = [RunFolder(path) for path in command.runs]
     print(compare(folders))
     if command.json:
@@ -320,10 +363,9 @@ def _asks_for_fields(arguments: Sequence[str]) -> bool:
 
 def _show_run(arguments: Sequence[str]) -> int:
     """Prints the options of `run`, and the fields of a config with the values that it gives."""
-    file, asked = arguments[1], [one for one in arguments[2:] if one not in ("-h", "--help")]
-    overrides = tyro.cli(Run, args=[file, *asked], return_unknown_args=True)[1]
-    values = merge(read_yaml(Path(file)), parse_overrides(overrides))
-    return _show_fields(values, file)
+    asked = [one for one in arguments[1:] if one not in ("-h", "--help")]
+    command, overrides = tyro.cli(Run, args=asked, return_unknown_args=True)
+    return _show_fields(_read(command, overrides), str(command.config))
 
 
 def _show_fields(values: Mapping[str, Any], file: str) -> int:

@@ -108,6 +108,67 @@ def test_a_wrong_field_is_one_line_before_anything_is_made(
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "arguments", "expected"),
+    [
+        (TINY, ["--environment_steps", "1e3"], "environment_steps: expected an integer >= 1, got "
+         "'1e3'; write 1000"),
+        (TINY, ["--environment.n_predators", "1.5"], "environment.n_predators: expected an integer"
+         ", got 1.5"),
+        (TINY, ["--environment.vision", "-1"], "environment: vision must be an integer >= 0"),
+        (TINY, ["--environment", "predator_prey"], "environment: expected a mapping of its fields,"
+         " got 'predator_prey'; write environment: {name: predator_prey}"),
+        (TINY, ["--environment.mode", "{name: mixed}"], "mode: expected text, got {'name': 'mixed'}"
+         "; write mode: mixed"),
+        (TINY, ["--network.gate", "true"], "network.gate: expected a mapping of its fields, or null"
+         ", got true; write gate: {}"),
+        (TINY, ["--graph.kind", "fixed"], "graph.edges: is required with kind: fixed; write a row "
+         "of 0 and 1 for each agent, edges: [[1, 0], [1, 1]]"),
+        (TINY, ["--graph.edges", "[[1]]"], "graph.edges: expected null with kind: learned; write "
+         "kind: fixed"),
+        (TINY, ["--mesh.data", "0"], "mesh.data: expected an integer >= 1 or -1, got 0"),
+        (TINY, ["--training.writers", "wandb,tensorboard"], "write writers: [wandb, tensorboard]"),
+        (TINY, ["--training.writers", "wandb", "tensorboard"], 'is one word: --field "[a, b]"'),
+        (TINY, ["--graph.no-self-edges"], "write --graph.self-edges false"),
+        (TINY, ["--graph.self-edges", "--seed", "3"], "--graph.self-edges needs a value"),
+        (TINY, ["--outt", "x"], "--outt is neither option nor field (did you mean 'out'?)"),
+        ("- method: obd\n", [], "expected a mapping of fields, got a list; write one `field: value`"
+         " a line, the first of them `method: NAME`"),
+        ("method: obd_table\n", [], "unknown method 'obd_table' (did you mean 'obd_tables'?)"),
+        ("method: obd_tables\npath: x\nevaluation: pendulum\n", [], "expected a mapping "
+         "of its fields, got 'pendulum'; write evaluation: {environment: pendulum}"),
+        ("method: merge\nexperts: [b]\nalgorithm: ties\n", [], "base: is required; it is a path"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_told_what_to_write_instead(tmp_path, capsys, content, arguments, expected):
+    (tmp_path / "run.yaml").write_text(content)
+    out = tmp_path / "out"
+    line = one_error_line(capsys, ["run", tmp_path / "run.yaml", "--out", out, *arguments])
+    assert expected in line
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["rnu", "a.yaml"], "unknown command 'rnu' (did you mean 'run'?)"),
+        (["a.yaml"], "unknown command 'a.yaml'; write jaxmethods run a.yaml"),
+        (["evaluate", __file__], f"a config is run by jaxmethods run {__file__}"),
+        (["report", __file__], "expected the folder of a run, got a file"),
+        (["compare", __file__], "expected the folder of a run, got a file"),
+        (["compare"], "compare needs at least one run folder"),
+        (["methods", "obdd"], "unknown method 'obdd' (did you mean 'obd'?)"),
+    ],
+)
+def test_a_wrong_command_is_told_the_right_one(capsys, arguments, expected):
+    assert expected in one_error_line(capsys, arguments)
+
+
+def test_running_a_folder_says_how_to_go_on(finished, capsys):
+    expected = f"to go on with its run: jaxmethods run {finished}/config.yaml --out {finished} --re"
+    assert expected in one_error_line(capsys, ["run", finished])
+
+
 def test_a_missing_config_is_named(tmp_path, capsys):
     line = one_error_line(capsys, ["run", tmp_path / "no.yaml"])
     assert "no.yaml: cannot be read" in line
