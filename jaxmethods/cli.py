@@ -13,10 +13,10 @@ stopped by Ctrl-C or SIGTERM (saved).
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 
 from jaxmethods import __version__
 from jaxmethods.config import (
@@ -217,6 +216,7 @@ def _run_here(command: Run, overrides: Sequence[str]) -> int:
     from jaxmethods.devices import processes as distributed
     from jaxmethods.records.progress import Progress
     from jaxmethods.records.run_folder import RunFolder
+    from jaxmethods.reports.console import show_result
     from jaxmethods.training import runner
     from jaxmethods.training.stopping import Interrupted
 
@@ -226,7 +226,8 @@ def _run_here(command: Run, overrides: Sequence[str]) -> int:
     config, recipe = distributed.together(parse)
     folder = RunFolder(command.out or _default_folder(command.config, config))
     quiet = command.quiet or not distributed.is_writer()
-    progress = Progress(quiet=quiet, headline=recipe.headline)
+    stages = [stage.name for stage in recipe.stages]
+    progress = Progress(quiet=quiet, headline=recipe.headline, stages=stages)
     try:
         runner.run(recipe, config, folder, command.resume, progress)
     except (Interrupted, runner.DivergedError, runner.StageError):
@@ -234,7 +235,7 @@ def _run_here(command: Run, overrides: Sequence[str]) -> int:
         raise
     runner.write_results(folder, recipe.headline)
     if not quiet:
-        _show_result(folder, recipe.headline)
+        show_result(folder, recipe.headline)
     return 0
 
 
@@ -249,57 +250,35 @@ def _report_as_well(folder: RunFolder, headline: Sequence[str]) -> None:
         print(f"jaxmethods: {error}", file=sys.stderr)
 
 
-def _show_result(folder: RunFolder, headline: Sequence[str]) -> None:
-    """The final table, `table.md` where there is one, and where to look further."""
-    from jaxmethods.reports.result import last_judged, summarize
-
-    console = Console(soft_wrap=True)
-    table = Table("result", "", box=None, header_style="bold")
-    judged = last_judged(folder.read_metrics())
-    for full in headline:
-        stage, _, name = full.partition("/")
-        if stage in judged and name in judged[stage].metrics:
-            table.add_row(name, str(summarize(judged[stage].metrics[name])))
-    if table.row_count:
-        console.print(table)
-    if (folder.path / "table.md").is_file():
-        console.print((folder.path / "table.md").read_text(), end="", highlight=False)
-    console.print(f"report: {folder.report}", highlight=False)
-
-
 def _evaluate(command: Evaluate) -> int:
     import numpy as np
 
     from jaxmethods import registry
+    from jaxmethods.records.provenance import describe_environment
     from jaxmethods.records.run_folder import RunFolder
-    from jaxmethods.reports.result import numbers, summarize
+    from jaxmethods.reports import result
+    from jaxmethods.reports.console import show_fresh
     from jaxmethods.training import runner
 
     _check_folder(command.run)
     folder = RunFolder(command.run)
     config, recipe = registry.parse(folder.read_config(), str(folder.config))
-    table = Table("stage", "step", "metric", "measured anew", box=None, header_style="bold")
-    found = []
+    start = time.perf_counter()
+    judged = {}
     for stage, step, metrics in runner.evaluate(
         recipe, config, folder, command.checkpoint, command.seed
     ):
         values = {name: np.asarray(metric, float).reshape(-1) for name, metric in metrics.items()}
-        for name, metric in values.items():
-            table.add_row(stage, str(step), name, str(summarize(metric)))
-        numbered = {name: numbers(metric) for name, metric in values.items()}
-        found.append({"stage": stage, "step": step, "metrics": numbered})
-    Console().print(table)
+        judged[stage] = result.Judged(step, round(time.perf_counter() - start, 3), values)
+    show_fresh(judged, recipe.headline)
     seeds = f", {seeds_of(config)} seeds" if seeds_of(config) > 1 else ""
     print(f"measured anew with evaluation seed {command.seed}{seeds}; the run's own are in report")
     if command.json:
-        _write_json(command.json, {"seed": command.seed, "stages": found})
+        asked = {"run": folder.path, "checkpoint": command.checkpoint, "seed": command.seed}
+        content = result.describe(folder, recipe.headline, judged, describe_environment())
+        fresh = {"fresh": {name: str(value) for name, value in asked.items()}}
+        result.write_json(command.json, fresh | content)
     return 0
-
-
-def _write_json(path: Path, content: Any) -> None:
-    from jaxmethods.files import write_atomically
-
-    write_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def _report(command: Report) -> int:
@@ -317,8 +296,8 @@ def _report(command: Report) -> int:
 
 def _compare(command: Compare) -> int:
     from jaxmethods.records.run_folder import RunFolder
-    from jaxmethods.reports.compare import compare
-    from jaxmethods.reports.result import last_judged, numbers
+    from jaxmethods.reports.compare import compare, results
+    from jaxmethods.reports.result import write_json
 
     if not command.runs:
         raise ConfigError("command line: compare needs at least one run folder")
@@ -327,14 +306,7 @@ def _compare(command: Compare) -> int:
     folders = [RunFolder(path) for path in command.runs]
     print(compare(folders))
     if command.json:
-        content = {}
-        for folder in folders:
-            judged = last_judged(folder.read_metrics())
-            content[str(folder.path)] = {
-                stage: {name: numbers(values) for name, values in one.metrics.items()}
-                for stage, one in judged.items()
-            }
-        _write_json(command.json, content)
+        write_json(command.json, {"runs": results(folders)})
     return 0
 
 
