@@ -23,7 +23,10 @@ Breadcrumbs, DELLA, pruning), `pcb`, `fisher`, `regmean`, `spectral`
 
 from jaxmethods.merging import analysis
 from jaxmethods.merging.adaptive import adamerging, adaptation, experts, routers, surgery, wemoe
-from jaxmethods.merging.config import AdaMergingConfig, SurgeryConfig, WEMoEConfig, ewemoe
+from jaxmethods.merging.config import AdaMergingConfig as AdaMergingConfig
+from jaxmethods.merging.config import SurgeryConfig as SurgeryConfig
+from jaxmethods.merging.config import WEMoEConfig as WEMoEConfig
+from jaxmethods.merging.config import ewemoe
 from jaxmethods.merging.static.arithmetic import (
     analogy,
     average,
@@ -56,9 +59,6 @@ from jaxmethods.merging.static.trees import (
 )
 
 __all__ = [
-    "AdaMergingConfig",
-    "SurgeryConfig",
-    "WEMoEConfig",
     "adamerging",
     "adaptation",
     "analogy",

@@ -29,8 +29,8 @@ from jaxmethods.novo import (
     resample,
     tree,
 )
+from jaxmethods.novo.heads import Heads as Heads
 from jaxmethods.novo.heads import (
-    Heads,
     correct_counts,
     fit,
     heads_from_indices,
@@ -40,15 +40,14 @@ from jaxmethods.novo.heads import (
     select_heads,
     vote,
 )
-from jaxmethods.novo.prompts import PromptSpec, clean_choice, render
+from jaxmethods.novo.prompts import PromptSpec as PromptSpec
+from jaxmethods.novo.prompts import clean_choice, render
 from jaxmethods.novo.resample import bootstrap, transfer
-from jaxmethods.novo.score import Scores, score
+from jaxmethods.novo.score import Scores as Scores
+from jaxmethods.novo.score import score
 from jaxmethods.novo.tree import build_tree
 
 __all__ = [
-    "Heads",
-    "PromptSpec",
-    "Scores",
     "baselines",
     "bootstrap",
     "build_tree",
