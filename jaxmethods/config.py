@@ -1,7 +1,7 @@
 """Run configurations: frozen pydantic models, read from YAML, changed on the command line.
 
 A config is hashable, so it can be a static argument of a jitted function, and it
-forbids unknown fields, so a misspelt one is an error and not a silent default.
+forbids unknown fields, so a misspelled one is an error and not a silent default.
 Every problem is reported as one line that names the field, what came and what
 was expected.
 

@@ -1,4 +1,4 @@
-"""Bi-level optimisation: an outer variable judged by what an inner optimisation makes of it.
+"""Bi-level optimization: an outer variable judged by what an inner optimization makes of it.
 
     min_hyper  outer(theta_T)      theta_{t+1} = update(theta_t, grad_theta loss(theta_t, hyper))
 

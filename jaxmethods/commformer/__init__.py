@@ -17,7 +17,7 @@ arXiv 2405.08550. Equations and sections are named where they are implemented.
 
 Each piece is usable alone: `graph` (k-hot graphs with straight-through gradients), `gate` (who
 listens at which step), `attention` and `network` (Flax modules), `policy` (acting and teacher
-forcing), `objectives` (value normalisation, advantages, the PPO loss). The baselines MAT, IPPO and
+forcing), `objectives` (value normalization, advantages, the PPO loss). The baselines MAT, IPPO and
 MAPPO (`mlp`) are values of `NetworkConfig.model`.
 """
 

@@ -4,7 +4,7 @@
 | --- | --- |
 | `average`, `task_arithmetic`, `ties`, `dare`, `pcb`, `model_stock`, `slerp`, ... | nothing |
 | `fisher_merge`, `regmean` | statistics of a few inputs |
-| `adamerging`, `wemoe` (WEMoE, E-WEMoE), `surgery` (Surgery, SurgeryV2) | unlabelled test inputs |
+| `adamerging`, `wemoe` (WEMoE, E-WEMoE), `surgery` (Surgery, SurgeryV2) | unlabeled test inputs |
 
 Static merges are pure functions of trees, experts stacked on a leading axis:
 

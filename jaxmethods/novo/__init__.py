@@ -2,7 +2,7 @@
 
 For each candidate, "prompt candidate" is run once through a frozen decoder; a head votes for the
 candidate at whose last token its output has the largest (or, for other heads, the smallest) norm.
-Which heads vote is found with 30 labelled questions: no gradients, no sampling, no logits.
+Which heads vote is found with 30 labeled questions: no gradients, no sampling, no logits.
 
 Ho et al., "NoVo: Norm Voting off Hallucinations with Attention Heads in Large Language Models",
 ICLR 2025, arXiv 2410.08970.

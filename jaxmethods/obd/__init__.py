@@ -1,6 +1,6 @@
 """OBD, Offline Behavior Distillation: a large offline dataset in a few hundred pairs.
 
-A synthetic set D of N (state, action) pairs is learnt so that a fresh policy, cloned from it in T
+A synthetic set D of N (state, action) pairs is learned so that a fresh policy, cloned from it in T
 gradient steps, acts well:
 
     min_D H(theta_T(D)),    theta_{t+1} = theta_t - alpha grad l_BC(theta_t, D),    theta_0 random
