@@ -13,10 +13,10 @@ stopped by Ctrl-C or SIGTERM (saved).
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
-from rich.table import Table
 
+from jaxmethods import __version__
 from jaxmethods.config import (
     ConfigError,
     RunConfig,
@@ -139,15 +139,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
-        raise ConfigError(
-            f"command line: unknown command {arguments[0]!r}{nearest(arguments[0], COMMANDS)}"
-        )
+    if list(arguments) == ["--version"]:
+        print(f"jaxmethods {__version__}")
+        return 0
+    _check_command(arguments)
     if _asks_for_fields(arguments):
         return _show_run(arguments)
     command, unknown = tyro.cli(
         Command,  # type: ignore[arg-type]
-        args=arguments,
+        args=arguments or ["--help"],
         prog="jaxmethods",
         description="Methods of ten papers as pure JAX functions.",
         return_unknown_args=True,
@@ -161,6 +161,45 @@ def _main(arguments: Sequence[str]) -> int:
     if isinstance(command, Compare):
         return _compare(command)
     return _report(command) if isinstance(command, Report) else _methods(command)
+
+
+def _check_command(arguments: Sequence[str]) -> None:
+    """Raises `ConfigError` for a first word that is no command."""
+    if not arguments or arguments[0].startswith("-") or arguments[0] in COMMANDS:
+        return
+    given = arguments[0]
+    hint = nearest(given, COMMANDS)
+    if given.endswith((".yaml", ".yml")):
+        hint = f"; write jaxmethods run {given}"
+    raise ConfigError(f"command line: unknown command {given!r}{hint}")
+
+
+def _check_folder(path: Path) -> None:
+    """Raises `ConfigError` for a file where a run's folder is expected."""
+    if path.is_file():
+        raise ConfigError(
+            f"{path}: expected the folder of a run, got a file; a config is run by "
+            f"jaxmethods run {path}"
+        )
+
+
+def _read(command: Run, overrides: Sequence[str]) -> dict[str, Any]:
+    """The config file with the command line laid over it."""
+    from jaxmethods import registry
+
+    file = command.config
+    if file.is_dir():
+        again = f"jaxmethods run {file / 'config.yaml'} --out {file} --resume"
+        hint = f"; to go on with its run: {again}" if (file / "config.yaml").is_file() else ""
+        raise ConfigError(f"config {file}: expected a YAML file, got a folder{hint}")
+    given = parse_overrides(overrides)
+    values = merge(read_yaml(file), given)
+    known = registry.find(values.get("method"), str(file)).config.model_fields
+    for name in given.keys() - known.keys():
+        close = nearest(name, ("out", "resume", "quiet", "distributed"))
+        if "did you mean" in close:
+            raise ConfigError(f"command line: --{name} is neither option nor field{close}")
+    return values
 
 
 def _run(command: Run, overrides: Sequence[str]) -> int:
@@ -177,17 +216,18 @@ def _run_here(command: Run, overrides: Sequence[str]) -> int:
     from jaxmethods.devices import processes as distributed
     from jaxmethods.records.progress import Progress
     from jaxmethods.records.run_folder import RunFolder
+    from jaxmethods.reports.console import show_result
     from jaxmethods.training import runner
     from jaxmethods.training.stopping import Interrupted
 
     def parse() -> tuple[RunConfig, Recipe]:
-        values = merge(read_yaml(command.config), parse_overrides(overrides))
-        return registry.parse(values, str(command.config))
+        return registry.parse(_read(command, overrides), str(command.config))
 
     config, recipe = distributed.together(parse)
     folder = RunFolder(command.out or _default_folder(command.config, config))
     quiet = command.quiet or not distributed.is_writer()
-    progress = Progress(quiet=quiet, headline=recipe.headline)
+    stages = [stage.name for stage in recipe.stages]
+    progress = Progress(quiet=quiet, headline=recipe.headline, stages=stages)
     try:
         runner.run(recipe, config, folder, command.resume, progress)
     except (Interrupted, runner.DivergedError, runner.StageError):
@@ -195,7 +235,7 @@ def _run_here(command: Run, overrides: Sequence[str]) -> int:
         raise
     runner.write_results(folder, recipe.headline)
     if not quiet:
-        _show_result(folder, recipe.headline)
+        show_result(folder, recipe.headline)
     return 0
 
 
@@ -210,56 +250,35 @@ def _report_as_well(folder: RunFolder, headline: Sequence[str]) -> None:
         print(f"jaxmethods: {error}", file=sys.stderr)
 
 
-def _show_result(folder: RunFolder, headline: Sequence[str]) -> None:
-    """The final table, `table.md` where there is one, and where to look further."""
-    from jaxmethods.reports.result import last_judged, summarize
-
-    console = Console(soft_wrap=True)
-    table = Table("result", "", box=None, header_style="bold")
-    judged = last_judged(folder.read_metrics())
-    for full in headline:
-        stage, _, name = full.partition("/")
-        if stage in judged and name in judged[stage].metrics:
-            table.add_row(name, str(summarize(judged[stage].metrics[name])))
-    if table.row_count:
-        console.print(table)
-    if (folder.path / "table.md").is_file():
-        console.print((folder.path / "table.md").read_text(), end="", highlight=False)
-    console.print(f"report: {folder.report}", highlight=False)
-
-
 def _evaluate(command: Evaluate) -> int:
     import numpy as np
 
     from jaxmethods import registry
+    from jaxmethods.records.provenance import describe_environment
     from jaxmethods.records.run_folder import RunFolder
-    from jaxmethods.reports.result import numbers, summarize
+    from jaxmethods.reports import result
+    from jaxmethods.reports.console import show_fresh
     from jaxmethods.training import runner
 
+    _check_folder(command.run)
     folder = RunFolder(command.run)
     config, recipe = registry.parse(folder.read_config(), str(folder.config))
-    table = Table("stage", "step", "metric", "measured anew", box=None, header_style="bold")
-    found = []
+    start = time.perf_counter()
+    judged = {}
     for stage, step, metrics in runner.evaluate(
         recipe, config, folder, command.checkpoint, command.seed
     ):
         values = {name: np.asarray(metric, float).reshape(-1) for name, metric in metrics.items()}
-        for name, metric in values.items():
-            table.add_row(stage, str(step), name, str(summarize(metric)))
-        numbered = {name: numbers(metric) for name, metric in values.items()}
-        found.append({"stage": stage, "step": step, "metrics": numbered})
-    Console().print(table)
+        judged[stage] = result.Judged(step, round(time.perf_counter() - start, 3), values)
+    show_fresh(judged, recipe.headline)
     seeds = f", {seeds_of(config)} seeds" if seeds_of(config) > 1 else ""
     print(f"measured anew with evaluation seed {command.seed}{seeds}; the run's own are in report")
     if command.json:
-        _write_json(command.json, {"seed": command.seed, "stages": found})
+        asked = {"run": folder.path, "checkpoint": command.checkpoint, "seed": command.seed}
+        content = result.describe(folder, recipe.headline, judged, describe_environment())
+        fresh = {"fresh": {name: str(value) for name, value in asked.items()}}
+        result.write_json(command.json, fresh | content)
     return 0
-
-
-def _write_json(path: Path, content: Any) -> None:
-    from jaxmethods.files import write_atomically
-
-    write_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def _report(command: Report) -> int:
@@ -267,6 +286,7 @@ def _report(command: Report) -> int:
     from jaxmethods.reports import result
     from jaxmethods.training import runner
 
+    _check_folder(command.run)
     folder = RunFolder(command.run)
     folder.read_config()
     runner.write_results(folder, result.read_headline(folder))
@@ -276,22 +296,17 @@ def _report(command: Report) -> int:
 
 def _compare(command: Compare) -> int:
     from jaxmethods.records.run_folder import RunFolder
-    from jaxmethods.reports.compare import compare
-    from jaxmethods.reports.result import last_judged, numbers
+    from jaxmethods.reports.compare import compare, results
+    from jaxmethods.reports.result import write_json
 
     if not command.runs:
         raise ConfigError("command line: compare needs at least one run folder")
+    for path in command.runs:
+        _check_folder(path)
     folders = [RunFolder(path) for path in command.runs]
     print(compare(folders))
     if command.json:
-        content = {}
-        for folder in folders:
-            judged = last_judged(folder.read_metrics())
-            content[str(folder.path)] = {
-                stage: {name: numbers(values) for name, values in one.metrics.items()}
-                for stage, one in judged.items()
-            }
-        _write_json(command.json, content)
+        write_json(command.json, {"runs": results(folders)})
     return 0
 
 
@@ -320,10 +335,9 @@ def _asks_for_fields(arguments: Sequence[str]) -> bool:
 
 def _show_run(arguments: Sequence[str]) -> int:
     """Prints the options of `run`, and the fields of a config with the values that it gives."""
-    file, asked = arguments[1], [one for one in arguments[2:] if one not in ("-h", "--help")]
-    overrides = tyro.cli(Run, args=[file, *asked], return_unknown_args=True)[1]
-    values = merge(read_yaml(Path(file)), parse_overrides(overrides))
-    return _show_fields(values, file)
+    asked = [one for one in arguments[1:] if one not in ("-h", "--help")]
+    command, overrides = tyro.cli(Run, args=asked, return_unknown_args=True)
+    return _show_fields(_read(command, overrides), str(command.config))
 
 
 def _show_fields(values: Mapping[str, Any], file: str) -> int:

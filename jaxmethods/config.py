@@ -220,10 +220,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
         field, equals, value = argument[2:].partition("=")
         if not equals:
             if not pending or re.match("--[a-zA-Z]", pending[0]):
-                raise ConfigError(
-                    f"command line: --{field} needs a value; write --{field} VALUE, for a switch "
-                    "true or false"
-                )
+                raise ConfigError(f"command line: --{field} needs a value; write {_switch(field)}")
             value = pending.pop(0)
         *path, name = field.replace("-", "_").split(".")
         owner = values
@@ -236,6 +233,14 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise ConfigError(f"command line: --{field}: cannot read {shortened(value)}") from error
     return values
+
+
+def _switch(field: str) -> str:
+    """How a field without a value is written, also one that is given as other programs do it."""
+    *path, name = field.split(".")
+    stripped = re.sub("^no[-_]", "", name)
+    dotted = ".".join([*path, stripped])
+    return f"--{dotted} false" if stripped != name else f"--{dotted} VALUE, maybe true or false"
 
 
 def merge(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -294,8 +299,8 @@ def _advice(field: str, place: Place, got: Any) -> str:
     if section is not None and not listed and not isinstance(got, Mapping):
         needed = [n for n, f in section.model_fields.items() if f.is_required()]
         first = (needed or list(section.model_fields))[0]
-        value = yaml_text.dump(got) if isinstance(got, str | int | float) else "..."
-        return f"; write {name}: {{{first}: {value}}}"
+        value = f"{first}: {yaml_text.dump(got)}" if isinstance(got, str) else f"{first}: ..."
+        return f"; write {name}: {{{'' if got is True and not needed else value}}}"
     if section is None and isinstance(got, Mapping) and len(got) == 1:
         (value,) = got.values()
         return f"; write {name}: {yaml_text.dump(value)}" if isinstance(value, str) else ""

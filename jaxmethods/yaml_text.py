@@ -104,5 +104,5 @@ def _plain(value: Any) -> Any:
 
 def shortened(value: Any) -> str:
     """What came, on one line that can be read."""
-    text = repr(value)
+    text = dump(value) if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]}..."

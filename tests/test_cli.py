@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import os
 import re
 import signal
@@ -38,7 +41,10 @@ def config(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(config, tmp_path_factory):
     out = tmp_path_factory.mktemp("finished") / "run"
-    assert cli.main(["run", str(config), "--out", str(out), "--quiet"]) == 0
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert cli.main(["run", str(config), "--out", str(out)]) == 0
+    (out.parent / "printed").write_text(printed.getvalue())
     return out
 
 
@@ -56,6 +62,47 @@ def test_a_run_leaves_everything_the_readme_promises(finished):
     assert {"config.yaml", "metrics.jsonl", "checkpoints", "figures", "report.html"} <= names
     figures = {path.name for path in (finished / "figures").iterdir()}
     assert {"communication_graph.png", "episode_frames.png", "episode_animation.gif"} <= figures
+
+
+def test_console_report_and_result_carry_the_same_numbers(finished):
+    printed = (finished.parent / "printed").read_text()
+    result = json.loads((finished / "result.json").read_text())
+    metrics = result["stages"]["train"]["metrics"]
+    report = (finished / "report.html").read_text().partition("<h2>Last evaluation")[0]
+    for name in ("success_rate", "episode_length"):
+        assert f"train/{name}" in result["headline"]
+        number = f"{metrics[name]['mean']:.4g}"
+        assert re.search(rf"^ *{name} +{number} *$", printed, re.MULTILINE)
+        assert f"<td>{name.replace('_', ' ')}</td><td class=number>{number}</td>" in report
+        assert RunFolder(finished).read_metrics()[-1][f"evaluate/{name}"] == metrics[name]["mean"]
+
+
+def test_off_a_terminal_every_record_is_a_line_to_grep(finished):
+    printed = (finished.parent / "printed").read_text()
+    lines = re.findall(r"^stage=train step=(\d+) of=12 seconds=\d+ (.*)$", printed, re.MULTILINE)
+    assert [int(step) for step, _ in lines] == [3, 6, 9, 12]
+    assert [line.startswith("success_rate=") for _, line in lines] == [False, True, False, True]
+    assert all("train/loss=" in line for _, line in lines[::2])
+
+
+def test_what_a_run_leaves_can_be_read_by_others(finished):
+    for path in (path for path in finished.rglob("*") if path.name != "lock"):
+        assert path.stat().st_mode & (0o055 if path.is_dir() else 0o044), path
+
+
+def test_evaluate_writes_a_result_that_says_that_it_is_fresh(finished, tmp_path, capsys):
+    file = tmp_path / "fresh.json"
+    assert cli.main(["evaluate", str(finished), "--json", str(file), "--seed", "5"]) == 0
+    fresh, own = json.loads(file.read_text()), json.loads((finished / "result.json").read_text())
+    asked = {"run": str(finished), "checkpoint": "latest", "seed": "5"}
+    assert fresh["fresh"] == asked
+    assert fresh.keys() - own.keys() == {"fresh"}
+    assert fresh["headline"] == own["headline"]
+    stage, printed = fresh["stages"]["train"], capsys.readouterr().out
+    assert stage["step"] == 12
+    assert stage["metrics"].keys() == own["stages"]["train"]["metrics"].keys()
+    assert f"{stage['metrics']['episode_length']['mean']:.4g}" in printed
+    assert "measured anew with evaluation seed 5" in printed
 
 
 def test_the_resolved_config_trains_the_same_run_again(finished, tmp_path):
@@ -108,6 +155,67 @@ def test_a_wrong_field_is_one_line_before_anything_is_made(
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "arguments", "expected"),
+    [
+        (TINY, ["--environment_steps", "1e3"], "environment_steps: expected an integer >= 1, got "
+         "'1e3'; write 1000"),
+        (TINY, ["--environment.n_predators", "1.5"], "environment.n_predators: expected an integer"
+         ", got 1.5"),
+        (TINY, ["--environment.vision", "-1"], "environment: vision must be an integer >= 0"),
+        (TINY, ["--environment", "predator_prey"], "environment: expected a mapping of its fields,"
+         " got 'predator_prey'; write environment: {name: predator_prey}"),
+        (TINY, ["--environment.mode", "{name: mixed}"], "mode: expected text, got {'name': 'mixed'}"
+         "; write mode: mixed"),
+        (TINY, ["--network.gate", "true"], "network.gate: expected a mapping of its fields, or null"
+         ", got true; write gate: {}"),
+        (TINY, ["--graph.kind", "fixed"], "graph.edges: is required with kind: fixed; write a row "
+         "of 0 and 1 for each agent, edges: [[1, 0], [1, 1]]"),
+        (TINY, ["--graph.edges", "[[1]]"], "graph.edges: expected null with kind: learned; write "
+         "kind: fixed"),
+        (TINY, ["--mesh.data", "0"], "mesh.data: expected an integer >= 1 or -1, got 0"),
+        (TINY, ["--training.writers", "wandb,tensorboard"], "write writers: [wandb, tensorboard]"),
+        (TINY, ["--training.writers", "wandb", "tensorboard"], 'is one word: --field "[a, b]"'),
+        (TINY, ["--graph.no-self-edges"], "write --graph.self-edges false"),
+        (TINY, ["--graph.self-edges", "--seed", "3"], "--graph.self-edges needs a value"),
+        (TINY, ["--outt", "x"], "--outt is neither option nor field (did you mean 'out'?)"),
+        ("- method: obd\n", [], "expected a mapping of fields, got a list; write one `field: value`"
+         " a line, the first of them `method: NAME`"),
+        ("method: obd_table\n", [], "unknown method 'obd_table' (did you mean 'obd_tables'?)"),
+        ("method: obd_tables\npath: x\nevaluation: pendulum\n", [], "expected a mapping "
+         "of its fields, got 'pendulum'; write evaluation: {environment: pendulum}"),
+        ("method: merge\nexperts: [b]\nalgorithm: ties\n", [], "base: is required; it is a path"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_told_what_to_write_instead(tmp_path, capsys, content, arguments, expected):
+    (tmp_path / "run.yaml").write_text(content)
+    out = tmp_path / "out"
+    line = one_error_line(capsys, ["run", tmp_path / "run.yaml", "--out", out, *arguments])
+    assert expected in line
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["rnu", "a.yaml"], "unknown command 'rnu' (did you mean 'run'?)"),
+        (["a.yaml"], "unknown command 'a.yaml'; write jaxmethods run a.yaml"),
+        (["evaluate", __file__], f"a config is run by jaxmethods run {__file__}"),
+        (["report", __file__], "expected the folder of a run, got a file"),
+        (["compare", __file__], "expected the folder of a run, got a file"),
+        (["compare"], "compare needs at least one run folder"),
+        (["methods", "obdd"], "unknown method 'obdd' (did you mean 'obd'?)"),
+    ],
+)
+def test_a_wrong_command_is_told_the_right_one(capsys, arguments, expected):
+    assert expected in one_error_line(capsys, arguments)
+
+
+def test_running_a_folder_says_how_to_go_on(finished, capsys):
+    expected = f"to go on with its run: jaxmethods run {finished}/config.yaml --out {finished} --re"
+    assert expected in one_error_line(capsys, ["run", finished])
+
+
 def test_a_missing_config_is_named(tmp_path, capsys):
     line = one_error_line(capsys, ["run", tmp_path / "no.yaml"])
     assert "no.yaml: cannot be read" in line
@@ -156,7 +264,10 @@ def test_ctrl_c_while_compiling_ends_with_one_line(config, tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert errors.strip().splitlines()[-1].startswith("jaxmethods: SIGINT: stopped")
+    first, *_, last = errors.strip().splitlines()
+    assert first.startswith("jaxmethods: SIGINT: will stop and save when what is under way")
+    assert "Ctrl-C now stops at once" in first
+    assert last.startswith("jaxmethods: SIGINT: stopped")
     assert "Traceback" not in errors
 
 

@@ -56,22 +56,20 @@ outer variable; `mode=bilevel.Implicit()` differentiates the solution instead of
 labels in this way. `help(jaxmethods.bilevel.solve)` has the rest.
 """
 
-from jaxmethods.bilevel.alternating import Alternating, AlternatingState, Step, alternating
-from jaxmethods.bilevel.inner import Solution
-from jaxmethods.bilevel.modes import Implicit, Mixed, Mode, Reverse, Truncated
+from jaxmethods.bilevel.alternating import Alternating as Alternating
+from jaxmethods.bilevel.alternating import AlternatingState as AlternatingState
+from jaxmethods.bilevel.alternating import Step as Step
+from jaxmethods.bilevel.alternating import alternating
+from jaxmethods.bilevel.inner import Solution as Solution
+from jaxmethods.bilevel.modes import Implicit as Implicit
+from jaxmethods.bilevel.modes import Mixed as Mixed
+from jaxmethods.bilevel.modes import Mode as Mode
+from jaxmethods.bilevel.modes import Reverse as Reverse
+from jaxmethods.bilevel.modes import Truncated as Truncated
 from jaxmethods.bilevel.solve import solve
 from jaxmethods.bilevel.unrolled import one_step_gradient
 
 __all__ = [
-    "Alternating",
-    "AlternatingState",
-    "Implicit",
-    "Mixed",
-    "Mode",
-    "Reverse",
-    "Solution",
-    "Step",
-    "Truncated",
     "alternating",
     "one_step_gradient",
     "solve",

@@ -22,25 +22,17 @@ MAPPO (`mlp`) are values of `NetworkConfig.model`.
 """
 
 from jaxmethods.commformer import attention, gate, graph, objectives, policy
-from jaxmethods.commformer.config import (
-    GateConfig,
-    GraphConfig,
-    NetworkConfig,
-    PPOConfig,
-    clean,
-    reference,
-)
+from jaxmethods.commformer.config import GateConfig as GateConfig
+from jaxmethods.commformer.config import GraphConfig as GraphConfig
+from jaxmethods.commformer.config import NetworkConfig as NetworkConfig
+from jaxmethods.commformer.config import PPOConfig as PPOConfig
+from jaxmethods.commformer.config import clean, reference
 from jaxmethods.commformer.evaluate import evaluate
-from jaxmethods.commformer.method import State, trainer
-from jaxmethods.commformer.network import CommFormer
+from jaxmethods.commformer.method import State as State
+from jaxmethods.commformer.method import trainer
+from jaxmethods.commformer.network import CommFormer as CommFormer
 
 __all__ = [
-    "CommFormer",
-    "GateConfig",
-    "GraphConfig",
-    "NetworkConfig",
-    "PPOConfig",
-    "State",
     "attention",
     "clean",
     "evaluate",

@@ -6,29 +6,22 @@ import inspect
 from typing import Any
 
 from jaxmethods.config import nearest
-from jaxmethods.envs.adapters import (
-    Cleaner,
-    Connector,
-    LevelBasedForaging,
-    RobotWarehouse,
-    SearchAndRescue,
-    Smax,
-)
-from jaxmethods.envs.rollout import (
-    EpisodeResults,
-    Policy,
-    Recording,
-    Trajectory,
-    play_episodes,
-    record_episode,
-    rollout,
-    vectorize,
-)
-from jaxmethods.envs.team.environment import TeamEnvironment
-from jaxmethods.envs.team.predator_capture_prey import PredatorCapturePrey
-from jaxmethods.envs.team.predator_prey import PredatorPrey
-from jaxmethods.envs.team.traffic_junction import TrafficJunction
-from jaxmethods.envs.team.types import Observation
+from jaxmethods.envs.adapters import Cleaner as Cleaner
+from jaxmethods.envs.adapters import Connector as Connector
+from jaxmethods.envs.adapters import LevelBasedForaging as LevelBasedForaging
+from jaxmethods.envs.adapters import RobotWarehouse as RobotWarehouse
+from jaxmethods.envs.adapters import SearchAndRescue as SearchAndRescue
+from jaxmethods.envs.adapters import Smax as Smax
+from jaxmethods.envs.rollout import EpisodeResults as EpisodeResults
+from jaxmethods.envs.rollout import Policy as Policy
+from jaxmethods.envs.rollout import Recording as Recording
+from jaxmethods.envs.rollout import Trajectory as Trajectory
+from jaxmethods.envs.rollout import play_episodes, record_episode, rollout, vectorize
+from jaxmethods.envs.team.environment import TeamEnvironment as TeamEnvironment
+from jaxmethods.envs.team.predator_capture_prey import PredatorCapturePrey as PredatorCapturePrey
+from jaxmethods.envs.team.predator_prey import PredatorPrey as PredatorPrey
+from jaxmethods.envs.team.traffic_junction import TrafficJunction as TrafficJunction
+from jaxmethods.envs.team.types import Observation as Observation
 
 ENVIRONMENTS: dict[str, type[TeamEnvironment]] = {
     "predator_prey": PredatorPrey,
@@ -44,22 +37,6 @@ ENVIRONMENTS: dict[str, type[TeamEnvironment]] = {
 """Name in a config to class."""
 
 __all__ = [
-    "ENVIRONMENTS",
-    "Cleaner",
-    "Connector",
-    "EpisodeResults",
-    "LevelBasedForaging",
-    "Observation",
-    "Policy",
-    "PredatorCapturePrey",
-    "PredatorPrey",
-    "Recording",
-    "RobotWarehouse",
-    "SearchAndRescue",
-    "Smax",
-    "TeamEnvironment",
-    "TrafficJunction",
-    "Trajectory",
     "make",
     "play_episodes",
     "record_episode",

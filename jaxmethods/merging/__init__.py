@@ -23,7 +23,10 @@ equations are named in the modules: `arithmetic`, `ties`, `dare`, `breadcrumbs`,
 
 from jaxmethods.merging import analysis
 from jaxmethods.merging.adaptive import adamerging, adaptation, experts, routers, surgery, wemoe
-from jaxmethods.merging.config import AdaMergingConfig, SurgeryConfig, WEMoEConfig, ewemoe
+from jaxmethods.merging.config import AdaMergingConfig as AdaMergingConfig
+from jaxmethods.merging.config import SurgeryConfig as SurgeryConfig
+from jaxmethods.merging.config import WEMoEConfig as WEMoEConfig
+from jaxmethods.merging.config import ewemoe
 from jaxmethods.merging.static.arithmetic import (
     analogy,
     average,
@@ -52,9 +55,6 @@ from jaxmethods.merging.static.trees import (
 from jaxmethods.merging.static.tsv import tsv_merge
 
 __all__ = [
-    "AdaMergingConfig",
-    "SurgeryConfig",
-    "WEMoEConfig",
     "adamerging",
     "adaptation",
     "analogy",

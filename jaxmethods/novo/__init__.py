@@ -28,8 +28,8 @@ from jaxmethods.novo import (
     resample,
     tree,
 )
+from jaxmethods.novo.heads import Heads as Heads
 from jaxmethods.novo.heads import (
-    Heads,
     correct_counts,
     fit,
     heads_from_indices,
@@ -40,12 +40,11 @@ from jaxmethods.novo.heads import (
     vote,
 )
 from jaxmethods.novo.resample import bootstrap, transfer
-from jaxmethods.novo.score import Scores, score
+from jaxmethods.novo.score import Scores as Scores
+from jaxmethods.novo.score import score
 from jaxmethods.novo.tree import build_tree
 
 __all__ = [
-    "Heads",
-    "Scores",
     "baselines",
     "bootstrap",
     "build_tree",

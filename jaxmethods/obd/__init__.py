@@ -28,35 +28,32 @@ Each piece is usable alone: `policy` (students and critics as pytrees), `objecti
 
 from jaxmethods import offline_rl
 from jaxmethods.obd import baselines, density, meta_gradient, objectives, students
-from jaxmethods.obd.config import OBDConfig, StudentConfig
-from jaxmethods.obd.evaluate import EvaluationConfig, judge_sets, measure_set
-from jaxmethods.obd.method import Rates, State, distiller, used, with_rates
-from jaxmethods.obd.recipes.distilled_files import Distilled, load, save
+from jaxmethods.obd.config import OBDConfig as OBDConfig
+from jaxmethods.obd.config import StudentConfig as StudentConfig
+from jaxmethods.obd.evaluate import EvaluationConfig as EvaluationConfig
+from jaxmethods.obd.evaluate import judge_sets, measure_set
+from jaxmethods.obd.method import Rates as Rates
+from jaxmethods.obd.method import State as State
+from jaxmethods.obd.method import distiller, used, with_rates
+from jaxmethods.obd.recipes.distilled_files import Distilled as Distilled
+from jaxmethods.obd.recipes.distilled_files import load, save
 from jaxmethods.obd.recipes.teacher_files import load_corl_calql, load_teacher, save_teacher
 from jaxmethods.obd.students import train_students
-from jaxmethods.obd.types import Source, SynSet
+from jaxmethods.obd.types import Source as Source
+from jaxmethods.obd.types import SynSet as SynSet
 from jaxmethods.offline_rl import policies as policy
 from jaxmethods.offline_rl import scores
 from jaxmethods.offline_rl.dataset import load_offline, offline_data
 from jaxmethods.offline_rl.mujoco_returns import evaluate_returns
-from jaxmethods.offline_rl.policies import Policy, PolicyParams, deterministic, tanh_gaussian
+from jaxmethods.offline_rl.policies import Policy as Policy
+from jaxmethods.offline_rl.policies import PolicyParams as PolicyParams
+from jaxmethods.offline_rl.policies import deterministic, tanh_gaussian
 from jaxmethods.offline_rl.scores import normalized_score
-from jaxmethods.offline_rl.types import Norm, OfflineData, Teacher
+from jaxmethods.offline_rl.types import Norm as Norm
+from jaxmethods.offline_rl.types import OfflineData as OfflineData
+from jaxmethods.offline_rl.types import Teacher as Teacher
 
 __all__ = [
-    "Distilled",
-    "EvaluationConfig",
-    "Norm",
-    "OBDConfig",
-    "OfflineData",
-    "Policy",
-    "PolicyParams",
-    "Rates",
-    "Source",
-    "State",
-    "StudentConfig",
-    "SynSet",
-    "Teacher",
     "baselines",
     "density",
     "deterministic",

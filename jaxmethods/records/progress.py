@@ -20,17 +20,27 @@ SHOWN = 4
 """How many metrics stand beside the bar."""
 
 
+SPEED_OF = 600.0
+"""Seconds of a run that its speed, and so the time that is left, is told from: a chunk can be long.
+"""
+
+
 class Progress:
-    """A bar with the metrics that matter; where the output is no terminal, a line for every
-    evaluation that `grep` can read: `stage=train step=40 seconds=3 success_rate=0.98`."""
+    """A bar for every stage with the time that is left and the metrics that matter.
+
+    Where the output is no terminal, a line for every record that `grep` can read:
+    `stage=train step=40 of=400 seconds=3 success_rate=0.98`.
+    """
 
     def __init__(
         self,
         quiet: bool = False,
         console: Console | None = None,
         headline: Sequence[str] = (),
+        stages: Sequence[str] = (),
     ):
-        """`headline`: names of metrics, "stage/name", that are shown first."""
+        """`headline`: names of metrics, "stage/name", that are shown first; `stages`: their names,
+        in the order of the run."""
         self._console = Console(quiet=True) if quiet else console or Console()
         self._lines = not self._console.is_terminal
         self._bar = Bar(
@@ -42,7 +52,10 @@ class Progress:
             TextColumn("{task.fields[shown]}"),
             console=self._console,
             disable=quiet or self._lines,
+            speed_estimate_period=SPEED_OF,
         )
+        self._stages = list(stages)
+        self._total: int | None = None
         self._headline = headline
         self._task: Any = None
         self._evaluation: dict[str, Any] = {}
@@ -50,8 +63,9 @@ class Progress:
     def stage(self, name: str, step: int, steps: int | None) -> None:
         """A stage begins; `steps`: None where it isn't known how many there are."""
         self._bar.start()
-        self._evaluation = {}
-        self._task = self._bar.add_task(name, total=steps, completed=step, shown="")
+        self._evaluation, self._total = {}, steps
+        place = f"{self._stages.index(name) + 1}/{len(self._stages)} " if self._stages else ""
+        self._task = self._bar.add_task(place + name, total=steps, completed=step, shown="")
         start = f" from step {step}" if step else ""
         self.say(f"{name}: {steps} steps{start}" if steps else f"{name}: writing files")
 
@@ -75,13 +89,18 @@ class Progress:
         shown = describe(self._evaluation or self._of("train/", row))
         if self._task is not None:
             self._bar.update(self._task, completed=row["step"], shown=shown)
-        if not evaluation:
-            return
         if self._lines:
-            head = f"stage={row['stage']} step={row['step']} seconds={row['seconds']:.0f}"
-            self.say(" ".join([head, *(f"{k}={number(v)}" for k, v in evaluation.items())]))
-        else:
+            self.say(self._record(row, evaluation))
+        elif evaluation:
             self.say(f"step {row['step']:>6} {row['seconds']:>6.0f} s  {describe(evaluation)}")
+
+    def _record(self, row: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+        """All that was measured, as `name=value`; of training alone where nothing was judged."""
+        head = f"stage={row['stage']} step={row['step']}"
+        of = f" of={self._total}" if self._total else ""
+        metrics = evaluation or {n: v for n, v in row.items() if n.startswith("train/")}
+        values = [f"{name}={number(value)}" for name, value in metrics.items()]
+        return " ".join([f"{head}{of} seconds={row['seconds']:.0f}", *values])
 
     def close(self) -> None:
         self._bar.stop()

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from jaxmethods.records.run_folder import RunFolder, RunFolderError
-from jaxmethods.reports.result import Judged, last_judged, summarize
+from jaxmethods.reports.result import (
+    Judged,
+    describe,
+    last_judged,
+    read_environment,
+    read_headline,
+    summarize,
+)
 
 
 def compare(folders: Sequence[RunFolder]) -> str:
@@ -25,6 +33,15 @@ def compare(folders: Sequence[RunFolder]) -> str:
         cells = [str(summarize(row[name])) if name in row else "" for name in metrics]
         lines.append([folder.path.name, str(seeds), *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def results(folders: Sequence[RunFolder]) -> dict[str, dict[str, Any]]:
+    """Folder -> what its `result.json` says, or would say by now."""
+    found = {}
+    for folder in folders:
+        judged, headline = last_judged(folder.read_metrics()), read_headline(folder)
+        found[str(folder.path)] = describe(folder, headline, judged, read_environment(folder))
+    return found
 
 
 def _last_evaluation(folder: RunFolder) -> Judged:

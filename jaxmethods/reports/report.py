@@ -13,6 +13,7 @@ from jaxmethods.reports import curves as figures
 from jaxmethods.reports.result import (
     Judged,
     last_judged,
+    named,
     read_environment,
     read_headline,
     summarize,
@@ -65,7 +66,7 @@ def _page(folder: RunFolder, rows: Sequence[Mapping[str, Any]], stages: Sequence
         f"<h1>{title}</h1><p class=lead>{html.escape(lead)}, {seconds:.0f} s</p>",
         "<h2>Result</h2>" + _headline(judged, headline) + _written_table(folder),
         f"<div class=gallery>{''.join(map(_figure, others))}</div>",
-        "<h2>Every stage</h2>" + _stages(judged),
+        "<h2>Last evaluation of every stage</h2>" + _stages(judged),
         "<h2>Learning curves</h2>" + "".join(_figure(path) for path in curves if path in drawn),
         f"<h2>Config</h2><pre>{html.escape(folder.config.read_text())}</pre>",
         "<h2>Environment</h2>" + _table(read_environment(folder).items()),
@@ -97,11 +98,7 @@ def _written_table(folder: RunFolder) -> str:
 
 def _headline(judged: Mapping[str, Judged], headline: Sequence[str]) -> str:
     """What the recipe's author names as the result."""
-    rows = []
-    for full in headline:
-        stage, _, name = full.partition("/")
-        if stage in judged and name in judged[stage].metrics:
-            rows.append((name, summarize(judged[stage].metrics[name])))
+    rows = [(name, summarize(values)) for name, values in named(headline, judged)]
     return _table(rows) if rows else "" if judged else "<p>Nothing was evaluated yet.</p>"
 
 

@@ -7,6 +7,9 @@
                                                    "values": [0.98, 1.0, 0.99]}}}},
  "environment": {...}}
 
+`jaxmethods evaluate --json FILE` writes the same, with "fresh" beside it, which says of what run,
+checkpoint and evaluation seed; `compare --json FILE` writes {"runs": {folder: the same}}.
+
 `error` is the standard error over seeds, null for one seed; numbers are those of the last time a
 stage was judged, which report, console and `compare` show as well.
 """
@@ -14,7 +17,8 @@ stage was judged, which report, console and `compare` show as well.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,6 +65,15 @@ def last_judged(rows: Sequence[Mapping[str, Any]]) -> dict[str, Judged]:
     return found
 
 
+def named(metrics: Sequence[str], judged: Mapping[str, Judged]) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and values [seeds] of those "stage/name" that were measured; the stage where needed."""
+    names = [full.partition("/")[2] for full in metrics]
+    for full, name in zip(metrics, names, strict=True):
+        stage = judged.get(full.partition("/")[0])
+        if stage is not None and name in stage.metrics:
+            yield (full if names.count(name) > 1 else name), stage.metrics[name]
+
+
 def summarize(values: np.ndarray) -> Summary:
     """Mean and standard error of [seeds]."""
     return Summary(*mean_and_error(values))
@@ -68,22 +81,44 @@ def summarize(values: np.ndarray) -> Summary:
 
 def write_result(folder: RunFolder, headline: Sequence[str]) -> None:
     """Writes `result.json` from the rows of the run."""
+    judged = last_judged(folder.read_metrics())
+    write_json(folder.result, describe(folder, headline, judged, read_environment(folder)))
+
+
+def describe(
+    folder: RunFolder,
+    headline: Sequence[str],
+    judged: Mapping[str, Judged],
+    environment: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What `result.json` holds.
+
+    Args:
+        folder: of the run, whose config says the seeds.
+        headline: the metrics that are the result.
+        judged: stage -> when and how it was judged.
+        environment: of the process that judged.
+    """
     config = folder.read_config()
     first, seeds = config.get("seed", 0), config.get("seeds", 1)
-    content = {
+    return {
         "headline": list(headline),
         "seeds": list(range(first, first + seeds)),
         "stages": {
             stage: {
-                "step": judged.step,
-                "seconds": judged.seconds,
-                "metrics": {name: numbers(values) for name, values in judged.metrics.items()},
+                "step": one.step,
+                "seconds": one.seconds,
+                "metrics": {name: numbers(values) for name, values in one.metrics.items()},
             }
-            for stage, judged in last_judged(folder.read_metrics()).items()
+            for stage, one in judged.items()
         },
-        "environment": read_environment(folder),
+        "environment": dict(environment),
     }
-    write_atomically(folder.result, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes strict JSON: what is not finite must be null already."""
+    write_atomically(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def read_headline(folder: RunFolder) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,11 @@ from typing import Any
 
 from jaxmethods.devices import processes as distributed
 from jaxmethods.errors import UserError
+
+SOON = (
+    "\njaxmethods: {}: will stop and save when what is under way (compiling, a chunk of steps) is "
+    "done; Ctrl-C now stops at once, and keeps what was saved before\n"
+)
 
 
 class Interrupted(UserError):
@@ -38,6 +44,8 @@ def stop_requested() -> Iterator[Stop]:
         del frame
         stop.signal_number = signal_number
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        # Not `print`: the signal may have come in the middle of one.
+        os.write(2, SOON.format(signal.Signals(signal_number).name).encode())
 
     try:
         before = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}

@@ -199,9 +199,8 @@ def test_runs_from_python(tmp_path, monkeypatch):
 def test_what_evaluate_and_compare_write_are_numbers_with_their_errors(whole, tmp_path, capsys):
     folder, _, _ = whole
     assert cli.main(["compare", str(folder.path), "--json", str(tmp_path / "c.json")]) == 0
-    content = json.loads((tmp_path / "c.json").read_text())[str(folder.path)]
-    row = [row for row in folder.read_metrics() if "evaluate/score" in row][-1]
-    assert content["second"]["score"]["values"] == row["evaluate/score"]
+    content = json.loads((tmp_path / "c.json").read_text())["runs"][str(folder.path)]
+    assert content == json.loads(folder.result.read_text())
     assert "±" in capsys.readouterr().out
 
 

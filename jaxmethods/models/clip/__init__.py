@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from jaxmethods.models.clip.network import PROJECTION as PROJECTION
+from jaxmethods.models.clip.network import TOWERS as TOWERS
+from jaxmethods.models.clip.network import CLIPConfig as CLIPConfig
+from jaxmethods.models.clip.network import Loaded as Loaded
+from jaxmethods.models.clip.network import Text as Text
+from jaxmethods.models.clip.network import TextConfig as TextConfig
 from jaxmethods.models.clip.network import (
-    PROJECTION,
-    TOWERS,
-    CLIPConfig,
-    Loaded,
-    Text,
-    TextConfig,
     classify,
     config_of,
     head_from_templates,
@@ -25,12 +25,6 @@ from jaxmethods.models.clip.network import (
 )
 
 __all__ = [
-    "PROJECTION",
-    "TOWERS",
-    "CLIPConfig",
-    "Loaded",
-    "Text",
-    "TextConfig",
     "classify",
     "config_of",
     "head_from_templates",

@@ -8,11 +8,14 @@ tokens = decoder.generate(params, config, ids, 64, key=key).tokens
 from __future__ import annotations
 
 from jaxmethods.models.decoder.checkpoint import load, read_config, save, shardings
-from jaxmethods.models.decoder.config import DecoderConfig, RopeScaling
-from jaxmethods.models.decoder.generation import Generated, Sampling, generate
+from jaxmethods.models.decoder.config import DecoderConfig as DecoderConfig
+from jaxmethods.models.decoder.config import RopeScaling as RopeScaling
+from jaxmethods.models.decoder.generation import Generated as Generated
+from jaxmethods.models.decoder.generation import Sampling as Sampling
+from jaxmethods.models.decoder.generation import generate
+from jaxmethods.models.decoder.network import TAPS as TAPS
+from jaxmethods.models.decoder.network import Outputs as Outputs
 from jaxmethods.models.decoder.network import (
-    TAPS,
-    Outputs,
     at,
     embed,
     forward,
@@ -23,12 +26,6 @@ from jaxmethods.models.decoder.network import (
 )
 
 __all__ = [
-    "TAPS",
-    "DecoderConfig",
-    "Generated",
-    "Outputs",
-    "RopeScaling",
-    "Sampling",
     "at",
     "embed",
     "forward",

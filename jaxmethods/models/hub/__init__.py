@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from jaxmethods.models.hub.folders import INDEX as INDEX
+from jaxmethods.models.hub.folders import Folder as Folder
+from jaxmethods.models.hub.folders import HubError as HubError
+from jaxmethods.models.hub.folders import Stored as Stored
+from jaxmethods.models.hub.folders import Tensor as Tensor
 from jaxmethods.models.hub.folders import (
-    INDEX,
-    Folder,
-    HubError,
-    Stored,
-    Tensor,
     common_type,
     companions,
     linear,
@@ -21,11 +21,6 @@ from jaxmethods.models.hub.folders import (
 )
 
 __all__ = [
-    "INDEX",
-    "Folder",
-    "HubError",
-    "Stored",
-    "Tensor",
     "common_type",
     "companions",
     "linear",
