@@ -1,4 +1,4 @@
-"""Gradients through inner optimisations, against closed forms and against each other."""
+"""Gradients through inner optimizations, against closed forms and against each other."""
 
 from __future__ import annotations
 

@@ -336,7 +336,7 @@ def test_masked_random_play_goes_through_roll_outs_and_evaluation(variant):
 
     @jax.jit
     def play(key):
-        vector = envs.vectorise(env, next_obs_in_extras=True)
+        vector = envs.vectorize(env, next_obs_in_extras=True)
         state, timestep = vector.reset(jax.random.split(key, 3))
         trajectory = envs.rollout(vector, policy, state, timestep, key, length=12)[-1]
         return trajectory, envs.play_episodes(env, policy, key, episodes=4, max_steps=LIMIT)
@@ -475,7 +475,7 @@ def test_battles_go_through_roll_outs_and_can_be_drawn(tmp_path):
     assert recording.length == 4
     np.testing.assert_array_equal(recording.states.step_count, [0, 1, 2, 3, 4, 4, 4])
     assert env.filmstrip(recording.states, str(tmp_path / "battle.png")).dtype == np.uint8
-    vector = envs.vectorise(env)
+    vector = envs.vectorize(env)
     state, timestep = jax.jit(vector.reset)(jax.random.split(jax.random.key(0), 2))
     run = jax.jit(partial(envs.rollout, vector, policy, length=5))
     *_, trajectory = run(state, timestep, jax.random.key(1))

@@ -55,12 +55,12 @@ def test_routed_towers_and_their_adaptation(mesh, routing):
     state = method.init(jax.random.key(0), batch)
     shared = spread(batch, wemoe.RULES, mesh)
     assert jax.tree.leaves(shared.model.tau)[0].sharding.spec[:2] == (None, "fsdp")
-    assert shared.unlabelled.inputs.sharding.spec[0] == "data"
+    assert shared.unlabeled.inputs.sharding.spec[0] == "data"
 
     @jax.jit
     def run(state, batch):
         state, metrics = method.step(state, batch)
-        pixels = batch.unlabelled.inputs.reshape(-1, 8, 8, 3)
+        pixels = batch.unlabeled.inputs.reshape(-1, 8, 8, 3)
         out = wemoe.forward(batch.model, state.routers, tiny.VISION, config, pixels)
         return state.routers, metrics, out.vision.features, out.coefficients
 
@@ -82,10 +82,10 @@ def test_deep_surgery(mesh):
 
     merged = merging.task_arithmetic(tiny.setting(tasks=4).base, tiny.setting(tasks=4).stack, 0.3)
     features, means = jax.jit(jax.vmap(lambda p, x: encode(p, x, None, None)))(
-        tiny.setting(tasks=4).stack, tiny.setting(tasks=4).unlabelled.inputs
+        tiny.setting(tasks=4).stack, tiny.setting(tasks=4).unlabeled.inputs
     )
     targets = surgery.Targets(features, means.swapaxes(1, 2))
-    batch = surgery.Batch(adaptation.Unlabelled(*tiny.setting(tasks=4).unlabelled), targets, merged)
+    batch = surgery.Batch(adaptation.Unlabeled(*tiny.setting(tasks=4).unlabeled), targets, merged)
     method = surgery.aligner(SurgeryConfig(deep=True, rank=4, batch_size=4), encode)
     state = method.init(jax.random.key(0), batch)
     shared = spread(state, surgery.RULES, mesh), spread(batch, surgery.RULES, mesh)
@@ -100,7 +100,7 @@ PIPELINE = {
     "method": "merging",
     "network": {"width": 8, "depth": 1, "heads": 2, "patch": 4, "features": 6},
     # Adam's first steps are signs of gradients, those of zero but for rounding too.
-    "base": {"optimizer": "sgd", "learning_rate": 1e-2, "labelled": 0.5, **STEPS},
+    "base": {"optimizer": "sgd", "learning_rate": 1e-2, "labeled": 0.5, **STEPS},
     "experts": {"optimizer": "sgd", "learning_rate": 1e-2, **STEPS},
     "wemoe": STEPS,
     "adamerging": STEPS,

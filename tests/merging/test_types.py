@@ -68,7 +68,7 @@ class Given:
         self.routing = jnp.asarray(draw((4, TASKS), 12), jnp.float32)
         self.router = routers.init(self.key, 6, TASKS)
         self.logits = self.array(4 * draw((TASKS, 4, 5), 13))
-        self.data = adaptation.unlabelled([self.array(draw((4, 6), 14 + t)) for t in range(TASKS)])
+        self.data = adaptation.unlabeled([self.array(draw((4, 6), 14 + t)) for t in range(TASKS)])
         self.heads = adaptation.stack_heads(
             [self.array(draw((3 + t, 6), 17 + t)) for t in range(TASKS)]
         )
@@ -156,8 +156,8 @@ CALLS = {
     "task_arithmetic": lambda g: merging.task_arithmetic(g.base, g.stack),
     "task_vectors": lambda g: merging.task_vectors(g.base, g.stack),
     "ties": lambda g: [
-        merging.ties(g.base, g.stack, density=0.4, merge=merge, scope=scope, flavour=flavour)
-        for merge, scope, flavour in (
+        merging.ties(g.base, g.stack, density=0.4, merge=merge, scope=scope, flavor=flavor)
+        for merge, scope, flavor in (
             ("sum", "global", "paper"),
             ("mean", "leaf", "paper"),
             ("max", "global", "paper"),
@@ -194,7 +194,7 @@ CALLS = {
     "adaptation.take": lambda g: adaptation.take(
         g.features, jnp.asarray([[0, 1]] * TASKS, jnp.int32)
     ),
-    "adaptation.unlabelled": lambda g: g.data,
+    "adaptation.unlabeled": lambda g: g.data,
     "analysis.critical_modules": lambda g: [
         ["bias", "weight"].index(name)
         for name in analysis.critical_modules(g.base, g.stack, {"bias": "bias", "weight": "weight"})
@@ -347,14 +347,14 @@ def tower(dtype):
     model = wemoe.upcycle(base, stack, config)
     batch = wemoe.Batch(
         model,
-        cast(tiny.setting(images=2).unlabelled),
+        cast(tiny.setting(images=2).unlabeled),
         cast(tiny.setting(images=2).heads),
         projection,
         jnp.float32(1),
     )
     key = jax.random.key(0)
     routers_ = wemoe.prune_routers(wemoe.init_routers(key, tiny.VISION, 3, config), config)
-    pixels = batch.unlabelled.inputs
+    pixels = batch.unlabeled.inputs
     out = wemoe.forward(model, routers_, tiny.VISION, config, pixels[0], projection=projection)
     state, metrics = whole_step(wemoe.adapter(tiny.VISION, config), batch, key)
     value, (terms, _) = wemoe.loss(routers_, batch, pixels, tiny.VISION, config)
@@ -463,7 +463,7 @@ MERGES = {
     "task_arithmetic": merging.task_arithmetic,
     "ties": merging.ties,
     "ties per leaf": lambda base, stack: merging.ties(base, stack, scope="leaf", merge="max"),
-    "ties, mergekit": lambda base, stack: merging.ties(base, stack, flavour="mergekit"),
+    "ties, mergekit": lambda base, stack: merging.ties(base, stack, flavor="mergekit"),
     "dare": lambda base, stack: merging.apply_task_vectors(
         base, merging.dare(jax.random.key(0), merging.task_vectors(base, stack))
     ),
@@ -537,7 +537,7 @@ def test_one_expert_one_token_and_one_image(strategy, sizes):
 
 
 def test_one_class_one_input_and_one_task():
-    data = adaptation.unlabelled([jnp.ones((1, 2))])
+    data = adaptation.unlabeled([jnp.ones((1, 2))])
     heads = adaptation.stack_heads([jnp.ones((1, 2))])
     inputs = adaptation.draw(jax.random.key(0), data, 1)
     logits = adaptation.classify(inputs, heads, jnp.float32(1))

@@ -29,7 +29,7 @@ class Setting(NamedTuple):
 
     base: dict
     stack: dict
-    unlabelled: adaptation.Unlabelled
+    unlabeled: adaptation.Unlabeled
     heads: adaptation.Heads
     projection: jax.Array
 
@@ -67,7 +67,7 @@ def setting(vision=VISION, tasks=3, images=8, seed=0) -> Setting:
         return Setting(
             base,
             stack,
-            adaptation.unlabelled(list(pixels)),
+            adaptation.unlabeled(list(pixels)),
             adaptation.stack_heads(heads),
             projection,
         )
@@ -81,7 +81,7 @@ def merged() -> dict:
 
 def wemoe_batch(of: Setting, config) -> wemoe.Batch:
     model = wemoe.upcycle(of.base, of.stack, config)
-    return wemoe.Batch(model, of.unlabelled, of.heads, of.projection, jnp.asarray(1.0))
+    return wemoe.Batch(model, of.unlabeled, of.heads, of.projection, jnp.asarray(1.0))
 
 
 def expert(of: Setting, task):

@@ -166,8 +166,8 @@ def test_rows_of_the_highest_value():
 
 
 def test_clusters_give_different_rows_and_separated_groups_one_each():
-    centres = 100.0 * jnp.arange(4.0)[:, None]
-    states = (centres[:, None] + jax.random.normal(jax.random.key(0), (4, 10, 1))).reshape(40, 1)
+    centers = 100.0 * jnp.arange(4.0)[:, None]
+    states = (centers[:, None] + jax.random.normal(jax.random.key(0), (4, 10, 1))).reshape(40, 1)
     score = jax.random.normal(jax.random.key(1), (40,))
     found = [
         np.asarray(synthetic.best_of_clusters(jax.random.key(seed), states, score, 4))
@@ -178,7 +178,7 @@ def test_clusters_give_different_rows_and_separated_groups_one_each():
     assert any(set(rows) == best for rows in found)
 
 
-def test_a_teacher_sees_states_in_its_own_normalisation():
+def test_a_teacher_sees_states_in_its_own_normalization():
     norm = Norm(jnp.array([1.0, -2.0]), jnp.array([0.5, 3.0]))
     own = Norm(jnp.array([0.0, 4.0]), jnp.array([2.0, 0.1]))
     raw = jax.random.normal(jax.random.key(0), (7, 2))

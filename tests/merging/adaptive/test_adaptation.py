@@ -38,7 +38,7 @@ def test_entropy_is_bounded_and_padding_does_not_matter(seed, scale):
 
 
 def test_a_batch_has_no_image_twice_and_none_of_the_padding():
-    data = adaptation.unlabelled([jnp.arange(1, 21), jnp.arange(100, 108)])
+    data = adaptation.unlabeled([jnp.arange(1, 21), jnp.arange(100, 108)])
     batches = jax.vmap(lambda key: adaptation.draw(key, data, 8))(
         jax.random.split(jax.random.key(0), 50)
     )
@@ -59,7 +59,7 @@ def test_a_prediction_of_nan_is_wrong_whatever_the_label():
 
 
 def test_a_small_task_repeats_its_inputs_and_gives_no_padding():
-    data = adaptation.unlabelled([jnp.arange(1, 21), jnp.arange(100, 103)])
+    data = adaptation.unlabeled([jnp.arange(1, 21), jnp.arange(100, 103)])
     batch = np.asarray(adaptation.draw(jax.random.key(0), data, 8))
     assert set(batch[1]) == {100, 101, 102}
 
@@ -76,7 +76,7 @@ def test_coefficients_are_clamped_to_the_unit_interval_on_request(clamp, expecte
     batch = adamerging.Batch(
         base={"w": jnp.ones(1)},
         task_vectors={"w": jnp.array([[10.0], [-100.0]])},
-        unlabelled=None,
+        unlabeled=None,
         heads=None,
     )
     config = AdaMergingConfig(clamp=clamp, layerwise=False)
@@ -112,7 +112,7 @@ def test_adamerging_lowers_the_entropy(layerwise):
     config = AdaMergingConfig(layerwise=layerwise, learning_rate=1e-2, batch_size=4)
     tau = merging.task_vectors(tiny.setting().base, tiny.setting().stack)
     data = adamerging.Batch(
-        tiny.setting().base, tau, tiny.setting().unlabelled, tiny.setting().heads
+        tiny.setting().base, tau, tiny.setting().unlabeled, tiny.setting().heads
     )
     method = adamerging.adapter(apply, config)
     state = method.init(jax.random.key(0), data)

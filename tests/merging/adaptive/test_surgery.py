@@ -44,7 +44,7 @@ def computed():
             surgery.encode_corrected(encode, tiny.merged(), modules, pixels),
         )
 
-    merged, means, (features, target_means), corrected = run(tiny.setting().unlabelled.inputs)
+    merged, means, (features, target_means), corrected = run(tiny.setting().unlabeled.inputs)
     targets = surgery.Targets(features, target_means.swapaxes(1, 2))
     return merged, means, targets, corrected
 
@@ -74,9 +74,9 @@ def test_training_brings_features_closer_and_tasks_do_not_touch(computed, deep, 
     merged, _, targets, _ = computed
     config = SurgeryConfig(deep=deep, rank=4, loss=kind, batch_size=4, learning_rate=1e-2)
     method = surgery.aligner(config, encode if deep else None)
-    inputs = tiny.setting().unlabelled.inputs if deep else merged
+    inputs = tiny.setting().unlabeled.inputs if deep else merged
     data = surgery.Batch(
-        adaptation.Unlabelled(inputs, tiny.setting().unlabelled.counts), targets, tiny.merged()
+        adaptation.Unlabeled(inputs, tiny.setting().unlabeled.counts), targets, tiny.merged()
     )
     if not deep:
         data = data._replace(model=None)
@@ -122,7 +122,7 @@ def test_deep_surgery_works_on_a_routed_model():
         plain = jax.vmap(lambda x: encode_routed((model, routers), x, None, None)[0])(pixels)
         return plain, surgery.encode_corrected(encode_routed, (model, routers), modules, pixels)[0]
 
-    plain, corrected = run(tiny.setting().unlabelled.inputs)
+    plain, corrected = run(tiny.setting().unlabeled.inputs)
     np.testing.assert_allclose(plain, corrected, atol=1e-6)
 
 

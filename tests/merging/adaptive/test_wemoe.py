@@ -61,7 +61,7 @@ def constant(config, values):
 
 
 def images(count=6):
-    return tiny.setting().unlabelled.inputs.reshape(-1, 8, 8, 3)[:count]
+    return tiny.setting().unlabeled.inputs.reshape(-1, 8, 8, 3)[:count]
 
 
 def test_zero_routing_gives_the_base_and_one_hot_routing_the_expert():
@@ -140,7 +140,7 @@ def test_a_shared_router_gets_the_sum_of_the_gradients():
     @jax.jit
     def gradients(router, repeated):
         def of(routers, config):
-            return wemoe.loss({"mlp": routers}, batch, batch.unlabelled.inputs, tiny.VISION, config)
+            return wemoe.loss({"mlp": routers}, batch, batch.unlabeled.inputs, tiny.VISION, config)
 
         grad = jax.grad(of, has_aux=True)
         return grad(router, shared)[0], grad(repeated, own)[0]

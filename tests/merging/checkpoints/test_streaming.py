@@ -143,7 +143,7 @@ METHODS = {
     "ties_mergekit": (
         {"density": 0.4, "coefficient": WEIGHTS},
         lambda base, stack: merging.ties(
-            base, stack, density=0.4, flavour="mergekit", coefficients=jnp.asarray(WEIGHTS)
+            base, stack, density=0.4, flavor="mergekit", coefficients=jnp.asarray(WEIGHTS)
         ),
     ),
     "dare": (

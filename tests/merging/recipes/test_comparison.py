@@ -33,7 +33,7 @@ CONFIG = {
     "seed": 3,
     "seeds": SEEDS,
     "network": {"width": 8, "depth": 2, "heads": 2, "patch": 8, "features": 6},
-    "base": {"labelled": 0.05, **STEPS},
+    "base": {"labeled": 0.05, **STEPS},
     "experts": STEPS,
     "adamerging": STEPS,
     "wemoe": STEPS,
@@ -241,8 +241,8 @@ def test_the_first_labels_are_the_ones_that_the_base_sees():
     pytest.importorskip("sklearn")
     values = CONFIG | {"data": {"generate": "digits", "tasks": list(TASKS)}}
     inputs = run.Inputs(run.Run.model_validate(values))
-    batch = inputs.labelled()
-    np.testing.assert_array_equal(batch.labelled, [70, 70])
+    batch = inputs.labeled()
+    np.testing.assert_array_equal(batch.labeled, [70, 70])
     labels = np.asarray(batch.images.labels[0, : batch.images.counts[0]])
     share = np.bincount(labels) * 70 / len(labels)
     assert np.all(np.abs(np.bincount(labels[:70]) - share) <= 1)

@@ -60,7 +60,7 @@ CONFIGS = {
         update={
             "family": "codegen",
             "rotary_dim": 4,
-            "rotary_pairs": "neighbours",
+            "rotary_pairs": "neighbors",
             "norm": "layer",
             "activation": "gelu_tanh",
             "gated": False,
