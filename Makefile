@@ -8,14 +8,12 @@ NEWEST_PYTHON ?= $(shell for p in python3.13 python3.12 $(wildcard $(HOME)/.pyen
 VENV ?= .venv
 NEWEST_VENV = .venv-newest
 PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
-# Tests compile far longer than they run.
-TEST_XLA_FLAGS = --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 
 # One package: make test FOR=merging
 TESTS = $(if $(FOR),tests/$(FOR),tests)
-PYTEST = XLA_FLAGS="$(TEST_XLA_FLAGS) $(XLA_FLAGS)" $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+PYTEST = $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 .PHONY: demo test test-slow test-all test-newest lint bench clean
 
@@ -25,7 +23,7 @@ demo: $(VENV)/.installed ## train a team in about two minutes and write a report
 test: $(VENV)/.installed-test ## the suite without its slow tests
 	$(PYTEST) -m "not slow" $(TESTS)
 
-test-slow: $(VENV)/.installed-test ## processes, kill -9, simulators, big arrays
+test-slow: $(VENV)/.installed-test ## processes, kill -9, simulators, big arrays, whole sweeps
 	$(PYTEST) -m slow $(TESTS)
 
 test-all: test test-slow ## the whole suite

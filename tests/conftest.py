@@ -1,33 +1,53 @@
 """Settings of every test.
 
 The suite has eight virtual devices in its own process, so that meshes need no second one. Programs
-of a module are dropped when its tests have run: kept, they take gigabytes. A test that keeps two
-processors busy for fifteen seconds must say so with `@pytest.mark.slow`: seconds of processors are
-counted, those of children included, so that other work on the machine does not matter.
+are kept from module to module, which saves most compilations of single operations, until the
+process has grown by gigabytes. A test that keeps two processors busy for ten seconds must say so
+with `@pytest.mark.slow`: seconds of processors are counted, those of children included, so that
+other work on the machine does not matter.
 """
 
 from __future__ import annotations
 
+import math
 import os
+from pathlib import Path
 
 import hypothesis
 import jax
 import pytest
 
+from tests import programs
+
+programs.compile_fast()
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 
 hypothesis.settings.register_profile("jax", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("jax")
 
-LONGEST = 30.0
+LONGEST = 20.0
 """Seconds of processors that a test without `slow` may take."""
 
 
+ROOM = 2.5e9
+"""Bytes of memory that a process may take before it drops its programs."""
+
+
+def memory() -> float:
+    """Bytes of memory of this process; where the system doesn't say, as if it were too many."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return math.inf
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 @pytest.fixture(scope="module", autouse=True)
-def _programs_of_one_module():
+def _few_programs():
     yield
-    jax.clear_caches()
+    if memory() > ROOM:
+        jax.clear_caches()
 
 
 @pytest.hookimpl(hookwrapper=True)

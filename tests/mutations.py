@@ -38,8 +38,6 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 TIMEOUT = 600
 """Seconds; code that runs longer than this is taken for an endless loop, which a test notices."""
-# Tests compile far longer than they run.
-TEST_XLA_FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 PYTEST = ("-m", "pytest", "-x", "-q", "--tb=short", "-p", "no:cacheprovider", "-p", "no:xdist")
 FAILED, NO_SUCH_TEST = 1, (4, 5)
 """Exit codes of pytest."""
@@ -141,7 +139,6 @@ def copy_of_the_project() -> Iterator[Path]:
 def _run(folder: Path, tests: Sequence[str]) -> tuple[int | None, str]:
     """Exit code of pytest (None: it took too long) and what it printed."""
     own = {"PYTHONPATH": str(folder)}
-    own["XLA_FLAGS"] = f"{TEST_XLA_FLAGS} {os.environ.get('XLA_FLAGS', '')}"
     try:
         done = subprocess.run(
             [sys.executable, *PYTEST, *tests],

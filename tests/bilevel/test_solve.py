@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import chex
@@ -13,7 +14,9 @@ import pytest
 
 from jaxmethods import bilevel
 from jaxmethods.bilevel import Implicit, Mixed, Reverse, Truncated
+from tests.programs import once
 
+SLOW = pytest.mark.slow
 STEPS = 12
 EXACT = [
     Reverse(),
@@ -125,6 +128,7 @@ KEYS = jax.random.split(jax.random.key(3), 6)
 NOISE_KEYS = jax.random.split(jax.random.key(4), STEPS)
 
 
+@once
 def start() -> Any:
     return {
         "hidden": (0.7 * jax.random.normal(KEYS[0], (3, 5)), jnp.zeros(5)),
@@ -132,6 +136,7 @@ def start() -> Any:
     }
 
 
+@once
 def outer_variable() -> Any:
     return {
         "data": [jax.random.normal(KEYS[2], (7, 3)), jax.random.normal(KEYS[3], (7, 2))],
@@ -188,22 +193,34 @@ def outer_gradients(optimizer, mode, argnums=(0, 1, 2)):
     return gradient(start(), outer_variable(), jnp.linspace(0.1, 0.4, STEPS))
 
 
-@pytest.fixture(scope="module", params=OPTIMIZERS)
-def optimizer(request):
-    """One of them, with its gradients by plain reverse mode."""
-    with jax.enable_x64(True):
-        return request.param, outer_gradients(OPTIMIZERS[request.param], Reverse())
+@cache
+def by_reverse_mode(name):
+    """Outer value and gradients of an optimizer."""
+    return outer_gradients(OPTIMIZERS[name], Reverse())
 
 
-@pytest.mark.parametrize("mode", EXACT[1:5], ids=str)
-def test_exact_modes_agree(optimizer, mode):
+# Every mode with one optimizer and every optimizer with one mode; the slow tests have all pairs.
+QUICK_PAIRS = [("adam", mode) for mode in EXACT[1:5]] + [(name, Mixed()) for name in OPTIMIZERS]
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        pytest.param(
+            name, mode, id=f"{name}-{mode}", marks=[] if (name, mode) in QUICK_PAIRS else [SLOW]
+        )
+        for name in OPTIMIZERS
+        for mode in EXACT[1:5]
+    ],
+)
+def test_exact_modes_agree(name, mode):
     """In parameters, outer variable and batches, through all of the solution."""
-    name, expected = optimizer
-    assert_close(outer_gradients(OPTIMIZERS[name], mode), expected)
+    assert_close(outer_gradients(OPTIMIZERS[name], mode), by_reverse_mode(name))
 
 
-def test_plain_reverse_mode_agrees_with_finite_differences(optimizer):
-    name, (_, gradients) = optimizer
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_plain_reverse_mode_agrees_with_finite_differences(name):
+    _, gradients = by_reverse_mode(name)
     batches = (NOISE_KEYS, jnp.linspace(0.1, 0.4, STEPS))
     arguments = (start(), outer_variable())
     leaves, treedef = jax.tree.flatten(arguments)
@@ -221,7 +238,11 @@ def test_plain_reverse_mode_agrees_with_finite_differences(optimizer):
     np.testing.assert_allclose(sum(own), slope, rtol=1e-6)
 
 
-@pytest.mark.parametrize("mode", [Mixed(), Mixed(save=True), Truncated(5)], ids=str)
+@pytest.mark.parametrize(
+    "mode",
+    [Mixed(), pytest.param(Mixed(save=True), marks=SLOW), pytest.param(Truncated(5), marks=SLOW)],
+    ids=str,
+)
 def test_mapped_problems_are_those_of_a_loop(mode):
     """Inside and outside of the gradient."""
 
@@ -299,10 +320,15 @@ def test_the_solution_is_that_of_a_loop_of_optimizer_steps():
     optimizer = OPTIMIZERS["adam"]
     params, hyper, scales = start(), outer_variable(), jnp.linspace(0.1, 0.4, STEPS)
     state, losses = optimizer.init(params), []
-    for batch in zip(NOISE_KEYS, scales, strict=True):
+
+    @jax.jit
+    def step(params, state, batch):
         value, gradient = jax.value_and_grad(noisy_loss)(params, hyper, batch)
         updates, state = optimizer.update(gradient, state, params)
-        params = optax.apply_updates(params, updates)
+        return optax.apply_updates(params, updates), state, value
+
+    for batch in zip(NOISE_KEYS, scales, strict=True):
+        params, state, value = step(params, state, batch)
         losses.append(value)
     expected = bilevel.Solution(params, state, jnp.stack(losses))
     for mode in (*EXACT, Truncated(5), Implicit()):
@@ -310,10 +336,18 @@ def test_the_solution_is_that_of_a_loop_of_optimizer_steps():
         assert_close(own, expected)
 
 
+loss_gradient = jax.jit(jax.grad(noisy_loss, argnums=(0, 1)))
+
+
+@jax.jit
+def pulled(params, hyper, batch, nu):
+    """`nu` times the second derivatives by the parameters and by the outer variable."""
+    return jax.vjp(lambda p, h: loss_gradient(p, h, batch)[0], params, hyper)[1](nu)
+
+
 def adjoint_with(forward, backward, beta=0.9, rate=0.1):
     """The adjoint of SGD with momentum, written out, whose gradients see other batches."""
     params, hyper = start(), outer_variable()
-    loss_gradient = jax.grad(noisy_loss, argnums=(0, 1))
     velocity, trajectory = jax.tree.map(jnp.zeros_like, params), []
     for index in range(STEPS):
         trajectory.append(params)
@@ -325,8 +359,7 @@ def adjoint_with(forward, backward, beta=0.9, rate=0.1):
     for index in reversed(range(STEPS)):
         nu = jax.tree.map(lambda n, a: n - rate * a, nu, along)
         batch = jax.tree.map(lambda x, i=index: x[i], backward)
-        _, pull = jax.vjp(lambda p, h, b=batch: loss_gradient(p, h, b)[0], trajectory[index], hyper)
-        curved, mixed = pull(nu)
+        curved, mixed = pulled(trajectory[index], hyper, batch, nu)
         along = jax.tree.map(jnp.add, along, curved)
         total = jax.tree.map(jnp.add, total, mixed)
         nu = jax.tree.map(lambda n: beta * n, nu)
@@ -528,7 +561,11 @@ IN_STATE = {
 }
 
 
-@pytest.mark.parametrize("mode", [Truncated(0), Truncated(1), Truncated(5, save=True)], ids=str)
+@pytest.mark.parametrize(
+    "mode",
+    [Truncated(0), pytest.param(Truncated(1), marks=SLOW), Truncated(5, save=True)],
+    ids=str,
+)
 @pytest.mark.parametrize("name", IN_STATE)
 def test_truncation_finds_the_outer_variable_in_the_optimizer_state(name, mode):
     """What the state merely keeps isn't what the steps before have made."""
@@ -593,31 +630,33 @@ TYPES = {  # of parameters, outer variable: relative error of half precision aft
 TYPED = [Reverse("step"), Mixed(), Mixed(save=True), Truncated(5)]
 
 
+@cache
+def typed_gradients(mode, params_type, hyper_type):
+    def loss(theta, hyper, _):
+        wide = theta.astype(jnp.promote_types(theta.dtype, jnp.float32))
+        return quadratic(wide, hyper["h"].astype(wide.dtype), None)
+
+    def outer(theta, hyper):
+        make = lambda h: optax.sgd(h["rate"], momentum=h["momentum"])  # noqa: E731
+        solution = bilevel.solve(loss, make, theta, hyper, steps=STEPS, mode=mode)
+        return jnp.sum(solution.params.astype(float) ** 2) + jnp.sum(solution.losses)
+
+    values = {"rate": 0.1, "momentum": 0.5, "h": H}
+    hyper = jax.tree.map(lambda x: jnp.asarray(x, hyper_type), values)
+    theta = jnp.asarray(THETA, params_type)
+    return jax.jit(jax.grad(outer, argnums=(0, 1)))(theta, hyper)
+
+
 @pytest.mark.parametrize("mode", TYPED, ids=str)
 @pytest.mark.parametrize("types", TYPES, ids="-".join)
 def test_types_may_be_mixed(types, mode):
     """Parameters, outer variable and loss each in their own; every gradient in its variable's."""
 
-    def gradients(params_type, hyper_type):
-        def loss(theta, hyper, _):
-            wide = theta.astype(jnp.promote_types(theta.dtype, jnp.float32))
-            return quadratic(wide, hyper["h"].astype(wide.dtype), None)
-
-        def outer(theta, hyper):
-            make = lambda h: optax.sgd(h["rate"], momentum=h["momentum"])  # noqa: E731
-            solution = bilevel.solve(loss, make, theta, hyper, steps=STEPS, mode=mode)
-            return jnp.sum(solution.params.astype(float) ** 2) + jnp.sum(solution.losses)
-
-        values = {"rate": 0.1, "momentum": 0.5, "h": H}
-        hyper = jax.tree.map(lambda x: jnp.asarray(x, hyper_type), values)
-        theta = jnp.asarray(THETA, params_type)
-        return jax.jit(jax.grad(outer, argnums=(0, 1)))(theta, hyper)
-
     params_type, hyper_type = types
-    theta, hyper = gradients(params_type, hyper_type)
+    theta, hyper = typed_gradients(mode, params_type, hyper_type)
     assert theta.dtype == params_type
     assert {leaf.dtype for leaf in jax.tree.leaves(hyper)} == {jnp.dtype(hyper_type)}
-    exact = gradients(jnp.float64, jnp.float64)
+    exact = typed_gradients(mode, "float64", "float64")
     flat = [np.concatenate([np.ravel(x).astype(float) for x in jax.tree.leaves(tree)])
             for tree in ((theta, hyper), exact)]  # fmt: skip
     np.testing.assert_allclose(flat[0], flat[1], atol=TYPES[types] * np.abs(flat[1]).max())

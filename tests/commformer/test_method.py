@@ -248,6 +248,7 @@ class TestLevels:
             assert upper[:, 1].sum() == held_out.sum()
 
 
+@pytest.mark.slow
 class TestUnrolledGradient:
     """The edge logits' gradient through one step of the network, on collected experience."""
 
@@ -312,7 +313,10 @@ def test_every_option_together_trains_and_moves_both_levels():
     assert metrics["messages_per_step"] <= 3  # one sender for each of three cars
 
 
-@pytest.mark.parametrize(("model", "messages"), [("mat", 6), ("ippo", 0), ("mappo", 0)])
+@pytest.mark.parametrize(
+    ("model", "messages"),
+    [("mat", 6), pytest.param("ippo", 0, marks=pytest.mark.slow), ("mappo", 0)],
+)
 def test_baselines_train_on_the_same_path_without_a_learned_graph(model, messages):
     before, after, metrics = one_update(network=config.NetworkConfig(model=model, embed=8))
     assert moved(before, after) == (True, False)

@@ -79,10 +79,10 @@ def start_two(
     ]
 
 
-def ends(processes: list[subprocess.Popen]) -> list[tuple[int, str, str]]:
+def ends(processes: list[subprocess.Popen], seconds: float = SECONDS) -> list[tuple[int, str, str]]:
     """Exit code, output and errors of each; a process that hangs fails the test."""
     try:
-        said = [process.communicate(timeout=SECONDS) for process in processes]
+        said = [process.communicate(timeout=seconds) for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -324,7 +324,9 @@ def test_without_a_time_limit_rewards_do_not_fall():
     assert env.wrapped._reward_fn(jnp.ones((2, 3), bool), 1000, env.wrapped.time_limit).sum() == 3
 
 
-@pytest.mark.parametrize("variant", ["cleaner", "search_and_rescue"])
+@pytest.mark.parametrize(
+    "variant", ["cleaner", pytest.param("search_and_rescue", marks=pytest.mark.slow)]
+)
 def test_masked_random_play_goes_through_roll_outs_and_evaluation(variant):
     case = CASES[variant]
     env = envs.make(case.name, **{k: v for k, v in case.arguments.items() if k != "reward"})

@@ -25,6 +25,12 @@ CASES = {
     "search_and_rescue": {"n_targets": 3, "n_rays": 5, "time_limit": 6},
 }
 SEEDS, ENVIRONMENTS, STEPS = 2, 19, 20
+# Of those that compile for long, two programs each, one is quick: its agents are adapted.
+SLOW = {"connector", "level_based_foraging", "robot_warehouse", "search_and_rescue"}
+
+
+def with_slow(names):
+    return [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in names]
 
 
 def numbers(leaf):
@@ -44,7 +50,7 @@ def played(env, vector, key):
     return envs.rollout(vector, policy, *begun, key, STEPS)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", with_slow(CASES))
 def test_roll_outs_of_several_seeds_are_bit_for_bit_those_of_the_published_wrapper(name):
     env = envs.make(name, **CASES[name])
     keys = jax.random.split(jax.random.key(3), SEEDS)
@@ -62,7 +68,7 @@ def test_roll_outs_of_several_seeds_are_bit_for_bit_those_of_the_published_wrapp
         np.testing.assert_array_equal(numbers(one), numbers(other))
 
 
-@pytest.mark.parametrize("name", ["predator_prey", "connector"])
+@pytest.mark.parametrize("name", with_slow(["predator_prey", "connector"]))
 @pytest.mark.parametrize("environments", [1, 2, 17])
 def test_one_environment_and_numbers_that_no_block_divides(name, environments):
     """All episodes end in the same step, several blocks of them."""

@@ -19,8 +19,6 @@ from jaxmethods.stages import Recipe
 from jaxmethods.training import runner, train_stage
 from tests.merging import tiny
 
-SETTING = tiny.setting(tasks=4)
-
 
 @pytest.fixture(scope="module")
 def mesh():
@@ -38,18 +36,22 @@ def assert_close(many, one, **tolerances):
 
 
 def test_static_merges(mesh):
-    stack = spread(SETTING.stack, trees.STACK_RULES, mesh)
+    stack = spread(tiny.setting(tasks=4).stack, trees.STACK_RULES, mesh)
     assert jax.tree.leaves(stack)[0].sharding.spec[0] == "fsdp"
-    base = spread(SETTING.base, (), mesh)
+    base = spread(tiny.setting(tasks=4).base, (), mesh)
     for merge in (merging.task_arithmetic, merging.ties):
-        assert_close(merge(base, stack), merge(SETTING.base, SETTING.stack), atol=1e-6)
+        assert_close(
+            merge(base, stack),
+            merge(tiny.setting(tasks=4).base, tiny.setting(tasks=4).stack),
+            atol=1e-6,
+        )
 
 
 @pytest.mark.parametrize("routing", ["sample", "batch"])
 def test_routed_towers_and_their_adaptation(mesh, routing):
     config = WEMoEConfig(routing=routing, strategy="blocks", batch_size=4, learning_rate=1e-2)
     method = wemoe.adapter(tiny.VISION, config)
-    batch = tiny.wemoe_batch(SETTING, config)
+    batch = tiny.wemoe_batch(tiny.setting(tasks=4), config)
     state = method.init(jax.random.key(0), batch)
     shared = spread(batch, wemoe.RULES, mesh)
     assert jax.tree.leaves(shared.model.tau)[0].sharding.spec[:2] == (None, "fsdp")
@@ -78,12 +80,12 @@ def test_deep_surgery(mesh):
         )
         return out.features, out.encoded.token_means
 
-    merged = merging.task_arithmetic(SETTING.base, SETTING.stack, 0.3)
+    merged = merging.task_arithmetic(tiny.setting(tasks=4).base, tiny.setting(tasks=4).stack, 0.3)
     features, means = jax.jit(jax.vmap(lambda p, x: encode(p, x, None, None)))(
-        SETTING.stack, SETTING.unlabeled.inputs
+        tiny.setting(tasks=4).stack, tiny.setting(tasks=4).unlabeled.inputs
     )
     targets = surgery.Targets(features, means.swapaxes(1, 2))
-    batch = surgery.Batch(adaptation.Unlabeled(*SETTING.unlabeled), targets, merged)
+    batch = surgery.Batch(adaptation.Unlabeled(*tiny.setting(tasks=4).unlabeled), targets, merged)
     method = surgery.aligner(SurgeryConfig(deep=True, rank=4, batch_size=4), encode)
     state = method.init(jax.random.key(0), batch)
     shared = spread(state, surgery.RULES, mesh), spread(batch, surgery.RULES, mesh)

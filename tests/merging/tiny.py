@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from jaxmethods import merging
 from jaxmethods.merging.adaptive import adaptation, wemoe
 from jaxmethods.models.clip import vit
+from tests.programs import once
 
 VISION = vit.VisionConfig(
     hidden_size=12,
@@ -36,7 +39,9 @@ def on_a_grid(tree, step=2.0**-8):
     return jax.tree.map(lambda leaf: jnp.round(leaf / step) * step, tree)
 
 
-def setting(vision=VISION, tasks=3, images=8, seed=0):
+@once
+def _drawn(vision, tasks, images, seed):
+    """Base, stack, pixels [T, images, size, size, 3], heads and projection."""
     keys = jax.random.split(jax.random.key(seed), 4 + tasks)
     base = on_a_grid(vit.init(keys[0], vision))
     changes = [vit.init(key, vision) for key in keys[4:]]
@@ -51,13 +56,27 @@ def setting(vision=VISION, tasks=3, images=8, seed=0):
         jax.random.normal(jax.random.fold_in(keys[2], t), (4 + t, width)) for t in range(tasks)
     ]
     projection = jax.random.normal(keys[3], (width, vision.hidden_size))
-    return Setting(
-        base,
-        on_a_grid(stack),
-        adaptation.unlabeled(list(pixels)),
-        adaptation.stack_heads(heads),
-        projection,
-    )
+    return base, on_a_grid(stack), pixels, heads, projection
+
+
+@cache
+def setting(vision=VISION, tasks=3, images=8, seed=0) -> Setting:
+    """In float32."""
+    with jax.enable_x64(False), jax.ensure_compile_time_eval():
+        base, stack, pixels, heads, projection = _drawn(vision, tasks, images, seed)
+        return Setting(
+            base,
+            stack,
+            adaptation.unlabeled(list(pixels)),
+            adaptation.stack_heads(heads),
+            projection,
+        )
+
+
+@once
+def merged() -> dict:
+    """By task arithmetic at 0.3."""
+    return merging.task_arithmetic(setting().base, setting().stack, 0.3)
 
 
 def wemoe_batch(of: Setting, config) -> wemoe.Batch:

@@ -15,8 +15,6 @@ from jaxmethods.offline_rl import policies as policy
 from jaxmethods.offline_rl.types import Norm, OfflineData, Teacher, teacher_states
 from tests.obd import small
 
-SOURCE = small.source()
-
 
 def changed(**fields):
     return OBDConfig.model_validate(small.CONFIG.model_dump() | fields)
@@ -24,7 +22,7 @@ def changed(**fields):
 
 def start(config=small.CONFIG, seed=0):
     distilling = method.distiller(config)
-    return distilling, jax.jit(distilling.init)(jax.random.key(seed), SOURCE)
+    return distilling, jax.jit(distilling.init)(jax.random.key(seed), small.source())
 
 
 def assert_close(actual, expected, tolerance=1e-4):
@@ -37,7 +35,7 @@ def assert_close(actual, expected, tolerance=1e-4):
 
 def test_the_initial_set_is_different_rows_of_the_data():
     _, state = start()
-    rows = {tuple(row) for row in np.asarray(jnp.hstack(SOURCE.data[:2]))}
+    rows = {tuple(row) for row in np.asarray(jnp.hstack(small.source().data[:2]))}
     mine = {tuple(row) for row in np.asarray(jnp.hstack(state.syn))}
     assert len(mine) == small.N
     assert mine <= rows
@@ -47,11 +45,11 @@ def test_one_step_is_a_clipped_momentum_step_along_the_gradient():
     config = changed(objective="pbc", clip=5e-3)
     distilling, state = start(config)
     step = jax.jit(distilling.step)
-    first, metrics = step(state, SOURCE)
+    first, metrics = step(state, small.source())
     assert metrics["gradient_norm"] > config.clip
     moved = jax.tree.map(lambda a, b: a - b, first.syn, state.syn)
     np.testing.assert_allclose(optax.tree.norm(moved), config.outer_lr * config.clip, rtol=1e-3)
-    second, _ = step(first, SOURCE)
+    second, _ = step(first, small.source())
     velocity = jax.tree.map(lambda a, b: (b - a) / config.outer_lr, second.syn, first.syn)
     previous = jax.tree.map(lambda m: -m / config.outer_lr, moved)
     gradient = jax.tree.map(lambda v, u: v - config.outer_momentum * u, velocity, previous)
@@ -61,9 +59,9 @@ def test_one_step_is_a_clipped_momentum_step_along_the_gradient():
 
 def test_an_inactive_clip_changes_nothing():
     distilling, state = start(changed(clip=1e3))
-    unclipped, metrics = jax.jit(distilling.step)(state, SOURCE)
+    unclipped, metrics = jax.jit(distilling.step)(state, small.source())
     norm = float(metrics["gradient_norm"])
-    clipped, _ = jax.jit(method.distiller(changed(clip=2 * norm)).step)(state, SOURCE)
+    clipped, _ = jax.jit(method.distiller(changed(clip=2 * norm)).step)(state, small.source())
     jax.tree.map(np.testing.assert_array_equal, unclipped.syn, clipped.syn)
 
 
@@ -74,9 +72,9 @@ def test_a_sweep_in_one_program_is_the_single_runs():
     distilling = method.distiller(changed(inner_momentum=0.5))
 
     def run(key, beta_w, lr, size):
-        state = distilling.init(key, SOURCE)
+        state = distilling.init(key, small.source())
         state = method.with_rates(state, beta_w=beta_w, inner_lr=lr, size=size)
-        return jax.lax.scan(lambda s, _: distilling.step(s, SOURCE), state, length=3)
+        return jax.lax.scan(lambda s, _: distilling.step(s, small.source()), state, length=3)
 
     together = jax.jit(jax.vmap(run))(keys, betas, rates, sizes)
     alone = jax.jit(run)
@@ -89,7 +87,7 @@ def test_a_sweep_in_one_program_is_the_single_runs():
 def test_a_smaller_size_moves_its_pairs_only():
     distilling, state = start()
     state = method.with_rates(state, size=2)
-    after, _ = jax.jit(distilling.step)(state, SOURCE)
+    after, _ = jax.jit(distilling.step)(state, small.source())
     np.testing.assert_array_equal(after.syn.states[2:], state.syn.states[2:])
     assert np.all(np.asarray(after.syn.states[:2] != state.syn.states[:2]).any(1))
     assert len(method.used(after).states) == 2
@@ -98,8 +96,8 @@ def test_a_smaller_size_moves_its_pairs_only():
 @pytest.mark.parametrize("mode", ["mixed_saved", "reverse", "remat"])
 def test_all_modes_take_the_same_step(mode):
     distilling, state = start()
-    expected, _ = jax.jit(distilling.step)(state, SOURCE)
-    other, _ = jax.jit(method.distiller(changed(mode=mode)).step)(state, SOURCE)
+    expected, _ = jax.jit(distilling.step)(state, small.source())
+    other, _ = jax.jit(method.distiller(changed(mode=mode)).step)(state, small.source())
     assert_close(other.syn, expected.syn, 1e-5)
 
 
@@ -111,7 +109,7 @@ def test_several_students_average_their_gradients():
         states = jax.vmap(lambda key, s=state: s._replace(key=key))(
             jax.random.split(jax.random.key(0), 32)
         )
-        _, metrics = jax.jit(jax.vmap(distilling.step, (0, None)))(states, SOURCE)
+        _, metrics = jax.jit(jax.vmap(distilling.step, (0, None)))(states, small.source())
         losses[n_inits] = np.asarray(metrics["inner_first"])
     assert losses[8].std() < 0.6 * losses[1].std()
 
@@ -119,8 +117,8 @@ def test_several_students_average_their_gradients():
 def test_students_come_from_the_pool_where_there_is_one():
     config = changed(init_pool=3)
     student = method.make_student(config.student)
-    pool = method.init_pool(jax.random.key(0), config, SOURCE, student)
-    source = SOURCE._replace(init_pool=pool)
+    pool = method.init_pool(jax.random.key(0), config, small.source(), student)
+    source = small.source()._replace(init_pool=pool)
     first = np.asarray(pool.layers[0][0])
     for seed in range(4):
         drawn = method.initial_student(student, source, jax.random.key(seed))
@@ -130,8 +128,8 @@ def test_students_come_from_the_pool_where_there_is_one():
 def test_an_inner_loop_without_noise_ignores_its_key():
     config = changed(inner_noise=0.0, init_pool=1, n_inits=1)
     student = method.make_student(config.student)
-    pool = method.init_pool(jax.random.key(0), config, SOURCE, student)
-    source = SOURCE._replace(init_pool=pool)
+    pool = method.init_pool(jax.random.key(0), config, small.source(), student)
+    source = small.source()._replace(init_pool=pool)
     distilling, state = start(config)
     step = jax.jit(distilling.step)
     losses = [
@@ -142,15 +140,15 @@ def test_an_inner_loop_without_noise_ignores_its_key():
 
 def test_fresh_backward_noise_takes_another_step():
     distilling, state = start()
-    exact, exact_metrics = jax.jit(distilling.step)(state, SOURCE)
+    exact, exact_metrics = jax.jit(distilling.step)(state, small.source())
     published = method.distiller(changed(replay_noise=False))
-    other, metrics = jax.jit(published.step)(state, SOURCE)
+    other, metrics = jax.jit(published.step)(state, small.source())
     assert metrics["loss"] == exact_metrics["loss"]
     assert not np.allclose(exact.syn.states, other.syn.states, rtol=0, atol=1e-5)
 
 
 def test_dbc_needs_no_teacher_and_the_others_say_so():
-    alone = SOURCE._replace(teacher=None)
+    alone = small.source()._replace(teacher=None)
     distilling, state = start(changed(objective="dbc"))
     _, metrics = jax.jit(distilling.step)(state, alone)
     assert metrics["weight_mean"] == 1.0
@@ -159,10 +157,12 @@ def test_dbc_needs_no_teacher_and_the_others_say_so():
 
 
 def test_rows_of_the_highest_value():
-    syn = synthetic.init_syn(jax.random.key(0), SOURCE, changed(syn_init="top_q"))
-    q = policy.q_value(SOURCE.teacher.q1, SOURCE.data.states, SOURCE.data.actions)
+    syn = synthetic.init_syn(jax.random.key(0), small.source(), changed(syn_init="top_q"))
+    q = policy.q_value(
+        small.source().teacher.q1, small.source().data.states, small.source().data.actions
+    )
     best = np.argsort(-np.asarray(q))[: small.N]
-    np.testing.assert_array_equal(syn.states, SOURCE.data.states[best])
+    np.testing.assert_array_equal(syn.states, small.source().data.states[best])
 
 
 def test_clusters_give_different_rows_and_separated_groups_one_each():
@@ -232,8 +232,8 @@ def test_other_data_of_the_same_shape_does_not_retrace():
         traces.append(1)
         return distilling.step(state, source)
 
-    state, _ = step(state, SOURCE)
-    step(state, jax.tree.map(lambda leaf: leaf * 0.5, SOURCE))
+    state, _ = step(state, small.source())
+    step(state, jax.tree.map(lambda leaf: leaf * 0.5, small.source()))
     assert len(traces) == 1
 
 
@@ -251,6 +251,6 @@ def test_mixed_mode_needs_a_third_of_the_memory_of_reverse_mode():
 
 def test_synthetic_noise_starts_from_normal_states_and_bounded_actions():
     config = changed(syn_init="noise", n_syn=400)
-    syn: SynSet = synthetic.init_syn(jax.random.key(0), SOURCE, config)
+    syn: SynSet = synthetic.init_syn(jax.random.key(0), small.source(), config)
     assert abs(float(syn.states.std()) - 1.0) < 0.05
     assert float(jnp.abs(syn.actions).max()) <= 1.0

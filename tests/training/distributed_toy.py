@@ -1,4 +1,4 @@
-"""The command line with the toy as its only method: `python -m tests.training.distributed_toy`.
+"""The command line with the toys as methods: `python -m tests.training.distributed_toy`.
 
 `TOY_STOP_AT=STEP` in the environment has it send itself SIGTERM at that step.
 """
@@ -55,6 +55,7 @@ class StoppedProgress(Progress):
 
 def main(arguments: list[str]) -> int:
     registry.METHODS["toy"] = registry.Entry("tests.training.distributed_toy", "A toy.")
+    registry.METHODS["stages"] = registry.Entry("tests.training.distributed_stages", "All stages.")
     return cli.main(arguments)
 
 

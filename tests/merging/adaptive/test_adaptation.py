@@ -17,8 +17,6 @@ from jaxmethods.merging.config import AdaMergingConfig
 from jaxmethods.models.clip import vit
 from tests.merging import tiny
 
-SETTING = tiny.setting()
-
 
 @given(st.integers(0, 1000), st.sampled_from([0.1, 1.0, 1e4]))
 @settings(max_examples=10)
@@ -102,7 +100,9 @@ def test_no_function_of_adaptation_takes_labels():
 
 
 def apply(params, pixels, head):
-    features = vit.forward(params, tiny.VISION, pixels, projection=SETTING.projection).features
+    features = vit.forward(
+        params, tiny.VISION, pixels, projection=tiny.setting().projection
+    ).features
     one = adaptation.Heads(*(leaf[None] for leaf in head))
     return adaptation.classify(features[None], one, jnp.asarray(1.0))[0]
 
@@ -110,8 +110,10 @@ def apply(params, pixels, head):
 @pytest.mark.parametrize("layerwise", [True, False])
 def test_adamerging_lowers_the_entropy(layerwise):
     config = AdaMergingConfig(layerwise=layerwise, learning_rate=1e-2, batch_size=4)
-    tau = merging.task_vectors(SETTING.base, SETTING.stack)
-    data = adamerging.Batch(SETTING.base, tau, SETTING.unlabeled, SETTING.heads)
+    tau = merging.task_vectors(tiny.setting().base, tiny.setting().stack)
+    data = adamerging.Batch(
+        tiny.setting().base, tau, tiny.setting().unlabeled, tiny.setting().heads
+    )
     method = adamerging.adapter(apply, config)
     state = method.init(jax.random.key(0), data)
     if layerwise:
@@ -121,7 +123,7 @@ def test_adamerging_lowers_the_entropy(layerwise):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
         first,
-        merging.task_arithmetic(SETTING.base, SETTING.stack, 0.3),
+        merging.task_arithmetic(tiny.setting().base, tiny.setting().stack, 0.3),
     )
     _, metrics = jax.jit(lambda s, d: jax.lax.scan(lambda s, _: method.step(s, d), s, length=20))(
         state, data

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
 
-from jaxmethods import merging
 from jaxmethods.merging.adaptive import adaptation, surgery, wemoe
 from jaxmethods.merging.config import SurgeryConfig, WEMoEConfig
 from jaxmethods.models.clip import vit
 from tests.merging import tiny
-
-SETTING = tiny.setting()
-MERGED = merging.task_arithmetic(SETTING.base, SETTING.stack, 0.3)
+from tests.programs import FUSED
 
 
 def encode(model, pixels, correct, corrections):
@@ -21,7 +20,7 @@ def encode(model, pixels, correct, corrections):
         model,
         tiny.VISION,
         pixels,
-        projection=SETTING.projection,
+        projection=tiny.setting().projection,
         hooks=vit.Hooks(after=correct),
         per_layer=corrections,
         taps=("token_means",),
@@ -33,14 +32,19 @@ def encode(model, pixels, correct, corrections):
 def computed():
     """Merged features and expert targets of all images, and fresh modules of SurgeryV2."""
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=FUSED)
     def run(pixels):
-        merged, means = jax.vmap(lambda x: encode(MERGED, x, None, None))(pixels)
-        targets = jax.vmap(lambda p, x: encode(p, x, None, None))(SETTING.stack, pixels)
+        merged, means = jax.vmap(lambda x: encode(tiny.merged(), x, None, None))(pixels)
+        targets = jax.vmap(lambda p, x: encode(p, x, None, None))(tiny.setting().stack, pixels)
         modules = surgery.init(jax.random.key(0), 3, 6, 4, 2, 12)
-        return merged, means, targets, surgery.encode_corrected(encode, MERGED, modules, pixels)
+        return (
+            merged,
+            means,
+            targets,
+            surgery.encode_corrected(encode, tiny.merged(), modules, pixels),
+        )
 
-    merged, means, (features, target_means), corrected = run(SETTING.unlabeled.inputs)
+    merged, means, (features, target_means), corrected = run(tiny.setting().unlabeled.inputs)
     targets = surgery.Targets(features, target_means.swapaxes(1, 2))
     return merged, means, targets, corrected
 
@@ -70,8 +74,10 @@ def test_training_brings_features_closer_and_tasks_do_not_touch(computed, deep, 
     merged, _, targets, _ = computed
     config = SurgeryConfig(deep=deep, rank=4, loss=kind, batch_size=4, learning_rate=1e-2)
     method = surgery.aligner(config, encode if deep else None)
-    inputs = SETTING.unlabeled.inputs if deep else merged
-    data = surgery.Batch(adaptation.Unlabeled(inputs, SETTING.unlabeled.counts), targets, MERGED)
+    inputs = tiny.setting().unlabeled.inputs if deep else merged
+    data = surgery.Batch(
+        adaptation.Unlabeled(inputs, tiny.setting().unlabeled.counts), targets, tiny.merged()
+    )
     if not deep:
         data = data._replace(model=None)
     state = method.init(jax.random.key(0), data)
@@ -92,7 +98,7 @@ def test_training_brings_features_closer_and_tasks_do_not_touch(computed, deep, 
 
 def test_deep_surgery_works_on_a_routed_model():
     config = WEMoEConfig(router_depth=1)
-    model = wemoe.upcycle(SETTING.base, SETTING.stack, config)
+    model = wemoe.upcycle(tiny.setting().base, tiny.setting().stack, config)
     routers = wemoe.init_routers(jax.random.key(0), tiny.VISION, 3, config)
 
     def encode_routed(model, pixels, correct, corrections):
@@ -103,20 +109,20 @@ def test_deep_surgery_works_on_a_routed_model():
             tiny.VISION,
             config,
             pixels,
-            projection=SETTING.projection,
+            projection=tiny.setting().projection,
             after=correct,
             per_layer=corrections,
             taps=("token_means",),
         ).vision
         return out.features, out.encoded.token_means
 
-    @jax.jit
+    @partial(jax.jit, compiler_options=FUSED)
     def run(pixels):
         modules = surgery.init(jax.random.key(0), 3, 6, 4, 2, 12)
         plain = jax.vmap(lambda x: encode_routed((model, routers), x, None, None)[0])(pixels)
         return plain, surgery.encode_corrected(encode_routed, (model, routers), modules, pixels)[0]
 
-    plain, corrected = run(SETTING.unlabeled.inputs)
+    plain, corrected = run(tiny.setting().unlabeled.inputs)
     np.testing.assert_allclose(plain, corrected, atol=1e-6)
 
 

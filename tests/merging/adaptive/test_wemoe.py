@@ -13,7 +13,6 @@ from jaxmethods.merging.config import WEMoEConfig, ewemoe
 from jaxmethods.models.clip import vit
 from tests.merging import tiny
 
-SETTING = tiny.setting()
 ALL = ("mlp", "self_attn")
 
 
@@ -22,17 +21,17 @@ def assert_equal(one, other):
 
 
 def features(params, pixels):
-    return vit.forward(params, tiny.VISION, pixels, projection=SETTING.projection).features
+    return vit.forward(params, tiny.VISION, pixels, projection=tiny.setting().projection).features
 
 
 @jax.jit
 def all_plain(pixels):
     """Features of the base and of the second expert."""
-    return features(SETTING.base, pixels), features(tiny.expert(SETTING, 1), pixels)
+    return features(tiny.setting().base, pixels), features(tiny.expert(tiny.setting(), 1), pixels)
 
 
 def route(config, routers, pixels, groups=None, **options):
-    model = wemoe.upcycle(SETTING.base, SETTING.stack, config)
+    model = wemoe.upcycle(tiny.setting().base, tiny.setting().stack, config)
 
     @jax.jit
     def run(model, routers, pixels):
@@ -43,7 +42,7 @@ def route(config, routers, pixels, groups=None, **options):
             config,
             pixels,
             groups=groups,
-            projection=SETTING.projection,
+            projection=tiny.setting().projection,
             **options,
         )
 
@@ -62,27 +61,27 @@ def constant(config, values):
 
 
 def images(count=6):
-    return SETTING.unlabeled.inputs.reshape(-1, 8, 8, 3)[:count]
+    return tiny.setting().unlabeled.inputs.reshape(-1, 8, 8, 3)[:count]
 
 
 def test_zero_routing_gives_the_base_and_one_hot_routing_the_expert():
     config = WEMoEConfig(modules=ALL)
-    model = wemoe.upcycle(SETTING.base, SETTING.stack, config)
-    modules = {name: SETTING.base["encoder"]["layers"][name] for name in ALL}
+    model = wemoe.upcycle(tiny.setting().base, tiny.setting().stack, config)
+    modules = {name: tiny.setting().base["encoder"]["layers"][name] for name in ALL}
     folded = wemoe.fold(model, dict.fromkeys(ALL, jnp.zeros(3)))
     assert_equal({name: folded["encoder"]["layers"][name] for name in ALL}, modules)
     folded = wemoe.fold(model, dict.fromkeys(ALL, jnp.eye(3)[1]))
-    theirs = tiny.expert(SETTING, 1)["encoder"]["layers"]
+    theirs = tiny.expert(tiny.setting(), 1)["encoder"]["layers"]
     assert_equal(
         {name: folded["encoder"]["layers"][name] for name in ALL},
         {name: theirs[name] for name in ALL},
     )
     base, expert = all_plain(images())
     # The rest of the network is the base's, or the expert's, where it is merged with such weights.
-    whole = model._replace(merged=strip(tiny.expert(SETTING, 1)))
+    whole = model._replace(merged=strip(tiny.expert(tiny.setting(), 1)))
     routed = wemoe.forward(
         whole, constant(config, jnp.eye(3)[1]), tiny.VISION, config, images(),
-        projection=SETTING.projection,
+        projection=tiny.setting().projection,
     )  # fmt: skip
     np.testing.assert_allclose(routed.vision.features, expert, atol=1e-5)
     zero = config.model_copy(update={"coefficient": 0.0})
@@ -97,7 +96,7 @@ def strip(tower):
 
 
 def test_constant_routing_is_task_arithmetic_in_every_variant():
-    merged = merging.task_arithmetic(SETTING.base, SETTING.stack, 0.3)
+    merged = merging.task_arithmetic(tiny.setting().base, tiny.setting().stack, 0.3)
     expected = jax.jit(features)(merged, images())
     for update in [
         {"router_depth": 0},
@@ -108,7 +107,7 @@ def test_constant_routing_is_task_arithmetic_in_every_variant():
         found = route(config, constant(config, [0.3] * 3), images())
         np.testing.assert_allclose(found.vision.features, expected, atol=1e-5)
         folded = wemoe.fold(
-            wemoe.upcycle(SETTING.base, SETTING.stack, config),
+            wemoe.upcycle(tiny.setting().base, tiny.setting().stack, config),
             dict.fromkeys(config.modules, jnp.full(3, 0.3)),
         )
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), folded, merged)
@@ -134,7 +133,7 @@ def test_an_image_is_routed_without_regard_to_the_others():
 
 def test_a_shared_router_gets_the_sum_of_the_gradients():
     own, shared = WEMoEConfig(), WEMoEConfig(shared_router=True)
-    batch = tiny.wemoe_batch(SETTING, own)
+    batch = tiny.wemoe_batch(tiny.setting(), own)
     router = lively(shared)["mlp"]
     repeated = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), router)
 
@@ -154,7 +153,7 @@ def test_a_shared_router_gets_the_sum_of_the_gradients():
 
 def test_pruning_is_monotone_and_extreme_ratios_are_the_papers():
     def nonzero(ratio):
-        tau = wemoe.upcycle(SETTING.base, SETTING.stack, ewemoe(ratio)).tau
+        tau = wemoe.upcycle(tiny.setting().base, tiny.setting().stack, ewemoe(ratio)).tau
         return sum(int(jnp.count_nonzero(leaf)) for leaf in jax.tree.leaves(tau))
 
     counts = [nonzero(ratio) for ratio in (0.0, 0.5, 0.9, 1.0)]
@@ -164,7 +163,7 @@ def test_pruning_is_monotone_and_extreme_ratios_are_the_papers():
 
 def test_adaptation_lowers_the_entropy_and_moves_routers_alone():
     config = WEMoEConfig(learning_rate=1e-2, steps=20, batch_size=4, shared_router=True)
-    batch = tiny.wemoe_batch(SETTING, config)
+    batch = tiny.wemoe_batch(tiny.setting(), config)
     method = wemoe.adapter(tiny.VISION, config)
     state = method.init(jax.random.key(0), batch)
 
@@ -195,4 +194,4 @@ def test_the_program_does_not_grow_with_layers_or_images():
 def test_other_architectures_are_refused_by_name():
     other = tiny.setting(tiny.VISION.model_copy(update={"intermediate_size": 24}))
     with pytest.raises(ValueError, match="leaf 'encoder/layers/mlp/fc1/bias'"):
-        wemoe.upcycle(SETTING.base, other.stack, WEMoEConfig())
+        wemoe.upcycle(tiny.setting().base, other.stack, WEMoEConfig())

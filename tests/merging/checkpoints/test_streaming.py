@@ -237,6 +237,7 @@ def test_the_order_of_the_folders_does_not_matter(name, grid, tmp_path):
         np.testing.assert_allclose(value, other[tensor], rtol=1e-6, atol=2e-6, err_msg=tensor)
 
 
+@pytest.mark.slow
 def test_global_ties_of_ten_million_parameters_is_bit_for_bit_that_in_memory(tmp_path):
     shapes = {"embed": (5000, 1000), "layers.0": (2000, 2000), "layers.1": (1000, 1000), "b": (77,)}
     base, experts = trees(2, shapes)
@@ -256,6 +257,7 @@ def test_order_statistics_of_parts_equal_a_sort(ranks, seed):
     np.testing.assert_array_equal(found, [ordered[:, rank - 1] for rank in ranks])
 
 
+@pytest.mark.slow
 def test_quantiles_of_a_leaf_too_long_for_float32_indices_are_exact():
     """The rank 2^24 + 1 is no float32."""
     size = 20_000_000
@@ -392,6 +394,7 @@ for size in ("small", "large"):
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_checkpoints(tmp_path):
     """Eight times the parameters take (almost) the same memory, far less than they are."""
     rng = np.random.default_rng(0)

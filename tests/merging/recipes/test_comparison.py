@@ -159,6 +159,7 @@ def test_frozen_things_stay_and_trained_ones_move(runs):
     assert (np.abs(deep).max(axis=(3, 4)) > 0).all()
 
 
+@pytest.mark.slow
 def test_an_image_is_encoded_once_by_each_model_that_needs_it(tmp_path, monkeypatch):
     """Images that go through a tower, by what asks for it, of two tasks of ten test and sixty
     training images; training itself isn't counted."""

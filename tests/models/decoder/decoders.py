@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from jaxmethods.models import decoder
 from jaxmethods.models.decoder.config import DecoderConfig, RopeScaling
@@ -73,16 +75,15 @@ CONFIGS = {
 def random_params(config: DecoderConfig, seed: int = 0, scale: float = 0.2):
     """Parameters none of which is zero or one, so that each of them matters."""
     shapes = jax.eval_shape(lambda key: decoder.init_params(key, config), jax.random.key(0))
-    leaves, structure = jax.tree.flatten(shapes)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    values = [
-        scale * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)
-    ]
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf + 1 if "scale" in jax.tree_util.keystr(path) else leaf,
-        jax.tree.unflatten(structure, values),
-    )
+    rng = np.random.default_rng(seed)
+
+    def drawn(path, leaf):
+        values = scale * rng.standard_normal(leaf.shape)
+        return jnp.asarray(values + ("scale" in jax.tree_util.keystr(path)), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(drawn, shapes)
 
 
 def random_ids(config: DecoderConfig, rows: int, length: int, seed: int = 0):
-    return jax.random.randint(jax.random.key(seed), (rows, length), 3, config.vocab_size)
+    rng = np.random.default_rng(seed)
+    return jnp.asarray(rng.integers(3, config.vocab_size, (rows, length)), jnp.int32)
