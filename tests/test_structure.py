@@ -18,6 +18,7 @@ ORDER = [
     {"records", "devices"},
     METHODS,
     {"bilevel", "offline_rl", "stages"},
+    {"sql"},
     {"data", "models"},
     {"envs"},
     {"layout", "method", "numerics"},
