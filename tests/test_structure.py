@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "jaxmethods"
-METHODS = {"commformer", "merging", "novo", "obd"}
+METHODS = {"commformer", "kid", "merging", "novo", "obd"}
 # From the top down; a room imports its own modules and rooms of the lines below.
 ORDER = [
     {"__init__"},
@@ -18,7 +18,7 @@ ORDER = [
     {"records", "devices"},
     METHODS,
     {"bilevel", "offline_rl", "stages"},
-    {"sql"},
+    {"language", "sql"},
     {"data", "models"},
     {"envs"},
     {"layout", "method", "numerics"},

@@ -1,0 +1,1 @@
+"""What language models are trained with: losses of next tokens and divergences between models."""
