@@ -321,8 +321,9 @@ def over_chunks(function: Callable[[Any], Any], inputs: Any, chunk: int) -> Any:
         return jax.checkpoint(function)(inputs)
 
     def split(leaf: jax.Array) -> jax.Array:
-        room = [(0, chunks * size - number)] + [(0, 0)] * (leaf.ndim - 1)
-        return jnp.pad(leaf, room).reshape(chunks, size, *leaf.shape[1:])  # [K, C, ...]
+        # The last chunk is filled up with tokens that are there: keys have no zero.
+        full = jnp.concatenate([leaf, leaf[: chunks * size - number]])
+        return full.reshape(chunks, size, *leaf.shape[1:])  # [K, C, ...]
 
     found = lax.map(jax.checkpoint(function), jax.tree.map(split, inputs))
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:number], found)
