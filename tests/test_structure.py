@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "jaxmethods"
-METHODS = {"commformer", "merging", "novo", "obd"}
+METHODS = {"commformer", "kid", "merging", "novo", "obd"}
 # From the top down; a room imports its own modules and rooms of the lines below.
 ORDER = [
     {"__init__"},
@@ -17,7 +17,8 @@ ORDER = [
     {"reports"},
     {"records", "devices"},
     METHODS,
-    {"bilevel", "language", "offline_rl", "stages"},
+    {"bilevel", "offline_rl", "stages"},
+    {"language", "sql"},
     {"data", "models"},
     {"envs"},
     {"layout", "method", "numerics", "plotting"},
