@@ -38,6 +38,14 @@ class Schedule(NamedTuple):
     """Share of the signal's variance that is left after step k."""
     abar_prev: Array
     """The same before step k; 1 at k = 0."""
+    signal: Array
+    """sqrt(abar)"""
+    sigma: Array
+    """sqrt(1 - abar), whose digits float32 loses where abar is close to 1."""
+    inverse_signal: Array
+    """sqrt(1 / abar)"""
+    inverse_snr: Array
+    """sqrt(1 / abar - 1)"""
     posterior_variance: Array
     posterior_log_variance: Array
     """Entry 0 is log 1e-20."""
@@ -106,7 +114,9 @@ def cosine_schedule(steps: int) -> Schedule:
     log_variance = np.log(np.maximum(variance, 1e-20))
     mean_coef1 = betas * np.sqrt(before) / (1 - abar)
     mean_coef2 = (1 - before) * np.sqrt(1 - betas) / (1 - abar)
-    return Schedule(*_float32(betas, abar, before, variance, log_variance, mean_coef1, mean_coef2))
+    roots = np.sqrt(abar), np.sqrt(1 - abar), np.sqrt(1 / abar), np.sqrt(1 / abar - 1)
+    posterior = variance, log_variance, mean_coef1, mean_coef2
+    return Schedule(*_float32(betas, abar, before, *roots, *posterior))
 
 
 @cache
@@ -139,14 +149,15 @@ def solver(steps: int, stride: int) -> Solver:
 
 def q_sample(schedule: Schedule, x0: jax.Array, k: jax.Array, noise: jax.Array) -> jax.Array:
     """x_k [B, T, C] of data x0 at steps k [B]."""
-    abar = jnp.asarray(schedule.abar)[k][:, None, None]
-    return jnp.sqrt(abar) * x0 + jnp.sqrt(1.0 - abar) * noise
+    signal, sigma = (jnp.asarray(t)[k][:, None, None] for t in (schedule.signal, schedule.sigma))
+    return signal * x0 + sigma * noise
 
 
 def data_from_noise(schedule: Schedule, x: jax.Array, k: jax.Array, noise: jax.Array) -> jax.Array:
     """The data that x_k [B, T, C] is made of if `noise` is what was added; meaningless at k ~ K."""
-    abar = jnp.asarray(schedule.abar)[k][:, None, None]
-    return x / jnp.sqrt(abar) - jnp.sqrt(1.0 / abar - 1.0) * noise
+    tables = schedule.inverse_signal, schedule.inverse_snr
+    scale, share = (jnp.asarray(table)[k][:, None, None] for table in tables)
+    return scale * x - share * noise
 
 
 def posterior(
