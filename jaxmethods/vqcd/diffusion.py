@@ -31,7 +31,7 @@ Bounds: TypeAlias = tuple[Array | float, Array | float]
 
 
 class Schedule(NamedTuple):
-    """Tables of the diffusion process, each [K] float32; all but roots computed in float64."""
+    """Tables of the diffusion process, each [K] float32."""
 
     betas: Array
     abar: Array
@@ -107,18 +107,17 @@ def _float32(*tables: np.ndarray) -> tuple[np.ndarray, ...]:
 @cache
 def cosine_schedule(steps: int) -> Schedule:
     """The cosine schedule of K = `steps`, with betas clipped to 0.999."""
-    betas = _betas(steps)
-    abar = np.cumprod(1 - betas)
-    before = np.append(1.0, abar[:-1])
+    (betas,) = _float32(_betas(steps))
+    # In float32, as the published code computes them: 1 - abar has lost digits where abar is close
+    # to 1, and at k = 0 exact tables would differ by 1e-4 of themselves.
+    (abar,) = _float32(np.cumprod(1 - betas, dtype=np.float64))
+    before = np.append(np.float32(1), abar[:-1])
     variance = betas * (1 - before) / (1 - abar)
-    log_variance = np.log(np.maximum(variance, 1e-20))
+    log_variance = np.log(np.maximum(variance, np.float32(1e-20)))
     mean_coef1 = betas * np.sqrt(before) / (1 - abar)
     mean_coef2 = (1 - before) * np.sqrt(1 - betas) / (1 - abar)
-    single = abar.astype(np.float32)
-    # The published code takes roots in float32; exact ones differ by 1e-4 of theirs at k = 0.
-    roots = np.sqrt(single), np.sqrt(1 - single), np.sqrt(1 / single), np.sqrt(1 / single - 1)
-    posterior = variance, log_variance, mean_coef1, mean_coef2
-    return Schedule(*_float32(betas, abar, before, *roots, *posterior))
+    roots = np.sqrt(abar), np.sqrt(1 - abar), np.sqrt(1 / abar), np.sqrt(1 / abar - 1)
+    return Schedule(betas, abar, before, *roots, variance, log_variance, mean_coef1, mean_coef2)
 
 
 @cache
