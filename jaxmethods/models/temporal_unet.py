@@ -478,5 +478,15 @@ def _apply_mlp(
 ) -> jax.Array:
     y = jnp.concatenate([x.reshape(x.shape[0], -1), embedded], axis=-1)  # [B, T C + 2 dim]
     for place in range(config.layers):
-        y = mish(dense(params["mlp"][f"dense{place}"], y))
-    return dense(params["mlp"][f"dense{config.layers}"], y).reshape(x.shape)
+        y = mish(_dense_as(config, params["mlp"][f"dense{place}"], y))
+    return _dense_as(config, params["mlp"][f"dense{config.layers}"], y).reshape(x.shape)
+
+
+def _dense_as(
+    config: TemporalNetworkConfig, layer: Mapping[str, jax.Array], x: jax.Array
+) -> jax.Array:
+    """A dense layer whose product is computed in the config's type."""
+    if config.dtype == "float32":
+        return dense(layer, x)
+    y = x.astype(config.dtype) @ layer["weight"].astype(config.dtype)
+    return y.astype(layer["bias"].dtype) + layer["bias"]
