@@ -25,7 +25,17 @@ as one tree), `policy` (acting), `windows` and `task_data` (what is trained on),
 """
 
 from jaxmethods.models.temporal_unet import TemporalNetworkConfig
-from jaxmethods.vqcd import activation, aligner, alignment, codebook, diffusion, metrics, windows
+from jaxmethods.vqcd import (
+    activation,
+    aligner,
+    alignment,
+    baselines,
+    codebook,
+    diffusion,
+    metrics,
+    policy,
+    windows,
+)
 from jaxmethods.vqcd.aligner import AlignmentRows, alignment_rows, parallel, trimmed
 from jaxmethods.vqcd.alignment import align_rows, feature_difference
 from jaxmethods.vqcd.bank import TaskWeights, initial_bank, join_banks, task_weights
@@ -66,6 +76,7 @@ __all__ = [
     "aligner",
     "alignment",
     "alignment_rows",
+    "baselines",
     "begin",
     "bounds",
     "codebook",
@@ -82,6 +93,7 @@ __all__ = [
     "parallel",
     "plan",
     "planner",
+    "policy",
     "returns_to_go",
     "stack_tasks",
     "statistics",

@@ -79,11 +79,26 @@ def draw_owners(
     return jax.tree_util.tree_map_with_path(deal, params)
 
 
-def apply_mask(params: Params, owner: Params, task: jax.Array | int) -> Params:
-    """W * M_i: zero where the weight is not task `task`'s; leaves without owner as they are."""
+def apply_mask(
+    params: Params, owner: Params, task: jax.Array | int, earlier: bool = False
+) -> Params:
+    """W * M_i: zero where a weight is another's.
+
+    Args:
+        params: weights, gradients or updates.
+        owner: owners like them; leaves without one stay as they are.
+        task: [] may be traced.
+        earlier: the weights of earlier tasks stay, too; static.
+
+    Returns:
+        Like `params`; the gradient is exactly 0 where the mask is.
+    """
 
     def mask(own: jax.Array | None, leaf: jax.Array) -> jax.Array:
-        return leaf if own is None else jnp.where(own == task, leaf, 0)
+        if own is None:
+            return leaf
+        seen = (own >= 0) & (own <= task) if earlier else own == task
+        return jnp.where(seen, leaf, 0)
 
     return jax.tree.map(mask, owner, params, is_leaf=_none)
 

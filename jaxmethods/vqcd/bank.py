@@ -20,6 +20,7 @@ from jaxmethods.models import temporal_unet
 from jaxmethods.vqcd.activation import apply_mask, draw_owners
 from jaxmethods.vqcd.config import PlannerConfig
 from jaxmethods.vqcd.inverse_dynamics import init_inverse
+from jaxmethods.vqcd.perceptron import init_perceptron
 from jaxmethods.vqcd.types import Bank, Params
 
 Kind = Literal["owned", "private", "common", "base"]
@@ -32,7 +33,7 @@ class TaskWeights(NamedTuple):
 
     network: Params
     inverse: Params
-    """Empty where actions are diffused."""
+    """Empty where actions are diffused; what clones the behavior where nothing is."""
 
 
 def kind(config: PlannerConfig, name: str) -> Kind:
@@ -71,10 +72,14 @@ def initial_bank(key: jax.Array, config: PlannerConfig) -> Bank:
     """
     network_key, inverse_key, owner_key, adapter_key, key = jax.random.split(key, 5)
     channels, actions = config.state_channels, config.action_channels
-    params = {"network": temporal_unet.init(network_key, config.network), "inverse": {}}
+    hidden = config.inverse_hidden
+    params: dict[str, Params] = {"network": {}, "inverse": {}}
+    if config.behavior != "cloned":
+        params["network"] = temporal_unet.init(network_key, config.network)
     if config.behavior == "inverse":
-        hidden = config.inverse_hidden
         params["inverse"] = init_inverse(inverse_key, channels, actions, hidden)
+    elif config.behavior == "cloned":
+        params["inverse"] = init_perceptron(inverse_key, (channels, hidden, hidden, actions))
     params["adapters"] = _adapters(adapter_key, config, params["network"])
 
     def owned(name: str) -> bool:
@@ -130,7 +135,7 @@ def effective(
     config: PlannerConfig, current: Params, owner: Params, task: jax.Array
 ) -> TaskWeights:
     """The networks that task `task` [] runs: masked, with its adapters added; differentiable."""
-    masked = apply_mask(current, owner, task)
+    masked = apply_mask(current, owner, task, config.sees == "earlier")
     network = masked["network"]
     for name, adapter in masked["adapters"].items():
         network = _adapted(network, name.split("."), adapter)

@@ -128,13 +128,16 @@ class PlannerConfig(Config):
     """A: size of an aligned action."""
     condition: Literal["return", "task"] = "return"
     """What the network is given beside the step: a window's return, or its task's number."""
-    behavior: Literal["inverse", "diffused"] = "inverse"
-    """Actions by an inverse dynamics model of two planned states, or planned with the states."""
+    behavior: Literal["inverse", "diffused", "cloned"] = "inverse"
+    """Actions by an inverse dynamics model of two planned states, planned with the states, or by a
+    perceptron of the state alone (a baseline without plans)."""
     scope: Literal["kernels", "conv", "none"] = "kernels"
     """Which weights are shared out among the tasks: all kernels, those of convolutions, or none
     (fine-tuning)."""
     shares: tuple[Positive, ...] = ()
     """Every task's share of these weights; empty: 1/I each. What is left over is free."""
+    sees: Literal["own", "earlier"] = "own"
+    """Which weights a task runs: its own, or those of earlier tasks as well (PackNet)."""
     rest: Literal["private", "shared", "freeze_after_first"] = "private"
     """Weights that are not shared out: one copy a task, or one for all that every task, or the
     first alone, trains. Only `private` forgets nothing."""

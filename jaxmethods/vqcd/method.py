@@ -37,6 +37,7 @@ from jaxmethods.vqcd.bank import effective, initial_bank, kind, put, take
 from jaxmethods.vqcd.config import PlannerConfig
 from jaxmethods.vqcd.diffusion import Noise, cosine_schedule, diffusion_loss
 from jaxmethods.vqcd.inverse_dynamics import inverse_loss
+from jaxmethods.vqcd.perceptron import perceptron
 from jaxmethods.vqcd.task_data import Windows, gather
 from jaxmethods.vqcd.types import Bank, Feed, Params, Penalty, State
 from jaxmethods.vqcd.windows import draw_windows
@@ -50,7 +51,8 @@ def planner(config: PlannerConfig) -> Method:
 
     Returns:
         `init(key, feed)`, which goes on from `feed.bank` (and its key) or draws one with `key`, and
-        `step(state, feed)`. Metrics: `loss` and its parts `diffusion` and `inverse`.
+        `step(state, feed)`. Metrics: `loss` and its parts `diffusion`, `inverse`,
+        `cloning`, `penalty`, those that the config has.
     """
 
     def init(key: jax.Array, feed: Feed) -> State:
@@ -65,12 +67,46 @@ def planner(config: PlannerConfig) -> Method:
 
 def begin_task(config: PlannerConfig, bank: Bank, task: jax.Array) -> State:
     """Fresh moments, and an average that starts at the task's weights."""
+    bank = bank._replace(params=_settled(config, bank, task))
     current = take(config, bank.params, task)
-    average = select(bank.owner, task, current, take(config, bank.ema, task))
+    average = _own(config, bank, task, current, take(config, bank.ema, task))
     kept = bank.optimizer is not None and not config.reset_optimizer
     moments = bank.optimizer if kept else optax.adam(config.lr).init(current)
     bank = bank._replace(ema=put(config, bank.ema, task, average), optimizer=None)
     return State(bank, task, moments, jnp.int32(0))
+
+
+def _own(config: PlannerConfig, bank: Bank, task: jax.Array, new: Params, old: Params) -> Params:
+    """`new` where weights are this task's to change, else `old`, bit for bit."""
+
+    def one(path: Any, new: jax.Array, old: jax.Array) -> jax.Array:
+        frozen = kind(config, path_name(path)) == "base"
+        return jnp.where(bank.done == 0, new, old) if frozen else new
+
+    chosen = select(bank.owner, task, new, old)
+    return jax.tree_util.tree_map_with_path(one, chosen, old)
+
+
+def _settled(config: PlannerConfig, bank: Bank, task: jax.Array) -> Params:
+    """Running weights with those that this task runs but earlier ones trained at their averages.
+
+    Plans are made with averages, so that is what a task has to build on.
+    """
+
+    def one(path: Any, leaf: jax.Array, average: jax.Array) -> jax.Array:
+        if kind(config, path_name(path)) == "base":
+            return jnp.where(bank.done == 0, leaf, average)
+        return leaf
+
+    params = jax.tree_util.tree_map_with_path(one, bank.params, bank.ema)
+    if config.sees == "own":
+        return params
+
+    def earlier(own: jax.Array | None, leaf: jax.Array, average: jax.Array) -> jax.Array:
+        return leaf if own is None else jnp.where((own >= 0) & (own < task), average, leaf)
+
+    none = {"is_leaf": lambda x: x is None}
+    return jax.tree.map(earlier, bank.owner, params, bank.ema, **none)
 
 
 def finish(config: PlannerConfig, state: State) -> Bank:
@@ -163,6 +199,25 @@ def planner_loss(
         The loss [] and its parts.
     """
     weights = effective(config, current, owner, task)
+    parts: dict[str, jax.Array] = {}
+    if config.behavior == "cloned":
+        errors = perceptron(weights.inverse, windows.states) - windows.actions
+        parts["cloning"] = jnp.square(errors).mean()
+    else:
+        parts["diffusion"] = _diffusion_part(config, weights.network, windows, key)
+    if config.behavior == "inverse":
+        parts["inverse"] = inverse_loss(weights.inverse, windows.states, windows.actions)
+    total = sum(parts.values(), jnp.zeros(()))
+    if penalty is not None and config.penalty:
+        pull = _pull(current, penalty)
+        total, parts["penalty"] = total + config.penalty * pull, pull
+    return total, parts
+
+
+def _diffusion_part(
+    config: PlannerConfig, network: Params, windows: Windows, key: jax.Array
+) -> jax.Array:
+    """The diffusion loss at random steps, with random noise and dropped conditions."""
     step_key, noise_key, keep_key = jax.random.split(key, 3)
     x0 = windows.states
     if config.behavior == "diffused":
@@ -172,20 +227,10 @@ def planner_loss(
     noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
     keep = jax.random.bernoulli(keep_key, 1.0 - config.diffusion.drop, (batch, 1))
     condition = windows.returns if config.condition == "return" else windows.task
-    predict = noise_function(config, weights.network, condition.astype(x0.dtype)[:, None])
+    predict = noise_function(config, network, condition.astype(x0.dtype)[:, None])
     schedule = cosine_schedule(config.diffusion.steps)
-    parts = {
-        "diffusion": diffusion_loss(
-            predict, schedule, x0, k, noise, keep.astype(x0.dtype), config.state_channels
-        )
-    }
-    if config.behavior == "inverse":
-        parts["inverse"] = inverse_loss(weights.inverse, windows.states, windows.actions)
-    total = sum(parts.values(), jnp.zeros(()))
-    if penalty is not None and config.penalty:
-        pull = _pull(config, current, penalty, task)
-        total, parts["penalty"] = total + config.penalty * pull, pull
-    return total, parts
+    kept = keep.astype(x0.dtype)
+    return diffusion_loss(predict, schedule, x0, k, noise, kept, config.state_channels)
 
 
 def noise_function(config: PlannerConfig, network: Params, condition: jax.Array) -> Noise:
@@ -198,12 +243,11 @@ def noise_function(config: PlannerConfig, network: Params, condition: jax.Array)
     return predict
 
 
-def _pull(config: PlannerConfig, current: Params, penalty: Penalty, task: jax.Array) -> jax.Array:
-    center = take(config, penalty.center, task)
-    importance = take(config, penalty.importance, task)
-    terms = jax.tree.map(
-        lambda c, weight, leaf: (weight * jnp.square(leaf - c)).sum(), center, importance, current
-    )
+def _pull(current: Params, penalty: Penalty) -> jax.Array:
+    def one(leaf: jax.Array, center: jax.Array, importance: jax.Array) -> jax.Array:
+        return (importance * jnp.square(leaf - center)).sum()
+
+    terms = jax.tree.map(one, current, penalty.center, penalty.importance)
     return sum(jax.tree.leaves(terms), jnp.zeros(()))
 
 
@@ -233,7 +277,7 @@ def _averaged(config: PlannerConfig, state: State, current: Params) -> Params:
 
     def move(old: Params) -> Params:
         new = jax.tree.map(lambda a, b: decay * a + (1.0 - decay) * b, old, current)
-        return select(bank.owner, task, new, old)
+        return _own(config, bank, task, new, old)
 
     due = state.step % config.ema_every == 0
     return jax.lax.cond(due, move, lambda old: old, old)

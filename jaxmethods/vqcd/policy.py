@@ -28,6 +28,7 @@ from jaxmethods.vqcd.config import PlannerConfig, PolicyConfig
 from jaxmethods.vqcd.diffusion import denoise, grid_size, guided, noised, sample_plan
 from jaxmethods.vqcd.inverse_dynamics import inverse_dynamics
 from jaxmethods.vqcd.method import noise_function
+from jaxmethods.vqcd.perceptron import perceptron
 from jaxmethods.vqcd.types import Params
 from jaxmethods.vqcd.windows import Statistics, normalize, unnormalize
 
@@ -93,6 +94,8 @@ def act(
     if observations.ndim != 2 or observations.shape[1] != size:
         raise ValueError(f"observations: expected [E, {size}], got {list(observations.shape)}")
     present = align_states(config, space, observations)
+    if config.planner.behavior == "cloned":
+        return decode_actions(config, space, perceptron(weights.inverse, present)), memory
     memory = _renewed(config, weights, space, target, present, memory, key)
     after = jax.lax.dynamic_index_in_dim(memory.plan, memory.age + 1, 1, keepdims=False)
     channels = config.planner.state_channels

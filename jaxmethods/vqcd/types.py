@@ -31,7 +31,10 @@ class TaskData(NamedTuple):
 
 
 class Penalty(NamedTuple):
-    """A quadratic pull towards earlier weights: sum of importance (theta - center)^2."""
+    """A quadratic pull towards earlier weights: sum of importance (theta - center)^2.
+
+    Both are like what `bank.take` gives.
+    """
 
     center: Params
     importance: Params

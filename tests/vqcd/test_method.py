@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxmethods import vqcd
+from jaxmethods.training.checkpoints import Checkpoints
 from jaxmethods.vqcd.bank import take
 from tests.vqcd.toy import (
     ACTIONS,
@@ -113,7 +114,7 @@ def test_frozen_leftovers_are_the_first_tasks():
     compiled, bank = programs(config), vqcd.initial_bank(jax.random.key(3), config)
     first, _ = train(config, compiled, bank, 0, 4)
     second, _ = train(config, compiled, first, 1, 4)
-    bias = [b.params["network"]["mlp"]["dense1"]["bias"] for b in (bank, first, second)]
+    bias = [b.ema["network"]["mlp"]["dense1"]["bias"] for b in (bank, first, second)]
     assert (bias[0] != bias[1]).any()
     np.testing.assert_array_equal(bias[1], bias[2])
 
@@ -296,3 +297,35 @@ def test_a_step_is_one_program_without_calls_to_the_host(start):
 def test_configs_that_do_not_fit_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         changed(CONFIG, **fields)
+
+
+def test_tasks_on_devices_of_their_own_equal_tasks_on_one():
+    method = vqcd.planner(PERCEPTRON)
+    feed = stacked_feed(vqcd.initial_bank(jax.random.key(3), PERCEPTRON))
+    init = jax.jit(jax.vmap(method.init, (None, FEED_AXES)))
+    step = jax.jit(jax.vmap(method.step, (0, FEED_AXES)))
+    start, fed = init(jax.random.key(0), feed), feed._replace(bank=None)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:TASKS]), ("data",))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    ends = []
+    for states, data in ((start, fed), jax.device_put((start, fed), split)):
+        for _ in range(STEPS):
+            states, _ = step(states, data)
+        ends.append(states.bank)
+    kernels = ends[1].params["network"]["mlp"]["dense1"]["weight"]
+    assert len(kernels.sharding.device_set) == TASKS
+    joined = [vqcd.join_banks(PERCEPTRON, bank).params for bank in ends]
+    for one, many in zip(*map(jax.tree.leaves, joined), strict=True):
+        np.testing.assert_allclose(one, many, atol=1e-5)
+
+
+def test_a_saved_run_goes_on_in_the_same_bits(tmp_path):
+    compiled, banks = programs(PERCEPTRON), [vqcd.initial_bank(jax.random.key(3), PERCEPTRON)]
+    for task in range(TASKS):
+        banks.append(train(PERCEPTRON, compiled, banks[-1], task, 4)[0])
+    saved = Checkpoints(tmp_path / "checkpoints")
+    saved.save(2, banks[2], None)
+    saved.close()
+    restored = Checkpoints(tmp_path / "checkpoints").restore(2, banks[0])
+    end, _ = train(PERCEPTRON, compiled, restored, 2, 4)
+    assert equal((end.params, end.ema), (banks[-1].params, banks[-1].ema))
