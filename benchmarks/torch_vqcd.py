@@ -163,38 +163,44 @@ class Training:
         )
         self.masks = {
             name: (torch.rand_like(leaf) < 1.0 / config.tasks).float()
-            for name, leaf in self.model.named_parameters()
-            if leaf.ndim > 1 and name.startswith("network.")
+            for name, leaf in self.model.network.named_parameters()
+            if leaf.ndim > 1
         }
         self.done = 0
+
+    def loss(
+        self,
+        states: Tensor,
+        actions: Tensor,
+        returns: Tensor,
+        k: Tensor,
+        noise: Tensor,
+        keep: Tensor,
+    ) -> Tensor:
+        """Diffusion and inverse loss of windows [B, T, ...] under the task's masks."""
+        weights = {
+            name: leaf * self.masks[name] if name in self.masks else leaf
+            for name, leaf in self.model.network.named_parameters()
+        }
+        x = self.signal[k][:, None, None] * states + self.sigma[k][:, None, None] * noise
+        x[:, 0] = states[:, 0]
+        predicted = torch.func.functional_call(
+            self.model.network, weights, (x, k, returns[:, None], keep)
+        )
+        error = (predicted - noise).square()[:, 1:].sum() / noise.numel()
+        found = self.model.inverse(torch.cat([states[:, :-1], states[:, 1:]], -1))
+        return error + functional.mse_loss(found, actions[:, :-1])
 
     def step(self) -> None:
         """Windows, loss, gradient, update, average."""
         config = self.config
-        batch = config.batch
-        starts = torch.randint(
-            0, len(self.states) - len(self.windows), (batch,), device=self.device
-        )
+        batch, last = config.batch, len(self.states) - len(self.windows)
+        starts = torch.randint(0, last, (batch,), device=self.device)
         rows = starts[:, None] + self.windows
         states, actions, returns = self.states[rows], self.actions[rows], self.returns[starts]
-        weights = dict(self.model.named_parameters())
-        masked = {
-            name: leaf * self.masks[name] if name in self.masks else leaf
-            for name, leaf in weights.items()
-        }
         k = torch.randint(0, config.diffusion.steps, (batch,), device=self.device)
-        noise = torch.randn_like(states)
-        x = self.signal[k][:, None, None] * states + self.sigma[k][:, None, None] * noise
-        x[:, 0] = states[:, 0]
         keep = (torch.rand(batch, 1, device=self.device) >= config.diffusion.drop).float()
-        network = {n.removeprefix("network."): w for n, w in masked.items() if n[0] == "n"}
-        predicted = torch.func.functional_call(
-            self.model.network, network, (x, k, returns[:, None], keep)
-        )
-        error = (predicted - noise).square()
-        error = torch.cat([torch.zeros_like(error[:, :1]), error[:, 1:]], 1)
-        found = self.model.inverse(torch.cat([states[:, :-1], states[:, 1:]], -1))
-        loss = error.mean() + functional.mse_loss(found, actions[:, :-1])
+        loss = self.loss(states, actions, returns, k, torch.randn_like(states), keep)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
@@ -220,13 +226,19 @@ class Planning:
         self.present = torch.rand(episodes, config.network.channels, device=device)
         self.target = torch.full((episodes, 1), 0.8, device=device)
 
-    @torch.no_grad()
     def act(self) -> Tensor:
-        """A plan for every episode and its first aligned action."""
+        """First aligned actions of fresh plans, [E, A]."""
+        with torch.no_grad():
+            x = self.plan()
+            return self.model.inverse(torch.cat([x[:, 0], x[:, 1]], -1))
+
+    @torch.no_grad()
+    def plan(self, start: Tensor | None = None) -> Tensor:
+        """A plan for every episode, [E, T, C]."""
         network, episodes = self.model.network, len(self.present)
         keep, drop = torch.ones_like(self.target), torch.zeros_like(self.target)
         shape = (episodes, self.config.network.horizon, self.config.network.channels)
-        x = torch.randn(shape, device=self.device)
+        x = torch.randn(shape, device=self.device) if start is None else start
         x[:, 0] = self.present
         weight = self.config.diffusion.guidance
         for place in reversed(range(len(self.steps))):
@@ -239,4 +251,4 @@ class Planning:
                 x = x + math.sqrt(self.variance[place]) * torch.randn_like(x)
             x = x.clamp(-self.bound, self.bound)
             x[:, 0] = self.present
-        return self.model.inverse(torch.cat([x[:, 0], x[:, 1]], -1))
+        return x
