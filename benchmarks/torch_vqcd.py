@@ -81,6 +81,8 @@ class Perceptron(nn.Module):
 class TemporalUnet(nn.Module):
     """The network, with the names of the golden files."""
 
+    frequencies: Tensor
+
     def __init__(self, config: TemporalNetworkConfig):
         super().__init__()
         dim, widths = config.dim, config.widths
@@ -207,8 +209,9 @@ class Training:
         if self.done % config.ema_every == 0:
             decay = 0.0 if self.done < config.ema_start else config.ema_decay
             with torch.no_grad():
-                average, own = list(self.average.parameters()), list(self.model.parameters())
-                torch._foreach_lerp_(average, own, 1.0 - decay)
+                average = [leaf.data for leaf in self.average.parameters()]
+                own = [leaf.data for leaf in self.model.parameters()]
+                torch._foreach_lerp_(average, own, 1.0 - decay)  # type: ignore
         self.done += 1
 
 

@@ -74,10 +74,9 @@ def test_plans_are_equal():
     def plan(network):
         predict = noise_function(PLANNER, network, jnp.full((3, 1), 0.8))
         guide = diffusion.guided(predict, PLANNER.diffusion.guidance)
-        bounds = (-1.0, 1.0)
-        return diffusion.denoise(guide, PLANNER.diffusion, start, present, bounds, jnp.zeros_like)[
-            0
-        ]
+        config, begin = PLANNER.diffusion, jnp.asarray(start)
+        plan, _ = diffusion.denoise(guide, config, begin, present, (-1.0, 1.0), jnp.zeros_like)
+        return plan
 
     found = planning.plan(torch.tensor(start))
     np.testing.assert_allclose(plan(network), found.numpy(), atol=1e-4)

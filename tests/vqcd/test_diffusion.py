@@ -223,3 +223,8 @@ def test_a_warm_start_is_noised_to_the_step_it_starts_from():
 def test_a_stride_that_does_not_divide_is_refused():
     with pytest.raises(ValueError, match="divisor of the 20 diffusion steps, got 7"):
         changed(CONFIG, stride=7)
+
+
+def test_eta_is_a_share_of_the_variance():
+    full, half = diffusion.strided(200, 20), diffusion.strided(200, 20, 0.5)
+    np.testing.assert_allclose(half.variance, 0.5 * np.asarray(full.variance), rtol=1e-6)
