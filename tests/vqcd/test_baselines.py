@@ -50,7 +50,7 @@ def test_a_network_a_task_forgets_nothing_and_shares_nothing():
     assert equal(before, after)
 
 
-def test_a_pull_keeps_weights_near_what_was_learnt():
+def test_a_pull_keeps_weights_near_what_was_learned():
     config = baselines.regularized(PAIR, 0.0)
     (_, first, free), _ = both_tasks(config)
     strong = baselines.regularized(PAIR, 1e3)
