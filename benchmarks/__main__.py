@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-MODULES = ("environments", "commformer", "bilevel", "obd", "decoder", "novo", "merging")
+MODULES = ("environments", "commformer", "bilevel", "obd", "decoder", "novo", "merging", "vqcd")
 ON_REQUEST = ("time_to_99",)
 """Slow ones, measured only when named."""
 

@@ -1,0 +1,230 @@
+"""Noising, guidance and the samplers."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmethods.vqcd import diffusion
+from jaxmethods.vqcd.config import DiffusionConfig
+from tests.vqcd.toy import changed
+
+CONFIG = DiffusionConfig(steps=20, stride=5)
+SCHEDULE = diffusion.cosine_schedule(20)
+PRESENT = jnp.array([[0.3, -0.2], [0.1, 0.9], [-0.7, 0.4]])
+SHAPE, BOUND = (4, 2), (-1.0, 1.0)
+SAMPLERS = ("strided", "ddpm", "dpm-solver++")
+
+
+def predict(x, k, keep):
+    """A noise function that depends on all that it is given."""
+    return jnp.tanh(x + 0.1 * k[:, None, None] / 20 + 0.5 * keep[:, :, None])
+
+
+def sample(config, seed=0, function=predict):
+    return diffusion.sample_plan(jax.random.key(seed), function, config, PRESENT, SHAPE, BOUND)
+
+
+def start():
+    return jax.random.normal(jax.random.key(5), (3, *SHAPE))
+
+
+def test_the_data_follow_from_what_was_noised_and_the_noise():
+    k = jnp.array([0, 7, 15])
+    x0, noise = start(), jax.random.normal(jax.random.key(6), (3, *SHAPE))
+    x = diffusion.q_sample(SCHEDULE, x0, k, noise)
+    np.testing.assert_allclose(diffusion.data_from_noise(SCHEDULE, x, k, noise), x0, atol=1e-5)
+
+
+def test_the_last_stride_adds_no_noise_and_ends_at_the_data():
+    tables = diffusion.strided(200, 20)
+    assert tables.variance[0] == 0
+    np.testing.assert_allclose(tables.alpha[0], np.sqrt(tables.abar[0]), rtol=1e-6)
+
+
+def test_every_step_of_one_has_the_posteriors_variances():
+    tables, schedule = diffusion.strided(50, 1), diffusion.cosine_schedule(50)
+    np.testing.assert_allclose(tables.variance, schedule.posterior_variance, rtol=2e-3, atol=1e-6)
+
+
+def test_guidance_of_one_and_none():
+    x, k = start(), jnp.full(3, 4)
+    ones = jnp.ones((3, 1))
+    np.testing.assert_array_equal(diffusion.guided(predict, 1.0)(x, k), predict(x, k, ones))
+    np.testing.assert_array_equal(diffusion.guided(predict, 0.0)(x, k), predict(x, k, 0 * ones))
+
+
+def test_one_doubled_batch_equals_two_passes():
+    x, k, ones = start(), jnp.full(3, 4), jnp.ones((3, 1))
+    with_condition, without = predict(x, k, ones), predict(x, k, 0 * ones)
+    expected = without + 1.7 * (with_condition - without)
+    np.testing.assert_allclose(diffusion.guided(predict, 1.7)(x, k), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_plan_is_one_scan_with_one_call_of_a_doubled_batch(sampler):
+    calls = []
+
+    def counted(x, k, keep):
+        calls.append(x.shape)
+        return predict(x, k, keep)
+
+    config = changed(CONFIG, sampler=sampler)
+    text = str(jax.make_jaxpr(lambda: sample(config, function=counted))())
+    # A scan is traced more than once; every time with one call.
+    assert set(calls) == {(6, *SHAPE)}
+    length = diffusion.grid_size(config)
+    assert text.count("scan[") == 1
+    assert f"length={length}" in text
+    assert length == (20 if sampler == "ddpm" else 4)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_plans_keep_the_present_and_their_bounds(sampler):
+    config = changed(CONFIG, sampler=sampler)
+    steps = diffusion.denoise(
+        diffusion.guided(predict, 1.2),
+        config,
+        3.0 * start(),
+        PRESENT,
+        BOUND,
+        lambda number: jax.random.normal(
+            jax.random.fold_in(jax.random.key(1), number), (3, *SHAPE)
+        ),
+    )
+    plan, trace = steps
+    np.testing.assert_array_equal(
+        trace[:, :, 0], np.broadcast_to(PRESENT, (trace.shape[0], *PRESENT.shape))
+    )
+    np.testing.assert_array_equal(trace[-1], plan)
+    assert np.abs(plan).max() <= 1.0 + 1e-6
+
+
+def test_without_variance_the_noise_does_not_matter():
+    config = changed(CONFIG, eta=0.0)
+    plans = [
+        diffusion.denoise(
+            diffusion.guided(predict, 1.2),
+            config,
+            start(),
+            PRESENT,
+            BOUND,
+            lambda number, seed=seed: jax.random.normal(jax.random.key(seed), (3, *SHAPE)),
+        )[0]
+        for seed in range(2)
+    ]
+    np.testing.assert_array_equal(*plans)
+    assert (sample(CONFIG, 0) != sample(CONFIG, 1))[:, 1:].all()
+
+
+def gaussian_noise(mean, deviation):
+    """The exact noise prediction of data N(mean, deviation^2) at every step."""
+
+    def exact(x, k, keep):
+        signal, sigma = (jnp.asarray(t)[k][:, None, None] for t in (SOLVED.signal, SOLVED.sigma))
+        variance = signal**2 * deviation**2 + sigma**2
+        return sigma * (x - signal * mean) / variance + 0 * keep[:, :, None]
+
+    return exact
+
+
+SOLVED = diffusion.cosine_schedule(200)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_samplers_find_the_distribution_whose_noise_they_are_given(sampler):
+    config = DiffusionConfig(steps=200, stride=2, sampler=sampler, guidance=1.0)
+    plans = jax.jit(
+        lambda key: diffusion.sample_plan(
+            key, gaussian_noise(0.5, 0.3), config, jnp.zeros((4000, 1)), (2, 1), (-3.0, 3.0)
+        )
+    )(jax.random.key(0))
+    found = np.asarray(plans[:, 1])
+    assert abs(found.mean() - 0.5) < 0.03
+    assert abs(found.std() - 0.3) < 0.03
+
+
+def test_the_solver_is_of_second_order_and_strides_are_of_first():
+    """From equal starts to where the probability flow of a Gaussian leads, known in closed form."""
+    starts = jnp.linspace(-2, 2, 9)[:, None]
+
+    def error(sampler, stride):
+        config = DiffusionConfig(steps=200, stride=stride, sampler=sampler, eta=0.0)
+        signal, sigma = SOLVED.signal[200 - stride], SOLVED.sigma[200 - stride]
+        ratio = 0.3 / jnp.sqrt(signal**2 * 0.09 + sigma**2)
+        exact = 0.5 + (starts - signal * 0.5) * ratio
+        begin = jnp.broadcast_to(starts[:, None], (9, 2, 1))
+        guide = diffusion.guided(gaussian_noise(0.5, 0.3), 1.0)
+        bounds, present = (-9.0, 9.0), jnp.zeros((9, 1))
+        plan, _ = diffusion.denoise(guide, config, begin, present, bounds, jnp.zeros_like)
+        return float(jnp.abs(plan[:, 1] - exact).max())
+
+    strides = [error("strided", stride) for stride in (5, 2)]
+    solver = [error("dpm-solver++", stride) for stride in (5, 2)]
+    assert 2.0 < strides[0] / strides[1] < 3.0
+    assert solver[0] / solver[1] > 2.5**2
+    assert solver[1] < 0.25 * strides[1]
+
+
+def test_position_zero_is_neither_noised_nor_missed():
+    x0, k = start(), jnp.array([3, 9, 15])
+    noise, keep = jax.random.normal(jax.random.key(2), x0.shape), jnp.ones((3, 1))
+    seen = []
+
+    def spy(offset):
+        def function(x, k, keep):
+            seen.append(x[:, 0])
+            return predict(x, k, keep) + offset
+
+        return function
+
+    def loss(offset):
+        return diffusion.diffusion_loss(spy(offset), SCHEDULE, x0, k, noise, keep, 2)
+
+    slopes = jax.grad(loss)(jnp.zeros_like(x0))
+    assert not slopes[:, 0].any()
+    assert slopes[:, 1:].all()
+    value = loss(jnp.zeros_like(x0))
+    np.testing.assert_array_equal(seen[-1], x0[:, 0])
+    x = diffusion.put_present(diffusion.q_sample(SCHEDULE, x0, k, noise), x0[:, 0])
+    error = jnp.square(predict(x, k, keep) - noise)[:, 1:]
+    # The mean is over all positions all the same.
+    np.testing.assert_allclose(value, error.sum() / x0.size, rtol=1e-6)
+
+
+def test_actions_that_are_diffused_are_predicted_at_position_zero_too():
+    x0, k = jax.random.normal(jax.random.key(5), (3, 4, 3)), jnp.array([3, 9, 15])
+
+    def loss(offset):
+        return diffusion.diffusion_loss(
+            lambda x, k, keep: predict(x, k, keep) + offset,
+            SCHEDULE,
+            x0,
+            k,
+            jnp.ones_like(x0),
+            jnp.ones((3, 1)),
+            2,
+        )
+
+    slopes = jax.grad(loss)(jnp.zeros_like(x0))
+    assert not slopes[:, 0, :2].any()
+    assert slopes[:, 0, 2].all()
+
+
+def test_a_warm_start_is_noised_to_the_step_it_starts_from():
+    x0, noise = start(), jax.random.normal(jax.random.key(2), (3, *SHAPE))
+    found = diffusion.noised(CONFIG, x0, noise, calls=3)
+    expected = diffusion.q_sample(SCHEDULE, x0, jnp.full(3, 10), noise)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_stride_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match="divisor of the 20 diffusion steps, got 7"):
+        changed(CONFIG, stride=7)
+
+
+def test_eta_is_a_share_of_the_variance():
+    full, half = diffusion.strided(200, 20), diffusion.strided(200, 20, 0.5)
+    np.testing.assert_allclose(half.variance, 0.5 * np.asarray(full.variance), rtol=1e-6)

@@ -1,0 +1,146 @@
+"""Acting: the present, the plan, the action, and when a plan is made anew."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmethods import vqcd
+from jaxmethods.vqcd import alignment, policy
+from jaxmethods.vqcd.inverse_dynamics import inverse_dynamics
+from jaxmethods.vqcd.windows import normalize, unnormalize
+from tests.vqcd.toy import ACTIONS, PERCEPTRON, STATES, changed, space
+
+CONFIG = vqcd.PolicyConfig(planner=PERCEPTRON, states=STATES, actions=ACTIONS)
+BANK = vqcd.initial_bank(jax.random.key(3), PERCEPTRON)
+WEIGHTS = vqcd.task_weights(PERCEPTRON, BANK, 1)
+SPACE, KEY = space(1), jax.random.key(7)
+OBSERVATIONS = jax.random.normal(jax.random.key(4), (3, 5))
+RUN = jax.jit(vqcd.act, static_argnums=0)
+
+
+def act(config=CONFIG, observations=OBSERVATIONS, memory=None, key=KEY, target=0.8, **changes):
+    memory = vqcd.begin(config, len(observations)) if memory is None else memory
+    return RUN(config, WEIGHTS, SPACE._replace(**changes), target, observations, memory, key)
+
+
+def test_an_action_leads_from_the_present_to_the_next_planned_state():
+    actions, memory = act()
+    rows = normalize(SPACE.states, OBSERVATIONS)
+    present = alignment.encode(SPACE.state_module, STATES, rows).z
+    np.testing.assert_allclose(memory.plan[:, 0], present, rtol=1e-6)
+    aligned = inverse_dynamics(WEIGHTS.inverse, present, memory.plan[:, 1])
+    decoded = alignment.decode(SPACE.action_module, ACTIONS, aligned, 2)
+    expected = jnp.clip(unnormalize(SPACE.actions, decoded), -1, 1)
+    np.testing.assert_allclose(actions, expected, rtol=1e-5, atol=1e-6)
+    assert np.abs(memory.plan).max() <= 1.0
+
+
+def test_actions_are_clipped_after_they_are_scaled():
+    scaled = vqcd.Statistics(jnp.array([0.9, -5.0]), jnp.array([1e-3, 1e-3]))
+    actions, _ = act(actions=scaled)
+    np.testing.assert_allclose(actions[:, 0], 0.9, atol=0.01)
+    np.testing.assert_allclose(actions[:, 1], -1.0, atol=1e-6)
+
+
+def test_the_target_is_asked_for():
+    plans = [act(target=target)[1].plan for target in (0.0, 1.0)]
+    assert (plans[0][:, 0] == plans[1][:, 0]).all()
+    assert (plans[0][:, 1:] != plans[1][:, 1:]).any()
+
+
+def test_every_episode_can_have_a_target_of_its_own():
+    both = act(target=jnp.array([0.2, 0.2, 0.9]))[0]
+    np.testing.assert_allclose(both[:2], act(target=0.2)[0][:2], rtol=1e-5)
+    np.testing.assert_allclose(both[2:], act(target=0.9)[0][2:], rtol=1e-5)
+
+
+def test_a_plan_serves_as_many_steps_as_it_should():
+    config = changed(CONFIG, replan_every=3)
+    memory, plans, ages = None, [], []
+    for step in range(4):
+        moved = OBSERVATIONS + 0.1 * step
+        actions, memory = act(config, moved, memory, jax.random.key(step))
+        plans.append(memory.plan)
+        ages.append(int(memory.age))
+        present = policy.align_states(config, SPACE, moved)
+        aligned = inverse_dynamics(WEIGHTS.inverse, present, memory.plan[:, memory.age + 1])
+        expected = policy.decode_actions(config, SPACE, aligned)
+        np.testing.assert_allclose(actions, expected, rtol=1e-5, atol=1e-6)
+    assert ages == [0, 1, 2, 0]
+    np.testing.assert_array_equal(plans[0], plans[2])
+    assert (plans[3] != plans[0]).any()
+
+
+def test_a_warm_start_stays_near_the_last_plan():
+    warm = changed(CONFIG, warm_start=1)
+    _, first = act(warm)
+    np.testing.assert_array_equal(first.plan, act()[1].plan)  # nothing to start from
+    _, again = act(warm, memory=first, key=jax.random.key(1))
+    _, cold = act(memory=first, key=jax.random.key(1))
+    moved = np.concatenate([first.plan[:, 1:], first.plan[:, -1:]], 1)
+
+    def distance(memory):
+        return np.abs(memory.plan - moved)[:, 1:].mean()
+
+    assert distance(again) < 0.5 * distance(cold)
+    np.testing.assert_array_equal(again.plan[:, 0], cold.plan[:, 0])
+
+
+def test_actions_can_be_replaced_by_codes():
+    config = changed(CONFIG, requantize_action=True)
+    codes = SPACE.action_module | {
+        "codebook": jax.random.uniform(jax.random.key(2), (16, 2), minval=-1, maxval=1)
+    }
+    _, memory = act(config)
+    aligned = inverse_dynamics(WEIGHTS.inverse, memory.plan[:, 0], memory.plan[:, 1])
+    found = policy.decode_actions(config, SPACE._replace(action_module=codes), aligned)
+    snapped, _ = alignment.quantize(codes, ACTIONS, aligned.reshape(3, 2, 2))
+    without = policy.decode_actions(
+        CONFIG, SPACE._replace(action_module=codes), snapped.reshape(3, 4)
+    )
+    np.testing.assert_array_equal(found, without)
+
+
+def test_acting_maps_over_seeds():
+    keys = jax.random.split(KEY, 2)
+    memory = vqcd.begin(CONFIG, 3)
+
+    def run(key):
+        return vqcd.act(CONFIG, WEIGHTS, SPACE, 0.8, OBSERVATIONS, memory, key)[0]
+
+    both = jax.jit(jax.vmap(run))(keys)
+    for seed, key in enumerate(keys):
+        np.testing.assert_allclose(both[seed], act(key=key)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_plans_decode_into_observations():
+    _, memory = act()
+    decoded = policy.decode_states(CONFIG, SPACE, memory.plan)
+    assert decoded.shape == (3, 4, 5)
+    alone = policy.decode_states(CONFIG, SPACE, memory.plan[:, 0])
+    np.testing.assert_allclose(decoded[:, 0], alone, rtol=1e-5, atol=1e-6)
+
+
+def test_observations_of_another_size_are_refused():
+    with pytest.raises(ValueError, match=r"observations: expected \[E, 5\], got \[3, 4\]"):
+        act(observations=jnp.ones((3, 4)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"states": STATES.model_dump() | {"latents": 4}},
+            "expected 8 for an aligned state, got 6",
+        ),
+        ({"actions": ACTIONS.model_dump() | {"latents": 4}}, "expected 8, the size of an aligned"),
+        ({"replan_every": 4}, "below the horizon of 4, got 4"),
+        ({"warm_start": 5}, "at most the 4 sampling steps, got 5"),
+    ],
+)
+def test_configs_that_do_not_fit_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        changed(CONFIG, **fields)
