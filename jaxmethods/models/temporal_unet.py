@@ -1,0 +1,486 @@
+r"""Temporal U-Net: the noise in a sequence of vectors, given diffusion step and condition.
+
+    eps = apply(params, config, x, step, condition, keep)      x [B, T, C] -> eps [B, T, C]
+
+Residual blocks of two convolutions over time (kernel 5, GroupNorm, Mish) with the condition added
+between them, on L levels of T, T/2, ... positions; skips are taken before down-sampling, that of
+the first level is never used, as in the published network. Sequences are channels last.
+
+Janner et al. 2022 (arXiv 2205.09991) and Ajay et al. 2023 (Decision Diffuser); the variant is that
+of CoD (arXiv 2409.02512), which VQ-CD keeps. Parameters are nested dictionaries with its names;
+kernels are [taps, in, out], dense weights [in, out], and an up-sampling kernel is that of the
+convolution over the input with zeros between its positions.
+
+**Live taps.** Where T is short, outer taps of a kernel only ever meet padding. They are not
+computed; with `compact` they are not stored either. At T = 8 and three levels a third of the
+weights are dead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from pydantic import Field, model_validator
+
+from jaxmethods.config import Config
+from jaxmethods.keys import named
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Params: TypeAlias = Any
+EPSILON = 1e-5
+"""Added to a group's variance."""
+FEW_ROWS = 16
+"""On CPU, `lax.conv` is faster up to this many sequences times positions."""
+
+
+class TemporalNetworkConfig(Config):
+    """Sizes of a temporal network."""
+
+    kind: Literal["unet", "mlp"] = "unet"
+    """The U-Net, or a multilayer perceptron over the flattened sequence (an ablation)."""
+    channels: PositiveInt = 20
+    """C: size of a position's vector."""
+    dim: PositiveInt = 64
+    """Width that the multipliers multiply; also of the embeddings of step and condition."""
+    multipliers: tuple[PositiveInt, ...] = (1, 4, 8)
+    """Width of every level over `dim`. The first need not be 1."""
+    horizon: PositiveInt = 8
+    """T: positions."""
+    kernel: PositiveInt = 5
+    groups: PositiveInt = 8
+    """Groups of GroupNorm; they divide every level's width."""
+    hidden: PositiveInt = 256
+    """Width of the perceptron, which has `layers` hidden layers."""
+    layers: PositiveInt = 4
+    compact: bool = False
+    """Store, and so share out and optimize, live taps only."""
+    convolution: Literal["auto", "matmul", "lax"] = "auto"
+    """How a convolution is computed; `auto` chooses by shape and device."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """What products are computed in; parameters and norms keep theirs."""
+
+    @model_validator(mode="after")
+    def _fields_fit(self) -> TemporalNetworkConfig:
+        if not self.multipliers:
+            raise ValueError("multipliers: expected at least one, got none")
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel: expected an odd number of taps, got {self.kernel}")
+        divisor = 2 ** (len(self.multipliers) - 1)
+        if self.kind == "unet" and self.horizon % divisor:
+            raise ValueError(
+                f"horizon: expected a multiple of {divisor} with {len(self.multipliers)} levels, "
+                f"got {self.horizon}"
+            )
+        for width in (self.dim, *self.widths):
+            if self.kind == "unet" and width % self.groups:
+                raise ValueError(
+                    f"dim, multipliers: expected widths that the {self.groups} groups divide, "
+                    f"got {width}"
+                )
+        return self
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Width of every level."""
+        return tuple(self.dim * multiplier for multiplier in self.multipliers)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Positions on every level."""
+        return tuple(self.horizon // 2**level for level in range(len(self.multipliers)))
+
+
+class Convolution(NamedTuple):
+    """What of a convolution over time is static."""
+
+    taps: int
+    length: int
+    """Positions that come in."""
+    stride: int = 1
+    up: int = 1
+    """Positions between which zeros are put: 2 doubles their number."""
+
+    @property
+    def padding(self) -> int:
+        """Zeros on either side."""
+        return self.taps // 2
+
+    @property
+    def length_out(self) -> int:
+        stuffed = self.up * (self.length - 1) + 1
+        return (stuffed + 2 * self.padding - self.taps) // self.stride + 1
+
+    @property
+    def live(self) -> tuple[int, int]:
+        """First and one past the last tap that ever meets an input position."""
+        stuffed = self.up * (self.length - 1) + 1
+        met = [
+            tap
+            for tap in range(self.taps)
+            for place in range(self.length_out)
+            if 0 <= (seen := place * self.stride + tap - self.padding) < stuffed
+            and seen % self.up == 0
+        ]
+        return min(met), max(met) + 1
+
+
+# How a level's convolutions look.
+def _block(config: TemporalNetworkConfig, length: int) -> Convolution:
+    return Convolution(config.kernel, length)
+
+
+def _down(length: int) -> Convolution:
+    return Convolution(3, length, stride=2)
+
+
+def _up(length: int) -> Convolution:
+    return Convolution(4, length, up=2)
+
+
+def _point(length: int) -> Convolution:
+    return Convolution(1, length)
+
+
+def choose(config: TemporalNetworkConfig, rows: int) -> Literal["matmul", "lax"]:
+    """How to compute a convolution over `rows` = B T positions on the default device.
+
+    XLA's CPU convolution over few positions with wide channels is up to ten times as slow as the
+    same product written as a matrix product; for a single plan, whose product has few rows, it is
+    faster. Accelerators have one good convolution. Rows of both are in `benchmarks/vqcd.py`.
+    """
+    if config.convolution != "auto":
+        return config.convolution
+    if jax.default_backend() != "cpu":
+        return "lax"
+    return "lax" if rows <= FEW_ROWS else "matmul"
+
+
+def init(key: jax.Array, config: TemporalNetworkConfig) -> Params:
+    """Draws parameters as PyTorch does: U(-1/sqrt(fan_in), 1/sqrt(fan_in)), norms 1 and 0.
+
+    Args:
+        key: [] typed key; every leaf's own key is made from its name.
+        config: sizes; static.
+
+    Returns:
+        Nested dictionaries of float32 arrays. With `compact` the kernels are the live taps of those
+        that are drawn without.
+    """
+    layers = unet_layers(config) if config.kind == "unet" else mlp_layers(config)
+    params: dict[str, Any] = {}
+    for name, layer in layers:
+        node = params
+        *parents, last = name.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = layer.init(named(key, name), config.compact)
+    return params
+
+
+class _Layer(NamedTuple):
+    """A dense layer, a convolution (`conv`) or a norm (`inputs` is 0)."""
+
+    inputs: int
+    outputs: int
+    conv: Convolution | None = None
+
+    def init(self, key: jax.Array, compact: bool) -> dict[str, jax.Array]:
+        if not self.inputs:
+            return {"weight": jnp.ones(self.outputs), "bias": jnp.zeros(self.outputs)}
+        weight_key, bias_key = jax.random.split(key)
+        shape, fan_in = (self.inputs, self.outputs), self.inputs
+        if self.conv is not None:
+            shape = (self.conv.taps, *shape)
+            # PyTorch takes the outputs of a transposed convolution for its inputs.
+            fan_in = self.conv.taps * (self.inputs if self.conv.up == 1 else self.outputs)
+        bound = 1.0 / math.sqrt(fan_in)
+        weight = jax.random.uniform(weight_key, shape, minval=-bound, maxval=bound)
+        if self.conv is not None and compact:
+            weight = weight[slice(*self.conv.live)]
+        bias = jax.random.uniform(bias_key, (self.outputs,), minval=-bound, maxval=bound)
+        return {"weight": weight, "bias": bias}
+
+
+def _embedding_layers(dim: int) -> Iterator[tuple[str, _Layer]]:
+    yield "time_embed.dense0", _Layer(dim, 4 * dim)
+    yield "time_embed.dense1", _Layer(4 * dim, dim)
+    yield "return_embed.dense0", _Layer(1, dim)
+    yield "return_embed.dense1", _Layer(dim, 4 * dim)
+    yield "return_embed.dense2", _Layer(4 * dim, dim)
+
+
+def mlp_layers(config: TemporalNetworkConfig) -> Iterator[tuple[str, _Layer]]:
+    """Names and sizes of the perceptron's layers."""
+    yield from _embedding_layers(config.dim)
+    flat = config.horizon * config.channels
+    sizes = [flat + 2 * config.dim, *[config.hidden] * config.layers, flat]
+    for place, (inputs, outputs) in enumerate(pairwise(sizes)):
+        yield f"mlp.dense{place}", _Layer(inputs, outputs)
+
+
+def unet_layers(config: TemporalNetworkConfig) -> Iterator[tuple[str, _Layer]]:
+    """Names and sizes of the U-Net's layers."""
+    yield from _embedding_layers(config.dim)
+    widths, lengths = config.widths, config.lengths
+    last = len(widths) - 1
+
+    def conv_block(name: str, inputs: int, outputs: int, length: int) -> Iterator:
+        yield f"{name}.conv", _Layer(inputs, outputs, _block(config, length))
+        yield f"{name}.gn", _Layer(0, outputs)
+
+    def residual(name: str, inputs: int, outputs: int, length: int) -> Iterator:
+        yield from conv_block(f"{name}.block0", inputs, outputs, length)
+        yield from conv_block(f"{name}.block1", outputs, outputs, length)
+        yield f"{name}.cond_proj", _Layer(2 * config.dim, outputs)
+        if inputs != outputs:
+            yield f"{name}.skip", _Layer(inputs, outputs, _point(length))
+
+    before = config.channels
+    for level, (width, length) in enumerate(zip(widths, lengths, strict=True)):
+        yield from residual(f"down{level}.res0", before, width, length)
+        yield from residual(f"down{level}.res1", width, width, length)
+        if level < last:
+            yield f"down{level}.downsample", _Layer(width, width, _down(length))
+        before = width
+    for place in range(2):
+        yield from residual(f"mid.res{place}", widths[-1], widths[-1], lengths[-1])
+    for up, level in enumerate(range(last, 0, -1)):
+        inputs, outputs, length = 2 * widths[level], widths[level - 1], lengths[level]
+        yield from residual(f"up{up}.res0", inputs, outputs, length)
+        yield from residual(f"up{up}.res1", outputs, outputs, length)
+        yield f"up{up}.upsample", _Layer(outputs, outputs, _up(length))
+    yield from conv_block("final.block", widths[0], config.dim, config.horizon)
+    yield "final.out", _Layer(config.dim, config.channels, _point(config.horizon))
+
+
+def compacted(params: Params, config: TemporalNetworkConfig) -> Params:
+    """Full parameters, of `compact = false`, reduced to their live taps."""
+    layers = dict(unet_layers(config)) if config.kind == "unet" else {}
+
+    def reduce(path: Any, leaf: jax.Array) -> jax.Array:
+        name = jax.tree_util.keystr(path[:-1], simple=True, separator=".")
+        conv = layers[name].conv if name in layers else None
+        return leaf if conv is None or leaf.ndim != 3 else leaf[slice(*conv.live)]
+
+    return jax.tree_util.tree_map_with_path(reduce, params)
+
+
+def apply(
+    params: Params,
+    config: TemporalNetworkConfig,
+    x: jax.Array,
+    step: jax.Array,
+    condition: jax.Array,
+    keep: jax.Array,
+) -> jax.Array:
+    """Predicts the noise of `x`.
+
+    Args:
+        params: those of `init`, or of a published checkpoint; full or compact kernels.
+        config: sizes; static.
+        x: [B, T, C].
+        step: [B] diffusion steps.
+        condition: [B, 1] the return, or the number of a task.
+        keep: [B, 1] factor of the condition's embedding; 0 is the null condition.
+
+    Returns:
+        [B, T, C] float32.
+
+    Raises:
+        ValueError: T or C are not those of the config.
+    """
+    if x.ndim != 3 or x.shape[1:] != (config.horizon, config.channels):
+        raise ValueError(
+            f"x: expected [B, {config.horizon}, {config.channels}] (horizon, channels), "
+            f"got {list(x.shape)}"
+        )
+    embedded = embed(params, config, step, condition, keep)
+    if config.kind == "mlp":
+        return _apply_mlp(params, config, x, embedded)
+    return _apply_unet(params, config, x, mish(embedded))
+
+
+def embed(
+    params: Params,
+    config: TemporalNetworkConfig,
+    step: jax.Array,
+    condition: jax.Array,
+    keep: jax.Array,
+) -> jax.Array:
+    """Embeddings of step and condition side by side, [B, 2 dim]."""
+    time, value = params["time_embed"], params["return_embed"]
+    seen = position_embedding(step, config.dim).astype(time["dense0"]["bias"].dtype)
+    seen = dense(time["dense1"], mish(dense(time["dense0"], seen)))
+    asked = mish(dense(value["dense0"], condition))
+    asked = dense(value["dense2"], mish(dense(value["dense1"], asked)))
+    return jnp.concatenate([seen, keep * asked], axis=-1)
+
+
+def position_embedding(step: jax.Array, dim: int) -> jax.Array:
+    """Sinusoids [..., dim] of integers [...]: h = ceil(dim/2) sines, the rest cosines.
+
+    Frequencies are exp(-ln(10000) j / h): divided by h, not by h - 1 as elsewhere.
+    """
+    half = (dim + 1) // 2
+    frequencies = jnp.exp(jnp.arange(half) * (-math.log(10000.0) / half))
+    angles = step[..., None] * frequencies
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)[..., : dim - half]], axis=-1)
+
+
+def mish(x: jax.Array) -> jax.Array:
+    """x tanh(log(1 + e^x)) = x n / (n + 2) with n = e^x (e^x + 2): one exponential."""
+    # Beyond 20 the quotient is 1 in either precision, and its square would overflow.
+    power = jnp.exp(jnp.minimum(x, 20.0))
+    product = power * (power + 2.0)
+    return x * (product / (product + 2.0))
+
+
+def dense(layer: Mapping[str, jax.Array], x: jax.Array) -> jax.Array:
+    """x @ weight + bias, weight [in, out]."""
+    return x @ layer["weight"] + layer["bias"]
+
+
+def group_norm(layer: Mapping[str, jax.Array], x: jax.Array, groups: int) -> jax.Array:
+    """Normalizes x [B, T, C] over positions and the C / `groups` channels of a group."""
+    batch, length, channels = x.shape
+    split = x.reshape(batch, length, groups, channels // groups)  # [B, T, G, C/G]
+    centered = split - split.mean((1, 3), keepdims=True)
+    variance = jnp.square(centered).mean((1, 3), keepdims=True)
+    normed = (centered * jax.lax.rsqrt(variance + EPSILON)).reshape(x.shape)
+    return normed * layer["weight"] + layer["bias"]
+
+
+def convolve(
+    layer: Mapping[str, jax.Array], x: jax.Array, conv: Convolution, config: TemporalNetworkConfig
+) -> jax.Array:
+    """A convolution over time through its live taps.
+
+    Args:
+        layer: `weight` [taps, in, out], or its live taps alone, and `bias` [out].
+        x: [B, T, in].
+        conv: taps, length, stride, up-sampling; static.
+        config: how to compute it.
+
+    Returns:
+        [B, T_out, out].
+    """
+    first, stop = conv.live
+    weight = layer["weight"]
+    if weight.shape[0] == conv.taps:
+        weight = weight[first:stop]
+    # What is left is a convolution with fewer taps and less padding.
+    padding = (conv.padding - first, conv.padding - (conv.taps - stop))
+    if config.dtype != "float32":
+        x, weight = x.astype(config.dtype), weight.astype(config.dtype)
+    rows = x.shape[0] * conv.length_out
+    if choose(config, rows) == "lax":
+        y = jax.lax.conv_general_dilated(
+            x,
+            weight,
+            (conv.stride,),
+            [padding],
+            lhs_dilation=(conv.up,),
+            dimension_numbers=("NWC", "WIO", "NWC"),
+        )
+    else:
+        y = _convolve_by_matmul(x, weight, conv, padding)
+    return y.astype(layer["bias"].dtype) + layer["bias"]
+
+
+def _convolve_by_matmul(
+    x: jax.Array, weight: jax.Array, conv: Convolution, padding: tuple[int, int]
+) -> jax.Array:
+    """Every output position's inputs side by side, times the kernel as one matrix."""
+    taps, _, outputs = weight.shape
+    if taps == 1 and conv.stride == conv.up == 1:
+        return x @ weight[0]
+    if conv.up == 2:
+        return _upsample_by_matmul(x, weight, conv, padding[0])
+    padded = jnp.pad(x, ((0, 0), padding, (0, 0)))
+    last = conv.stride * (conv.length_out - 1) + 1
+    seen = [padded[:, tap : tap + last : conv.stride] for tap in range(taps)]
+    patches = jnp.concatenate(seen, axis=-1)  # [B, T_out, taps in]
+    return patches @ weight.reshape(-1, outputs)
+
+
+def _upsample_by_matmul(
+    x: jax.Array, weight: jax.Array, conv: Convolution, padding: int
+) -> jax.Array:
+    """Doubles the positions: even and odd outputs see the even or the odd taps."""
+    taps, _, outputs = weight.shape
+    batch, length, _ = x.shape
+    padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0)))
+    halves = []
+    for parity in range(2):
+        # Output 2 m + parity meets position m + s where tap = padding + 2 s - parity.
+        own = [tap for tap in range(taps) if (tap + parity - padding) % 2 == 0]
+        shifts = [(tap + parity - padding) // 2 for tap in own]
+        seen = [padded[:, 1 + shift : 1 + shift + length] for shift in shifts]
+        kernel = weight[own[0] :: 2].reshape(-1, outputs)  # [taps/2 in, out]
+        halves.append(jnp.concatenate(seen, axis=-1) @ kernel)
+    return jnp.stack(halves, axis=2).reshape(batch, conv.length_out, outputs)  # [B, T, 2, out]
+
+
+def _conv_block(params: Params, x: jax.Array, config: TemporalNetworkConfig) -> jax.Array:
+    y = convolve(params["conv"], x, _block(config, x.shape[1]), config)
+    return mish(group_norm(params["gn"], y, config.groups))
+
+
+def residual_block(
+    params: Params, x: jax.Array, activated: jax.Array, config: TemporalNetworkConfig
+) -> jax.Array:
+    """Two convolutions with the condition added between them, and a skip.
+
+    Args:
+        params: `block0`, `block1`, `cond_proj` and, where the width changes, `skip`.
+        x: [B, T, in].
+        activated: [B, 2 dim] Mish of the embedding.
+        config: sizes; static.
+
+    Returns:
+        [B, T, out].
+    """
+    y = _conv_block(params["block0"], x, config)
+    y = y + dense(params["cond_proj"], activated)[:, None]
+    y = _conv_block(params["block1"], y, config)
+    if "skip" in params:
+        x = convolve(params["skip"], x, _point(x.shape[1]), config)
+    return y + x
+
+
+def _apply_unet(
+    params: Params, config: TemporalNetworkConfig, x: jax.Array, activated: jax.Array
+) -> jax.Array:
+    levels, skips = len(config.multipliers), []
+
+    def both(block: Params, x: jax.Array) -> jax.Array:
+        x = residual_block(block["res0"], x, activated, config)
+        return residual_block(block["res1"], x, activated, config)
+
+    for level in range(levels):
+        block = params[f"down{level}"]
+        x = both(block, x)
+        skips.append(x)
+        if level < levels - 1:
+            x = convolve(block["downsample"], x, _down(x.shape[1]), config)
+    x = both(params["mid"], x)
+    for up in range(levels - 1):
+        block = params[f"up{up}"]
+        x = both(block, jnp.concatenate([x, skips.pop()], axis=-1))
+        x = convolve(block["upsample"], x, _up(x.shape[1]), config)
+    x = _conv_block(params["final"]["block"], x, config)
+    return convolve(params["final"]["out"], x, _point(x.shape[1]), config)
+
+
+def _apply_mlp(
+    params: Params, config: TemporalNetworkConfig, x: jax.Array, embedded: jax.Array
+) -> jax.Array:
+    y = jnp.concatenate([x.reshape(x.shape[0], -1), embedded], axis=-1)  # [B, T C + 2 dim]
+    for place in range(config.layers):
+        y = mish(dense(params["mlp"][f"dense{place}"], y))
+    return dense(params["mlp"][f"dense{config.layers}"], y).reshape(x.shape)

@@ -1,0 +1,231 @@
+"""Configurations of VQ-CD's mathematics; the defaults are the paper's or those of its code."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from jaxmethods.config import Config
+from jaxmethods.models.temporal_unet import TemporalNetworkConfig
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+AlignmentKind = Literal["vq", "ae", "vae", "fsq", "pad", "none"]
+
+
+class AlignmentConfig(Config):
+    """One module that maps a task's states, or its actions, into the common space."""
+
+    kind: AlignmentKind = "vq"
+    """A codebook (`vq`), a plain (`ae`) or variational autoencoder (`vae`), a fixed grid in place
+    of a codebook (`fsq`), zeros behind the values (`pad`), or the values themselves (`none`)."""
+    latents: PositiveInt = 10
+    """n: latent vectors; the paper takes 10 for states and 5 for actions."""
+    width: PositiveInt = 2
+    """d: size of a latent vector."""
+    codes: Annotated[int, Field(ge=2, le=32767)] = 512
+    """N: entries of the codebook, shared by the n latents."""
+    padded_size: PositiveInt = 1
+    """Size of the common space of `pad` and `none`: that of the widest task."""
+    encoder: tuple[PositiveInt, ...] = (256, 256)
+    decoder: tuple[PositiveInt, ...] = (256, 256)
+    activation: Literal["relu", "leaky_relu"] = "relu"
+    beta: NonNegative = 0.25
+    """Weight of the commitment term (the paper's table; its equation has 1)."""
+    rho: Positive = 3.0
+    """The codebook's entries, and so the aligned values, stay within [-rho, rho]."""
+    clip: Literal["elementwise", "l2"] = "elementwise"
+    """What is clipped to rho after an update: every number, or the norm of every entry."""
+    update: Literal["gradient", "ema"] = "gradient"
+    """How the codebook moves: by its own loss, or as moving averages of what fell to each entry."""
+    ema_decay: Decay = 0.99
+    ema_smoothing: NonNegative = 1e-5
+    restart_after: Annotated[int, Field(ge=0)] = 0
+    """Steps after which an unused entry is put where an encoded row is; 0: never."""
+    codebook_start: Literal["uniform", "kmeans"] = "uniform"
+    """U(-1/N, 1/N), or k-means++ of the first batch's encoded rows."""
+    kl_weight: NonNegative = 1.0
+    reduction: Literal["mean", "sum"] = "mean"
+    """Losses as means over all elements, or sums over features and means over rows."""
+    lr: Positive = 1e-3
+    lr_end: Positive = 1e-4
+    lr_decay: Literal["linear", "cosine"] = "linear"
+    steps: PositiveInt = 3000
+    """Training steps, which the decay of the learning rate is stretched over."""
+    batch: PositiveInt = 256
+
+    @model_validator(mode="after")
+    def _fields_fit(self) -> AlignmentConfig:
+        if self.kind == "fsq" and self.levels < 2:
+            raise ValueError(
+                f"codes: expected at least {2**self.width} with fsq and width {self.width} (two "
+                f"levels a coordinate), got {self.codes}"
+            )
+        return self
+
+    @property
+    def channels(self) -> int:
+        """Size of the common space."""
+        return self.padded_size if self.kind in ("pad", "none") else self.latents * self.width
+
+    @property
+    def levels(self) -> int:
+        """Levels of a coordinate of `fsq`: as many as give no more than `codes` grid points."""
+        # The small number keeps 512 ** (1 / 3) from being 7.99.
+        return math.floor(self.codes ** (1.0 / self.width) + 1e-9)
+
+    @property
+    def trained(self) -> bool:
+        """Whether there is anything to train."""
+        return self.kind not in ("pad", "none")
+
+    @property
+    def discrete(self) -> bool:
+        """Whether a row is a few numbers of a table."""
+        return self.kind in ("vq", "fsq")
+
+
+class DiffusionConfig(Config):
+    """The diffusion process and how plans are sampled from it."""
+
+    steps: PositiveInt = 200
+    """K"""
+    sampler: Literal["strided", "ddpm", "dpm-solver++"] = "strided"
+    """The code's every `stride`-th step, all K steps, or DPM-Solver++(2M) over the same grid as
+    `strided`."""
+    stride: PositiveInt = 20
+    eta: Probability = 1.0
+    """Share of the strided sampler's noise variance; 0 is deterministic."""
+    guidance: NonNegative = 1.2
+    """w: 0 ignores the condition, 1 is the conditional prediction alone."""
+    drop: Probability = 0.25
+    """Share of training windows whose condition is dropped."""
+
+    @model_validator(mode="after")
+    def _stride_divides(self) -> DiffusionConfig:
+        if self.steps % self.stride:
+            raise ValueError(
+                f"stride: expected a divisor of the {self.steps} diffusion steps, got {self.stride}"
+            )
+        return self
+
+
+class PlannerConfig(Config):
+    """The continual planner: its networks, who owns which weights, and its training."""
+
+    network: TemporalNetworkConfig = TemporalNetworkConfig()
+    """Its `channels` are those of an aligned state, plus an action's with `behavior: diffused`."""
+    diffusion: DiffusionConfig = DiffusionConfig()
+    tasks: PositiveInt = 1
+    """I"""
+    action_channels: PositiveInt = 10
+    """A: size of an aligned action."""
+    condition: Literal["return", "task"] = "return"
+    """What the network is given beside the step: a window's return, or its task's number."""
+    behavior: Literal["inverse", "diffused"] = "inverse"
+    """Actions by an inverse dynamics model of two planned states, or planned with the states."""
+    scope: Literal["kernels", "conv", "none"] = "kernels"
+    """Which weights are shared out among the tasks: all kernels, those of convolutions, or none
+    (fine-tuning)."""
+    shares: tuple[Positive, ...] = ()
+    """Every task's share of these weights; empty: 1/I each. What is left over is free."""
+    rest: Literal["private", "shared", "freeze_after_first"] = "private"
+    """Weights that are not shared out: one copy a task, or one for all that every task, or the
+    first alone, trains. Only `private` forgets nothing."""
+    inverse: Literal["per_task", "shared", "masked"] = "per_task"
+    """The inverse model: one a task, one that every task trains (forgets), or shared out."""
+    inverse_hidden: PositiveInt = 256
+    update: Literal["masked", "dense"] = "masked"
+    """Whether the optimizer moves the task's own weights only, or all (the paper's, which assembles
+    the tasks' weights afterwards)."""
+    reset_optimizer: bool = True
+    """Start every task with fresh moments. With `dense` and false, momentum moves the weights of
+    earlier tasks."""
+    rescale_init: bool = False
+    """Scale initial masked weights by 1/sqrt(share)."""
+    adapter_rank: Annotated[int, Field(ge=0)] = 0
+    """Rank of every task's own additions to the first, middle and last convolutions (LoRA), which
+    tasks after the first train."""
+    adapter_lr: Positive = 1e-4
+    penalty: NonNegative = 0.0
+    """Weight of the quadratic penalty around earlier tasks' weights (EWC, L2, MAS)."""
+    replay_every: Annotated[int, Field(ge=0)] = 0
+    """Every so-manieth step trains on an earlier task's kept windows; 0: none does."""
+    lr: Positive = 3e-4
+    batch: PositiveInt = 32
+    accumulate: PositiveInt = 1
+    """Batches whose gradients are averaged in one step."""
+    windows: Literal["uniform", "permute"] = "uniform"
+    """Draw windows with replacement, or each once an epoch."""
+    ema_decay: Decay = 0.995
+    ema_every: PositiveInt = 10
+    ema_start: Annotated[int, Field(ge=0)] = 2000
+    """Until this step the average is a copy."""
+
+    @model_validator(mode="after")
+    def _fields_fit(self) -> PlannerConfig:
+        if self.shares and len(self.shares) != self.tasks:
+            raise ValueError(
+                f"shares: expected one for each of the {self.tasks} tasks, got {len(self.shares)}"
+            )
+        if sum(self.shares) > 1 + 1e-9:
+            raise ValueError(f"shares: expected a sum of at most 1, got {sum(self.shares):.4g}")
+        if self.tasks > 127:
+            raise ValueError(f"tasks: expected at most 127, got {self.tasks}")
+        if self.behavior == "diffused" and self.network.channels <= self.action_channels:
+            raise ValueError(
+                f"network.channels: expected more than the {self.action_channels} of an action "
+                f"with behavior = 'diffused', got {self.network.channels}"
+            )
+        return self
+
+    @property
+    def state_channels(self) -> int:
+        """C: size of an aligned state."""
+        return self.network.channels - (self.action_channels if self.behavior == "diffused" else 0)
+
+
+class PolicyConfig(Config):
+    """How actions are found at test time."""
+
+    planner: PlannerConfig = PlannerConfig()
+    states: AlignmentConfig = AlignmentConfig()
+    actions: AlignmentConfig = AlignmentConfig(latents=5)
+    replan_every: PositiveInt = 1
+    """Environment steps that one plan serves; the inverse model always sees the current state."""
+    warm_start: Annotated[int, Field(ge=0)] = 0
+    """Start from the last plan, moved on and noised so far that this many sampling steps undo it;
+    0: from noise."""
+    requantize_action: bool = False
+    """Replace the predicted aligned action by its codes before it is decoded."""
+
+    @model_validator(mode="after")
+    def _fields_fit(self) -> PolicyConfig:
+        planner, diffusion = self.planner, self.planner.diffusion
+        if self.states.channels != planner.state_channels:
+            raise ValueError(
+                f"planner.network.channels: expected {self.states.channels} for an aligned state, "
+                f"got {planner.state_channels}"
+            )
+        if self.actions.channels != planner.action_channels:
+            raise ValueError(
+                f"planner.action_channels: expected {self.actions.channels}, the size of an "
+                f"aligned action, got {planner.action_channels}"
+            )
+        if self.replan_every >= planner.network.horizon:
+            raise ValueError(
+                f"replan_every: expected below the horizon of {planner.network.horizon}, "
+                f"got {self.replan_every}"
+            )
+        calls = diffusion.steps // (1 if diffusion.sampler == "ddpm" else diffusion.stride)
+        if self.warm_start > calls:
+            raise ValueError(
+                f"warm_start: expected at most the {calls} sampling steps, got {self.warm_start}"
+            )
+        return self

@@ -1,0 +1,332 @@
+r"""Diffusion of aligned state sequences: schedule, loss, and samplers that keep the present.
+
+    x_k = sqrt(abar_k) x_0 + sqrt(1 - abar_k) eps,    L = mean |eps_theta(x_k, k, R) - eps|^2
+
+Position 0 is the present state: it stays clean, is left out of the loss (but not of the mean), and
+is put back after every sampling step. A plan is guided, eps = eps_0 + w (eps_R - eps_0), with both
+predictions from one doubled batch, and clipped after every step.
+
+Hu et al., VQ-CD, arXiv 2410.15698, algorithms 1 and 2; Ho et al. 2020, Nichol and Dhariwal 2021
+(cosine schedule), Song et al. 2021 (strided), Lu et al. 2022 (DPM-Solver++, arXiv 2211.01095).
+`eps` functions take (x [B, T, C], k [B], keep [B, 1]) and return [B, T, C].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmethods.vqcd.config import DiffusionConfig
+
+Array: TypeAlias = jax.Array | np.ndarray
+Noise: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""(x [B, T, C], k [B], keep [B, 1]) -> predicted noise [B, T, C]."""
+Bounds: TypeAlias = tuple[Array | float, Array | float]
+"""What plans are clipped to: numbers, or [C] each."""
+
+
+class Schedule(NamedTuple):
+    """Tables of the diffusion process, each [K] float32; computed in float64."""
+
+    betas: Array
+    abar: Array
+    """Share of the signal's variance that is left after step k."""
+    abar_prev: Array
+    """The same before step k; 1 at k = 0."""
+    posterior_variance: Array
+    posterior_log_variance: Array
+    """Entry 0 is log 1e-20."""
+    mean_coef1: Array
+    """Weight of x_0 in the mean of x_{k-1}."""
+    mean_coef2: Array
+    """Weight of x_k in it."""
+
+
+class Strided(NamedTuple):
+    """Tables of the sampler that takes every `stride`-th step, each [G]."""
+
+    steps: Array
+    """int32: 0, stride, 2 stride, ...: the start counts as the last of them, not as step K - 1."""
+    abar: Array
+    abar_prev: Array
+    alpha: Array
+    """sqrt(abar / abar_prev)"""
+    variance: Array
+    """Of the noise that is added; 0 at entry 0."""
+    noise_coef: Array
+    """What of the predicted noise is taken away."""
+
+
+class Solver(NamedTuple):
+    """Tables of DPM-Solver++(2M) over the grid of `Strided`, each [G]; entry 0 ends at the data."""
+
+    steps: Array
+    signal: Array
+    """sqrt(abar)"""
+    sigma: Array
+    """sqrt(1 - abar)"""
+    x_coef: Array
+    """Weight of x in the next x."""
+    data_coef: Array
+    """Weight of the (extrapolated) prediction of the data."""
+    extrapolation: Array
+    """How far the prediction is extrapolated from the one before; 0 at the first and last step."""
+
+
+@cache
+def _betas(steps: int, offset: float = 0.008) -> np.ndarray:
+    place = np.arange(steps + 1, dtype=np.float64) / steps
+    share = np.cos((place + offset) / (1 + offset) * np.pi / 2) ** 2
+    return np.clip(1 - share[1:] / share[:-1], 0, 0.999)
+
+
+def _grid(steps: int, stride: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(steps, abar, abar before) of every `stride`-th step, float64."""
+    places = np.arange(0, steps, stride)
+    abar = np.cumprod(1 - _betas(steps))[places]
+    return places.astype(np.int32), abar, np.append(1.0, abar[:-1])
+
+
+def _float32(*tables: np.ndarray) -> tuple[np.ndarray, ...]:
+    return tuple(table.astype(np.float32) for table in tables)
+
+
+@cache
+def cosine_schedule(steps: int) -> Schedule:
+    """The cosine schedule of K = `steps`, with betas clipped to 0.999."""
+    betas = _betas(steps)
+    abar = np.cumprod(1 - betas)
+    before = np.append(1.0, abar[:-1])
+    variance = betas * (1 - before) / (1 - abar)
+    log_variance = np.log(np.maximum(variance, 1e-20))
+    mean_coef1 = betas * np.sqrt(before) / (1 - abar)
+    mean_coef2 = (1 - before) * np.sqrt(1 - betas) / (1 - abar)
+    return Schedule(*_float32(betas, abar, before, variance, log_variance, mean_coef1, mean_coef2))
+
+
+@cache
+def strided(steps: int, stride: int, eta: float = 1.0) -> Strided:
+    """Every `stride`-th of K = `steps`; `eta` is a share of the variance, 0 is deterministic."""
+    places, abar, before = _grid(steps, stride)
+    variance = eta * (before - abar) * (1 - before) / ((1 - abar) * before)
+    coefficient = np.sqrt(1 - abar) - np.sqrt((1 - before - variance) * abar / before)
+    tables = _float32(abar, before, np.sqrt(abar / before), variance, coefficient)
+    return Strided(places, *tables)
+
+
+@cache
+def solver(steps: int, stride: int) -> Solver:
+    """DPM-Solver++(2M) in the half-logarithm l = log(signal / sigma) of the signal-to-noise ratio.
+
+    x' = (sigma' / sigma) x + signal' (1 - e^{l - l'}) D', where D' is the prediction D of the data,
+    extrapolated by half the ratio of this step's length to the last one's.
+    """
+    places, abar, before = _grid(steps, stride)
+    signal, sigma = np.sqrt(abar), np.sqrt(1 - abar)
+    next_signal, next_sigma = np.sqrt(before), np.sqrt(1 - before)
+    ratio = (next_sigma * signal) / (sigma * next_signal)  # e^{l - l'}; 0 at the end
+    length = -np.log(np.maximum(ratio, 1e-300))
+    extrapolation = np.append(0.5 * length[:-1] / length[1:], 0.0)
+    extrapolation[0] = 0.0
+    data_coef = next_signal * (1 - ratio)
+    return Solver(places, *_float32(signal, sigma, next_sigma / sigma, data_coef, extrapolation))
+
+
+def q_sample(schedule: Schedule, x0: jax.Array, k: jax.Array, noise: jax.Array) -> jax.Array:
+    """x_k [B, T, C] of data x0 at steps k [B]."""
+    abar = jnp.asarray(schedule.abar)[k][:, None, None]
+    return jnp.sqrt(abar) * x0 + jnp.sqrt(1.0 - abar) * noise
+
+
+def data_from_noise(schedule: Schedule, x: jax.Array, k: jax.Array, noise: jax.Array) -> jax.Array:
+    """The data that x_k [B, T, C] is made of if `noise` is what was added; meaningless at k ~ K."""
+    abar = jnp.asarray(schedule.abar)[k][:, None, None]
+    return x / jnp.sqrt(abar) - jnp.sqrt(1.0 / abar - 1.0) * noise
+
+
+def posterior(
+    schedule: Schedule, x0: jax.Array, x: jax.Array, k: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Mean [B, T, C] and log variance [B, 1, 1] of x_{k-1} given x_0 and x_k."""
+    coef1 = jnp.asarray(schedule.mean_coef1)[k][:, None, None]
+    coef2 = jnp.asarray(schedule.mean_coef2)[k][:, None, None]
+    log_variance = jnp.asarray(schedule.posterior_log_variance)[k][:, None, None]
+    return coef1 * x0 + coef2 * x, log_variance
+
+
+def put_present(x: jax.Array, present: jax.Array) -> jax.Array:
+    """x [B, T, C] with the first channels of position 0 replaced by `present` [B, <= C]."""
+    return x.at[:, 0, : present.shape[-1]].set(present)
+
+
+def diffusion_loss(
+    predict: Noise,
+    schedule: Schedule,
+    x0: jax.Array,
+    k: jax.Array,
+    noise: jax.Array,
+    keep: jax.Array,
+    state_channels: int,
+) -> jax.Array:
+    """The loss of predicted noise, section 3 of the paper.
+
+    Args:
+        predict: the network with its condition.
+        schedule: tables.
+        x0: [B, T, C] aligned windows.
+        k: [B] int32 steps.
+        noise: [B, T, C].
+        keep: [B, 1] 0 where the condition is dropped.
+        state_channels: how many channels of position 0 are the present state, which stays clean.
+
+    Returns:
+        [] the sum over all that is predicted, over B T C.
+    """
+    x = put_present(q_sample(schedule, x0, k, noise), x0[:, 0, :state_channels])
+    error = jnp.square(predict(x, k, keep) - noise)
+    return put_present(error, jnp.zeros_like(error[:, 0, :state_channels])).mean()
+
+
+def guided(predict: Noise, weight: float) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """eps_0 + w (eps_R - eps_0) as a function of (x [B, T, C], k [B]), from one call of `predict`.
+
+    The batch is doubled, unless w is 0 or 1 and one half of it would be thrown away.
+    """
+
+    def one(x: jax.Array, k: jax.Array) -> jax.Array:
+        return predict(x, k, jnp.full((x.shape[0], 1), weight, x.dtype))
+
+    def both(x: jax.Array, k: jax.Array) -> jax.Array:
+        size = x.shape[0]
+        keep = jnp.repeat(jnp.array([1.0, 0.0], x.dtype), size)[:, None]
+        found = predict(jnp.concatenate([x, x]), jnp.concatenate([k, k]), keep)
+        return found[size:] + weight * (found[:size] - found[size:])
+
+    return one if weight in (0.0, 1.0) else both
+
+
+def ancestral_step(
+    schedule: Schedule,
+    predicted: jax.Array,
+    x: jax.Array,
+    k: jax.Array,
+    noise: jax.Array,
+    bounds: Bounds,
+) -> jax.Array:
+    """One of the K steps: the data are predicted and clipped, then x_{k-1} is drawn; k is [B]."""
+    x0 = jnp.clip(data_from_noise(schedule, x, k, predicted), *bounds)
+    mean, log_variance = posterior(schedule, x0, x, k)
+    scale = jnp.where(k > 0, 1.0, 0.0)[:, None, None]
+    return mean + scale * jnp.exp(0.5 * log_variance) * noise
+
+
+def strided_step(
+    tables: Strided, predicted: jax.Array, x: jax.Array, place: jax.Array, noise: jax.Array
+) -> jax.Array:
+    """From the grid's step `place` [] to the one before; what comes of it is not clipped."""
+    alpha, coefficient = jnp.asarray(tables.alpha)[place], jnp.asarray(tables.noise_coef)[place]
+    scale = jnp.sqrt(jnp.asarray(tables.variance)[place])
+    return (x - coefficient * predicted) / alpha + scale * noise
+
+
+def grid_size(config: DiffusionConfig) -> int:
+    """G: network calls of a plan."""
+    return config.steps if config.sampler == "ddpm" else config.steps // config.stride
+
+
+def noised(config: DiffusionConfig, x0: jax.Array, noise: jax.Array, calls: int) -> jax.Array:
+    """Data as noisy as `denoise` expects them before its last `calls` steps (a warm start)."""
+    step = (calls - 1) * (1 if config.sampler == "ddpm" else config.stride)
+    k = jnp.full(x0.shape[0], step, jnp.int32)
+    return q_sample(cosine_schedule(config.steps), x0, k, noise)
+
+
+def denoise(
+    predict: Callable[[jax.Array, jax.Array], jax.Array],
+    config: DiffusionConfig,
+    x: jax.Array,
+    present: jax.Array,
+    bounds: Bounds,
+    noise: Callable[[jax.Array], jax.Array],
+    calls: int | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Turns noise into plans, one network call a step of a scan, algorithm 2.
+
+    Args:
+        predict: (x [B, T, C], k [B]) -> noise, as `guided` returns it.
+        config: sampler, steps, stride, eta; static.
+        x: [B, T, C] where to start.
+        present: [B, <= C] what position 0 begins with, at every step.
+        bounds: every step's result (of `ddpm` and `dpm-solver++`, the predicted data) is clipped.
+        noise: number [] of a step, 0 first -> [B, T, C] noise of this step.
+        calls: so many of the last steps; None: all.
+
+    Returns:
+        The plans, and x before the first and after every step, [calls + 1, B, T, C].
+    """
+    calls = grid_size(config) if calls is None else calls
+    schedule = cosine_schedule(config.steps)
+    grid = strided(config.steps, config.stride, config.eta)
+    solve = solver(config.steps, config.stride)
+    stride = 1 if config.sampler == "ddpm" else config.stride
+
+    def step(carry: tuple[jax.Array, jax.Array], number: jax.Array):
+        x, before = carry
+        place = calls - 1 - number
+        k = jnp.full(x.shape[0], place * stride, jnp.int32)
+        predicted = predict(x, k)
+        if config.sampler == "ddpm":
+            x = ancestral_step(schedule, predicted, x, k, noise(number), bounds)
+        elif config.sampler == "strided":
+            drawn = noise(number) if config.eta > 0 else jnp.zeros_like(x)
+            x = jnp.clip(strided_step(grid, predicted, x, place, drawn), *bounds)
+        else:
+            at = [jnp.asarray(table)[place] for table in solve[1:]]
+            signal, sigma, x_coef, data_coef, extrapolation = at
+            data = jnp.clip((x - sigma * predicted) / signal, *bounds)
+            # The first step has no prediction before it.
+            further = jnp.where(number > 0, extrapolation, 0.0)
+            x = x_coef * x + data_coef * (data + further * (data - before))
+            before = data
+        x = put_present(x, present)
+        return (x, before), x
+
+    x = put_present(x, present)
+    (plan, _), trace = jax.lax.scan(step, (x, jnp.zeros_like(x)), jnp.arange(calls))
+    return plan, jnp.concatenate([x[None], trace])
+
+
+def sample_plan(
+    key: jax.Array,
+    predict: Noise,
+    config: DiffusionConfig,
+    present: jax.Array,
+    shape: tuple[int, int],
+    bounds: Bounds,
+) -> jax.Array:
+    """Plans from fresh noise.
+
+    Args:
+        key: [] typed key.
+        predict: the network with its condition.
+        config: guidance and sampler; static.
+        present: [E, <= C] aligned present states.
+        shape: (T, C) of a plan; static.
+        bounds: what plans are clipped to.
+
+    Returns:
+        [E, T, C] plans whose position 0 is `present`.
+    """
+    start_key, step_key = jax.random.split(key)
+    full = (present.shape[0], *shape)
+
+    def noise(number: jax.Array) -> jax.Array:
+        return jax.random.normal(jax.random.fold_in(step_key, number), full, present.dtype)
+
+    start = jax.random.normal(start_key, full, present.dtype)
+    return denoise(guided(predict, config.guidance), config, start, present, bounds, noise)[0]

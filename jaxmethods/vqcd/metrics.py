@@ -1,0 +1,54 @@
+"""What continual learners are judged by (Continual World, Wolczyk et al. 2021, arXiv 2105.10919).
+
+    P = mean_j perf[j, I],    F_j = perf[j, j] - perf[j, I],    FT_j = (AUC_j - ref_j) / (1 - ref_j)
+
+Row j of the matrix is the evaluated task, column i the task after whose training it is evaluated.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def final_performance(matrix: jax.Array) -> jax.Array:
+    """The mean [] over tasks after the last of them; matrix [..., I, I]."""
+    return matrix[..., :, -1].mean(-1)
+
+
+def forgetting(matrix: jax.Array) -> jax.Array:
+    """What every task [..., I] lost between its own training and the end; matrix [..., I, I]."""
+    return jnp.diagonal(matrix, axis1=-2, axis2=-1) - matrix[..., :, -1]
+
+
+def mean_forgetting(matrix: jax.Array) -> jax.Array:
+    """The mean [] over all tasks but the last, which had no time to be forgotten; 0 for one."""
+    lost = forgetting(matrix)[..., :-1]
+    return lost.mean(-1) if lost.shape[-1] else jnp.zeros(matrix.shape[:-2])
+
+
+def area_under_curve(curve: jax.Array) -> jax.Array:
+    """The trapezoid rule over [0, 1] of equally spaced values [..., P]."""
+    inner = curve.sum(-1) - (curve[..., 0] + curve[..., -1]) / 2
+    return inner / (curve.shape[-1] - 1)
+
+
+def forward_transfer(curve: jax.Array, reference: jax.Array) -> jax.Array:
+    """How much sooner a task is learnt than alone; curves [..., P] of successes in [0, 1].
+
+    Args:
+        curve: performance over a task's own training within the sequence, equally spaced.
+        reference: the same for training on this task alone, from scratch.
+
+    Returns:
+        [...]; 0 where both are alike.
+    """
+    area, alone = area_under_curve(curve), area_under_curve(reference)
+    return (area - alone) / (1.0 - alone)
+
+
+def d4rl_score(
+    returns: jax.Array, random: jax.Array | float, expert: jax.Array | float
+) -> jax.Array:
+    """100 (R - R_random) / (R_expert - R_random)."""
+    return 100.0 * (returns - random) / (expert - random)
