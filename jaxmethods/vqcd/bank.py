@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmethods.keys import named
+from jaxmethods.numerics.keys import named
 from jaxmethods.layout import path_name
 from jaxmethods.models import temporal_unet
 from jaxmethods.vqcd.activation import apply_mask, draw_owners
