@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,8 +12,7 @@ from pydantic import Field, NonNegativeFloat, PositiveInt, model_validator
 from jaxmethods.config import Config, OnResume, TrainingRunConfig
 from jaxmethods.data.generated import mixed_quality
 from jaxmethods.data.offline import FlatDataset, episode_ends, q_learning_rows, read_offline
-from jaxmethods.envs.control.episodes import make_control
-from jaxmethods.envs.control.pendulum import swing_up
+from jaxmethods.envs.control.episodes import CONTROLLERS, make_control
 from jaxmethods.numerics.keys import named
 from jaxmethods.obd import density
 from jaxmethods.obd.config import OBDConfig
@@ -28,16 +26,13 @@ from jaxmethods.offline_rl.dataset import offline_data
 from jaxmethods.offline_rl.transitions import Transitions, make_transitions, whole_returns
 from jaxmethods.offline_rl.types import Norm, OfflineData
 
-CONTROLLERS: dict[str, Callable[[jax.Array], jax.Array]] = {"pendulum": swing_up}
-"""Environment of which data can be generated, to the scripted controller that plays it."""
-
 
 class DataConfig(Config):
     """The offline data: a file, or generated on the spot."""
 
     path: Path | None = None
     """npz, D4RL HDF5 or Minari HDF5."""
-    generate: Literal["pendulum"] | None = None
+    generate: Literal["arm", "linear", "pendulum", "point_mass"] | None = None
     """Instead of a file: the environment to play with a disturbed scripted controller."""
     episodes: PositiveInt = 20
     """Generated episodes of each of seven behaviors."""
@@ -121,7 +116,7 @@ class Inputs:
     def flat(self) -> FlatDataset:
         if self._flat is None:
             env = make_control(str(self.run.data.generate))
-            play = CONTROLLERS[str(self.run.data.generate)]
+            play = CONTROLLERS[str(self.run.data.generate)](env)
             key = named(jax.random.key(self.run.data.seed), "data")
             self._flat = mixed_quality(env, play, key, self.run.data.episodes)
         return self._flat
