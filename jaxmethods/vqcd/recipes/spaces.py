@@ -47,6 +47,8 @@ class Aligned(NamedTuple):
     high: np.ndarray
     held_starts: np.ndarray
     """[H] first rows of the windows that nothing was trained on."""
+    held_actions: np.ndarray
+    """[H, da] normalized actions in them."""
     probes: np.ndarray
     """[PROBES, ds] observations."""
     target: float
@@ -178,12 +180,14 @@ def _encoded(run: Run, tasks: Tasks, number: int, results: Results) -> Arrays:
     horizon = run.planner.network.horizon
     starts = arrays.starts(horizon, False)
     returns = arrays.returns_to_go[starts]
+    held_starts = arrays.starts(horizon, bool(run.alignment.held_out))
     return found | {
         "low": np.concatenate(lows, -1),
         "high": np.concatenate(highs, -1),
         "starts": starts,
         "returns": returns,
-        "held_starts": arrays.starts(horizon, bool(run.alignment.held_out)),
+        "held_starts": held_starts,
+        "held_actions": np.asarray(normalize(arrays.action_norm, arrays.actions[held_starts])),
         "probes": arrays.states[np.linspace(0, len(arrays.states) - 1, PROBES).astype(int)],
         "target": _target(run, number, returns),
         "episode_returns": arrays.episode_returns,
@@ -256,6 +260,7 @@ def aligned(run: Run, number: int, arrays: Arrays) -> Aligned:
         arrays["low"],
         arrays["high"],
         np.asarray(arrays["held_starts"], np.int32),
+        arrays["held_actions"],
         arrays["probes"],
         float(arrays["target"]),
         arrays["episode_returns"],
