@@ -34,8 +34,6 @@ PositiveInt = Annotated[int, Field(ge=1)]
 Params: TypeAlias = Any
 EPSILON = 1e-5
 """Added to a group's variance."""
-FEW_ROWS = 16
-"""On CPU, `lax.conv` is faster up to this many sequences times positions."""
 
 
 class TemporalNetworkConfig(Config):
@@ -146,18 +144,17 @@ def _point(length: int) -> Convolution:
     return Convolution(1, length)
 
 
-def choose(config: TemporalNetworkConfig, rows: int) -> Literal["matmul", "lax"]:
-    """How to compute a convolution over `rows` = B T positions on the default device.
+def choose(config: TemporalNetworkConfig, conv: Convolution) -> Literal["matmul", "lax"]:
+    """How to compute a convolution on the default device.
 
-    XLA's CPU convolution over few positions with wide channels is up to ten times as slow as the
-    same product written as a matrix product; for a single plan, whose product has few rows, it is
-    faster. Accelerators have one good convolution. Rows of both are in `benchmarks/vqcd.py`.
+    XLA's CPU convolution of few positions with wide channels takes 5 to 70 times as long as the
+    same product written as a matrix product, and was faster for no size of a planner that was
+    measured (`benchmarks/vqcd.py`). A single tap is a matrix product everywhere.
     """
     if config.convolution != "auto":
         return config.convolution
-    if jax.default_backend() != "cpu":
-        return "lax"
-    return "lax" if rows <= FEW_ROWS else "matmul"
+    alone = conv.taps == conv.stride == conv.up == 1
+    return "matmul" if alone or jax.default_backend() == "cpu" else "lax"
 
 
 def init(key: jax.Array, config: TemporalNetworkConfig) -> Params:
@@ -377,8 +374,7 @@ def convolve(
     padding = (conv.padding - first, conv.padding - (conv.taps - stop))
     if config.dtype != "float32":
         x, weight = x.astype(config.dtype), weight.astype(config.dtype)
-    rows = x.shape[0] * conv.length_out
-    if choose(config, rows) == "lax":
+    if choose(config, conv) == "lax":
         y = jax.lax.conv_general_dilated(
             x,
             weight,

@@ -31,13 +31,21 @@ Bounds: TypeAlias = tuple[Array | float, Array | float]
 
 
 class Schedule(NamedTuple):
-    """Tables of the diffusion process, each [K] float32; computed in float64."""
+    """Tables of the diffusion process, each [K] float32."""
 
     betas: Array
     abar: Array
     """Share of the signal's variance that is left after step k."""
     abar_prev: Array
     """The same before step k; 1 at k = 0."""
+    signal: Array
+    """sqrt(abar)"""
+    sigma: Array
+    """sqrt(1 - abar)"""
+    inverse_signal: Array
+    """sqrt(1 / abar)"""
+    inverse_snr: Array
+    """sqrt(1 / abar - 1)"""
     posterior_variance: Array
     posterior_log_variance: Array
     """Entry 0 is log 1e-20."""
@@ -99,14 +107,17 @@ def _float32(*tables: np.ndarray) -> tuple[np.ndarray, ...]:
 @cache
 def cosine_schedule(steps: int) -> Schedule:
     """The cosine schedule of K = `steps`, with betas clipped to 0.999."""
-    betas = _betas(steps)
-    abar = np.cumprod(1 - betas)
-    before = np.append(1.0, abar[:-1])
+    (betas,) = _float32(_betas(steps))
+    # In float32, as the published code computes them: 1 - abar has lost digits where abar is close
+    # to 1, and at k = 0 exact tables would differ by 1e-4 of themselves.
+    (abar,) = _float32(np.cumprod(1 - betas, dtype=np.float64))
+    before = np.append(np.float32(1), abar[:-1])
     variance = betas * (1 - before) / (1 - abar)
-    log_variance = np.log(np.maximum(variance, 1e-20))
+    log_variance = np.log(np.maximum(variance, np.float32(1e-20)))
     mean_coef1 = betas * np.sqrt(before) / (1 - abar)
     mean_coef2 = (1 - before) * np.sqrt(1 - betas) / (1 - abar)
-    return Schedule(*_float32(betas, abar, before, variance, log_variance, mean_coef1, mean_coef2))
+    roots = np.sqrt(abar), np.sqrt(1 - abar), np.sqrt(1 / abar), np.sqrt(1 / abar - 1)
+    return Schedule(betas, abar, before, *roots, variance, log_variance, mean_coef1, mean_coef2)
 
 
 @cache
@@ -139,14 +150,15 @@ def solver(steps: int, stride: int) -> Solver:
 
 def q_sample(schedule: Schedule, x0: jax.Array, k: jax.Array, noise: jax.Array) -> jax.Array:
     """x_k [B, T, C] of data x0 at steps k [B]."""
-    abar = jnp.asarray(schedule.abar)[k][:, None, None]
-    return jnp.sqrt(abar) * x0 + jnp.sqrt(1.0 - abar) * noise
+    signal, sigma = (jnp.asarray(t)[k][:, None, None] for t in (schedule.signal, schedule.sigma))
+    return signal * x0 + sigma * noise
 
 
 def data_from_noise(schedule: Schedule, x: jax.Array, k: jax.Array, noise: jax.Array) -> jax.Array:
     """The data that x_k [B, T, C] is made of if `noise` is what was added; meaningless at k ~ K."""
-    abar = jnp.asarray(schedule.abar)[k][:, None, None]
-    return x / jnp.sqrt(abar) - jnp.sqrt(1.0 / abar - 1.0) * noise
+    tables = schedule.inverse_signal, schedule.inverse_snr
+    scale, share = (jnp.asarray(table)[k][:, None, None] for table in tables)
+    return scale * x - share * noise
 
 
 def posterior(
