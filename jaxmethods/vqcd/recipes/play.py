@@ -1,7 +1,7 @@
 """Episodes of a planner: inside of one program in JAX, on the host in MuJoCo.
 
 In both, all episodes of a seed are planned in one batch. In MuJoCo finished episodes leave the
-batch, in few sizes, each of which is compiled once.
+batch, which has two sizes: each is compiled once.
 """
 
 from __future__ import annotations
@@ -211,13 +211,14 @@ def _in_mujoco(
 
 
 def _remaining(running: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Places in the batch to go on with: all, or half of them where that many are enough.
+    """Places in the batch to go on with: all, or a quarter of them where that many are enough.
 
-    What is missing to a half is filled up with episodes that are over.
+    One smaller size, since every size is a program to compile. What is missing to a quarter is
+    filled up with episodes that are over.
     """
     places = np.arange(len(rows))
-    half = (len(rows) + 1) // 2
-    if len(rows) <= 2 or running[rows].sum() > half:
+    few = (len(rows) + 3) // 4
+    if len(rows) < len(running) or running[rows].sum() > few:
         return places
     order = np.argsort(~running[rows], kind="stable")
-    return np.sort(order[:half])
+    return np.sort(order[:few])

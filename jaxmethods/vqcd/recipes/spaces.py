@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +25,7 @@ from jaxmethods.vqcd import (
     parallel,
     trimmed,
 )
-from jaxmethods.vqcd.recipes.inputs import Run
+from jaxmethods.vqcd.recipes.inputs import Run, SpacesConfig
 from jaxmethods.vqcd.recipes.tasks import TaskArrays, Tasks
 from jaxmethods.vqcd.windows import normalize
 
@@ -69,11 +69,12 @@ def trained_sides(run: Run) -> list[str]:
     return [side for side in SIDES if getattr(run.alignment, side).trained]
 
 
-def both_aligners(run: Run) -> Method:
+@cache
+def both_aligners(config: SpacesConfig) -> Method:
     """Trains a module for states and one for actions at once; batch and state are dictionaries."""
-    tasks_together = run.alignment.together
-    methods = {side: aligner.aligner(getattr(run.alignment, side)) for side in trained_sides(run)}
-    if tasks_together:
+    sides = [side for side in SIDES if getattr(config, side).trained]
+    methods = {side: aligner.aligner(getattr(config, side)) for side in sides}
+    if config.together:
         methods = {side: parallel(one) for side, one in methods.items()}
 
     def init(key: jax.Array, batch: Any) -> Any:
@@ -119,7 +120,7 @@ def align_stage(run: Run, tasks: Tasks, numbers: Sequence[int]) -> Train:
     steps = max(getattr(run.alignment, side).steps for side in trained_sides(run))
     return Train(
         stage_name(run, numbers[0]),
-        both_aligners(run),
+        both_aligners(run.alignment),
         steps,
         data,
         result=lambda state, batch: {side: one.params for side, one in state.items()},
