@@ -1,1 +1,1 @@
-"""What `jaxmethods run` runs of VQ-CD: sequences of tasks, their data, plays, figures and tables."""
+"""What `jaxmethods run` runs of VQ-CD: sequences of tasks, plays, figures, tables."""

@@ -7,7 +7,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt, field_validator, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from jaxmethods.config import Config, Fraction, OpenFraction, TrainingRunConfig, nearest
 from jaxmethods.data.generated import QUALITIES
@@ -111,9 +118,8 @@ class TaskConfig(Config):
             raise ValueError("path: expected either a file or `generate`")
         if self.generate is not None:
             if self.generate not in QUALITIES:
-                raise ValueError(
-                    f"generate: unknown mixture {self.generate!r}{nearest(self.generate, QUALITIES)}"
-                )
+                hint = nearest(self.generate, QUALITIES)
+                raise ValueError(f"generate: unknown mixture {self.generate!r}{hint}")
             if self.environment is None or self.environment.name not in CONTROLLERS:
                 raise ValueError(
                     "environment: expected one with a scripted controller to generate data "
@@ -140,6 +146,10 @@ class SpacesConfig(Config):
     together: bool = False
     """Train the modules of all tasks first, side by side in one program. Nothing is shared, so
     results are the same, but all files are opened before the first task."""
+    stretch: bool = True
+    """Scale the trained codes up until aligned rows have root mean square 1 (or a code is at rho):
+    the same modules, but diffusion tells them from noise sooner. Not in the paper, whose codes
+    grow by themselves in its 500,000 steps."""
     normalizer: Literal["gaussian", "limits", "none"] = "gaussian"
     discount: Annotated[float, Field(gt=0.0, le=1.0)] = 0.99
     """Of the returns-to-go; the predecessor's code sums without (1)."""

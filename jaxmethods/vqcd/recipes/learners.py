@@ -157,9 +157,7 @@ class Learner:
             start = self._begin(bank, self.task(number))
         replay = None
         if self._replays(place):
-            earlier = [
-                _data_of(self.run, results, other) for other in self.run.sequence[:place]
-            ]
+            earlier = [_data_of(self.run, results, other) for other in self.run.sequence[:place]]
             replay = _kept(earlier, self.run, self.planner.batch)
         task = jnp.int32(self.task(number))
         return Planned(Feed(_data_of(self.run, results, number), task, None, replay), start)
@@ -243,9 +241,7 @@ def _kept(earlier: Sequence[TaskData], run: Run, batch: int) -> TaskData:
     """The last windows of earlier tasks [seeds, tasks, ...]."""
     each = []
     for seed in range(run.seeds):
-        kept = [
-            last_windows(_of_seed(one, seed), run.replay_share, 2 * batch) for one in earlier
-        ]
+        kept = [last_windows(_of_seed(one, seed), run.replay_share, 2 * batch) for one in earlier]
         each.append(stack_tasks(kept))
     return _stacked(each)
 

@@ -11,15 +11,15 @@ import numpy as np
 
 from jaxmethods.envs.control.arm.env import LENGTHS
 from jaxmethods.stages import Results
-from jaxmethods.vqcd import TaskSpace
 from jaxmethods.vqcd.policy import decode_states
 from jaxmethods.vqcd.recipes.figures import COLORS, INK, SOFT, new_figure
 from jaxmethods.vqcd.recipes.learners import Learner
 from jaxmethods.vqcd.recipes.play import policy_config
-from jaxmethods.vqcd.recipes.spaces import SPACE_AXES, space_of
+from jaxmethods.vqcd.recipes.spaces import of_seed, space_of
 from jaxmethods.vqcd.recipes.summary import judged
 from jaxmethods.vqcd.recipes.tasks import Tasks
 
+_decode = jax.jit(decode_states, static_argnums=0)
 PLANS = 12
 """Plans that are drawn along an episode."""
 DIMENSIONS = 3
@@ -39,12 +39,8 @@ def draw_plays(tasks: Tasks, learner: Learner, results: Results, folder: Path) -
         length = int(one.played.lengths[0, 0])
         episodes[name] = one.played.observations[0][:length]
         space = space_of(tasks.run, results, number)
-        parts = [
-            jax.tree.map(lambda leaf: leaf[0], part) if axis == 0 else part
-            for part, axis in zip(space, SPACE_AXES, strict=True)
-        ]
         aligned = jnp.asarray(one.played.plans[0][:length, :, : config.planner.state_channels])
-        plans[name] = np.asarray(decode_states(config, TaskSpace(*parts), aligned))
+        plans[name] = np.asarray(_decode(config, of_seed(space, 0), aligned))
     if not episodes:
         return
     _draw_plans(episodes, plans, folder / "plans.png")

@@ -1,4 +1,4 @@
-"""Trained planners as folders: `planner.npz`, plain arrays, and `card.json`, which vouches for them.
+"""Trained planners as folders: plain arrays, `planner.npz`, vouched for by `card.json`.
 
     planner = load_planner("runs/mine/planner")
     memory = planner.begin(episodes=4)
@@ -43,7 +43,7 @@ from jaxmethods.vqcd import (
 )
 from jaxmethods.vqcd.recipes.learners import Learner
 from jaxmethods.vqcd.recipes.play import policy_config
-from jaxmethods.vqcd.recipes.spaces import SPACE_AXES, Aligned, space_of
+from jaxmethods.vqcd.recipes.spaces import Aligned, of_seed, space_of
 from jaxmethods.vqcd.recipes.tasks import Tasks
 
 FORMAT, VERSION = "jaxmethods.vqcd", 1
@@ -107,7 +107,7 @@ class Planner:
 def save_planners(tasks: Tasks, learner: Learner, results: Results, folder: Path) -> None:
     """Writes the planner of every seed: `planner`, or `planner-seed3` where there are several."""
     run = tasks.run
-    bank = learner.bank(results, len(run.tasks) - 1)
+    bank = jax.device_get(learner.bank(results, len(run.tasks) - 1)._replace(key=None))
     spaces = {task.name: space_of(run, results, n) for n, task in enumerate(run.tasks)}
     config = policy_config(run, learner.planner)
     described = []
@@ -120,7 +120,7 @@ def save_planners(tasks: Tasks, learner: Learner, results: Results, folder: Path
         described.append({"name": task.name, **sizes, "target": aim})
     for seed in range(run.seeds):
         name = "planner" if run.seeds == 1 else f"planner-seed{run.seed + seed}"
-        own = {task: _of_seed(space, seed) for task, space in spaces.items()}
+        own = {task: of_seed(space, seed) for task, space in spaces.items()}
         tree = {"weights": bank.ema, "owner": bank.owner}
         tree = jax.tree.map(lambda leaf, s=seed: leaf[s], tree) | {"spaces": own}
         card = {
@@ -132,14 +132,6 @@ def save_planners(tasks: Tasks, learner: Learner, results: Results, folder: Path
             "policy": config.model_dump(mode="json"),
         }
         write_planner(folder / name, tree, card)
-
-
-def _of_seed(space: TaskSpace, seed: int) -> TaskSpace:
-    parts = [
-        jax.tree.map(lambda leaf: leaf[seed], part) if axis == 0 else part
-        for part, axis in zip(space, SPACE_AXES, strict=True)
-    ]
-    return TaskSpace(*parts)
 
 
 def write_planner(folder: Path, tree: Mapping[str, Any], card: Mapping[str, Any]) -> None:
@@ -174,7 +166,7 @@ def load_planner(folder: Path | str) -> Planner:
     except OSError as error:
         raise DataError(f"{where}: {ARRAYS} cannot be read ({error.strerror})") from error
     if hashlib.sha256(content).hexdigest() != card["sha256"]:
-        raise DataError(f"{where}: {ARRAYS} is not that of the card: damaged, or of another planner")
+        raise DataError(f"{where}: {ARRAYS} is not that of the card: damaged, or another's")
     tree = _nested({name: jnp.asarray(x) for name, x in read_npz(folder / ARRAYS).items()})
     planner = PlannerConfig.model_validate(card["planner"])
     policy = PolicyConfig.model_validate(card["policy"])
@@ -194,9 +186,14 @@ def _owner_of(owner: Any, path: Any, leaf: Any) -> Any:
 
 
 def _space(part: Mapping[str, Any]) -> TaskSpace:
-    norms = [Statistics(part[side]["shift"], part[side]["scale"]) for side in ("states", "actions")]
-    modules = [part.get(f"{side}_module", {}) for side in ("state", "action")]
-    return TaskSpace(*norms, *modules, part["low"], part["high"])
+    return TaskSpace(
+        states=Statistics(**part["states"]),
+        actions=Statistics(**part["actions"]),
+        state_module=part.get("state_module", {}),
+        action_module=part.get("action_module", {}),
+        low=part["low"],
+        high=part["high"],
+    )
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from jaxmethods.errors import import_extra
 from jaxmethods.offline_rl.mujoco_returns import MAX_STEPS, make_environment, quiet
 from jaxmethods.vqcd import PlannerConfig, PolicyConfig, TaskSpace, TaskWeights, act, begin
 from jaxmethods.vqcd.recipes.inputs import PlayConfig, Run
-from jaxmethods.vqcd.recipes.spaces import SPACE_AXES
+from jaxmethods.vqcd.recipes.spaces import SPACE_AXES, of_seed
 from jaxmethods.vqcd.recipes.tasks import Tasks
 
 
@@ -89,17 +89,10 @@ def play(
     assert name is not None
     each = []
     for seed in range(keys.shape[0]):
-        own = _of_seed(seed, weights, space)
-        each.append(_in_mujoco(name.name, config, episodes, *own, target, keys[seed]))
+        own = jax.tree.map(lambda leaf, s=seed: np.asarray(leaf)[s], weights)
+        there = of_seed(space, seed)
+        each.append(_in_mujoco(name.name, config, episodes, own, there, target, keys[seed]))
     return Played(*(_stacked([played[place] for played in each]) for place in range(4)))
-
-
-def _of_seed(seed: int, weights: TaskWeights, space: TaskSpace) -> tuple[TaskWeights, TaskSpace]:
-    def pick(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: leaf[seed], tree)
-
-    parts = [pick(part) if axis == 0 else part for part, axis in zip(space, SPACE_AXES, strict=True)]
-    return pick(weights), TaskSpace(*parts)
 
 
 def _stacked(each: list[np.ndarray]) -> np.ndarray:
@@ -122,7 +115,7 @@ def _in_jax(
 ) -> Played:
     """All seeds' episodes as one program."""
 
-    def of_seed(weights: TaskWeights, space: TaskSpace, key: jax.Array) -> Played:
+    def one(weights: TaskWeights, space: TaskSpace, key: jax.Array) -> Played:
         reset_key, act_key = jax.random.split(key)
         state, timestep = jax.vmap(env.reset)(jax.random.split(reset_key, episodes))
 
@@ -151,7 +144,7 @@ def _in_jax(
         (_, _, _, _, returned, lengths), seen = jax.lax.scan(step, start, jnp.arange(length))
         return Played(returned, lengths, *seen)
 
-    return jax.vmap(of_seed, (0, SPACE_AXES, 0))(weights, space, keys)
+    return jax.vmap(one, (0, SPACE_AXES, 0))(weights, space, keys)
 
 
 _act = jax.jit(act, static_argnums=0)
@@ -172,7 +165,7 @@ def _in_mujoco(
     first = int(jax.random.randint(seed_key, (), 0, 2**30))
     count, limit = play.episodes, min(MAX_STEPS[name], play.steps or MAX_STEPS[name])
     returns, lengths = np.zeros(count), np.zeros(count, int)
-    observed, planned = [], []
+    observed, planned, aim = [], [], jnp.float32(target)
     with quiet():
         env = make_environment(name)
         places = [mujoco.MjData(env.model) for _ in range(count)]
@@ -183,9 +176,8 @@ def _in_mujoco(
         memory = begin(config, count)
         for number in range(limit):
             step_key = jax.random.fold_in(act_key, number)
-            actions, memory = _act(
-                config, weights, space, jnp.float32(target), jnp.asarray(now[rows]), memory, step_key
-            )
+            seen = jnp.asarray(now[rows])
+            actions, memory = _act(config, weights, space, aim, seen, memory, step_key)
             chosen = np.asarray(actions)
             if running[0]:
                 observed.append(now[0].copy())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmethods.files import write_atomically
+from jaxmethods.layout import path_name
 from jaxmethods.numerics.statistics import mean_and_error
 from jaxmethods.records.run_folder import RunFolder
 from jaxmethods.stages import Results
-from jaxmethods.vqcd import feature_difference, gather
+from jaxmethods.vqcd import TaskData, feature_difference, gather
+from jaxmethods.vqcd.bank import kind
 from jaxmethods.vqcd.recipes import figures, pictures
 from jaxmethods.vqcd.recipes.learners import Learner
 from jaxmethods.vqcd.recipes.planner_files import save_planners
 from jaxmethods.vqcd.recipes.spaces import SIDES, Aligned
-from jaxmethods.vqcd.recipes.summary import SUMMARY, judged
+from jaxmethods.vqcd.recipes.summary import SUMMARY
 from jaxmethods.vqcd.recipes.tasks import Tasks
+
+DIFFERENCE_ROWS = 4096
+"""Rows of a task that distances to other tasks are measured on."""
 
 
 def report(tasks: Tasks, learners: Sequence[Learner], results: Results, folder: Path) -> None:
@@ -60,7 +66,9 @@ def report(tasks: Tasks, learners: Sequence[Learner], results: Results, folder: 
         last = len(names) - 1
         bank = first.bank(results, last)
         figures.draw_owners(
-            jax.tree.map(lambda leaf: leaf[0], bank.owner), names, folder / "figures" / "owners.png"
+            jax.tree.map(lambda leaf: np.asarray(leaf)[0], bank.owner),
+            names,
+            folder / "figures" / "owners.png",
         )
         pictures.draw_plays(tasks, first, results, folder / "figures")
         save_planners(tasks, first, results, folder)
@@ -133,7 +141,7 @@ def costs(
     count = len(tasks.run.tasks)
     for learner in learners:
         bank = results[learner.title] if learner.joint else learner.bank(results, count - 1)
-        one = jax.tree.map(lambda leaf: leaf[0], (bank.params, bank.owner))
+        one = jax.tree.map(lambda leaf: np.asarray(leaf)[0], (bank.params, bank.owner))
         whole, own = parameters(learner, *one)
         spent = seconds.get(learner.title)
         timed = "" if spent is None else f"{spent / count:.1f}"
@@ -144,10 +152,6 @@ def costs(
 def parameters(learner: Learner, params: Any, owner: Any) -> tuple[int, int]:
     """Numbers that the network and inverse model of one task have, and how many it alone has."""
     config = learner.planner
-    # A leaf of the planner's own shapes is one task's.
-    from jaxmethods.layout import path_name
-    from jaxmethods.vqcd.bank import kind
-
     whole = own = 0
     leaves = jax.tree_util.tree_leaves_with_path(params)
     owners = jax.tree.leaves(owner, is_leaf=lambda leaf: leaf is None)
@@ -198,14 +202,23 @@ def differences(tasks: Tasks, results: Results, side: str) -> np.ndarray:
             state_table=None if found.data.state_table is None else found.data.state_table[0],
             action_table=None if found.data.action_table is None else found.data.action_table[0],
         )
-        windows = gather(own, jnp.arange(int(own.count)), 1)
-        rows.append(getattr(windows, side)[:, 0])
+        rows.append(_first_rows(own, side))
     each = [
-        float(feature_difference(jax.random.key(0), rows[i], rows[j]))
+        float(_difference(jax.random.key(0), rows[i], rows[j]))
         for i in range(len(rows))
         for j in range(i)
     ]
     return np.array(each or [0.0])
+
+
+_difference = jax.jit(feature_difference)
+
+
+@partial(jax.jit, static_argnums=1)
+def _first_rows(data: TaskData, side: str) -> jax.Array:
+    """[DIFFERENCE_ROWS, channels] aligned rows, evenly over a task's windows."""
+    index = jnp.linspace(0, data.count - 1, DIFFERENCE_ROWS).astype(jnp.int32)
+    return getattr(gather(data, index, 1), side)[:, 0]
 
 
 def behavior_scores(tasks: Tasks, results: Results, name: str) -> tuple[float, float]:
@@ -222,9 +235,7 @@ def training_seconds(path: Path, tasks: Tasks, learners: Sequence[Learner]) -> d
     found: dict[str, float] = {}
     for learner in learners:
         places = [0] if learner.joint else range(len(tasks.run.tasks))
-        stages = {
-            learner.stage(place, part) for place in places for part in range(tasks.run.curve)
-        }
+        stages = {learner.stage(place, part) for place in places for part in range(tasks.run.curve)}
         before: dict[str, int] = {}
         for row in rows:
             if row["stage"] in stages and "steps_per_second" in row:
@@ -234,6 +245,3 @@ def training_seconds(path: Path, tasks: Tasks, learners: Sequence[Learner]) -> d
                     found.get(learner.title, 0.0) + done / row["steps_per_second"]
                 )
     return found
-
-
-__all__ = ["judged", "report"]

@@ -141,9 +141,7 @@ def _judged(
     if learner.planner.behavior == "inverse":
         r2, shuffled = _determination(config, weights, space, found)
     if run.tasks[number].environment is not None:
-        played = play(
-            tasks, config, number, weights, space, target, seed_keys(run, f"play {name}")
-        )
+        played = play(tasks, config, number, weights, space, target, seed_keys(run, f"play {name}"))
     return _to_arrays(Judged(digest, np.asarray(plans), r2, shuffled, played))
 
 
@@ -193,9 +191,25 @@ def _determination(
     config: PolicyConfig, weights: TaskWeights, space: TaskSpace, found: Aligned
 ) -> tuple[np.ndarray, np.ndarray]:
     """R2 [seeds] of actions from true pairs of states, and with the second ones shuffled."""
-    true = jnp.asarray(found.held_actions)
-    starts = jnp.asarray(found.held_starts)
-    other = starts[jax.random.permutation(jax.random.key(0), len(starts))]
+    starts = found.held_starts
+    other = np.random.default_rng(0).permutation(starts)
+    both = np.asarray(
+        _determinations(config, weights, space, found.data, found.held_actions, starts, other)
+    )
+    return both[:, 0], both[:, 1]
+
+
+@partial(jax.jit, static_argnums=0)
+def _determinations(
+    config: PolicyConfig,
+    weights: TaskWeights,
+    space: TaskSpace,
+    data: TaskData,
+    true: jax.Array,
+    starts: jax.Array,
+    other: jax.Array,
+) -> jax.Array:
+    """[seeds, 2]"""
 
     def of_seed(weights: TaskWeights, space: TaskSpace, data: TaskData) -> jax.Array:
         def aligned(rows: jax.Array) -> jax.Array:
@@ -214,9 +228,7 @@ def _determination(
         return jnp.stack([determination(starts + 1), determination(other + 1)])
 
     axes = TaskData(0, 0, 0, 0, None, None, None, None)  # pyright: ignore[reportArgumentType]
-    each = jax.jit(jax.vmap(of_seed, (0, SPACE_AXES, axes)))(weights, space, found.data)
-    both = np.asarray(each)
-    return both[:, 0], both[:, 1]
+    return jax.vmap(of_seed, (0, SPACE_AXES, axes))(weights, space, data)
 
 
 def _to_arrays(judged: Judged) -> Arrays:
@@ -231,5 +243,5 @@ def _from_arrays(arrays: Arrays) -> Judged:
     played = None
     if "played_returns" in arrays:
         played = Played(*(arrays[f"played_{name}"] for name in Played._fields))
-    rest = (arrays.get(name) for name in ("digest", "probe_plans", "r2", "r2_shuffled"))
-    return Judged(*rest, played)  # pyright: ignore[reportArgumentType]
+    optional = arrays.get("r2"), arrays.get("r2_shuffled")
+    return Judged(arrays["digest"], arrays["probe_plans"], *optional, played)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -25,13 +25,15 @@ from jaxmethods.vqcd import (
     parallel,
     trimmed,
 )
-from jaxmethods.vqcd.recipes.inputs import Run, SpacesConfig
-from jaxmethods.vqcd.recipes.tasks import TaskArrays, Tasks
+from jaxmethods.vqcd.recipes.inputs import Run
+from jaxmethods.vqcd.recipes.tasks import Tasks
 from jaxmethods.vqcd.windows import normalize
 
 SIDES = ("states", "actions")
 PROBES = 8
 """Observations that plans are compared on."""
+STRETCH_ROWS = 4096
+"""Rows that the scale of a space is measured on."""
 TOGETHER = "align"
 """The stage that trains all tasks' modules."""
 
@@ -69,8 +71,8 @@ def trained_sides(run: Run) -> list[str]:
     return [side for side in SIDES if getattr(run.alignment, side).trained]
 
 
-@cache
-def both_aligners(config: SpacesConfig) -> Method:
+@lru_cache(maxsize=8)
+def both_aligners(config: Any) -> Method:
     """Trains a module for states and one for actions at once; batch and state are dictionaries."""
     sides = [side for side in SIDES if getattr(config, side).trained]
     methods = {side: aligner.aligner(getattr(config, side)) for side in sides}
@@ -117,14 +119,42 @@ def align_stage(run: Run, tasks: Tasks, numbers: Sequence[int]) -> Train:
             return batch
         return jax.tree.map(lambda leaf: leaf[0], batch)
 
+    def result(state: Any, batch: Any) -> Any:
+        params = {side: one.params for side, one in state.items()}
+        for side in params if run.alignment.stretch else ():
+            stretch = partial(stretched, config=getattr(run.alignment, side))
+            stretch = jax.vmap(stretch) if run.alignment.together else stretch
+            params[side] = stretch(params[side], batch[side])
+        return params
+
     steps = max(getattr(run.alignment, side).steps for side in trained_sides(run))
     return Train(
         stage_name(run, numbers[0]),
-        both_aligners(run.alignment),
+        both_aligners(run.alignment),  # pyright: ignore[reportArgumentType]
         steps,
         data,
-        result=lambda state, batch: {side: one.params for side, one in state.items()},
+        result=result,
     )
+
+
+def stretched(params: Any, data: AlignmentRows, config: AlignmentConfig) -> Any:
+    """The same module with codes c times as large, so that aligned rows have root mean square 1.
+
+    Encoder and codes are multiplied by c, the decoder's first weights divided by it: nothing but
+    the scale of the common space changes, which is what diffusion's noise is measured against.
+    Codes stay within rho. Kinds without a codebook are as they were.
+    """
+    if config.kind != "vq":
+        return params
+    rows = jax.random.randint(jax.random.key(0), (STRETCH_ROWS,), 0, data.count)
+    z = alignment.encode(params, config, data.rows[rows]).z
+    c = 1.0 / jnp.sqrt(jnp.square(z).mean())
+    c = jnp.minimum(c, config.rho / jnp.abs(params["codebook"]).max())
+    last, first = f"dense{len(config.encoder)}", "dense0"
+    encoder, decoder = dict(params["encoder"]), dict(params["decoder"])
+    encoder[last] = jax.tree.map(lambda leaf: c * leaf, encoder[last])
+    decoder[first] = decoder[first] | {"weight": decoder[first]["weight"] / c}
+    return params | {"encoder": encoder, "decoder": decoder, "codebook": c * params["codebook"]}
 
 
 def modules_of(run: Run, results: Results, number: int, sizes: tuple[int, int]) -> dict[str, Any]:
@@ -168,7 +198,7 @@ def _encoded(run: Run, tasks: Tasks, number: int, results: Results) -> Arrays:
     lows, highs = [], []
     for side, norm in zip(SIDES, (arrays.state_norm, arrays.action_norm), strict=True):
         config: AlignmentConfig = getattr(run.alignment, side)
-        x = jnp.asarray(normalize(norm, getattr(arrays, side)))
+        x = normalize(norm, jnp.asarray(getattr(arrays, side)))
         rows, table = _over_seeds(run, config, modules[side], x)
         found[side] = rows
         if table is not None:
@@ -188,7 +218,7 @@ def _encoded(run: Run, tasks: Tasks, number: int, results: Results) -> Arrays:
         "starts": starts,
         "returns": returns,
         "held_starts": held_starts,
-        "held_actions": np.asarray(normalize(arrays.action_norm, arrays.actions[held_starts])),
+        "held_actions": normalize(arrays.action_norm, jnp.asarray(arrays.actions)[held_starts]),
         "probes": arrays.states[np.linspace(0, len(arrays.states) - 1, PROBES).astype(int)],
         "target": _target(run, number, returns),
         "episode_returns": arrays.episode_returns,
@@ -220,7 +250,8 @@ def _measured(
     held_x, size = x[held], x.shape[1]
 
     def error(params: Any) -> jax.Array:
-        restored = alignment.decode(params, config, alignment.encode(params, config, held_x).z, size)
+        z = alignment.encode(params, config, held_x).z
+        restored = alignment.decode(params, config, z, size)
         return jnp.square(restored - held_x).mean()
 
     errors = jax.jit(jax.vmap(error))(module) if config.trained else np.zeros(len(rows))
@@ -302,4 +333,13 @@ def space_of(run: Run, results: Results, number: int) -> TaskSpace:
 SPACE_AXES: Any = TaskSpace(None, None, 0, 0, 0, 0)  # pyright: ignore[reportArgumentType]
 """`jax.vmap`'s axes of what `space_of` returns."""
 
-__all__ = ["SPACE_AXES", "Aligned", "TaskArrays", "align_stage", "codes_stage", "space_of"]
+
+def of_seed(space: TaskSpace, seed: int) -> TaskSpace:
+    """One seed's part of what `space_of` returns, on the host."""
+
+    def pick(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[seed], tree)
+
+    parts = zip(space, SPACE_AXES, strict=True)
+    own: list[Any] = [pick(part) if axis == 0 else part for part, axis in parts]
+    return TaskSpace(*own)

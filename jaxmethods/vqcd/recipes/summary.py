@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxmethods.stages import Arrays, Compute, Part, Place, Results
@@ -75,7 +76,7 @@ def curves(tasks: Tasks, learner: Learner, results: Results) -> np.ndarray:
 
 
 def plans_kept(tasks: Tasks, learner: Learner, results: Results) -> np.ndarray:
-    """[seeds] bool: whether every task's plans at the end are, bit for bit, those right after it."""
+    """[seeds] bool: whether all tasks' last plans are, bit for bit, those right after the task."""
     count = len(tasks.run.tasks)
     kept = np.ones(tasks.run.seeds, bool)
     for row in range(count):
@@ -111,13 +112,13 @@ def _summarized(tasks: Tasks, learners: Sequence[Learner], results: Results) -> 
         title, scores = learner.title, matrix(tasks, learner, results)
         named[f"{title}_matrix"] = scores
         named[f"{title}_errors"] = errors(tasks, learner, results)
-        named[f"{title}_final"] = np.asarray(measures.final_performance(scores))
+        named[f"{title}_final"] = np.asarray(measures.final_performance(jnp.asarray(scores)))
         if not learner.joint and tasks.run.curve > 1:
             curve[title] = curves(tasks, learner, results)
             named[f"{title}_curve"] = curve[title]
         if not learner.joint and not learner.alone:
-            lost = np.asarray(measures.forgetting(scores))
-            named[f"{title}_forgetting"] = np.asarray(measures.mean_forgetting(scores))
+            lost = np.asarray(measures.forgetting(jnp.asarray(scores)))
+            named[f"{title}_forgetting"] = np.asarray(measures.mean_forgetting(jnp.asarray(scores)))
             named[f"{title}_lost"] = lost
             named[f"{title}_plans_kept"] = plans_kept(tasks, learner, results).astype(float)
     alone = next((x.title for x in learners if x.kind == "single"), None)

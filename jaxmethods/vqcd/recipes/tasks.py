@@ -6,11 +6,10 @@ tasks before it have ended. One task's arrays are held at a time.
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxmethods.config import nearest
@@ -172,6 +171,11 @@ class Tasks:
         return names.index(name)
 
 
+@partial(jax.jit, static_argnums=2)
+def _normalized_returns(rewards: jax.Array, last: jax.Array, discount: float) -> jax.Array:
+    return min_max(returns_to_go(rewards, last, discount))
+
+
 def task_arrays(flat: FlatDataset, run: Run, source: str) -> TaskArrays:
     """Episodes, returns and statistics of flat arrays.
 
@@ -188,7 +192,7 @@ def task_arrays(flat: FlatDataset, run: Run, source: str) -> TaskArrays:
     rewards = np.where(flat.terminals, flat.rewards + config.termination_penalty, flat.rewards)
     last[-1] = True
     ends = np.flatnonzero(last) + 1
-    to_go = min_max(returns_to_go(jnp.asarray(rewards), jnp.asarray(last), config.discount))
+    to_go = _normalized_returns(rewards, last, config.discount)
     held_out = np.zeros(len(ends), bool)
     if config.held_out:
         # Evenly over the file, where behaviors often lie one after another.

@@ -1,6 +1,6 @@
 """The linear-quadratic regulator a = -K s of a linear system, from its Riccati equation.
 
-    P = Q + A' P A - A' P B K,    K = (R + B' P B)^-1 B' P A,    Q = I, R = 0.1 I
+P = Q + A' P A - A' P B K,    K = (R + B' P B)^-1 B' P A,    Q = I, R = 0.1 I
 """
 
 from __future__ import annotations
