@@ -1,8 +1,8 @@
 """Offline data made on the spot: a scripted controller, disturbed more and less.
 
-Seven behaviours, equally many episodes of each: the controller's action plus N(0, sigma^2) with
+Seven behaviors, equally many episodes of each: the controller's action plus N(0, sigma^2) with
 sigma 0, 0.3, 0.6 and 1, and the controller's action replaced by a uniform one with probability
-0.3, 0.6 and 1. A mixture of that kind is sub-optimal like replay data, and good behaviour is in it.
+0.3, 0.6 and 1. A mixture of that kind is sub-optimal like replay data, and good behavior is in it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from jaxmethods.data.offline import FlatDataset
 from jaxmethods.envs.control.episodes import Transition, record_episodes
 
 NOISE = (0.0, 0.3, 0.6, 1.0, 0.0, 0.0, 0.0)
-"""Standard deviation added by each behaviour."""
+"""Standard deviation added by each behavior."""
 RANDOM = (0.0, 0.0, 0.0, 0.0, 0.3, 0.6, 1.0)
-"""Probability with which each behaviour takes a uniform action."""
+"""Probability with which each behavior takes a uniform action."""
 
 
 QUALITIES: dict[str, tuple[int, ...]] = {
@@ -30,7 +30,7 @@ QUALITIES: dict[str, tuple[int, ...]] = {
     "medium_expert": (0, 1, 2, 4),
     "random": (6,),
 }
-"""Name of a mixture to the behaviours in it."""
+"""Name of a mixture to the behaviors in it."""
 
 
 def mixed_quality(
@@ -40,16 +40,16 @@ def mixed_quality(
     episodes: int,
     quality: str = "mixed",
 ) -> FlatDataset:
-    """Plays `episodes` episodes of each behaviour, shuffled and laid out flat as in D4RL.
+    """Plays `episodes` episodes of each behavior, shuffled and laid out flat as in D4RL.
 
     Args:
         env: a control environment that never terminates (see `record_episodes`).
         controller: observations [..., S] -> actions [..., A] in [-1, 1].
         key: [] typed random key; the same key gives the same data.
-        episodes: of each behaviour.
+        episodes: of each behavior.
         quality: one of `QUALITIES`.
     """
-    behaviours = jnp.array(QUALITIES[quality])
+    behaviors = jnp.array(QUALITIES[quality])
     play_key, order_key = jax.random.split(key)
 
     def one(key: jax.Array, noise: jax.Array, chance: jax.Array) -> Transition:
@@ -58,10 +58,10 @@ def mixed_quality(
 
         return record_episodes(env, act, key, episodes)
 
-    keys = jax.random.split(play_key, len(NOISE))[behaviours]
-    noise, chance = jnp.array(NOISE)[behaviours], jnp.array(RANDOM)[behaviours]
+    keys = jax.random.split(play_key, len(NOISE))[behaviors]
+    noise, chance = jnp.array(NOISE)[behaviors], jnp.array(RANDOM)[behaviors]
     taken = jax.jit(jax.vmap(one))(keys, noise, chance)
-    order = np.asarray(jax.random.permutation(order_key, len(behaviours) * episodes))
+    order = np.asarray(jax.random.permutation(order_key, len(behaviors) * episodes))
 
     def flatten(leaf: jax.Array) -> np.ndarray:
         whole = np.asarray(leaf).reshape(len(order), env.time_limit, *leaf.shape[3:])

@@ -54,7 +54,7 @@ def evaluate_returns(
     Args:
         env_name: one of `ENVIRONMENTS`.
         params: `PolicyParams`, or the layers of a deterministic policy, with leading axis [K].
-        norm: what raw observations are normalised with before the policies see them.
+        norm: what raw observations are normalized with before the policies see them.
         episodes: E; episode e starts from the environment's seed `seed` + e for every policy.
         ensemble: act with the mean of the K policies' actions.
         residual: whether the policies have the residual connection.

@@ -71,7 +71,7 @@ def score_name(env_name: str) -> str:
     return "normalized score" if env_name in REFERENCE else "return"
 
 
-def summarise(scores: Any) -> Summary:
+def summarize(scores: Any) -> Summary:
     """Scores [K, E] of K independently trained policies in E episodes each, or [K]."""
     scores = np.asarray(scores, float)
     means = scores.reshape(len(scores), -1).mean(1)

@@ -29,7 +29,7 @@ class Chunk(NamedTuple):
 
 
 def seed_keys(config: RunConfig, name: str | None = None) -> tuple[jax.Array, jax.Array]:
-    """Keys [seeds] for initialisation and for evaluation; seed s alone gives the same keys.
+    """Keys [seeds] for initialization and for evaluation; seed s alone gives the same keys.
 
     `name`: of the stage that they are for; None: the run's own.
     """
@@ -62,7 +62,7 @@ def init_state(
         return jax.tree.map(_strongly_typed, state)
 
     placed = place(jax.eval_shape(init, keys, batch))
-    # Runs once, so that optimising it would take longer than it saves.
+    # Runs once, so that optimizing it would take longer than it saves.
     quick = {"xla_backend_optimization_level": "0"} if jax.default_backend() == "cpu" else None
     return jax.jit(init, out_shardings=placed, compiler_options=quick)(keys, batch)
 

@@ -34,7 +34,7 @@ def area_under_curve(curve: jax.Array) -> jax.Array:
 
 
 def forward_transfer(curve: jax.Array, reference: jax.Array) -> jax.Array:
-    """How much sooner a task is learnt than alone; curves [..., P] of successes in [0, 1].
+    """How much sooner a task is learned than alone; curves [..., P] of successes in [0, 1].
 
     Args:
         curve: performance over a task's own training within the sequence, equally spaced.

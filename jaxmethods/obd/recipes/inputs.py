@@ -47,7 +47,7 @@ class DataConfig(Config):
 
 
 class TeacherConfig(Config):
-    """The near-expert policy and its critic: a file, or learnt from the data."""
+    """The near-expert policy and its critic: a file, or learned from the data."""
 
     path: Path | None = None
     """npz, see `jaxmethods.obd.teacher`."""

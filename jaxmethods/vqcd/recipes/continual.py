@@ -1,4 +1,4 @@
-"""VQ-CD on the command line: a sequence of offline tasks, learnt one after another.
+"""VQ-CD on the command line: a sequence of offline tasks, learned one after another.
 
 For every task in turn: its modules are trained (`align_TASK`), its rows encoded (`codes_TASK`), and
 every learner goes on from what its last task left (`LEARNER_TASK`) and is judged on all tasks seen

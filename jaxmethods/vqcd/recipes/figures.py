@@ -28,7 +28,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def draw_matrices(matrices: Mapping[str, np.ndarray], names: Sequence[str], path: Path) -> None:
-    """A heat map [I, I] a learner: rows are evaluated tasks, columns what was learnt last."""
+    """A heat map [I, I] a learner: rows are evaluated tasks, columns what was learned last."""
     if not matrices or all(np.isnan(one).all() for one in matrices.values()):
         return
     figure = new_figure(1.2 + (1.6 + 0.6 * len(names)) * len(matrices), 1.4 + 0.6 * len(names))

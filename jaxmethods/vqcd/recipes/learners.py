@@ -139,7 +139,7 @@ class Learner:
         return found if isinstance(found, Bank) else found.bank
 
     def _initial(self) -> Bank:
-        """Every seed's first bank, the same whatever is learnt first."""
+        """Every seed's first bank, the same whatever is learned first."""
         keys = seed_keys(self.run, "planner")
         return jax.jit(jax.vmap(lambda key: initial_bank(key, self.planner)))(keys)
 
