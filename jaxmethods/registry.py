@@ -50,6 +50,10 @@ METHODS = {
         "jaxmethods.obd.recipes.tables",
         "Score other students of a distilled set: architectures, optimizers.",
     ),
+    "vqcd": Entry(
+        "jaxmethods.vqcd.recipes.continual",
+        "Learn a sequence of offline tasks of different sizes and forget none.",
+    ),
 }
 
 

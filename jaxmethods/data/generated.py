@@ -23,8 +23,22 @@ RANDOM = (0.0, 0.0, 0.0, 0.0, 0.3, 0.6, 1.0)
 """Probability with which each behavior takes a uniform action."""
 
 
+QUALITIES: dict[str, tuple[int, ...]] = {
+    "mixed": tuple(range(len(NOISE))),
+    "expert": (0, 1),
+    "medium": (2, 3, 4),
+    "medium_expert": (0, 1, 2, 4),
+    "random": (6,),
+}
+"""Name of a mixture to the behaviors in it."""
+
+
 def mixed_quality(
-    env: Any, controller: Callable[[jax.Array], jax.Array], key: jax.Array, episodes: int
+    env: Any,
+    controller: Callable[[jax.Array], jax.Array],
+    key: jax.Array,
+    episodes: int,
+    quality: str = "mixed",
 ) -> FlatDataset:
     """Plays `episodes` episodes of each behavior, shuffled and laid out flat as in D4RL.
 
@@ -32,7 +46,10 @@ def mixed_quality(
         env: a control environment that never terminates (see `record_episodes`).
         controller: observations [..., S] -> actions [..., A] in [-1, 1].
         key: [] typed random key; the same key gives the same data.
+        episodes: of each behavior.
+        quality: one of `QUALITIES`.
     """
+    behaviors = jnp.array(QUALITIES[quality])
     play_key, order_key = jax.random.split(key)
 
     def one(key: jax.Array, noise: jax.Array, chance: jax.Array) -> Transition:
@@ -41,9 +58,10 @@ def mixed_quality(
 
         return record_episodes(env, act, key, episodes)
 
-    keys = jax.random.split(play_key, len(NOISE))
-    taken = jax.jit(jax.vmap(one))(keys, jnp.array(NOISE), jnp.array(RANDOM))
-    order = np.asarray(jax.random.permutation(order_key, len(NOISE) * episodes))
+    keys = jax.random.split(play_key, len(NOISE))[behaviors]
+    noise, chance = jnp.array(NOISE)[behaviors], jnp.array(RANDOM)[behaviors]
+    taken = jax.jit(jax.vmap(one))(keys, noise, chance)
+    order = np.asarray(jax.random.permutation(order_key, len(behaviors) * episodes))
 
     def flatten(leaf: jax.Array) -> np.ndarray:
         whole = np.asarray(leaf).reshape(len(order), env.time_limit, *leaf.shape[3:])

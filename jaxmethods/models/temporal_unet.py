@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from pydantic import Field, model_validator
 
 from jaxmethods.config import Config
-from jaxmethods.keys import named
+from jaxmethods.numerics.keys import named
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Params: TypeAlias = Any

@@ -173,7 +173,7 @@ class DataConfig(Config):
 
     path: Path | None = None
     """npz, D4RL HDF5 or Minari HDF5."""
-    generate: Literal["pendulum"] | None = None
+    generate: Literal["arm", "linear", "pendulum", "point_mass"] | None = None
     """Instead of a file: the environment to play with a disturbed scripted controller."""
     episodes: PositiveInt = 20
     """Generated episodes of each of seven behaviors."""

@@ -26,11 +26,17 @@ from jaxmethods.errors import import_extra
 from jaxmethods.offline_rl.policies import PolicyParams
 from jaxmethods.offline_rl.types import Norm
 
-ENVIRONMENTS = {"hopper": "Hopper-v4", "halfcheetah": "HalfCheetah-v4", "walker2d": "Walker2d-v4"}
+ENVIRONMENTS = {
+    "hopper": "Hopper-v4",
+    "halfcheetah": "HalfCheetah-v4",
+    "reacher": "Reacher-v5",
+    "walker2d": "Walker2d-v4",
+}
 """Name in a config to gymnasium's id."""
-SPACES = {"hopper": (11, 3), "halfcheetah": (17, 6), "walker2d": (17, 6)}
+SPACES = {"hopper": (11, 3), "halfcheetah": (17, 6), "reacher": (10, 2), "walker2d": (17, 6)}
 """Numbers of observations and of actions."""
-MAX_STEPS = 1000
+MAX_STEPS = {"hopper": 1000, "halfcheetah": 1000, "reacher": 50, "walker2d": 1000}
+"""Length of an episode."""
 
 
 def evaluate_returns(
@@ -68,7 +74,7 @@ def evaluate_returns(
     policies = (layers, gaussian, residual, np.asarray(norm.mean), np.asarray(norm.std))
     seeds = np.arange(seed, seed + episodes)
     shares = [share for share in np.array_split(seeds, processes) if len(share)]
-    jobs = [(ENVIRONMENTS[env_name], policies, share, ensemble) for share in shares]
+    jobs = [(env_name, policies, share, ensemble) for share in shares]
     if len(jobs) == 1:
         returns = _play(*jobs[0])
     else:
@@ -103,16 +109,16 @@ def _play(name: str, policies: tuple, seeds: np.ndarray, ensemble: bool) -> np.n
     mujoco = import_extra("mujoco", "rl")
     teams = 1 if ensemble else policies[0][0][0].shape[0]
     count = teams * len(seeds)
-    with _quiet():
+    with quiet():
         # One model serves all episodes: compiling it takes longer than playing one of them.
-        env = _make(name)
+        env = make_environment(name)
         places = [mujoco.MjData(env.model) for _ in range(count)]
         flat = np.zeros((count, *env.observation_space.shape), np.float32)
         for index, (env.data, seed) in enumerate(zip(places, [*seeds] * teams, strict=True)):
             flat[index] = env.reset(seed=int(seed))[0]
         observations = flat.reshape(teams, len(seeds), -1)
         returns, running = np.zeros(count), np.ones(count, bool)
-        for _ in range(MAX_STEPS):
+        for _ in range(MAX_STEPS[name]):
             with np.errstate(invalid="ignore", over="ignore"):  # a broken policy's episodes are NaN
                 actions = _actions(policies, observations)
             actions = actions.mean(0) if ensemble else actions.reshape(count, -1)
@@ -144,16 +150,16 @@ def _actions(policies: tuple, observations: np.ndarray) -> np.ndarray:
     return np.tanh(heads[..., : heads.shape[-1] // 2] if gaussian else heads)
 
 
-def _make(name: str) -> Any:
-    """An environment without the wrappers that count steps and check types."""
+def make_environment(name: str) -> Any:
+    """An environment of `ENVIRONMENTS` without the wrappers that count steps and check types."""
     gymnasium = import_extra("gymnasium", "rl")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # version 4 says that version 5 exists
-        return gymnasium.make(name, disable_env_checker=True).unwrapped
+        return gymnasium.make(ENVIRONMENTS[name], disable_env_checker=True).unwrapped
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """MuJoCo's warnings (old-fashioned XML, a simulation that a wild policy made unstable and that
     was reset) go nowhere: by default they are printed, and logged in the working directory."""
     mujoco = import_extra("mujoco", "rl")

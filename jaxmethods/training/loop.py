@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -74,6 +75,21 @@ def compile_chunk(
     The state keeps its shardings; metrics come out whole on every device. `batch_axes` is
     that of `init_state`.
     """
+    start = time.perf_counter()
+    leaves, structure = jax.tree.flatten(batch_axes, is_leaf=lambda axis: axis is None)
+    placed, places = jax.tree.flatten(jax.tree.map(lambda leaf: leaf.sharding, state))
+    whole = replicated(state)
+    jitted = _program(method, length, tuple(leaves), structure, tuple(placed), places, whole)
+    compiled = jitted.lower(state, batch, jax.ShapeDtypeStruct((), jnp.int32)).compile()
+    return Chunk(compiled, time.perf_counter() - start)
+
+
+@lru_cache(maxsize=8)
+def _program(
+    method: Method, length: int, axes: tuple, structure: Any, placed: tuple, places: Any, whole: Any
+) -> Any:
+    """The jitted chunk of a method: stages that share a method and shapes share a program."""
+    batch_axes = jax.tree.unflatten(structure, axes)
     step = jax.jit(jax.vmap(method.step, (0, batch_axes)))
 
     def chunk(state: State, batch: Batch, count: jax.Array) -> tuple[State, Any]:
@@ -88,11 +104,8 @@ def compile_chunk(
         # A traced bound: the last chunk may be shorter and still be the same program.
         return jax.lax.fori_loop(0, count, one, (state, buffer))
 
-    start = time.perf_counter()
-    placed = jax.tree.map(lambda leaf: leaf.sharding, state)
-    jitted = jax.jit(chunk, donate_argnums=0, out_shardings=(placed, replicated(state)))
-    compiled = jitted.lower(state, batch, jax.ShapeDtypeStruct((), jnp.int32)).compile()
-    return Chunk(compiled, time.perf_counter() - start)
+    shardings = jax.tree.unflatten(places, placed)
+    return jax.jit(chunk, donate_argnums=0, out_shardings=(shardings, whole))
 
 
 def _strongly_typed(leaf: jax.Array) -> jax.Array:

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmethods.keys import named
 from jaxmethods.layout import path_name
+from jaxmethods.numerics.keys import named
 from jaxmethods.vqcd.types import Params
 
 FREE = -1

@@ -14,9 +14,9 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmethods.keys import named
 from jaxmethods.layout import path_name
 from jaxmethods.models import temporal_unet
+from jaxmethods.numerics.keys import named
 from jaxmethods.vqcd.activation import apply_mask, draw_owners
 from jaxmethods.vqcd.config import PlannerConfig
 from jaxmethods.vqcd.inverse_dynamics import init_inverse

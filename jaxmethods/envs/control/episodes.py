@@ -14,16 +14,32 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.config import nearest
-from jaxmethods.envs.control.pendulum import Pendulum
+from jaxmethods.envs.control.arm import Arm, reach
+from jaxmethods.envs.control.linear import Linear, regulator
+from jaxmethods.envs.control.pendulum import Pendulum, swing_up
+from jaxmethods.envs.control.point_mass import PointMass, approach
 from jaxmethods.envs.finite import finite
 
-CONTROL: dict[str, type] = {"pendulum": Pendulum}
+CONTROL: dict[str, type] = {
+    "arm": Arm,
+    "linear": Linear,
+    "pendulum": Pendulum,
+    "point_mass": PointMass,
+}
 """Name in a config to class."""
 BRAX = "brax:"
 """Before the name of one of brax's tasks, as in "brax:hopper"."""
 
 Act = Callable[[jax.Array, jax.Array], jax.Array]
 """(typed key, observations [E, S]) -> actions [E, A]."""
+CONTROLLERS: dict[str, Callable[[Any], Callable[[jax.Array], jax.Array]]] = {
+    "arm": lambda env: reach,
+    "linear": regulator,
+    "pendulum": lambda env: swing_up,
+    "point_mass": lambda env: approach,
+}
+"""Name to what makes a scripted controller for the environment: observations [..., S] -> actions
+[..., A]."""
 
 
 class Transition(NamedTuple):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
 
 import jax
 
 from jaxmethods.data.generated import mixed_quality
 from jaxmethods.data.offline import FlatDataset, episode_ends, q_learning_rows, read_offline
-from jaxmethods.envs.control.episodes import make_control
-from jaxmethods.envs.control.pendulum import swing_up
+from jaxmethods.envs.control.episodes import CONTROLLERS, make_control
 from jaxmethods.numerics.keys import named
 from jaxmethods.obd.config import DistillRun as Run
 from jaxmethods.obd.evaluate import check_environment, check_spaces
@@ -20,9 +18,6 @@ from jaxmethods.obd.types import Source
 from jaxmethods.offline_rl.dataset import offline_data
 from jaxmethods.offline_rl.transitions import Transitions, make_transitions, whole_returns
 from jaxmethods.offline_rl.types import Norm, OfflineData
-
-CONTROLLERS: dict[str, Callable[[jax.Array], jax.Array]] = {"pendulum": swing_up}
-"""Environment of which data can be generated, to the scripted controller that plays it."""
 
 
 class Inputs:
@@ -44,7 +39,7 @@ class Inputs:
     def flat(self) -> FlatDataset:
         if self._flat is None:
             env = make_control(str(self.run.data.generate))
-            play = CONTROLLERS[str(self.run.data.generate)]
+            play = CONTROLLERS[str(self.run.data.generate)](env)
             key = named(jax.random.key(self.run.data.seed), "data")
             self._flat = mixed_quality(env, play, key, self.run.data.episodes)
         return self._flat

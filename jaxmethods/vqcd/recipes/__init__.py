@@ -1,0 +1,1 @@
+"""What `jaxmethods run` runs of VQ-CD: sequences of tasks, plays, figures, tables."""

@@ -1,0 +1,294 @@
+"""A sequence of three generated tasks of different sizes, tiny, through the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import yaml
+
+import jaxmethods
+from jaxmethods import cli, registry
+from jaxmethods.records.run_folder import RunFolder
+from jaxmethods.training import loop
+from jaxmethods.vqcd.recipes.learners import Learner
+from jaxmethods.vqcd.recipes.summary import judged
+from jaxmethods.vqcd.recipes.tasks import Tasks
+
+TINY = """
+method: vqcd
+seed: 3
+tasks:
+  - {name: pendulum, generate: mixed, episodes: 2, environment: {name: pendulum, time_limit: 12}}
+  - {name: point, generate: expert, episodes: 7, environment: {name: point_mass, time_limit: 12}}
+  - name: system
+    generate: medium
+    episodes: 5
+    environment: {name: linear, states: 5, actions: 2, time_limit: 12}
+alignment:
+  states: {encoder: [8], decoder: [8], codes: 8, latents: 3, steps: 4, batch: 8}
+  actions: {encoder: [8], decoder: [8], codes: 8, latents: 2, steps: 4, batch: 8}
+planner:
+  network: {kind: mlp, hidden: 16, layers: 2, dim: 8, horizon: 4}
+  diffusion: {steps: 4, stride: 2}
+  batch: 8
+  inverse_hidden: 8
+  lr: 1.0e-2
+  ema_start: 2
+  ema_every: 1
+steps: 4
+learners: [vqcd, finetune]
+evaluation: {episodes: 2}
+training: {log_every: 4, evaluate_every: 4, checkpoint_every: 4}
+"""
+NAMES = ("pendulum", "point", "system")
+
+
+def values(**changes):
+    return yaml.safe_load(TINY) | changes
+
+
+def parts(run):
+    """Tasks and learners of a finished run."""
+    return Tasks(run.config), [Learner(run.config, one) for one in run.config.learners]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny") / "run"
+    loop._program.cache_clear()
+    run = jaxmethods.run(values(), folder)
+    return run, loop._program.cache_info()
+
+
+def test_stages_run_task_by_task(finished):
+    run, _ = finished
+    expected = []
+    for name in NAMES:
+        expected += [f"align_{name}", f"codes_{name}"]
+        for learner in ("vqcd", "finetune"):
+            expected += [f"{learner}_{name}", f"score_{learner}_{name}"]
+    assert [stage.name for stage in run.recipe.stages] == [*expected, "summary"]
+
+
+def test_tasks_of_a_learner_share_one_compiled_program(finished):
+    """Modules have a method, and each learner; the other two tasks find it."""
+    _, programs = finished
+    assert programs.misses == 1 + 2
+    assert programs.hits == 2 * (1 + 2)
+
+
+def test_vqcd_forgets_nothing_on_one_tree_and_finetuning_does(finished):
+    run, _ = finished
+    tasks, (own, finetune) = parts(run)
+    for row in range(2):
+        then, now = (judged(tasks, own, run.results, row, at) for at in (row, 2))
+        np.testing.assert_array_equal(then.probe_plans, now.probe_plans)
+        np.testing.assert_array_equal(then.digest, now.digest)
+        moved, last = (judged(tasks, finetune, run.results, row, at) for at in (row, 2))
+        assert np.any(moved.probe_plans != last.probe_plans)
+    assert run.metrics["summary"]["vqcd_forgetting"] == [0.0]
+    assert run.metrics["summary"]["vqcd_plans_kept"] == [1.0]
+    assert run.metrics["summary"]["finetune_plans_kept"] == [0.0]
+
+
+def test_plans_after_all_tasks_come_from_the_last_bank_alone(finished):
+    """Zeroing what a task owns in the last bank changes this task's plans and no other's."""
+    run, _ = finished
+    _, (own, _) = parts(run)
+    bank = jax.tree.map(lambda leaf: leaf[0], own.bank(run.results, 2))
+    from jaxmethods.vqcd import task_weights
+
+    lost = jax.tree.map(
+        lambda owner, leaf: leaf if owner is None else np.where(owner == 1, 0.0, leaf),
+        bank.owner,
+        bank.ema,
+        is_leaf=lambda leaf: leaf is None,
+    )
+    for task in range(3):
+        before, after = (
+            jax.tree.leaves(task_weights(own.planner, one, task).network)
+            for one in (bank, bank._replace(ema=lost))
+        )
+        same = all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+        assert same == (task != 1)
+
+
+def test_scores_of_unchanged_weights_are_taken_over_or_played_again_alike(finished, tmp_path):
+    run, _ = finished
+    tasks, (own, _) = parts(run)
+    again = jaxmethods.run(
+        values(learners=["vqcd"], evaluation={"episodes": 2, "play_unchanged": True}),
+        tmp_path / "again",
+    )
+    for row in range(3):
+        once = judged(tasks, own, run.results, row, 2)
+        twice = judged(tasks, own, again.results, row, 2)
+        np.testing.assert_array_equal(once.played.returns, twice.played.returns)
+
+
+def test_the_order_of_tasks_changes_no_task(finished, tmp_path):
+    run, _ = finished
+    back = jaxmethods.run(values(order=list(reversed(NAMES)), learners=["vqcd"]), tmp_path / "back")
+    _, (own, _) = parts(run)
+    _, (other,) = parts(back)
+    banks = own.bank(run.results, 2), other.bank(back.results, 2)
+    for one, two in zip(*(jax.tree.leaves((bank.params, bank.ema)) for bank in banks), strict=True):
+        np.testing.assert_array_equal(one, two)
+    first = RunFolder(back.folder).read_metrics()[0]
+    assert first["stage"] == "align_system"
+
+
+def test_a_stopped_run_ends_in_the_same_bits(finished, tmp_path, monkeypatch):
+    run, _ = finished
+    from jaxmethods.training.stopping import Interrupted
+    from jaxmethods.vqcd.recipes import scoring
+
+    folder = tmp_path / "stopped"
+    judge = scoring._judged
+
+    def stop(tasks, learner, config, place, *rest):
+        if place == 2:
+            raise Interrupted("stopped", 15)
+        return judge(tasks, learner, config, place, *rest)
+
+    monkeypatch.setattr(scoring, "_judged", stop)
+    with pytest.raises(Interrupted):
+        jaxmethods.run(values(), folder)
+    monkeypatch.setattr(scoring, "_judged", judge)
+    resumed = jaxmethods.run(values(), folder, resume=True)
+    _, (own, _) = parts(run)
+    banks = own.bank(run.results, 2), own.bank(resumed.results, 2)
+    for one, two in zip(*(jax.tree.leaves(bank.params) for bank in banks), strict=True):
+        np.testing.assert_array_equal(one, two)
+    for name, numbers in run.metrics["summary"].items():
+        np.testing.assert_array_equal(numbers, resumed.metrics["summary"][name])
+
+
+def test_the_run_leaves_tables_figures_and_a_planner(finished):
+    run, _ = finished
+    folder = run.folder
+    for name in ("scores", "final", "spaces", "owners", "plans", "episodes"):
+        assert (folder / "figures" / f"{name}.png").is_file(), name
+    table = (folder / "table.md").read_text()
+    assert "bit for bit" in table
+    content = json.loads((folder / "result.json").read_text())
+    assert content["headline"] == [
+        "summary/vqcd_final",
+        "summary/finetune_final",
+        "summary/vqcd_forgetting",
+        "summary/finetune_forgetting",
+    ]
+    assert sorted(path.name for path in (folder / "planner").iterdir()) == [
+        "card.json",
+        "planner.npz",
+    ]
+
+
+def test_the_next_task_is_not_opened_before_the_last_one_ends(tmp_path, monkeypatch):
+    opened = []
+    read = Tasks._flat
+
+    def watch(self, task, number):
+        stages = sorted(path.name for path in (tmp_path / "run" / "parts").glob("score_*"))
+        opened.append((task.name, stages))
+        return read(self, task, number)
+
+    monkeypatch.setattr(Tasks, "_flat", watch)
+    jaxmethods.run(values(learners=["vqcd"]), tmp_path / "run")
+    firsts = dict(reversed(opened))
+    assert firsts == {
+        "pendulum": [],
+        "point": ["score_vqcd_pendulum"],
+        "system": ["score_vqcd_pendulum", "score_vqcd_point"],
+    }
+
+
+def test_a_resumed_run_with_other_tasks_is_refused(finished, capsys, tmp_path):
+    run, _ = finished
+    config = tmp_path / "fewer.yaml"
+    config.write_text(yaml.safe_dump(values(tasks=values()["tasks"][:2])))
+    before = {path: path.stat().st_mtime_ns for path in run.folder.rglob("*.npz")}
+    command = ["run", str(config), "--out", str(run.folder), "--resume", "--quiet"]
+    assert cli.main(command) == 2
+    error = capsys.readouterr().err
+    assert len(error.strip().splitlines()) == 1
+    assert "tasks" in error
+    assert before == {path: path.stat().st_mtime_ns for path in run.folder.rglob("*.npz")}
+
+
+def flat(path: Path, rows=40, change=lambda arrays: None, seed=0):
+    """An npz file of episodes of ten rows, pendulum's sizes."""
+    draw = np.random.default_rng(seed)
+    arrays = {
+        "observations": draw.normal(size=(rows, 3)).astype(np.float32),
+        "actions": draw.uniform(-1, 1, (rows, 1)).astype(np.float32),
+        "rewards": draw.normal(size=rows).astype(np.float32),
+        "terminals": np.zeros(rows, bool),
+        "timeouts": np.arange(rows) % 10 == 9,
+    }
+    change(arrays)
+    np.savez(path, **arrays)
+    return path
+
+
+def nan_row(arrays):
+    arrays["observations"][7, 1] = np.nan
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"order": ["pendulum", "pont", "system"]}, "unknown task 'pont' (did you mean 'point'?)"),
+        ({"order": ["pendulum"]}, "expected each of pendulum, point, system once"),
+        ({"planner": {"network": {"horizon": 6, "multipliers": [1, 2, 4]}}}, "multiple of 4"),
+        ({"planner": {"shares": [0.5, 0.5, 0.5]}}, "sum of at most 1, got 1.5"),
+        ({"planner": {"tasks": 2}}, "tasks follows from tasks"),
+        ({"planner": {"batch": 10000}}, "expected at least a batch of 10000 windows"),
+        ({"learners": ["vqcd", "vqcd"]}, "different names, got 'vqcd' twice"),
+        ({"learners": [{"kind": "vqcd", "lrr": 1}]}, "lrr: unknown field"),
+        ({"evaluation": {"replan_every": 8}}, "replan_every: expected below the horizon"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "",
+)
+def test_what_cannot_be_run_is_refused_in_one_line(changes, expected, tmp_path, capsys):
+    config = tmp_path / "bad.yaml"
+    config.write_text(yaml.safe_dump(values(**changes)))
+    assert cli.main(["run", str(config), "--out", str(tmp_path / "run"), "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert len(error.strip().splitlines()) == 1
+    assert expected in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "environment", "expected"),
+    [
+        (lambda arrays: arrays.pop("timeouts"), "pendulum", "timeouts: missing"),
+        (lambda arrays: arrays["timeouts"].fill(0), "pendulum", "expected rows at which episodes"),
+        (nan_row, "pendulum", "observations: expected finite numbers, got nan in row 7"),
+        (lambda arrays: None, "point_mass", "point_mass has 6 observations and 2 actions, got"),
+        (lambda arrays: None, "pendulm", "unknown environment 'pendulm' (did you mean 'pendulum'?"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused_in_one_line(
+    change, environment, expected, tmp_path, capsys
+):
+    path = flat(tmp_path / "task.npz", change=change)
+    task = {"name": "only", "path": str(path), "environment": environment}
+    config = tmp_path / "bad.yaml"
+    config.write_text(yaml.safe_dump(values(tasks=[task])))
+    assert cli.main(["run", str(config), "--out", str(tmp_path / "run"), "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert len(error.strip().splitlines()) == 1
+    assert expected in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_width_of_padding_is_that_of_the_widest_task():
+    alignment = {"states": {"kind": "pad"}, "actions": {"kind": "pad"}}
+    _, recipe = registry.parse(values(alignment=alignment), "tiny.yaml")
+    assert [stage.name for stage in recipe.stages][:2] == ["codes_pendulum", "vqcd_pendulum"]
