@@ -59,7 +59,7 @@ def test_roll_outs_of_several_seeds_are_bit_for_bit_those_of_the_published_wrapp
     ours, published = (
         jax.jit(jax.vmap(partial(played, env, vector)), compiler_options=options)(keys)
         for vector in (
-            envs.vectorise(env, next_obs_in_extras=True),
+            envs.vectorize(env, next_obs_in_extras=True),
             VmapWrapper(AutoResetWrapper(env, next_obs_in_extras=True)),
         )
     )
@@ -75,7 +75,7 @@ def test_roll_outs_of_several_seeds_are_bit_for_bit_those_of_the_published_wrapp
 def test_one_environment_and_numbers_that_no_block_divides(name, environments):
     """All episodes end in the same step, several blocks of them."""
     env = envs.make(name, **CASES[name] | {"time_limit": 1})
-    vector = envs.vectorise(env)
+    vector = envs.vectorize(env)
     state, _ = jax.jit(vector.reset)(jax.random.split(jax.random.key(0), environments))
     idle = jnp.zeros((environments, env.num_agents), jnp.int32)
     after, timestep = jax.jit(vector.step)(state, idle)
@@ -108,7 +108,7 @@ class Counted(envs.PredatorPrey):
 def test_no_first_state_is_drawn_for_an_episode_that_goes_on(seeds):
     """Of 32 environments of each seed, blocks of at most a sixteenth of them are begun anew."""
     env = Counted(n_predators=2, dim=4, time_limit=3)
-    vector = envs.vectorise(env)
+    vector = envs.vectorize(env)
     keys = jax.random.split(jax.random.key(0), (seeds, 32))
     state, _ = jax.jit(jax.vmap(vector.reset))(keys)
     steps = jnp.broadcast_to(jnp.where(jnp.arange(32) == 5, 2, 0), (seeds, 32))
