@@ -28,7 +28,7 @@ PIXELS = jnp.linspace(-1, 1, 2 * 16 * 16 * 3).reshape(2, 16, 16, 3)
 
 def parameters(raw):
     params = clip.init(jax.random.key(0), clip.config_of(raw))
-    return jax.tree.map(lambda leaf: leaf + 0.1, params)
+    return jax.tree.map(lambda leaf: leaf + 0.02, params)
 
 
 @pytest.fixture
