@@ -19,8 +19,8 @@ import numpy as np
 
 from benchmarks.harness import Row, Settings, Work, prepare_jax, prepare_torch, time_in_turns
 from jaxmethods import vqcd
-from jaxmethods.vqcd.aligner import aligner, alignment_rows, parallel
 from jaxmethods.vqcd.inverse_dynamics import inverse_dynamics
+from jaxmethods.vqcd.spaces.aligner import aligner, alignment_rows, parallel
 
 ROWS, CHANNELS, ACTIONS, EPISODES = 20_000, 20, 10, 30
 SIZES = {32: (1, 2, 4), 64: (1, 4, 8)}

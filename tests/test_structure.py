@@ -15,9 +15,9 @@ ORDER = [
     {"cli", "runs"},
     {"field_help", "registry", "training"},
     {"reports"},
-    {"records", "devices"},
+    {"devices"},
     METHODS,
-    {"bilevel", "offline_rl", "stages"},
+    {"bilevel", "offline_rl", "records", "stages"},
     {"language", "sql"},
     {"data", "models"},
     {"envs"},
@@ -39,7 +39,7 @@ def imports(file: Path) -> set[str]:
         else:
             continue
         found |= {name.split(".")[1] for name in names}
-    return found
+    return found - {"__version__"}
 
 
 MODULES = sorted(ROOT.rglob("*.py"))

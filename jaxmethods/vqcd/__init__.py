@@ -25,23 +25,14 @@ as one tree), `policy` (acting), `windows` and `task_data` (what is trained on),
 """
 
 from jaxmethods.models.temporal_unet import TemporalNetworkConfig
-from jaxmethods.vqcd import (
-    activation,
-    aligner,
-    alignment,
-    baselines,
-    codebook,
-    diffusion,
-    metrics,
-    policy,
-    windows,
-)
-from jaxmethods.vqcd.aligner import AlignmentRows, alignment_rows, parallel, trimmed
-from jaxmethods.vqcd.alignment import align_rows, feature_difference
+from jaxmethods.vqcd import activation, baselines, diffusion, metrics, policy, windows
 from jaxmethods.vqcd.bank import TaskWeights, initial_bank, join_banks, task_weights
 from jaxmethods.vqcd.config import AlignmentConfig, DiffusionConfig, PlannerConfig, PolicyConfig
 from jaxmethods.vqcd.method import finish, planner
 from jaxmethods.vqcd.policy import Memory, TaskSpace, act, begin, plan
+from jaxmethods.vqcd.spaces import aligner, alignment, codebook
+from jaxmethods.vqcd.spaces.aligner import AlignmentRows, alignment_rows, parallel, trimmed
+from jaxmethods.vqcd.spaces.alignment import align_rows, feature_difference
 from jaxmethods.vqcd.task_data import (
     bounds,
     gather,

@@ -20,7 +20,7 @@ from jaxmethods.numerics.keys import named
 from jaxmethods.vqcd.activation import apply_mask, draw_owners
 from jaxmethods.vqcd.config import PlannerConfig
 from jaxmethods.vqcd.inverse_dynamics import init_inverse
-from jaxmethods.vqcd.perceptron import init_perceptron
+from jaxmethods.vqcd.spaces.perceptron import init_perceptron
 from jaxmethods.vqcd.types import Bank, Params
 
 Kind = Literal["owned", "private", "common", "base"]

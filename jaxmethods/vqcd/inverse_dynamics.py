@@ -10,7 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxmethods.vqcd.perceptron import init_perceptron, perceptron
+from jaxmethods.vqcd.spaces.perceptron import init_perceptron, perceptron
 from jaxmethods.vqcd.types import Params
 
 

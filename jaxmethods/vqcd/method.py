@@ -37,7 +37,7 @@ from jaxmethods.vqcd.bank import effective, initial_bank, kind, put, take
 from jaxmethods.vqcd.config import PlannerConfig
 from jaxmethods.vqcd.diffusion import Noise, cosine_schedule, diffusion_loss
 from jaxmethods.vqcd.inverse_dynamics import inverse_loss
-from jaxmethods.vqcd.perceptron import perceptron
+from jaxmethods.vqcd.spaces.perceptron import perceptron
 from jaxmethods.vqcd.task_data import Windows, gather
 from jaxmethods.vqcd.types import Bank, Feed, Params, Penalty, State
 from jaxmethods.vqcd.windows import draw_windows

@@ -22,13 +22,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmethods.vqcd import alignment
 from jaxmethods.vqcd.bank import TaskWeights
 from jaxmethods.vqcd.config import PlannerConfig, PolicyConfig
 from jaxmethods.vqcd.diffusion import denoise, grid_size, guided, noised, sample_plan
 from jaxmethods.vqcd.inverse_dynamics import inverse_dynamics
 from jaxmethods.vqcd.method import noise_function
-from jaxmethods.vqcd.perceptron import perceptron
+from jaxmethods.vqcd.spaces import alignment
+from jaxmethods.vqcd.spaces.perceptron import perceptron
 from jaxmethods.vqcd.types import Params
 from jaxmethods.vqcd.windows import Statistics, normalize, unnormalize
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jaxmethods import vqcd
-from jaxmethods.vqcd import alignment, codebook
-from jaxmethods.vqcd.aligner import aligner, learning_rate, parallel
+from jaxmethods.vqcd.spaces import alignment, codebook
+from jaxmethods.vqcd.spaces.aligner import aligner, learning_rate, parallel
 from tests.vqcd.toy import SIZES, STATES, changed, rows
 
 X = jnp.asarray(rows(0)[0])

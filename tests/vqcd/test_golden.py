@@ -16,9 +16,10 @@ import pytest
 from jaxmethods.method import gradient_step
 from jaxmethods.models import temporal_unet
 from jaxmethods.models.temporal_unet import Convolution, TemporalNetworkConfig, convolve
-from jaxmethods.vqcd import activation, alignment, codebook, diffusion, metrics, windows
+from jaxmethods.vqcd import activation, diffusion, metrics, windows
 from jaxmethods.vqcd.config import AlignmentConfig, DiffusionConfig
 from jaxmethods.vqcd.inverse_dynamics import inverse_dynamics, inverse_loss
+from jaxmethods.vqcd.spaces import alignment, codebook
 from jaxmethods.vqcd.torch_weights import dense_layers, from_torch, our_layout
 from tests.golden_files import golden_files, read
 from tests.vqcd.golden_arrays import module_of, network_of, partner, tree_of

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from jaxmethods import vqcd
-from jaxmethods.vqcd import alignment, policy
+from jaxmethods.vqcd import policy
 from jaxmethods.vqcd.inverse_dynamics import inverse_dynamics
+from jaxmethods.vqcd.spaces import alignment
 from jaxmethods.vqcd.windows import normalize, unnormalize
 from tests.vqcd.toy import ACTIONS, PERCEPTRON, STATES, changed, space
 

@@ -22,7 +22,6 @@ from jaxmethods.vqcd import (
     PolicyConfig,
     TaskSpace,
     TaskWeights,
-    alignment,
     plan,
     task_weights,
 )
@@ -32,6 +31,7 @@ from jaxmethods.vqcd.recipes.learners import Learner, seed_keys
 from jaxmethods.vqcd.recipes.play import Played, play, policy_config
 from jaxmethods.vqcd.recipes.spaces import SPACE_AXES, Aligned, space_of
 from jaxmethods.vqcd.recipes.tasks import Tasks
+from jaxmethods.vqcd.spaces import alignment
 from jaxmethods.vqcd.types import TaskData
 
 

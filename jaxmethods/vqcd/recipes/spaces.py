@@ -19,14 +19,13 @@ from jaxmethods.vqcd import (
     TaskData,
     TaskSpace,
     align_rows,
-    aligner,
-    alignment,
     alignment_rows,
     parallel,
     trimmed,
 )
 from jaxmethods.vqcd.recipes.inputs import Run
 from jaxmethods.vqcd.recipes.tasks import Tasks
+from jaxmethods.vqcd.spaces import aligner, alignment
 from jaxmethods.vqcd.windows import normalize
 
 SIDES = ("states", "actions")

@@ -22,8 +22,9 @@ import numpy as np
 import optax
 
 from jaxmethods.method import Method, Metrics, gradient_step
-from jaxmethods.vqcd import alignment
-from jaxmethods.vqcd.codebook import (
+from jaxmethods.vqcd.config import AlignmentConfig
+from jaxmethods.vqcd.spaces import alignment
+from jaxmethods.vqcd.spaces.codebook import (
     Averages,
     clip,
     code_use,
@@ -31,7 +32,6 @@ from jaxmethods.vqcd.codebook import (
     restart,
     update_averages,
 )
-from jaxmethods.vqcd.config import AlignmentConfig
 from jaxmethods.vqcd.types import Params
 
 

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmethods.vqcd.codebook import nearest
 from jaxmethods.vqcd.config import AlignmentConfig
-from jaxmethods.vqcd.perceptron import init_perceptron, perceptron
+from jaxmethods.vqcd.spaces.codebook import nearest
+from jaxmethods.vqcd.spaces.perceptron import init_perceptron, perceptron
 from jaxmethods.vqcd.types import Params
 
 ROWS_AT_ONCE = 4096
