@@ -34,7 +34,7 @@ class LearnerState(NamedTuple):
 
     key: jax.Array
     params: Any
-    """Of the decoder."""
+    """The decoder's parameters."""
     optimizer: optax.OptState
 
 

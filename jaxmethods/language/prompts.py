@@ -36,7 +36,7 @@ class Tokenized(NamedTuple):
     """Questions as token ids."""
 
     sequences: list[list[list[int]]]
-    """Of each question, of each of its candidates: the whole sequence."""
+    """The whole sequence of each candidate of each question."""
     prompt_lengths: list[int]
     """How many tokens of each question's sequences are surely prompt."""
 

@@ -82,4 +82,4 @@ class SurgeryConfig(Config):
     """Images of each task in a step."""
     learning_rate: PositiveFloat = 1e-3
     remat: bool = False
-    """Of SurgeryV2: compute blocks again in the backward pass, which saves memory."""
+    """SurgeryV2: compute blocks again in the backward pass, which saves memory."""

@@ -86,7 +86,7 @@ def build_tree(
         prompt_lengths: tokens of each question's prompt, for the likelihood of what follows;
             default: what its candidates share.
         share_root: run what all sequences share only once (otherwise it is part of every row).
-        batch_tokens: roughly so many tokens are run at once.
+        batch_tokens: roughly the number of tokens that are run at once.
         shapes: no more different programs than this.
 
     Raises:

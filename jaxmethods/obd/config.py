@@ -67,12 +67,12 @@ class OBDConfig(Config):
     n_inits: PositiveInt = 1
     """J: students whose gradients are averaged in one outer step."""
     init_pool: NonNegativeInt = 0
-    """Draw so many initial students once and pick from them; 0: a fresh one each time. Saves the
+    """Draw this many initial students once and pick from them; 0: a fresh one each time. Saves the
     orthogonalization at every step, which is slow on a GPU."""
     mode: Literal["mixed", "mixed_saved", "reverse", "remat"] = "mixed"
     """How the gradient through the inner loop is computed; the numbers are the same."""
     truncate: NonNegativeInt | None = None
-    """Differentiate through so many of the last inner steps only (biased); None: all."""
+    """Differentiate through this many of the last inner steps only (biased); None: all."""
     replay_noise: bool = True
     """False evaluates the backward pass with fresh noise, as the published code does: then the
     gradient is not that of the loss."""

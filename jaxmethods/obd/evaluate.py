@@ -93,7 +93,7 @@ class Measured(NamedTuple):
     offline_loss: jax.Array
     """[]"""
     played: Any
-    """Of all students, see `Player.measure`; None where they don't play."""
+    """What all students did, see `Player.measure`; None where they don't play."""
 
 
 def measure_set(

@@ -42,7 +42,7 @@ class Rates(NamedTuple):
     outer_momentum: jax.Array
     beta_w: jax.Array
     size: jax.Array
-    """int32: the first so many of the N pairs are used, the others stay as they are."""
+    """int32: how many of the first pairs are used; the others stay as they are."""
 
 
 class State(NamedTuple):

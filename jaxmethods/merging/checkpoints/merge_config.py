@@ -1,7 +1,7 @@
 """Settings of a merge of checkpoints: which are merged, how, and what is left alone.
 
-Which algorithms there are and which parameters each has is told by `static_merges`; here are the
-parameters' types and bounds.
+Which algorithms there are and which parameters each has is declared in `static_merges`; here are
+the parameters' types and bounds.
 """
 
 from __future__ import annotations

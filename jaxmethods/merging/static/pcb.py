@@ -105,7 +105,7 @@ class Ranks(NamedTuple):
 
 
 def order_ranks(size: int, ratio: float) -> Ranks:
-    """Of `size` entries. Raises `ValueError` where the ratio is out of range."""
+    """The ranks for `size` entries. Raises `ValueError` where the ratio is out of range."""
     if not 0 < ratio <= 1:
         raise ValueError(f"ratio: expected a share in (0, 1], got {ratio}")
     high = max(count(1 - OUTLIERS, size) - 1, 0)

@@ -1,4 +1,4 @@
-"""What a distillation run is told, and what it reads."""
+"""The config of a distillation run, and what it reads."""
 
 from __future__ import annotations
 
