@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,3 +36,48 @@ def docstrings(file: Path) -> Iterator[tuple[int, str]]:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
 def test_docstrings_are_plain_sentences(file):
     assert [(line, text) for line, text in docstrings(file) if DIALECT.search(text)] == []
+
+
+def exported() -> dict[Path, set[str]]:
+    """File -> names of it in some package's `__all__`."""
+    found = defaultdict(set)
+    for file in ROOT.rglob("__init__.py"):
+        body = ast.parse(file.read_text()).body
+        names = {
+            name.value
+            for node in body
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+            for name in node.value.elts
+        }
+        for node in body:
+            if isinstance(node, ast.ImportFrom):
+                place = ROOT.parent.joinpath(*node.module.split(".")).with_suffix(".py")
+                found[place] |= {name.name for name in node.names if name.name in names}
+    return found
+
+
+EXPORTED = [
+    (file, node)
+    for file, names in sorted(exported().items())
+    if file.is_file()
+    for node in ast.parse(file.read_text()).body
+    if isinstance(node, ast.FunctionDef) and node.name in names
+]
+
+
+@pytest.mark.parametrize(
+    ("file", "function"), EXPORTED, ids=[f"{file.stem}.{node.name}" for file, node in EXPORTED]
+)
+def test_exported_functions_say_what_they_take_and_return(file, function):
+    text = ast.get_docstring(function) or ""
+    given = text.partition("Args:\n")[2].partition("\n\n")[0]
+    arguments = function.args
+    names = [one.arg for one in arguments.posonlyargs + arguments.args + arguments.kwonlyargs]
+    missing = [name for name in names if not re.search(rf"(^|[\s`]){name}\b", given)]
+    assert missing == [], f"{file.name}: {function.name}"
+    if function.returns is not None and ast.unparse(function.returns) != "None":
+        assert re.search(r"^(Returns|Yields):$", text, re.MULTILINE)
+
+
+def test_there_are_exported_functions():
+    assert len(EXPORTED) > 100

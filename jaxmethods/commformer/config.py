@@ -169,7 +169,11 @@ class Preset(NamedTuple):
 
 
 def clean() -> Preset:
-    """The defaults: the published method without the habits of its code listed in `reference`."""
+    """The defaults: the published method without the habits of its code listed in `reference`.
+
+    Returns:
+        Configs of network, graph and PPO.
+    """
     return Preset(NetworkConfig(), GraphConfig(), PPOConfig())
 
 
@@ -179,6 +183,9 @@ def reference() -> Preset:
     Edge types are read transposed, scores with the relation term are scaled twice by
     1/sqrt(d), a selected self edge counts twice, and graphs are sampled anew at every
     training forward while acting uses the exact one.
+
+    Returns:
+        Configs of network, graph and PPO.
     """
     return Preset(
         NetworkConfig(

@@ -67,7 +67,14 @@ class WEMoEConfig(Config):
 
 
 def ewemoe(prune: float = 0.9) -> WEMoEConfig:
-    """E-WEMoE: pruned task vectors and one router for all blocks, learning rate constant."""
+    """E-WEMoE: pruned task vectors and one router for all blocks, learning rate constant.
+
+    Args:
+        prune: share of each task vector that is dropped.
+
+    Returns:
+        The config.
+    """
     return WEMoEConfig(prune=prune, shared_router=True, schedule="constant")
 
 

@@ -72,9 +72,21 @@ def score(
     """Norms (and log-likelihoods) of all candidates; see `norms` and `tree`.
 
     Args:
+        params: parameters of the decoder.
+        config: sizes and family of the decoder.
+        sequences: token ids of every candidate of every question.
         mode: what is shared; the numbers are those of one row for each candidate. Where dynamic
             frequencies make every token depend on the length of its sequence, nothing is shared.
+        prompt_lengths: tokens of each question's prompt; None: what its candidates share.
+        likelihood: score candidates by their log-likelihood too.
+        order: of the norm: "1", "2" or "inf".
+        tokens: norms at the last token of a candidate, or averaged over its tokens.
+        dtype: of the computation; None: of the parameters.
+        batch_tokens: roughly the number of tokens that are run at once.
         mesh: split batches over its axis "data".
+
+    Returns:
+        Norms [Q, C, HL] float32 with their mask, and likelihoods where they are asked for.
 
     Raises:
         ValueError: norms that are not finite.

@@ -104,6 +104,8 @@ def measure_set(
     Pure: the `measure` of a stage's evaluation, with `judge_sets` for its judge.
 
     Args:
+        evaluation: where students play, how many and how often.
+        config: settings of the distillation, for the inner loop's.
         syn: all of its pairs are used (see `method.used`).
         source: its data and their normalization are looked at.
         key: [] typed; the same key gives the same numbers.
@@ -130,6 +132,11 @@ def judge_sets(
     evaluation: EvaluationConfig, config: OBDConfig, measures: Mapping[str, Measured]
 ) -> dict[str, np.ndarray]:
     """What `measure_set` measured in all seeds, in numbers.
+
+    Args:
+        evaluation: where students play, how many and how often.
+        config: settings of the distillation, for the inner loop's.
+        measures: what `measure_set` returned, with a leading axis of seeds.
 
     Returns:
         Metrics [seeds]: offline_loss, the mean squared error of a student's sampled actions

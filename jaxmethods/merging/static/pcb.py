@@ -60,8 +60,13 @@ def pcb(base: Tree, stack: Tree, ratio: float = 0.1, coefficient: Any = 1.2) -> 
     """theta_0 + lambda m.
 
     Args:
+        base: theta_0, a tree of parameters.
+        stack: experts theta_t, a tree like `base` with a leading axis, [T, ...].
         ratio: r in (0, 1], the share of entries that compete.
         coefficient: lambda, float or [].
+
+    Returns:
+        A tree like `base`, in its dtypes.
 
     Raises:
         ValueError: ratio is out of range or the trees don't match.
