@@ -130,7 +130,7 @@ ConfigT = TypeVar("ConfigT", bound=Config)
 
 
 MOST_BYTES, MOST_LINES = 1_000_000, 20
-"""Of a config file, and of an error."""
+"""The largest config file, and the longest error."""
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

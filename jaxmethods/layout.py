@@ -23,7 +23,7 @@ class Rule(NamedTuple):
     pattern: str
     """Regular expression, searched in a leaf's path."""
     spec: tuple[Axes, ...]
-    """Of each leading axis of the leaf, of one seed."""
+    """The mesh axes over which each leading axis of one seed's leaf is split."""
 
 
 class Layout(NamedTuple):

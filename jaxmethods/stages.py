@@ -82,7 +82,7 @@ class Place(Protocol):
 
     @property
     def mesh(self) -> Mesh:
-        """Of all devices of the run."""
+        """The mesh of all devices of the run."""
         ...
 
     def __call__(self, tree: Any, layout: Layout) -> Any:

@@ -71,7 +71,7 @@ class Implicit:
     `neumann`: x = rate * sum_i (I - rate H)^i v, which converges for rate < 2 / (largest
     eigenvalue of H) and, cut short, stays sane where H is nearly singular."""
     iterations: int = 100
-    """At most so many Hessian-vector products."""
+    """The largest number of Hessian-vector products."""
     tolerance: float = 1e-5
     """Stop where the residual (`cg`) or the next term (`neumann`) is so small, relative to v."""
     damping: float = 0.0

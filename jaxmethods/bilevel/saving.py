@@ -28,7 +28,7 @@ class Saved(NamedTuple):
 @jax.tree_util.register_static
 @dataclass(frozen=True, eq=False)
 class Recipe:
-    """How residuals are told apart, and put together again."""
+    """How residuals are separated and put together again."""
 
     traced: ClosedJaxpr
     value: Any

@@ -35,8 +35,9 @@ from jaxmethods.commformer.graph import edge_types
 from jaxmethods.commformer.layers import Dense
 
 SMALL_TEAM = 8
-"""Up to so many senders, weighted sums are a fused multiply and sum: 5 to 10 times faster on CPU
-than batched products of tiny matrices. Beyond, the fusion's intermediates could become large."""
+"""Up to this number of senders, weighted sums are a fused multiply and sum: on CPU 5 to 10 times
+faster than batched products of tiny matrices. Beyond, the fusion's intermediates could become
+large."""
 
 
 class Edges(NamedTuple):

@@ -53,7 +53,7 @@ class NetworkConfig(Config):
     heads: PositiveInt = 1
     blocks: PositiveInt = 1
     action_head: Literal["per_agent", "shared"] = "per_agent"
-    """Of `commformer`: one small MLP for each agent, or one for all."""
+    """`commformer` alone: one small MLP for each agent, or one for all."""
     gate: GateConfig | None = None
     """Let agents stop listening at single steps (`commformer` only)."""
     relation: bool = True
@@ -89,7 +89,7 @@ class GraphConfig(Config):
     kind: Literal["learned", "full", "none", "random", "fixed"] = "learned"
     """`learned`, or a graph that stays: every edge, none, k random senders, that of `edges`."""
     edges: tuple[tuple[Literal[0, 1], ...], ...] | None = None
-    """Of `fixed`: rows of 0 and 1, one a receiver, one column a sender."""
+    """The graph of `fixed`: rows of 0 and 1, one a receiver, one column a sender."""
     sparsity: Annotated[float, Field(gt=0.0, le=1.0)] = 0.4
     """S: each agent receives from k = max(floor(N S), 1) senders."""
     self_edges: bool = True
@@ -147,7 +147,7 @@ class PPOConfig(Config):
     epochs: PositiveInt = 5
     minibatches: PositiveInt = 2
     shuffle_shares: PositiveInt = 1
-    """Shuffle samples within so many equal shares of the environments, each minibatch taking the
+    """Shuffle samples within this number of equal shares of the environments; a minibatch takes the
     same number of every share. With a multiple of `mesh.data` shares no sample changes device."""
     clip: PositiveFloat = 0.2
     """epsilon of the policy ratio and of the value clipping."""
@@ -175,7 +175,11 @@ class Preset(NamedTuple):
 
 
 def clean() -> Preset:
-    """The defaults: the published method without the habits of its code listed in `reference`."""
+    """The defaults: the published method without the habits of its code listed in `reference`.
+
+    Returns:
+        Configs of network, graph and PPO.
+    """
     return Preset(NetworkConfig(), GraphConfig(), PPOConfig())
 
 
@@ -185,6 +189,9 @@ def reference() -> Preset:
     Edge types are read transposed, scores with the relation term are scaled twice by
     1/sqrt(d), a selected self edge counts twice, and graphs are sampled anew at every
     training forward while acting uses the exact one.
+
+    Returns:
+        Configs of network, graph and PPO.
     """
     return Preset(
         NetworkConfig(

@@ -52,7 +52,12 @@ def evaluate(
     """Plays `episodes` fresh episodes, one in each of as many environments.
 
     Args:
+        env: a `TeamEnvironment`.
+        network: the module of the policy.
+        parameters: its parameters.
         graph: [N, N] 0/1, rows receive.
+        key: typed random key [].
+        episodes: number of episodes, static.
         max_steps: an episode that lasts longer is cut and counts as a failure of that length.
 
     Returns:

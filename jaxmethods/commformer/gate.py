@@ -8,8 +8,8 @@ x is the encoder's input embedding, before any attention, so that deciding costs
 noise is 0 (`deterministic`, and evaluation in any case) or standard logistic (`sampled`: g is then
 Bernoulli(sigmoid(zeta))); it is stored with the action and replayed in training, so that the
 probability ratio starts at 1. The penalty lambda_g mean_i sigmoid(zeta_i) closes gates that do not
-pay. An open gate is told by the task's gradient what its messages are worth; a closed one hears
-nothing and is reopened only by the weights it shares with the others.
+pay. The task's gradient says to an open gate what its messages are worth; a closed one gets no
+gradient and is reopened only by the weights it shares with the others.
 
 The idea is that of Hu et al., Communication Learning in Multi-Agent Systems from Graph Modeling
 Perspective (arXiv 2411.00382), which published neither code nor, where this was written, formulas

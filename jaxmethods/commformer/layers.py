@@ -36,7 +36,7 @@ class LayerNorm(nn.Module):
     """(x - mean) / sqrt(variance + 1e-5) * scale + bias over the last axis, in float32."""
 
     dtype: str = "float32"
-    """Of the output."""
+    """The output's type."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -57,9 +57,9 @@ class NormalizedDense(nn.Module):
 
     features: int
     gain: float
-    """Of the kernel's orthogonal initialization."""
+    """Scale of the kernel's orthogonal initialization."""
     dtype: str = "float32"
-    """Of the output."""
+    """The output's type."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

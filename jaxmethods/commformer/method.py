@@ -104,6 +104,9 @@ def trainer(
     Args:
         env: a `TeamEnvironment` (a jumanji environment with `num_agents`, `num_actions` and the
             `Observation` of `jaxmethods.envs`), simulated `ppo.environments` times in parallel.
+        network: sizes and kind of the policy.
+        graph: how the communication graph is learned, or which one is fixed.
+        ppo: sizes and coefficients of the updates.
         updates: planned number of `step` calls (for annealing and `post_stable`).
 
     Returns:

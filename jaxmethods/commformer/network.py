@@ -47,9 +47,9 @@ class DecoderCache(NamedTuple):
     """Keys and values of the agents decoded so far, with a leading axis over blocks."""
 
     actions: Cache
-    """Of the attention between action tokens, [L, B, H, N, d] each."""
+    """Keys and values of the attention between action tokens, [L, B, H, N, d] each."""
     representations: Cache
-    """Of the attention from representations to action tokens, [L, B, H, N, d] each."""
+    """Keys and values of the attention to representations, [L, B, H, N, d] each."""
 
 
 class Encoding(NamedTuple):

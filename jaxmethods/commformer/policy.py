@@ -180,7 +180,7 @@ def evaluate_actions(
 
 
 def shift_actions(action: jax.Array, n_actions: int, continuous: bool = False) -> jax.Array:
-    """The decoder's input: what agent i is told of agent i-1's action.
+    """The decoder's input: agent i gets the action of agent i-1.
 
     Args:
         action: [..., N] integer, or [..., N, A] if continuous.

@@ -153,7 +153,7 @@ def check_names(found: Iterable[str], source: str) -> None:
 
 
 def names_in(found: Iterable[str], most: int = 12) -> str:
-    """The names in order, at most so many of them, for an error."""
+    """The first `most` names in order, for an error."""
     names = sorted(found)
     more = [f"{len(names) - most} more"] if len(names) > most else []
     return ", ".join([*names[:most], *more]) or "nothing"

@@ -76,6 +76,13 @@ def vectorize(env: Environment, next_obs_in_extras: bool = False) -> AutomaticRe
     whose state holds settings (an arrival rate, say) keeps them through
     `keep_settings(state, previous) -> state`. A new episode begins from a key derived from the one
     in the state of the old one; only those that ended are begun (see `automatic_reset`).
+
+    Args:
+        env: a jumanji environment.
+        next_obs_in_extras: add the observation that was reached as `extras["next_obs"]`.
+
+    Returns:
+        An environment whose states, actions and time steps have a leading axis R.
     """
     return AutomaticReset(env, next_obs_in_extras)
 
@@ -144,6 +151,9 @@ def play_episodes(
         key: [] typed random key.
         episodes: E, static.
         max_steps: cap on the length.
+
+    Returns:
+        Length, return and success of each episode, [E].
     """
     reset_key, key = jax.random.split(key)
     state, timestep = jax.vmap(env.reset)(jax.random.split(reset_key, episodes))
@@ -191,6 +201,15 @@ def record_episode(env: Environment, policy: Policy, key: jax.Array, max_steps: 
     """Plays one episode of at most `max_steps` and keeps its states.
 
     `env` is an environment, not vectorized; the policy sees it as a batch of one.
+
+    Args:
+        env: an environment, not vectorized.
+        policy: see the module; it gets a batch of one.
+        key: typed random key [].
+        max_steps: cap on the length.
+
+    Returns:
+        The states of the episode, with a leading time axis.
     """
     reset_key, key = jax.random.split(key)
     first, timestep = env.reset(reset_key)

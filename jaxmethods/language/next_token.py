@@ -34,7 +34,7 @@ class LearnerState(NamedTuple):
 
     key: jax.Array
     params: Any
-    """Of the decoder."""
+    """The decoder's parameters."""
     optimizer: optax.OptState
 
 
@@ -100,7 +100,14 @@ def next_token_loss(logits: jax.Array, tokens: Tokens) -> jax.Array:
 
 
 def random_rows(count: int) -> Draw:
-    """Draws `count` rows of `Tokens` with replacement."""
+    """Draws `count` rows of `Tokens` with replacement.
+
+    Args:
+        count: B, the number of rows in a step.
+
+    Returns:
+        A function (key, `Tokens` of n rows) -> `Tokens` of B rows.
+    """
 
     def draw(key: jax.Array, batch: Tokens) -> Tokens:
         rows = jax.random.randint(key, (count,), 0, len(batch.ids))

@@ -36,13 +36,20 @@ class Tokenized(NamedTuple):
     """Questions as token ids."""
 
     sequences: list[list[list[int]]]
-    """Of each question, of each of its candidates: the whole sequence."""
+    """The whole sequence of each candidate of each question."""
     prompt_lengths: list[int]
     """How many tokens of each question's sequences are surely prompt."""
 
 
 def clean_choice(choice: str) -> str:
-    """Stripped, with a full stop at the end."""
+    """Stripped, with a full stop at the end.
+
+    Args:
+        choice: text of a candidate.
+
+    Returns:
+        The text, stripped, that ends with a full stop.
+    """
     choice = choice.strip()
     return choice if choice.endswith(".") else f"{choice}."
 
@@ -56,7 +63,15 @@ def render_prompt(spec: PromptSpec, question: Question) -> str:
 
 
 def render(spec: PromptSpec, question: Question) -> list[str]:
-    """The texts of a question, one for each candidate."""
+    """The texts of a question, one for each candidate.
+
+    Args:
+        spec: template, instruction and formats.
+        question: a question with its candidates.
+
+    Returns:
+        "prompt candidate" for every candidate.
+    """
     prompt = render_prompt(spec, question)
     formatted = [_fill(spec.choice_format, {"choice": c}, "choice") for c in question.choices]
     return [f"{prompt} {clean_choice(choice)}" for choice in formatted]

@@ -98,7 +98,14 @@ class WEMoEConfig(Config):
 
 
 def ewemoe(prune: float = 0.9) -> WEMoEConfig:
-    """E-WEMoE: pruned task vectors and one router for all blocks, learning rate constant."""
+    """E-WEMoE: pruned task vectors and one router for all blocks, learning rate constant.
+
+    Args:
+        prune: share of each task vector that is dropped.
+
+    Returns:
+        The config.
+    """
     return WEMoEConfig(prune=prune, shared_router=True, schedule="constant")
 
 
@@ -113,7 +120,7 @@ class SurgeryConfig(Config):
     """Images of each task in a step."""
     learning_rate: PositiveFloat = 1e-3
     remat: bool = False
-    """Of SurgeryV2: compute blocks again in the backward pass, which saves memory."""
+    """SurgeryV2: compute blocks again in the backward pass, which saves memory."""
 
 
 # The comparison from images to a table: its base and experts, its data, its run
@@ -131,9 +138,9 @@ class TrainingConfig(Config):
     """After a tenth of the steps, with cosine decay to 0."""
     weight_decay: NonNegativeFloat = 0.05
     clip: PositiveFloat = 1.0
-    """Of the global norm of the gradient."""
+    """Largest global norm of the gradient."""
     shift: NonNegativeInt = 2
-    """Images are moved by up to so many pixels in both directions."""
+    """Images are moved by up to this number of pixels in both directions."""
 
 
 class BaseConfig(TrainingConfig):
@@ -160,14 +167,14 @@ class DataConfig(Config):
     """Folder that holds an npz file `NAME.npz` or a folder of image files `NAME/train/CLASS/*.png`,
     `NAME/test/CLASS/*.png` for each task, see `jaxmethods.data.images`."""
     tasks: tuple[str, ...] | None = None
-    """Of files without `.npz`, of folders, or of `images.DIGIT_TASKS`; null: all there are."""
+    """Names of files without `.npz`, of folders, or of `images.DIGIT_TASKS`; null: all there are."""
     image_size: PositiveInt | None = None
     """Height and width: image files are resized (shorter side, bicubic, then the middle), npz
     files must have it. null: as the files are, all of one size."""
     generate: Literal["digits"] | None = None
     """Instead of files: tasks made of digits."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Of the order of the training images, and with it of which are labeled for the base."""
+    """Seed of the order of the training images, which decides which are labeled for the base."""
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:
@@ -317,7 +324,7 @@ class MergeConfig(Config):
     ratio: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Share of the entries that compete in PCB."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Of masks, where the algorithm draws them."""
+    """Seed of masks, where the algorithm draws them."""
     card: bool = True
     """Write README.md: how the result was made, and hashes of the inputs' weights."""
 

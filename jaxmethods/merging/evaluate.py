@@ -38,7 +38,7 @@ ROWS = {
     "surgery_v2": "Task arithmetic + SurgeryV2",
 }
 """Rows of every table, name to title. Surgeries correct task arithmetic; `_batch` routes all images
-of a batch of one task alike, which tells the model what task they are of."""
+of a batch of one task alike, so that the model sees one task at a time."""
 METHODS = tuple(ROWS)
 
 RULES = (
@@ -47,11 +47,11 @@ RULES = (
     Rule(r"^(experts|merged)/(features|means)$", ("data",)),
     *wemoe.RULES,
 )
-"""Of `Contestants`: experts over `fsdp`, tasks' images over `data`."""
+"""How `Contestants` are split: experts over `fsdp`, tasks' images over `data`."""
 
 
 PER_SEED = ("^(base|heads|plain|routed|surgery|surgery_v2|experts|merged)/",)
-"""Of `Contestants`: all but the test images."""
+"""Leaves of `Contestants` with an axis of seeds: all but the test images."""
 
 
 class Encoded(NamedTuple):
@@ -70,7 +70,7 @@ class Contestants(NamedTuple):
     base: Base
     heads: Heads
     experts: Encoded
-    """Of all test images [T, n], each by its task's expert."""
+    """Features of all test images [T, n], each by its task's expert."""
     merged: Encoded
     """The same by task arithmetic."""
     plain: Tree
@@ -164,7 +164,7 @@ def measure(
 
 
 def _chosen(encoded: Encoded, indices: jax.Array) -> Encoded:
-    """Of images [T, b] only."""
+    """The entries of images [T, b] alone."""
     means = jax.vmap(lambda means, place: means[:, place])(encoded.means, indices)
     return Encoded(take(encoded.features, indices), means)
 

@@ -35,13 +35,13 @@ from jaxmethods.models.clip.network import normalize
 from jaxmethods.models.clip.vit import VisionConfig
 
 BASE_RULES = (Rule(r"^images/(images|labels)$", ("data",)),)
-"""Of a `BaseBatch`: tasks over `data`; gradients of the base are added up."""
+"""How a `BaseBatch` is split: tasks over `data`; gradients of the base are added up."""
 EXPERTS_RULES = (
     Rule(r"^(stack|optimizer|heads)/", (("fsdp", "data"),)),
     Rule(r"^images/(images|labels)$", (("fsdp", "data"),)),
 )
-"""Of an `ExpertsState` and an `ExpertsBatch`: tasks over all devices, over `fsdp` first. An expert
-and its images are on one device, and nothing is exchanged."""
+"""How an `ExpertsState` and an `ExpertsBatch` are split: tasks over all devices, over `fsdp` first.
+An expert and its images are on one device, and nothing is exchanged."""
 
 
 class Images(NamedTuple):

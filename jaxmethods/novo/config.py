@@ -66,15 +66,15 @@ class QuestionsRun(RunConfig):
     mode: Literal["tree", "packed"] = "tree"
     """Run what all questions share once, or with each of them."""
     dtype: Literal["float32", "bfloat16", "stored"] = "float32"
-    """Of parameters and computation."""
+    """The type of parameters and computation."""
     batch_tokens: PositiveInt = 2048
-    """Roughly so many tokens are run at once."""
+    """Roughly the number of tokens that are run at once."""
     likelihood: bool = True
     """Score candidates by their likelihood too."""
     draws: NonNegativeInt = 200
     """Selections drawn anew, to see how much their questions matter."""
     limit: PositiveInt | None = None
-    """Judge the first so many questions only."""
+    """Judge only this many of the first questions."""
     mesh: Annotated[MeshConfig, OnResume.CHANGE] = MeshConfig()
     """Questions are split over `data`, the model over `tensor` and `fsdp`."""
 
@@ -85,7 +85,7 @@ class World(Config):
     entities: PositiveInt = 48
     relations: PositiveInt = 4
     values: Annotated[int, Field(ge=4)] = 12
-    """Of each relation."""
+    """Values of each relation."""
     myth_share: Fraction = 0.6
     true_share: Fraction = 0.25
     delayed: bool = False

@@ -68,6 +68,9 @@ def correct_counts(norms: jax.Array, mask: jax.Array, labels: jax.Array) -> jax.
         norms: [n, C, HL] of n labeled questions.
         mask: [n, C] bool.
         labels: [n] int.
+
+    Returns:
+        [2, HL] int32.
     """
     chosen = choices(norms, mask)
     right = jnp.stack([picked == labels[:, None] for picked in chosen])  # [2, n, HL]
@@ -79,7 +82,11 @@ def select_heads(
 ) -> Heads:
     """Chooses the voters from counts [2, HL].
 
+    Counts are integers, so both rules are comparisons with an order statistic: nothing lies
+    between two neighboring ones, and no interpolated quantile has to be rounded.
+
     Args:
+        counts: [2, HL] int32, see `correct_counts`.
         q: quantile in [0, 1]; static.
         rule: `code`: a threshold for each direction, strictly above, heads in both dropped (this
             is how the published lists of heads were made). `paper`: a head has the direction it
@@ -87,8 +94,8 @@ def select_heads(
             counts.
         voters: let only one direction vote.
 
-    Counts are integers, so both rules are comparisons with an order statistic: nothing lies
-    between two neighboring ones, and no interpolated quantile has to be rounded.
+    Returns:
+        Which heads vote, and in which direction.
     """
     if not 0 <= q <= 1:
         raise ValueError(f"q: expected a quantile in [0, 1], got {q}")
@@ -119,7 +126,13 @@ def vote(
     """One question: norms [C, HL], mask [C] -> votes [C] and the prediction [] int32.
 
     Args:
+        norms: [C, HL].
+        mask: [C] bool: which candidates there are.
+        heads: the voters.
         weights: [HL]: a head's vote counts so much; default 1 (then votes are int32).
+
+    Returns:
+        Votes [C] int32 (float32 with weights) and the prediction [] int32; -1 without voters.
     """
     return count_votes(choices(norms, mask), mask, heads, weights)
 
@@ -160,17 +173,46 @@ def fit(
     rule: Rule = "code",
     voters: Voters = "both",
 ) -> Heads:
-    """Chooses the voters with labeled questions, [n, C, HL], [n, C], [n]."""
+    """Chooses the voters with labeled questions, [n, C, HL], [n, C], [n].
+
+    Args:
+        norms: [n, C, HL], finite where `mask` is set.
+        mask: [n, C] bool: which candidates there are.
+        labels: [n] int: the right candidates.
+        q: see `select_heads`.
+        rule: see `select_heads`.
+        voters: see `select_heads`.
+
+    Returns:
+        Which heads vote, and in which direction.
+    """
     return select_heads(correct_counts(norms, mask, labels), q, rule=rule, voters=voters)
 
 
 def predict(norms: jax.Array, mask: jax.Array, heads: Heads) -> jax.Array:
-    """The elected candidates of questions [n, C, HL], [n, C]: [n] int32."""
+    """The elected candidates of questions [n, C, HL], [n, C]: [n] int32.
+
+    Args:
+        norms: [n, C, HL], finite where `mask` is set.
+        mask: [n, C] bool: which candidates there are.
+        heads: the voters.
+
+    Returns:
+        [n] int32; -1 without voters.
+    """
     return jax.vmap(vote, (0, 0, None))(norms, mask, heads)[1]
 
 
 def heads_from_indices(largest: Sequence[int], smallest: Sequence[int], total: int) -> Heads:
     """Voters from two lists of head indices.
+
+    Args:
+        largest: heads that vote for the largest norm.
+        smallest: heads that vote for the smallest norm.
+        total: HL, the number of heads of the model.
+
+    Returns:
+        The voters.
 
     Raises:
         ValueError: an index that isn't in [0, total), or one in both lists.
@@ -195,7 +237,15 @@ def heads_to_indices(heads: Heads) -> tuple[list[int], list[int]]:
 
 
 def heads_to_json(heads: Heads, layers: int) -> str:
-    """Voters as JSON: two lists of indices, and the sizes that give them a meaning."""
+    """Voters as JSON: two lists of indices, and the sizes that give them a meaning.
+
+    Args:
+        heads: the voters.
+        layers: the model's number of layers.
+
+    Returns:
+        JSON.
+    """
     largest, smallest = heads_to_indices(heads)
     sizes = {"num_layers": layers, "num_heads": heads.max_mask.shape[-1] // layers}
     return json.dumps(sizes | {"heads_max": largest, "heads_min": smallest})
@@ -203,6 +253,13 @@ def heads_to_json(heads: Heads, layers: int) -> str:
 
 def heads_from_json(text: str, total: int | None = None) -> Heads:
     """The inverse of `heads_to_json`; `total` is the model's number of heads, if it is known.
+
+    Args:
+        text: JSON.
+        total: the model's number of heads; None: unknown.
+
+    Returns:
+        The voters.
 
     Raises:
         UserError: not such JSON, or heads of a model of another size.

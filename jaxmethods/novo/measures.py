@@ -60,10 +60,10 @@ def likelihood_accuracies(
 ) -> dict[str, float]:
     """The most likely candidate, by the sum over its tokens and by their mean."""
     mean = likelihood / np.maximum(lengths, 1)
-    told = {"likelihood_accuracy": likelihood, "mean_likelihood_accuracy": mean}
+    scored = {"likelihood_accuracy": likelihood, "mean_likelihood_accuracy": mean}
     return {
         name: _accuracy(baselines.most_likely(jnp.asarray(value), judged.mask), judged)
-        for name, value in told.items()
+        for name, value in scored.items()
     }
 
 

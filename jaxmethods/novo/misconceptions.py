@@ -65,9 +65,9 @@ def draw_sentences(key: jax.Array, facts: Facts, world: World, number: int) -> j
     true, myth = facts.true[entity, relation], facts.myth[entity, relation]
     share = jax.random.uniform(keys[2], (number,))
     anything = jax.random.randint(keys[3], (number,), 0, world.values)
-    told = share < world.myth_share
+    popular = share < world.myth_share
     honest = share < world.myth_share + world.true_share
-    value = jnp.where(told, myth, jnp.where(honest, true, anything))
+    value = jnp.where(popular, myth, jnp.where(honest, true, anything))
     verdict = jnp.where(value == true, TRUE, FALSE)[:, None]
     later = [jnp.full((number, 1), LATER)] if world.delayed else []
     statement = _statement(world, entity, relation, value)

@@ -59,10 +59,20 @@ def bootstrap(
 ) -> Draws:
     """Selections with `samples` questions drawn from a pool (each once), and their accuracy.
 
-    Args:
-        judged: the questions that are judged; None: those of the pool that were not drawn.
-
     Memory: about draws x Q x C floats for Q judged questions.
+
+    Args:
+        key: typed random key [].
+        pool: questions that heads may be chosen with.
+        judged: the questions that are judged; None: those of the pool that were not drawn.
+        draws: number of selections, static.
+        samples: questions of a selection.
+        q: see `heads.select_heads`.
+        rule: see `heads.select_heads`.
+        voters: see `heads.select_heads`.
+
+    Returns:
+        The voters and the accuracy of every selection, with a leading axis of draws.
     """
     number = pool.labels.shape[0]
     if not 0 < samples <= (number if judged is not None else number - 1):
@@ -101,7 +111,16 @@ def elect(
 def transfer(
     discovery: Mapping[str, Questions], judged: Mapping[str, Questions], q: float = 0.85
 ) -> dict[str, dict[str, float]]:
-    """Accuracy on every judged set with the heads of every discovery set, by both names."""
+    """Accuracy on every judged set with the heads of every discovery set, by both names.
+
+    Args:
+        discovery: name -> questions that choose heads.
+        judged: name -> questions that are answered.
+        q: see `heads.select_heads`.
+
+    Returns:
+        Discovery name -> judged name -> accuracy.
+    """
     table: dict[str, dict[str, float]] = {}
     for source, pool in discovery.items():
         heads = select_heads(correct_counts(*pool), q)

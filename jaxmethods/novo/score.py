@@ -34,7 +34,7 @@ _sequence_norms = jax.jit(sequence_norms, static_argnames=("config", "order", "d
 
 
 class Scores(NamedTuple):
-    """Of Q questions with up to C candidates."""
+    """Scores of Q questions with up to C candidates."""
 
     norms: np.ndarray
     """[Q, C, L H] float32; 0 where there is no candidate."""
@@ -72,9 +72,21 @@ def score(
     """Norms (and log-likelihoods) of all candidates; see `norms` and `tree`.
 
     Args:
+        params: parameters of the decoder.
+        config: sizes and family of the decoder.
+        sequences: token ids of every candidate of every question.
         mode: what is shared; the numbers are those of one row for each candidate. Where dynamic
             frequencies make every token depend on the length of its sequence, nothing is shared.
+        prompt_lengths: tokens of each question's prompt; None: what its candidates share.
+        likelihood: score candidates by their log-likelihood too.
+        order: of the norm: "1", "2" or "inf".
+        tokens: norms at the last token of a candidate, or averaged over its tokens.
+        dtype: of the computation; None: of the parameters.
+        batch_tokens: roughly the number of tokens that are run at once.
         mesh: split batches over its axis "data".
+
+    Returns:
+        Norms [Q, C, HL] float32 with their mask, and likelihoods where they are asked for.
 
     Raises:
         ValueError: norms that are not finite.
@@ -132,10 +144,10 @@ def score_batches(
             split = "data" if rows.ids.shape[0] % mesh.shape["data"] == 0 else None
             rows = jax.device_put(rows, NamedSharding(mesh, PartitionSpec(split)))
         norms = _row_norms(params, config, root, rows, order=order, tokens=tokens, dtype=dtype)
-        told = (None, None)
+        likelihoods = (None, None)
         if likelihood:
-            told = _row_log_likelihoods(params, config, root, rows, dtype=dtype)
-        yield Part(norms, *told)
+            likelihoods = _row_log_likelihoods(params, config, root, rows, dtype=dtype)
+        yield Part(norms, *likelihoods)
 
 
 def collect(tree: Tree, parts: Sequence[Part]) -> Scores:
@@ -179,7 +191,7 @@ def _depends_on_length(config: DecoderConfig, length: int) -> bool:
 
 
 def _by_question(scores: Scores, candidates: Sequence[int]) -> Scores:
-    """Scores [N, 1] of all candidates, as those of questions with so many of them."""
+    """Scores [N, 1] of all candidates, as those of questions with `candidates` each."""
     mask = np.arange(max(candidates)) < np.asarray(candidates)[:, None]
 
     def placed(values: np.ndarray | None) -> Any:

@@ -83,11 +83,16 @@ def build_tree(
     """Plans what is run.
 
     Args:
+        sequences: token ids of every candidate of every question.
         prompt_lengths: tokens of each question's prompt, for the likelihood of what follows;
             default: what its candidates share.
         share_root: run what all sequences share only once (otherwise it is part of every row).
-        batch_tokens: roughly so many tokens are run at once.
+        batch_tokens: roughly the number of tokens that are run at once.
         shapes: no more different programs than this.
+        buckets: lengths that rows are padded to.
+
+    Returns:
+        Rows, and the batches they are run in.
 
     Raises:
         ValueError: no questions, a question without candidates or an empty sequence.

@@ -34,7 +34,7 @@ DEVIATIONS = 2.5
 NARROW = 64
 """Keys of a bracket that is cut into equal parts."""
 FLOATS = {4: jnp.float32, 8: jnp.float64}
-"""The type that has keys of so many bytes."""
+"""Bytes of a key -> the type that has such keys."""
 RANGE = 1 << 14
 """Entries of a leaf that are counted at a time on CPU; counters of a range fit into its caches."""
 

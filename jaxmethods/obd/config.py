@@ -74,12 +74,12 @@ class OBDConfig(Config):
     n_inits: PositiveInt = 1
     """J: students whose gradients are averaged in one outer step."""
     init_pool: NonNegativeInt = 0
-    """Draw so many initial students once and pick from them; 0: a fresh one each time. Saves the
+    """Draw this many initial students once and pick from them; 0: a fresh one each time. Saves the
     orthogonalization at every step, which is slow on a GPU."""
     mode: Literal["mixed", "mixed_saved", "reverse", "remat"] = "mixed"
     """How the gradient through the inner loop is computed; the numbers are the same."""
     truncate: NonNegativeInt | None = None
-    """Differentiate through so many of the last inner steps only (biased); None: all."""
+    """Differentiate through this many of the last inner steps only (biased); None: all."""
     replay_noise: bool = True
     """False evaluates the backward pass with fresh noise, as the published code does: then the
     gradient is not that of the loss."""
@@ -143,7 +143,7 @@ class PlayConfig(Config):
     students: PositiveInt = 10
     episodes: PositiveInt = 10
     processes: Annotated[PositiveInt, OnResume.CHANGE] = 1
-    """MuJoCo's episodes are spread over so many processes."""
+    """The number of processes that MuJoCo's episodes are spread over."""
 
 
 class EvaluationConfig(PlayConfig):
@@ -178,7 +178,7 @@ class DataConfig(Config):
     episodes: PositiveInt = 20
     """Generated episodes of each of seven behaviors."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Of the generated data."""
+    """Seed of the generated data."""
 
     @model_validator(mode="after")
     def _one_source(self) -> DataConfig:

@@ -32,7 +32,7 @@ from jaxmethods.offline_rl.policies import Layer
 
 ALPHA_BOUNDS = (-5.0, 3.0)
 LARGEST_LOG = 60.0
-"""Of a weight: float32 holds the sum of e^60 over 10^12 states."""
+"""The largest logarithm of a weight: float32 holds the sum of e^60 over 10^12 states."""
 Density: TypeAlias = Callable[[jax.Array], jax.Array]
 """States [..., S] -> log-density [...], up to a constant that is the same for all states."""
 

@@ -70,7 +70,7 @@ class Measured(NamedTuple):
     offline_loss: jax.Array
     """[]"""
     played: Any
-    """Of all students, see `Player.measure`; None where they don't play."""
+    """What all students did, see `Player.measure`; None where they don't play."""
 
 
 def measure_set(
@@ -81,6 +81,8 @@ def measure_set(
     Pure: the `measure` of a stage's evaluation, with `judge_sets` for its judge.
 
     Args:
+        evaluation: where students play, how many and how often.
+        config: settings of the distillation, for the inner loop's.
         syn: all of its pairs are used (see `method.used`).
         source: its data and their normalization are looked at.
         key: [] typed; the same key gives the same numbers.
@@ -107,6 +109,11 @@ def judge_sets(
     evaluation: EvaluationConfig, config: OBDConfig, measures: Mapping[str, Measured]
 ) -> dict[str, np.ndarray]:
     """What `measure_set` measured in all seeds, in numbers.
+
+    Args:
+        evaluation: where students play, how many and how often.
+        config: settings of the distillation, for the inner loop's.
+        measures: what `measure_set` returned, with a leading axis of seeds.
 
     Returns:
         Metrics [seeds]: offline_loss, the mean squared error of a student's sampled actions

@@ -70,7 +70,7 @@ def inner_train(
         noise: [T, N, A] of the sampled actions.
         lr: alpha_0; may be traced.
         momentum: beta_0; may be traced. None saves the velocity's memory.
-        size: clone the first so many pairs only; may be traced.
+        size: clone only this many of the first pairs; may be traced.
         mode: how to differentiate; see `bilevel.solve`.
         backward_noise: [T, N, A]; makes the gradient that of the published code.
 

@@ -42,7 +42,7 @@ class Rates(NamedTuple):
     outer_momentum: jax.Array
     beta_w: jax.Array
     size: jax.Array
-    """int32: the first so many of the N pairs are used, the others stay as they are."""
+    """int32: how many of the first pairs are used; the others stay as they are."""
 
 
 class State(NamedTuple):
@@ -94,7 +94,15 @@ def init_pool(key: jax.Array, config: OBDConfig, source: Source, student: Policy
 
 
 def with_rates(state: State, **rates: jax.Array | float) -> State:
-    """The state with some of its `Rates` replaced, each by a value of its dtype."""
+    """The state with some of its `Rates` replaced, each by a value of its dtype.
+
+    Args:
+        state: of the distillation.
+        rates: name of a field of `Rates` -> its value, float or array.
+
+    Returns:
+        The state.
+    """
     changed = {
         name: jnp.asarray(value, getattr(state.rates, name).dtype) for name, value in rates.items()
     }
@@ -102,7 +110,14 @@ def with_rates(state: State, **rates: jax.Array | float) -> State:
 
 
 def used(state: State) -> SynSet:
-    """The pairs that count: the first `rates.size`; of one state, outside of any jit."""
+    """The pairs that count: the first `rates.size`; of one state, outside of any jit.
+
+    Args:
+        state: of one distillation.
+
+    Returns:
+        The first `rates.size` pairs.
+    """
     return SynSet(*(leaf[: int(state.rates.size)] for leaf in state.syn))
 
 

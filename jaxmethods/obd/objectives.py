@@ -11,7 +11,7 @@ Outer loss on B states of the offline data, a* a sampled action of the near-expe
     Av-PBC       mean_nj w_n ( a_theta(s_n) - a*_n )_j^2,     w_n = beta_w q*(s_n, a*_n)
     PBC-scaled   the same with mean_n w_n for every w_n
 
-The last one tells how much of Av-PBC's gain is the weighting and how much the larger step: where
+The last one shows how much of Av-PBC's gain is the weighting and how much the larger step: where
 the clipping of the outer gradient is inactive, a factor of the loss is a factor of its rate.
 With state density weights r_n (see `density`) every w_n becomes r_n w_n.
 
@@ -61,7 +61,7 @@ def bc_loss(
 
     Args:
         noise: [N, A].
-        size: use the first so many of the N pairs only; may be traced.
+        size: use only this many of the first of the N pairs; may be traced.
     """
     error = _squared_error(sample(params, syn.states, noise), syn.actions)
     if size is None:

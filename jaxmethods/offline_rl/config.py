@@ -45,7 +45,7 @@ class CalQLConfig(Config):
     n_actions: PositiveInt = 10
     """Actions drawn in each of the three ways at which values are pushed down."""
     temperature: PositiveFloat = 1.0
-    """Of the soft maximum over these actions."""
+    """Temperature of the soft maximum over these actions."""
     importance_sampling: bool = True
     """Divide each of them by its density, so that the soft maximum is one over all actions."""
     calibrated: bool = True

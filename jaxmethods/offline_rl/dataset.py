@@ -17,6 +17,12 @@ STATE_EPS = 1e-3
 def load_offline(path: Path | str) -> tuple[OfflineData, Norm]:
     """Reads an npz, D4RL or Minari file and normalizes its states.
 
+    Args:
+        path: the file, or a folder of Minari.
+
+    Returns:
+        The rows, float32, and the statistics that normalize their states.
+
     Raises:
         DataError: see `jaxmethods.data.offline.read_offline`.
     """
@@ -24,7 +30,14 @@ def load_offline(path: Path | str) -> tuple[OfflineData, Norm]:
 
 
 def offline_data(flat: FlatDataset) -> tuple[OfflineData, Norm]:
-    """The rows of D4RL's q-learning protocol, normalized by their own statistics."""
+    """The rows of D4RL's q-learning protocol, normalized by their own statistics.
+
+    Args:
+        flat: a dataset as it was read.
+
+    Returns:
+        The rows, float32, and the statistics that normalize their states.
+    """
     rows = q_learning_rows(flat)
     norm = norm_of(rows)
     states = norm.apply(jnp.asarray(rows.observations))

@@ -58,7 +58,7 @@ def evaluate_returns(
         episodes: E; episode e starts from the environment's seed `seed` + e for every policy.
         ensemble: act with the mean of the K policies' actions.
         residual: whether the policies have the residual connection.
-        processes: spread the episodes over so many processes; results are the same.
+        processes: the number of processes that episodes are spread over; results are the same.
 
     Returns:
         [K, E] float64; of the ensemble [E]. NaN of a policy with a parameter that isn't finite, and

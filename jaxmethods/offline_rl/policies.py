@@ -61,6 +61,14 @@ def tanh_gaussian(n_layers: int = 4, hidden: int = 256, residual: bool = False) 
 
     `residual` adds the first hidden layer's output to the last one's (at least 3 layers).
 
+    Args:
+        n_layers: linear layers.
+        hidden: their width.
+        residual: add the first hidden layer's output to the last one's (at least 3 layers).
+
+    Returns:
+        Functions that make parameters and actions.
+
     Raises:
         ValueError: too few layers.
     """
@@ -85,7 +93,14 @@ def _tanh_gaussian(n_layers: int, hidden: int, residual: bool) -> Policy:
 
 
 def deterministic(hidden: Sequence[int] = (400, 300)) -> Policy:
-    """The deterministic student of the published code: a = tanh(network(s))."""
+    """The deterministic student of the published code: a = tanh(network(s)).
+
+    Args:
+        hidden: widths of the hidden layers.
+
+    Returns:
+        Functions that make parameters and actions.
+    """
     return _deterministic(tuple(hidden))
 
 

@@ -45,7 +45,15 @@ def reference_returns(env_name: str) -> ReferenceReturns:
 
 
 def normalized_score(env_name: str, returns: Any) -> Any:
-    """Returns [...], of a NumPy or JAX type, as scores [...] in percent."""
+    """Returns [...], of a NumPy or JAX type, as scores [...] in percent.
+
+    Args:
+        env_name: a name of `REFERENCE`.
+        returns: [...], of a NumPy or JAX type.
+
+    Returns:
+        [...] in per cent, of the same type.
+    """
     low, high = reference_returns(env_name)
     return 100.0 * (returns - low) / (high - low)
 

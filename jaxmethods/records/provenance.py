@@ -38,7 +38,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    """Of the checkout that this code is in, with "+" where files were changed; None outside."""
+    """The checkout's commit, with "+" where files were changed; None outside of a checkout."""
     here = Path(__file__).parent
 
     def ask(*words: str) -> str:

@@ -32,7 +32,7 @@ class Team(NamedTuple):
     """What a run finds."""
 
     params: Any
-    """Of the network."""
+    """The network's parameters."""
     edges: jax.Array
     """Logits of the graph [N, N]."""
 

@@ -44,7 +44,7 @@ RULES = (
     Rule(r"(^|/)task_vectors/", ("fsdp",)),  # [T, ...]
     Rule(r"(^|/)unlabeled/", ("data",)),  # [T, ...]
 )
-"""Of a batch: task vectors over `fsdp`, tasks' inputs over `data`."""
+"""How a batch is split: task vectors over `fsdp`, tasks' inputs over `data`."""
 
 
 class Batch(NamedTuple):

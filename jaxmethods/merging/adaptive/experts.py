@@ -294,7 +294,7 @@ def sum_of_blocks(
     """`in_blocks`, of groups one after the other or all at once."""
 
     def contribution(start: Any, x: jax.Array, c: jax.Array, size: int) -> jax.Array:
-        """Of hidden units start, ..., start + size - 1; [G, M, D']."""
+        """The output of hidden units start, ..., start + size - 1; [G, M, D']."""
         cut = partial(_cut, layer=layer, start=start, size=size)
         weights = [
             (cut(base[name][part], axis), cut(tau[name][part], axis + 1))

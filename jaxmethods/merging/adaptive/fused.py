@@ -22,7 +22,7 @@ from jax.experimental.pallas import triton
 TILE = {"gpu": (32, 32), "tpu": (128, 128)}
 """Outputs of a program, and inputs that it multiplies at a time."""
 GROUPS = 4
-"""Groups of a program, where the tokens of so many fit."""
+"""The most groups of a program, where their tokens fit."""
 TOKENS = 16
 """Tokens are padded to a multiple of it; tensor cores take no fewer."""
 

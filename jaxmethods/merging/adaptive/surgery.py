@@ -36,7 +36,7 @@ RULES = (
     Rule(r"(^|/)(modules|unlabeled|targets)(/|$)", ("data",)),
     Rule(r"^optimizer/.*(mu|nu)/", ("data",)),
 )
-"""Of a state and of a batch: tasks over `data`. Nothing is exchanged but the merged model."""
+"""How states and batches are split: tasks over `data`; only the merged model is exchanged."""
 
 Encode: TypeAlias = Callable[..., tuple[jax.Array, jax.Array]]
 """(model, inputs [b, ...], correct, corrections) -> (features [b, P], token means [N, b, D]).
@@ -70,10 +70,10 @@ class Batch(NamedTuple):
     """What corrections are trained on; all of it frozen."""
 
     unlabeled: Unlabeled
-    """Of V1, `inputs` are the merged model's features [T, n, P]; of V2 the inputs themselves."""
+    """V1: `inputs` are the merged model's features [T, n, P]; V2: the inputs themselves."""
     targets: Targets
     model: Any = None
-    """Of V2: the merged model, as `encode` takes it."""
+    """V2: the merged model, as `encode` takes it."""
 
 
 class State(NamedTuple):

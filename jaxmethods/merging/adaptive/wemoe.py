@@ -17,7 +17,7 @@ Routers are trained at test time by minimizing the entropy of all tasks' predict
     state, metrics = jax.jit(method.step)(state, data)
     out = wemoe.forward(model, state.routers, vision_config, config, pixels)
 
-Published evaluations average coefficients over batches of images of one task, which tells the
+Published evaluations average coefficients over batches of images of one task, which shows the
 model what task it is looking at; here every image is routed alone unless `groups` says otherwise.
 """
 

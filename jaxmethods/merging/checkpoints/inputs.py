@@ -144,7 +144,7 @@ def coefficients(inputs: Inputs) -> dict[str, float | tuple[float, ...] | None]:
 
 
 def is_wide(inputs: Inputs) -> bool:
-    """Whether some tensor that is merged is float64 somewhere: JAX has to be told."""
+    """Whether some tensor that is merged is float64 somewhere, which JAX has to be set up for."""
     kinds = {source.tensors[n].dtype for source in inputs.sources() for n in inputs.merged}
     return np.dtype(np.float64) in kinds
 

@@ -60,7 +60,7 @@ class StaticMerge(NamedTuple):
     one_coefficient: bool = False
     """Its coefficient is one number, not one for each expert."""
     experts: int | None = None
-    """It takes exactly so many."""
+    """The number of experts it takes, where it is fixed."""
     check: Callable[[Settings], None] | None = None
     """Raises `ValueError` where parameters don't fit each other."""
 
@@ -284,7 +284,7 @@ _ROWS = (
 )
 STATIC_MERGES: dict[str, StaticMerge] = {row.name: row for row in _ROWS}
 PARAMETERS = {name for row in _ROWS for name in row.parameters}
-"""Of any of them."""
+"""Names of the parameters of all merges."""
 
 
 def in_words(row: StaticMerge) -> str:

@@ -85,13 +85,31 @@ def task_arithmetic(base: Tree, stack: Tree, coefficients: Coefficients = 0.3) -
 
     0.3 is the usual value for eight CLIP experts; a negative one forgets a task; with one expert
     a value above 1 extrapolates (ExPO). Bit for bit the base at 0, an expert where one-hot.
+
+    Args:
+        base: theta_0, a tree of parameters.
+        stack: experts theta_t, a tree like `base` with a leading axis, [T, ...].
+        coefficients: lambda_t, see `trees.Coefficients`.
+
+    Returns:
+        A tree like `base`, in its dtypes.
     """
     return combine(base, stack, coefficients)
 
 
 @jax.jit
 def analogy(target: Tree, source: Tree, destination: Tree, coefficient: Any = 1.0) -> Tree:
-    """a + lambda (c - b): "b is to c as a is to the result"."""
+    """a + lambda (c - b): "b is to c as a is to the result".
+
+    Args:
+        target: a, a tree of parameters.
+        source: b, a tree like it.
+        destination: c, a tree like it.
+        coefficient: lambda, float or [].
+
+    Returns:
+        A tree like `target`.
+    """
     check_same_structure(target, source, "target", "source")
     check_same_structure(target, destination, "target", "destination")
 
@@ -112,6 +130,13 @@ def model_stock(base: Tree, stack: Tree) -> Tree:
     where it is negative: experts that moved apart leave the base. (t has a pole at
     c = -1 / (T - 1), and a negative t moves away from all of them.) With one expert c = 1, the
     expert itself.
+
+    Args:
+        base: theta_0, a tree of parameters.
+        stack: experts theta_t, a tree like `base` with a leading axis, [T, ...].
+
+    Returns:
+        A tree like `base`, in its dtypes.
     """
     tasks = check_stack(base, stack)
 
@@ -137,7 +162,12 @@ def slerp(one: Tree, other: Tree, t: Any) -> Tree:
     vectors; linear where |cos phi| > 0.9995 or a leaf is zero. Exact at both ends.
 
     Args:
+        one: a, a tree of parameters.
+        other: b, a tree like it.
         t: float or [], may be traced.
+
+    Returns:
+        A tree like `one`.
     """
     check_same_structure(one, other, "the first tree", "the second tree")
 

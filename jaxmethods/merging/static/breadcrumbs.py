@@ -23,6 +23,14 @@ def breadcrumbs(tau: Tree, density: float = 0.9, gamma: float = 0.01) -> Tree:
 
     Where both can't be had, fewer of the largest are dropped.
 
+    Args:
+        tau: task vectors [T, ...].
+        density: rho in [0, 1], the share of entries kept.
+        gamma: share of the largest entries that are dropped.
+
+    Returns:
+        A tree like `tau` with zeros where entries are dropped.
+
     Raises:
         ValueError: density or gamma is out of range.
     """

@@ -21,6 +21,11 @@ def concrete_mask(
     Args:
         uniform: u in (0, 1), of the logits' shape; `jax.random.uniform(key, shape, minval=tiny)`.
         logits: a, any shape; 0 at the start (Concrete subspace, arXiv 2312.06173).
+        temperature: how far the mask is from 0 and 1; toward 0 it is binary.
+        rescale: divide by the mean.
+
+    Returns:
+        m, in the shape of `logits`, float32 or what is wider.
     """
     dtype = compute_dtype(logits)
     noise = jnp.log(uniform.astype(dtype)) - jnp.log1p(-uniform.astype(dtype))

@@ -41,10 +41,15 @@ def dare(
     and for one tensor by itself; experts added at the end leave those of the others as they are.
 
     Args:
+        key: typed random key [].
         tau: task vectors [T, ...].
         p: drop rate, float or []; 1 only without `rescale`.
+        rescale: divide what is kept by 1 - p.
         where: (path, one task's leaf) -> whether to drop from this leaf; `matrices` for linear
             weights alone.
+
+    Returns:
+        A tree like `tau` with zeros where entries are dropped.
 
     Raises:
         ValueError: p is not in [0, 1], or 1 with `rescale`.
@@ -58,7 +63,17 @@ def dare_mask(
     p: Any = 0.5,
     where: Callable[[str, jax.Array], bool] | None = None,
 ) -> Tree:
-    """True where an entry is kept; a tree [T, ...] of bool."""
+    """True where an entry is kept; a tree [T, ...] of bool.
+
+    Args:
+        key: typed random key [].
+        tau: task vectors [T, ...].
+        p: drop rate, float or [].
+        where: see `dare`.
+
+    Returns:
+        A tree [T, ...] of bool.
+    """
 
     def draw(path: str, vectors: jax.Array) -> jax.Array:
         if where is not None and not where(path, vectors[0]):
@@ -82,7 +97,18 @@ def dare_with_mask(
     rescale: bool = True,
     where: Callable[[str, jax.Array], bool] | None = None,
 ) -> Tree:
-    """m tau / (1 - p) with given masks (True: keep)."""
+    """m tau / (1 - p) with given masks (True: keep).
+
+    Args:
+        tau: task vectors [T, ...].
+        mask: a tree [T, ...] of bool, see `dare_mask`.
+        p: drop rate, float or [].
+        rescale: divide what is kept by 1 - p.
+        where: see `dare`.
+
+    Returns:
+        A tree like `tau`.
+    """
     _check_rate(p, rescale)
 
     def drop(path: str, vectors: jax.Array, keep: jax.Array) -> jax.Array:
@@ -125,8 +151,17 @@ def dare_ties(
     """TIES of the experts that DARE leaves: theta_0 + lambda m of rescaled task vectors.
 
     Args:
+        key: typed random key [].
+        base: theta_0, a tree of parameters.
+        stack: experts theta_t, a tree like `base` with a leading axis, [T, ...].
         p: drop rate in [0, 1).
         density: share of the entries that TIES then keeps; dropped ones are its smallest.
+        coefficients: lambda, see `ties.ties`.
+        merge: see `ties.ties`.
+        scope: see `ties.ties`.
+
+    Returns:
+        A tree like `base`, in its dtypes.
 
     Raises:
         ValueError: p is not in [0, 1), or the trees don't match.

@@ -26,6 +26,16 @@ def della(
 
     Masks depend on the key and the leaf's path, as those of `dare`.
 
+    Args:
+        key: typed random key [].
+        tau: task vectors [T, ...].
+        density: rho, the mean probability to be kept.
+        epsilon: half of the range of probabilities.
+        rescale: restore each leaf's L1 norm.
+
+    Returns:
+        A tree like `tau` with zeros where entries are dropped.
+
     Raises:
         ValueError: a probability would leave [0, 1].
     """

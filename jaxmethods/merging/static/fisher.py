@@ -43,6 +43,9 @@ def fisher_merge(
             over all leaves, so that no task wins by the scale of its gradients.
         floor: makes entries that matter to nobody an average.
 
+    Returns:
+        A tree like one expert, in the stack's dtypes.
+
     Raises:
         ValueError: the trees don't match, or coefficients add up to 0 (unless they are traced).
     """

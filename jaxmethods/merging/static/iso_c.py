@@ -26,7 +26,17 @@ def iso_c(
     coefficient: Any = 1.0,
     is_matrix: Callable[[str, jax.Array], bool] | None = None,
 ) -> Tree:
-    """theta_0 + lambda mean(s) U V^T with U diag(s) V^T = sum_t tau_t; arguments of `tsv_merge`."""
+    """theta_0 + lambda mean(s) U V^T with U diag(s) V^T = sum_t tau_t; arguments of `tsv_merge`.
+
+    Args:
+        base: theta_0, a tree of parameters.
+        stack: experts theta_t, a tree like `base` with a leading axis, [T, ...].
+        coefficient: lambda, float or [].
+        is_matrix: see `tsv.tsv_merge`.
+
+    Returns:
+        A tree like `base`, in its dtypes.
+    """
     return merge_matrices(base, stack, coefficient, is_matrix, _isotropic)
 
 

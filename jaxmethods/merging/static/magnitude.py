@@ -26,8 +26,12 @@ def magnitude_prune(tree: Tree, ratio: float, stacked: int = 1) -> Tree:
     smallest and 1 drops all.
 
     Args:
+        tree: task vectors, or any tree of tensors with `stacked` leading axes.
         ratio: in [0, 1].
         stacked: how many leading axes index tensors of their own (1: experts; 2: layers too).
+
+    Returns:
+        A tree like it with zeros where entries are dropped.
 
     Raises:
         ValueError: ratio is out of range.

@@ -60,8 +60,13 @@ def pcb(base: Tree, stack: Tree, ratio: float = 0.1, coefficient: Any = 1.2) -> 
     """theta_0 + lambda m.
 
     Args:
+        base: theta_0, a tree of parameters.
+        stack: experts theta_t, a tree like `base` with a leading axis, [T, ...].
         ratio: r in (0, 1], the share of entries that compete.
         coefficient: lambda, float or [].
+
+    Returns:
+        A tree like `base`, in its dtypes.
 
     Raises:
         ValueError: ratio is out of range or the trees don't match.
@@ -105,7 +110,7 @@ class Ranks(NamedTuple):
 
 
 def order_ranks(size: int, ratio: float) -> Ranks:
-    """Of `size` entries. Raises `ValueError` where the ratio is out of range."""
+    """The ranks for `size` entries. Raises `ValueError` where the ratio is out of range."""
     if not 0 < ratio <= 1:
         raise ValueError(f"ratio: expected a share in (0, 1], got {ratio}")
     high = max(count(1 - OUTLIERS, size) - 1, 0)

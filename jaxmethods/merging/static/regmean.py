@@ -33,6 +33,12 @@ from jaxmethods.numerics.linalg import in_turn
 def gram(inputs: jax.Array) -> jax.Array:
     """X^T X / rows of inputs [..., rows, in] -> [..., in, in], float32 or what is wider.
 
+    Args:
+        inputs: [..., rows, in], what a linear map is given.
+
+    Returns:
+        [..., in, in], float32 or what is wider.
+
     Raises:
         ValueError: there are no rows.
     """
@@ -58,8 +64,11 @@ def regmean(
         grams: path of a linear weight -> [T, in, in]; with layers, [T, N, in, in] for a weight
             [T, N, out, in]. Comparable between tasks: divided by the number of rows.
         alpha: off-diagonal entries are multiplied by it; 0.6 forgives inaccurate Gram matrices.
-        jitter: add so much of the mean diagonal to the diagonal, where inputs don't span.
+        jitter: share of the mean diagonal that is added to the diagonal, where inputs don't span.
         layout: of the weights: y = x W^T + b ("out_in", PyTorch) or y = x W ("in_out", Flax).
+
+    Returns:
+        A tree like one expert, in the stack's dtypes.
 
     Raises:
         ValueError: a path is not in the stack, or a shape doesn't fit.

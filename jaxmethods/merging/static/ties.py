@@ -59,6 +59,8 @@ def ties(
     """theta_0 + lambda m.
 
     Args:
+        base: theta_0, a tree of parameters.
+        stack: experts theta_t, a tree like `base` with a leading axis, [T, ...].
         density: rho, the share of entries kept, in [0, 1]; above 1 it is taken for per cent.
             n = d - floor(rho d) gives the threshold, the n-th smallest magnitude; it is kept
             itself, so floor(rho d) + 1 entries are, and more with ties. 1 keeps everything and
@@ -67,8 +69,12 @@ def ties(
             it weighs the task vectors before signs are elected.
         merge: how entries that agree become one: their sum, their mean or the largest. The
             mergekit flavor always divides by the sum of the agreeing weights.
+        scope: whether the threshold is taken over a whole expert ("global") or leaf by leaf.
         flavor: "mergekit" keeps exactly floor(rho n) entries of every leaf (first ones first
             among equals), takes 0 for a positive sign, and knows no majority.
+
+    Returns:
+        A tree like `base`, in its dtypes.
 
     Raises:
         ValueError: density is out of range, trees don't match, or an option is unknown.

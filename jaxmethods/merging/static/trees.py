@@ -44,6 +44,9 @@ def stack_trees(trees: Sequence[Tree], names: Sequence[str] | None = None) -> Tr
         trees: T trees with equal structure and shapes; dtypes may differ and are promoted.
         names: what errors call them; by default "expert 0", ...
 
+    Returns:
+        A tree with leaves [T, ...].
+
     Raises:
         ValueError: there are none, or a leaf is missing, extra or of another shape (named).
     """
@@ -98,6 +101,10 @@ def check_finite(stack: Tree, names: Sequence[str] | None = None) -> None:
     """Raises `ValueError` naming the expert and the leaf that hold NaN or infinity.
 
     Reads values, so it works outside `jit` only.
+
+    Args:
+        stack: experts [T, ...].
+        names: what errors call them; by default "expert 0", ...
     """
     for path, leaf in leaves_with_names(stack):
         if not is_merged(leaf):
@@ -151,6 +158,13 @@ def task_vectors(base: Tree, stack: Tree) -> Tree:
     """tau_t = theta_t - theta_0, stacked [T, ...] in float32 or what is wider.
 
     Zeros for leaves that aren't merged.
+
+    Args:
+        base: theta_0, a tree of parameters.
+        stack: experts theta_t, a tree like `base` with a leading axis, [T, ...].
+
+    Returns:
+        A tree [T, ...], float32 or what is wider.
     """
     check_stack(base, stack)
 
@@ -171,8 +185,12 @@ def apply_task_vectors(base: Tree, tau: Tree, coefficients: Coefficients = 1.0) 
     backward pass to theta, then T products.
 
     Args:
+        base: theta_0, a tree of parameters.
         tau: task vectors, stacked [T, ...].
         coefficients: see `Coefficients`.
+
+    Returns:
+        A tree like `base`, in its dtypes.
 
     Raises:
         ValueError: structures or shapes don't match.
@@ -195,7 +213,12 @@ def combine(base: Tree, stack: Tree, weights: Coefficients) -> Tree:
     """(1 - sum_t w_t) theta_0 + sum_t w_t theta_t: exact where w is zero or one-hot.
 
     Args:
+        base: theta_0, a tree of parameters.
+        stack: experts theta_t, a tree like `base` with a leading axis, [T, ...].
         weights: see `Coefficients`; leaves may be as large as the stack's, one weight per entry.
+
+    Returns:
+        A tree like `base`, in its dtypes.
     """
     check_stack(base, stack)
 
@@ -255,8 +278,12 @@ def coefficients_by_name(tree: Tree, rules: Sequence[tuple[str, Any]], default: 
     `[("head", 0.0), ("layers/.*/mlp", 0.5)]` leaves heads alone and halves the MLPs.
 
     Args:
+        tree: parameters, for the names of its leaves.
         rules: (pattern, coefficient); a coefficient is [], [T] or [T, ...].
         default: of leaves that no rule names.
+
+    Returns:
+        A tree like it with a coefficient for every leaf.
     """
 
     def choose(path: str, leaf: Any) -> jax.Array:

@@ -31,9 +31,14 @@ def tsv_merge(
     """theta_0 + lambda U_o S V_o^T with U_o, V_o the nearest orthonormal to the joint vectors.
 
     Args:
+        base: theta_0, a tree of parameters.
+        stack: experts theta_t, a tree like `base` with a leading axis, [T, ...].
         coefficient: lambda.
         is_matrix: (path, one task's leaf) -> whether its last two axes are one linear map; by
             default leaves with two axes.
+
+    Returns:
+        A tree like `base`, in its dtypes.
     """
     return merge_matrices(base, stack, coefficient, is_matrix, _joint_triples)
 

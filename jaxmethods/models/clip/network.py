@@ -97,8 +97,13 @@ def image_features(
     """`vit.forward` with the model's visual projection (if it has one).
 
     Args:
+        params: parameters, see `init`.
+        config: sizes of the model.
         pixels: [B, H, W, C] float; Hugging Face's (B, C, H, W) is `pixels.transpose(0, 2, 3, 1)`.
         options: see `vit.forward`.
+
+    Returns:
+        Features [B, P] and what was tapped.
     """
     projection = params.get("visual_projection", {}).get("weight")
     return vit.forward(
@@ -116,10 +121,16 @@ def text_features(
     """Encodes texts.
 
     Args:
+        params: parameters, see `init`.
+        config: sizes of the model.
         ids: [B, L] integer token ids, L at most `max_position_embeddings`. Ids that the vocabulary
             hasn't are an error, or NaN where values aren't known (in `jit`).
         mask: [B, L], 0 at padding; None: no padding. The pooled token never looks behind itself,
             so padding after it doesn't matter to the features.
+        taps: what else is returned.
+
+    Returns:
+        Features [B, P] and what was tapped.
     """
     text = config.text
     if text is None:
@@ -145,22 +156,54 @@ def text_features(
 
 
 def normalize(features: jax.Array) -> jax.Array:
-    """x / |x| over the last axis, without an epsilon."""
+    """x / |x| over the last axis, without an epsilon.
+
+    Args:
+        features: x [..., P].
+
+    Returns:
+        [..., P] of length 1, in the type of x.
+    """
     return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
 
 
 def similarity(image: jax.Array, text: jax.Array, logit_scale: jax.Array) -> jax.Array:
-    """[B_image, B_text]: exp(s) times the cosines of features [B, P]."""
+    """[B_image, B_text]: exp(s) times the cosines of features [B, P].
+
+    Args:
+        image: [B_image, P].
+        text: [B_text, P].
+        logit_scale: s [].
+
+    Returns:
+        [B_image, B_text].
+    """
     return jnp.exp(logit_scale) * normalize(image) @ normalize(text).T
 
 
 def classify(features: jax.Array, head: jax.Array, logit_scale: Any) -> jax.Array:
-    """[B, C]: exp(s) normalize(features) head^T, for a head [C, P] taken as it is."""
+    """[B, C]: exp(s) normalize(features) head^T, for a head [C, P] taken as it is.
+
+    Args:
+        features: [B, P].
+        head: [C, P].
+        logit_scale: s, float or [].
+
+    Returns:
+        Logits [B, C].
+    """
     return jnp.exp(logit_scale) * normalize(features) @ head.T
 
 
 def zero_shot_head(features: jax.Array) -> jax.Array:
-    """[C, P]: per class the normalized mean of its prompts' normalized features [C, K, P]."""
+    """[C, P]: per class the normalized mean of its prompts' normalized features [C, K, P].
+
+    Args:
+        features: [C, K, P] of K prompts for each of C classes.
+
+    Returns:
+        [C, P], rows of length 1.
+    """
     return normalize(jnp.mean(normalize(features), axis=1))
 
 
@@ -174,8 +217,14 @@ def head_from_templates(
     """[C, P]: the zero-shot head of C classes from K templates such as "a photo of a {}.".
 
     Args:
+        params: parameters, see `init`.
+        config: sizes of the model.
         tokenizer: what `load_tokenizer` returns.
+        class_names: C names.
         templates: with one `{}` (or `{c}`) where the class name belongs.
+
+    Returns:
+        [C, P] float32.
 
     Raises:
         ValueError: no classes or templates, or a template without a place for the class name.
@@ -201,6 +250,14 @@ def tokenize(
     """Ids and mask [B, L] int32, padded to the longest text; long ones are cut at the end.
 
     Padding repeats the last token of a text (its end), which the pooled token comes before.
+
+    Args:
+        tokenizer: what `load_tokenizer` returns.
+        texts: B texts.
+        config: sizes of the model.
+
+    Returns:
+        Ids and mask, [B, L] int32 each.
     """
     assert config.text is not None
     longest = config.text.max_position_embeddings
@@ -215,6 +272,12 @@ def tokenize(
 def load_tokenizer(path: str | Path) -> Any:
     """The `tokenizers.Tokenizer` of a model folder: `tokenizer.json`, or `vocab.json` with
     `merges.txt`.
+
+    Args:
+        path: a model folder.
+
+    Returns:
+        The tokenizer.
 
     Raises:
         MissingExtraError: the `tokenizers` package is not installed.
@@ -270,8 +333,12 @@ def load(path: str | Path, dtype: Any = jnp.float32, shardings: Any = None) -> L
     """Reads a Hugging Face CLIP folder, whole (`clip`) or vision only (`clip_vision_model`).
 
     Args:
+        path: the folder.
         dtype: of the parameters; None keeps what is stored.
         shardings: one for all leaves, or a tree with one for each.
+
+    Returns:
+        Config, parameters and the content of `config.json`.
 
     Raises:
         HubError: see `hub.open_folder` and `hub.read_params`; or the config is not CLIP's.
@@ -294,6 +361,7 @@ def save(
     """Writes a folder that `transformers` opens.
 
     Args:
+        path: must not exist, or be an empty folder.
         raw: the content of `config.json`, e.g. `Loaded.raw`.
         params: in the dtype they shall be stored in.
         tokenizer_from: a folder whose tokenizer and preprocessor files are copied along.
@@ -321,6 +389,13 @@ TOWERS = ("CLIPVisionModel", "CLIPVisionModelWithProjection")
 
 def config_of(raw: Mapping[str, Any], source: str = "config") -> CLIPConfig:
     """The sizes in a `config.json`; absent fields take Hugging Face's defaults.
+
+    Args:
+        raw: the content of `config.json`.
+        source: what errors call it.
+
+    Returns:
+        The config.
 
     Raises:
         HubError: it is of another model type, or a field is wrong.
@@ -361,7 +436,15 @@ def shapes(config: CLIPConfig) -> Any:
 
 
 def init(key: jax.Array, config: CLIPConfig) -> Any:
-    """Random parameters; the whole tree of a `clip`, or a vision tower alone."""
+    """Random parameters; the whole tree of a `clip`, or a vision tower alone.
+
+    Args:
+        key: typed random key [].
+        config: sizes of the model.
+
+    Returns:
+        A tree of float32 parameters.
+    """
     keys = jax.random.split(key, 6)
     params: dict[str, Any] = {"vision_model": vit.init(keys[0], config.vision)}
     text, projection = config.text, config.projection_dim

@@ -317,7 +317,7 @@ def attend(
     mask: jax.Array | None,
     rows: int | None = None,
 ) -> jax.Array:
-    """The heads' outputs side by side, [B, L, D], or of the first so many rows."""
+    """The heads' outputs side by side, [B, L, D], or of the first rows."""
     heads = config.num_attention_heads
 
     def split(name: str, h: jax.Array) -> jax.Array:

@@ -91,7 +91,7 @@ def causal_attention(
 def _attend_beside(
     visible: jax.Array, past: tuple[jax.Array, jax.Array], q: jax.Array, k: jax.Array, v: jax.Array
 ) -> jax.Array:
-    """Of q [B, T, H, d] to a layer's cache and to k, v [B, T, K, d], as `visible` says."""
+    """Attention of q [B, T, H, d] to a layer's cache and k, v [B, T, K, d], as `visible` says."""
     (batch, new, heads, width), size = k.shape, past[0].shape[2]
     group = q.shape[2] // heads  # said, not inferred: an empty array has no size to infer it from
     grouped = jnp.moveaxis(q.reshape(batch, new, heads, group, width), 1, 3)  # [B, K, G, T, d]
@@ -168,7 +168,7 @@ def token_positions(batch: int, new: int, mask: jax.Array | None, cache: Cache |
 
 
 def _ordinals(known: jax.Array, cache: Cache | None) -> tuple[jax.Array, jax.Array]:
-    """Of new slots [B, T] and the cache's [B, S]: how many tokens there are up to and with each."""
+    """Number of tokens up to and with each new slot [B, T] and each slot of the cache [B, S]."""
     fresh = jnp.cumsum(known, axis=1, dtype=jnp.int32)
     if cache is None:
         return fresh, fresh[:, :0]

@@ -61,8 +61,12 @@ def load(
     """Reads a model folder, straight into arrays of the mesh if there is one.
 
     Args:
+        path: a model folder.
         dtype: of the parameters; None keeps what is stored (see `hub.read_params`).
         mesh: with axes among "data", "fsdp" and "tensor"; see `network.RULES`.
+
+    Returns:
+        The config and the parameters.
 
     Raises:
         HubError: the folder, its config or its tensors are not what we can read.
@@ -94,8 +98,11 @@ def save(
     """Writes a folder that `transformers` opens.
 
     Args:
+        path: must not exist, or be an empty folder.
+        config: sizes and family of the decoder.
         params: with stacked layers.
         like: the folder the model came from; its tokenizer and further config fields are kept.
+        largest_file: bytes; more than that goes into several files and an index.
 
     Raises:
         HubError: the folder is there already, or the family has no words for a setting of `config`.
@@ -124,6 +131,12 @@ def read_config(folder: Folder) -> DecoderConfig:
 
     Where the config says that head and embedding are one, but two different ones are stored, both
     are kept, as in transformers 5. Raises `HubError`.
+
+    Args:
+        folder: an opened model folder.
+
+    Returns:
+        The config.
     """
     folder = _with_table_names(folder)
     config = _parse(folder)
@@ -191,6 +204,14 @@ def shardings(config: DecoderConfig, params: Any, mesh: Mesh) -> Any:
     """Where each parameter lives on a mesh, by `network.RULES`; what doesn't divide is replicated.
 
     Key-value heads are split only if the axis divides their number.
+
+    Args:
+        config: sizes of the decoder.
+        params: parameters, or their shapes.
+        mesh: with axes among "data", "fsdp" and "tensor".
+
+    Returns:
+        A tree like `params` with a sharding for every leaf.
     """
 
     def one(path: Any, leaf: Any) -> NamedSharding:

@@ -341,7 +341,7 @@ def _write_codegen(config: DecoderConfig) -> dict[str, Any]:
 
 
 CODEGEN_SHARDS = 4
-"""CodeGen's fused projection is laid out for so many TPU cores."""
+"""TPU cores that CodeGen's fused projection is laid out for."""
 
 
 def _table_codegen(config: DecoderConfig) -> list[Tensor]:

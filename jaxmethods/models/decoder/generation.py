@@ -62,10 +62,20 @@ def generate(
     gets none (length 0, all `pad`): nothing says how it would begin.
 
     Args:
-        ids: [B, T] int prompts (or `inputs_embeds` [B, T, D]).
+        params: parameters, see `init_params`.
+        config: sizes and family of the decoder.
+        ids: [B, T] int prompts; None with `inputs_embeds`.
         key: random key, or one for each row [B]; None where the most likely token is taken.
         new_tokens: N, static; 0 gives none.
         mask: [B, T], False on padding, wherever it is.
+        inputs_embeds: [B, T, D] in place of embeddings of ids.
+        sampling: temperature, top_k and top_p; by default the most likely token is taken.
+        end: the token that ends a row; None: none does.
+        pad: what stands behind the end.
+        dtype: of the computation; None: of the parameters.
+
+    Returns:
+        Tokens [B, N] int32, and the length of each row.
 
     Raises:
         ValueError: a negative number of tokens, prompts without any, a sampling out of range, no

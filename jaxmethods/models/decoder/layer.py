@@ -116,7 +116,7 @@ def over_layers(
     Args:
         layers: leaves with a leading layer axis, or a tuple of layers (then the loop is unrolled).
         per_layer: further inputs, with a leading layer axis.
-        first: run so many layers only. The stack is indexed, not cut: cutting would copy it.
+        first: the number of layers to run. The stack is indexed, not cut: cutting would copy it.
             Not meant to be differentiated.
     """
     if first is None and not isinstance(layers, tuple):

@@ -94,6 +94,8 @@ def forward(
     """Runs the decoder.
 
     Args:
+        params: parameters, see `init_params`.
+        config: sizes and family of the decoder.
         ids: [B, T] int tokens; or `inputs_embeds` [B, T, D] in place of their embeddings.
         mask: [B, T] bool or 0/1, False on padding, wherever it is. A batch padded on the right
             needs none, since causality hides what comes later, unless its cache is kept or its
@@ -108,6 +110,10 @@ def forward(
             norms and logits are float32.
         kernel: of attention.
         remat: recompute each layer's inside in the backward pass.
+
+    Returns:
+        Logits [B, T, V] float32 (or [B, N, V]), the cache and what was tapped; None for what was
+        not asked for.
     """
     unknown = sorted(set(taps) - set(TAPS))
     if unknown:
@@ -159,6 +165,17 @@ def embed(
     In `dtype`, except that float16 keeps it in float32: some models' massive activations overflow.
     Ids past the vocabulary and positions past a learned table are an error, or NaN where their
     values aren't known (see `lookup.rows`).
+
+    Args:
+        params: parameters, see `init_params`.
+        config: sizes and family of the decoder.
+        ids: [B, T] int; None with `inputs_embeds`.
+        inputs_embeds: [B, T, D] in place of embeddings of ids.
+        positions: [B, T] int.
+        dtype: of the computation.
+
+    Returns:
+        [B, T, D].
     """
     x = inputs_embeds if ids is None else rows(params["embed"]["tokens"], ids, "ids")
     assert x is not None
@@ -169,7 +186,17 @@ def embed(
 
 
 def logits_of(params: Params, config: DecoderConfig, residual: jax.Array, dtype: Any) -> jax.Array:
-    """Final norm and head: [B, N, D] -> float32 [B, N, V]."""
+    """Final norm and head: [B, N, D] -> float32 [B, N, V].
+
+    Args:
+        params: parameters, see `init_params`.
+        config: sizes and family of the decoder.
+        residual: [B, N, D], behind the last layer.
+        dtype: of the computation.
+
+    Returns:
+        [B, N, V] float32.
+    """
     x = normalize(config, params["final_norm"], residual, dtype)
     kernel = params["embed"]["tokens"].T if config.tied else params["head"]["kernel"]
     logits = jnp.matmul(x, kernel.astype(dtype), preferred_element_type=jnp.float32)
@@ -177,17 +204,41 @@ def logits_of(params: Params, config: DecoderConfig, residual: jax.Array, dtype:
 
 
 def at(x: jax.Array, positions: jax.Array | None) -> jax.Array:
-    """x [B, T, ...] at positions [B, N] of its second axis: [B, N, ...]; all of it for None."""
+    """x [B, T, ...] at positions [B, N] of its second axis: [B, N, ...]; all of it for None.
+
+    Args:
+        x: [B, T, ...].
+        positions: [B, N] int; None: all.
+
+    Returns:
+        [B, N, ...], or x.
+    """
     return x if positions is None else jax.vmap(lambda row, where: row[where])(x, positions)
 
 
 def norms_of(head_outputs: jax.Array) -> jax.Array:
-    """Euclidean norms over the last axis, float32."""
+    """Euclidean norms over the last axis, float32.
+
+    Args:
+        head_outputs: [..., d].
+
+    Returns:
+        [...] float32.
+    """
     return jnp.linalg.norm(head_outputs.astype(jnp.float32), axis=-1)
 
 
 def init_params(key: jax.Array, config: DecoderConfig, dtype: Any = jnp.float32) -> Params:
-    """Random parameters: kernels and embeddings from N(0, 0.02^2), scales 1, biases 0."""
+    """Random parameters: kernels and embeddings from N(0, 0.02^2), scales 1, biases 0.
+
+    Args:
+        key: typed random key [].
+        config: sizes and family of the decoder.
+        dtype: of the parameters.
+
+    Returns:
+        A nested dict with stacked layers [L, ...].
+    """
     width, heads = config.width, config.heads * config.head_dim
     kv = config.kv_heads * config.head_dim
     keys = iter(jax.random.split(key, 16))
@@ -233,7 +284,14 @@ def init_params(key: jax.Array, config: DecoderConfig, dtype: Any = jnp.float32)
 
 
 def unstack_layers(params: Params) -> Params:
-    """The same parameters with a tuple of layers, which every function here takes as well."""
+    """The same parameters with a tuple of layers, which every function here takes as well.
+
+    Args:
+        params: with stacked layers.
+
+    Returns:
+        The parameters, with `layers` a tuple of L trees.
+    """
     layers = params["layers"]
     number = jax.tree.leaves(layers)[0].shape[0]
     unstacked = [jax.tree.map(lambda leaf, i=i: leaf[i], layers) for i in range(number)]

@@ -126,12 +126,33 @@ class Tensor(NamedTuple):
 
 
 def whole(name: str, leaf: str, shape: Sequence[int], layers: int = 0) -> Tensor:
-    """A tensor that is a leaf as it stands: an embedding, a bias, the scale of a norm."""
+    """A tensor that is a leaf as it stands: an embedding, a bias, the scale of a norm.
+
+    Args:
+        name: the stored tensor's, with {} for the layer.
+        leaf: path in the parameter tree.
+        shape: of the tensor.
+        layers: L where there is one in every layer, else 0.
+
+    Returns:
+        One row of a family's table.
+    """
     return Tensor(name, tuple(shape), (leaf,), layers)
 
 
 def linear(name: str, leaf: str, inputs: int, outputs: int, layers: int = 0) -> Tensor:
-    """The weight (outputs, inputs) of a linear map, whose leaf is a kernel (inputs, outputs)."""
+    """The weight (outputs, inputs) of a linear map, whose leaf is a kernel (inputs, outputs).
+
+    Args:
+        name: the stored tensor's, with {} for the layer.
+        leaf: path in the parameter tree.
+        inputs: width of what it takes.
+        outputs: width of what it gives.
+        layers: L where there is one in every layer, else 0.
+
+    Returns:
+        One row of a family's table.
+    """
     return Tensor(
         name,
         (outputs, inputs),
@@ -144,6 +165,12 @@ def linear(name: str, leaf: str, inputs: int, outputs: int, layers: int = 0) -> 
 
 def open_folder(path: str | Path) -> Folder:
     """Reads `config.json` and the headers of all safetensors files.
+
+    Args:
+        path: a model folder.
+
+    Returns:
+        Config and where every tensor lies; weights are not read yet.
 
     Raises:
         HubError: no folder, no or malformed config, no safetensors (only pickled weights, say), a
@@ -171,6 +198,13 @@ def weight_files(path: Path, config: Mapping[str, Any]) -> list[Path]:
     an earlier save has left beside it; else the files of `model.safetensors.index.json`. Besides
     those, a complete set of `model-00001-of-0000N.safetensors` whose index is lost.
 
+    Args:
+        path: a model folder.
+        config: the content of its `config.json`.
+
+    Returns:
+        The files.
+
     Raises:
         HubError: there are none of these, an index doesn't fit its files, or a part is missing.
     """
@@ -190,7 +224,14 @@ def weight_files(path: Path, config: Mapping[str, Any]) -> list[Path]:
 
 
 def companions(path: str | Path) -> list[Path]:
-    """Files of a model folder that belong to it beside config and weights, relative to it."""
+    """Files of a model folder that belong to it beside config and weights, relative to it.
+
+    Args:
+        path: a model folder.
+
+    Returns:
+        Paths of tokenizer, templates and code, relative to the folder.
+    """
     path = Path(path)
     found = [
         file
@@ -205,7 +246,14 @@ def companions(path: str | Path) -> list[Path]:
 
 
 def open_file(path: str | Path) -> Folder:
-    """Reads the header of one safetensors file: a folder without a config."""
+    """Reads the header of one safetensors file: a folder without a config.
+
+    Args:
+        path: a safetensors file.
+
+    Returns:
+        Where every tensor lies; weights are not read yet.
+    """
     return Folder(Path(path), {}, _read_header(Path(path)))
 
 
@@ -221,6 +269,7 @@ def read_params(
     """Reads a parameter tree, leaf by leaf, straight into device arrays.
 
     Args:
+        folder: an opened model folder.
         table: every tensor of the checkpoint, and which leaves it holds.
         shapes: the tree, with a `jax.ShapeDtypeStruct` (or an array) at every leaf.
         dtype: of the leaves; None keeps what is stored. Layers of different types that are stacked
@@ -228,6 +277,9 @@ def read_params(
         shardings: one for all leaves, or a tree with one for each; default: the default device.
         ignore: says of a stored name that it is no parameter (a buffer), so that its being there
             is not an error.
+
+    Returns:
+        A tree like `shapes` of device arrays.
 
     Raises:
         HubError: tensors are missing, too many, or of another shape than the config says; or a
@@ -264,6 +316,9 @@ def write_folder(
 
     Args:
         path: must not exist, or be an empty folder.
+        config: the content of `config.json`.
+        table: every tensor of the checkpoint, and which leaves it holds.
+        params: a tree with these leaves.
         largest_file: bytes; more than that goes into several files and an index.
         extra_files: a model folder whose `companions` (tokenizer, templates, code) are copied
             along.
@@ -289,12 +344,25 @@ def common_type(params: Any) -> np.dtype:
     """The narrowest type that holds all leaves, which `config.json` should name.
 
     Transformers rounds what it reads to the type that the config names.
+
+    Args:
+        params: a tree of arrays.
+
+    Returns:
+        The type.
     """
     return np.dtype(reduce(jnp.promote_types, [leaf.dtype for leaf in jax.tree.leaves(params)]))
 
 
 def path_of(path: Any) -> str:
-    """A pytree path as `Tensor.leaves` writes it: "layers/mlp/up/kernel"."""
+    """A pytree path as `Tensor.leaves` writes it: "layers/mlp/up/kernel".
+
+    Args:
+        path: what `jax.tree_util.tree_map_with_path` gives.
+
+    Returns:
+        The names, joined by slashes.
+    """
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 

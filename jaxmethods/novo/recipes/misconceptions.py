@@ -51,7 +51,7 @@ class Learned(NamedTuple):
     """What a run finds."""
 
     params: Any
-    """Of the decoder."""
+    """The decoder's parameters."""
     facts: Facts
 
 

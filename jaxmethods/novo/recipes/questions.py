@@ -41,7 +41,7 @@ BATCHES_PER_PART = 16
 
 
 POOL = 10
-"""From so many times the questions of a selection other selections are drawn."""
+"""Other selections are drawn from questions this many times as numerous as a selection."""
 
 
 class Roles(NamedTuple):
@@ -177,8 +177,8 @@ def answer(task: Task, parts: Sequence[Mapping[str, Any]]) -> Answers:
     if any(source):
         metrics["source_order_accuracy"] = measures.in_source_order(judged, chosen, source)
     if scores.likelihood is not None:
-        told = (scores.likelihood[task.roles.judged], scores.lengths[task.roles.judged])  # type: ignore
-        metrics |= measures.likelihood_accuracies(judged, *told)
+        likelihoods = (scores.likelihood[task.roles.judged], scores.lengths[task.roles.judged])  # type: ignore
+        metrics |= measures.likelihood_accuracies(judged, *likelihoods)
     if run.heads is None:
         metrics |= measures.baseline_accuracies(discovery, judged)
     if run.heads is None and run.draws and len(task.roles.pool) > run.selection.samples:

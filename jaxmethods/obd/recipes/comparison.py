@@ -32,7 +32,7 @@ from jaxmethods.stages import Arrays, Part, Place
 
 INK, ACCENT = "#8fa3b5", "#1f3b57"
 SETS = ("distilled", "random", "best_episodes", "clusters")
-"""Of which students are trained."""
+"""Sets that students are trained on."""
 
 
 class State(NamedTuple):

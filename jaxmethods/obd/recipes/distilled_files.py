@@ -50,9 +50,18 @@ def save(
     """Writes `path` (.npz) and the card beside it (.json); returns the card's path.
 
     Args:
+        path: ends in .npz.
+        syn: N pairs, normalized states.
+        norm: of the states.
+        config: how the set was distilled.
+        seed: of the distillation.
+        outer_steps: updates of the set.
         source: the dataset's file; its name and SHA-256 go into the card. Or what `describe_file`
             said of it when it was read. None: it had none.
         teacher: the teacher's, likewise.
+
+    Returns:
+        The card's path.
 
     Raises:
         DataError: `path` doesn't end in .npz, or a number is not finite.
@@ -95,7 +104,11 @@ def load(path: Path | str, source: Path | str | None = None) -> Distilled:
     """Reads a distilled set and checks it against its card.
 
     Args:
+        path: the .npz; its card lies beside it.
         source: a dataset's file; the set must have been made of it.
+
+    Returns:
+        Pairs, statistics and card.
 
     Raises:
         DataError: a file is missing or damaged, arrays and card don't belong together, or the

@@ -59,7 +59,7 @@ class Row(NamedTuple):
 
     @property
     def suffix(self) -> str:
-        """Of the names of its metrics."""
+        """What the names of its metrics end with."""
         return "" if self.table == "own" else f"_{self.table}_{self.name}"
 
 
@@ -139,7 +139,7 @@ class Students:
         return {name: (params, student) for name, params, student in rows}
 
     def _keys(self, table: Table) -> tuple[jax.Array, jax.Array]:
-        """Of training and of playing: not those that the set was distilled with."""
+        """The keys of training and of playing: not those that the set was distilled with."""
         root = jax.random.key(self.run.seed)
         if table == "own":
             train, play = jax.random.split(named(root, "students"))

@@ -24,6 +24,12 @@ from jaxmethods.offline_rl.types import Norm, Teacher
 def load_teacher(path: Path | str) -> Teacher:
     """Reads a teacher in the npz layout of this module.
 
+    Args:
+        path: an .npz file.
+
+    Returns:
+        Policy, critics and statistics, float32.
+
     Raises:
         DataError: an array is missing, not finite, or its shape doesn't fit the others.
     """
@@ -32,7 +38,12 @@ def load_teacher(path: Path | str) -> Teacher:
 
 
 def save_teacher(path: Path | str, teacher: Teacher) -> None:
-    """Writes a teacher in the npz layout of this module; all of it or nothing."""
+    """Writes a teacher in the npz layout of this module; all of it or nothing.
+
+    Args:
+        path: the .npz file.
+        teacher: policy, critics and statistics.
+    """
     named: dict[str, Any] = {
         "actor_log_std_multiplier": teacher.policy.log_std_mult,
         "actor_log_std_offset": teacher.policy.log_std_off,
@@ -57,8 +68,13 @@ def load_corl_calql(
     statistics of the observations it was trained on.
 
     Args:
+        path: the checkpoint.
         mean: [S] of those observations.
         std: [S], without `eps`.
+        eps: small number that is added to `std`.
+
+    Returns:
+        Policy, critics and statistics, float32.
 
     Raises:
         DataError: the file is not such a checkpoint, or the statistics don't fit it.

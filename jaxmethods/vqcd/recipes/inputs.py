@@ -91,7 +91,7 @@ class TaskConfig(Config):
     episodes: PositiveInt = 20
     """Generated episodes of each behavior of the mixture."""
     data_seed: NonNegativeInt = 0
-    """Of the generated data."""
+    """Seed of the generated data."""
     environment: EnvironmentConfig | None = None
     """Where episodes are played; None: nowhere, and the task has no score."""
     quality: str = ""

@@ -17,7 +17,14 @@ UPRIGHT_ENERGY = 1.5 * GRAVITY
 
 
 def swing_up(observation: jax.Array) -> jax.Array:
-    """Actions [..., 1] in [-1, 1] for observations [..., 3] of `Pendulum`."""
+    """Actions [..., 1] in [-1, 1] for observations [..., 3] of `Pendulum`.
+
+    Args:
+        observation: [..., 3] of `Pendulum`.
+
+    Returns:
+        Actions [..., 1] in [-1, 1], in the observation's type.
+    """
     cosine, sine, velocity = jnp.moveaxis(observation, -1, 0)
     energy = 0.5 * velocity**2 + UPRIGHT_ENERGY * cosine
     # At rest any direction will do, but one must be taken.

@@ -22,6 +22,15 @@ def curriculum(epoch: jax.Array | int, preset: str, start: int = 250, end: int =
 
     The exact rate grows linearly, once an epoch in [start, end), from the first to the last of
     `ADD_RATES[preset]`; the rate is that rounded down to a multiple of 0.01.
+
+    Args:
+        epoch: [] integer.
+        preset: a name of `ADD_RATES`.
+        start: epoch from which the rate grows.
+        end: epoch at which it is the last one.
+
+    Returns:
+        [] float32.
     """
     first, last = ADD_RATES[check_choice("preset", preset, ADD_RATES)]
     grown = jnp.clip(jnp.asarray(epoch) - start + 1, 0, end - start)
@@ -31,6 +40,14 @@ def curriculum(epoch: jax.Array | int, preset: str, start: int = 250, end: int =
 
 
 def with_add_rate(state: State, add_rate: Any) -> State:
-    """The state, or batch of states, with another arrival rate (an array: nothing retraces)."""
+    """The state, or batch of states, with another arrival rate (an array: nothing retraces).
+
+    Args:
+        state: of `TrafficJunction`, one or a batch.
+        add_rate: arrival rate, float or [].
+
+    Returns:
+        The same state with that rate.
+    """
     rate = jnp.asarray(add_rate, state.add_rate.dtype)
     return state._replace(add_rate=jnp.broadcast_to(rate, state.add_rate.shape))
