@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -30,6 +29,7 @@ from jaxmethods.merging.static.trees import (
     is_merged,
     map_with_names,
 )
+from jaxmethods.numerics.compiled import compiled
 
 
 def dare(
@@ -77,7 +77,7 @@ def leaf_key(key: jax.Array, path: str) -> jax.Array:
     return jax.random.fold_in(key, zlib.crc32(path.replace("/", ".").encode()))
 
 
-@partial(jax.jit, static_argnames=("shape",))
+@compiled("shape")
 def leaf_mask(key: jax.Array, shape: tuple[int, ...], p: Any) -> jax.Array:
     """True with probability 1 - p."""
     # Of one type whatever the default is, so that masks don't depend on jax_enable_x64.
@@ -102,7 +102,7 @@ def dare_with_mask(
     return map_with_names(drop, tau, mask)
 
 
-@jax.jit
+@compiled()
 def drop_entries(vectors: jax.Array, keep: jax.Array, p: Any) -> jax.Array:
     """m tau / (1 - p) of one leaf, in its dtype; zeros where p is 1."""
     dtype = compute_dtype(vectors)
@@ -152,7 +152,7 @@ def matrices(path: str, leaf: jax.Array) -> bool:
     return leaf.ndim >= 2
 
 
-@partial(jax.jit, static_argnames=("density", "gamma"))
+@compiled("density", "gamma")
 def breadcrumbs(tau: Tree, density: float = 0.9, gamma: float = 0.01) -> Tree:
     """Drops the floor(gamma n) largest of every leaf, then the smallest down to floor(rho n).
 
@@ -207,7 +207,7 @@ def check_probabilities(density: float, epsilon: float) -> None:
         )
 
 
-@partial(jax.jit, static_argnames=("rescale",))
+@compiled("rescale")
 def della_leaf(
     key: jax.Array, vectors: jax.Array, density: Any, epsilon: Any, rescale: bool = True
 ) -> jax.Array:
@@ -229,7 +229,7 @@ def della_leaf(
     return (kept.astype(dtype) * factor).astype(vectors.dtype)
 
 
-@partial(jax.jit, static_argnames=("ratio", "stacked"))
+@compiled("ratio", "stacked")
 def magnitude_prune(tree: Tree, ratio: float, stacked: int = 1) -> Tree:
     """Zeroes the magnitudes of every tensor up to its `ratio`-quantile (E-WEMoE).
 

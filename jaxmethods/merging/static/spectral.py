@@ -12,7 +12,6 @@ are matrices of their own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -26,10 +25,11 @@ from jaxmethods.merging.static.trees import (
     sum_over_tasks,
     task_vectors,
 )
+from jaxmethods.numerics.compiled import compiled
 from jaxmethods.numerics.linalg import in_turn
 
 
-@partial(jax.jit, static_argnames=("is_matrix",))
+@compiled("is_matrix")
 def tsv_merge(
     base: Tree,
     stack: Tree,
@@ -46,7 +46,7 @@ def tsv_merge(
     return _merge_matrices(base, stack, coefficient, is_matrix, _joint_triples)
 
 
-@partial(jax.jit, static_argnames=("is_matrix",))
+@compiled("is_matrix")
 def iso_c(
     base: Tree,
     stack: Tree,

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial, reduce
+from functools import reduce
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -38,6 +38,7 @@ from jaxmethods.merging.static.trees import (
     sum_over_tasks,
     task_vectors,
 )
+from jaxmethods.numerics.compiled import compiled
 
 Scope: TypeAlias = Literal["global", "leaf"]
 """Compare magnitudes within a whole expert (the paper's code) or within each leaf."""
@@ -45,7 +46,7 @@ Merge: TypeAlias = Literal["sum", "mean", "max"]
 Flavour: TypeAlias = Literal["paper", "mergekit"]
 
 
-@partial(jax.jit, static_argnames=("density", "merge", "scope", "flavour"))
+@compiled("density", "merge", "scope", "flavour")
 def ties(
     base: Tree,
     stack: Tree,
@@ -82,7 +83,7 @@ def ties(
     return merge_elected(base, stack, None, 0.0, density, coefficients, merge, scope)
 
 
-@partial(jax.jit, static_argnames=("density", "merge", "scope"))
+@compiled("density", "merge", "scope")
 def merge_elected(
     base: Tree,
     stack: Tree,
@@ -110,7 +111,7 @@ def merge_elected(
     return jax.tree.unflatten(structure, result)
 
 
-@partial(jax.jit, static_argnames=("density", "scope"))
+@compiled("density", "scope")
 def ties_split(tau: Tree, density: float = 0.2, scope: Scope = "global") -> Tree:
     """The entries of each task vector that survive trimming and agree with the elected sign.
 
