@@ -38,7 +38,7 @@ from jaxmethods.envs.rollout import EpisodeResults as EpisodeResults
 from jaxmethods.envs.rollout import Policy as Policy
 from jaxmethods.envs.rollout import Recording as Recording
 from jaxmethods.envs.rollout import Trajectory as Trajectory
-from jaxmethods.envs.rollout import play_episodes, record_episode, rollout, vectorise
+from jaxmethods.envs.rollout import play_episodes, record_episode, rollout, vectorize
 from jaxmethods.envs.team.environment import TeamEnvironment as TeamEnvironment
 from jaxmethods.envs.team.predator_capture_prey import PredatorCapturePrey as PredatorCapturePrey
 from jaxmethods.envs.team.predator_prey import PredatorPrey as PredatorPrey
@@ -63,7 +63,7 @@ __all__ = [
     "play_episodes",
     "record_episode",
     "rollout",
-    "vectorise",
+    "vectorize",
 ]
 
 

@@ -69,7 +69,7 @@ def likelihood_accuracies(
 
 
 def baseline_accuracies(discovery: Questions, judged: Questions) -> dict[str, float]:
-    """What the labelled questions give without a selection of many heads."""
+    """What the labeled questions give without a selection of many heads."""
     counts = heads.correct_counts(*discovery)
     who = jax.tree.map(
         lambda *pair: jnp.stack(pair), baselines.single_best(counts), baselines.all_heads(counts)

@@ -21,7 +21,7 @@ from jaxmethods.merging.checkpoints.compatibility import (
     FREQUENCIES,
     MergeError,
     check_configs,
-    check_not_quantised,
+    check_not_quantized,
     is_buffer,
     is_float,
     same_frequencies,
@@ -62,7 +62,7 @@ def open_inputs(config: MergeConfig) -> Inputs:
 
     Raises:
         MergeError: tensors are missing, extra or of another shape or kind; architectures, or what
-            configs say of the computation, differ; weights are quantised or pickled; a pattern
+            configs say of the computation, differ; weights are quantized or pickled; a pattern
             names nothing, or one of two tied tensors.
         HubError: a folder or file cannot be read.
     """
@@ -71,9 +71,9 @@ def open_inputs(config: MergeConfig) -> Inputs:
     for pattern in [*config.exclude, *(rule.pattern for rule in config.rules)]:
         if not any(re.search(pattern, name) for tree in [base, *experts] for name in tree.tensors):
             raise MergeError(f"pattern {pattern!r}: no tensor of {base.path} has such a name")
-    check_not_quantised(base, "base")
+    check_not_quantized(base, "base")
     for expert in experts:
-        check_not_quantised(expert, "expert")
+        check_not_quantized(expert, "expert")
         check_configs(base, expert)
         _check_tensors(config, base, expert)
         _check_constants(config, base, expert)
@@ -286,7 +286,7 @@ def _check_tensors(config: MergeConfig, base: Folder, expert: Folder) -> None:
         if not is_float(own.dtype):
             raise MergeError(
                 f"expert {expert.path}: {name}: expected floating-point weights, got {own.dtype} "
-                "(quantised checkpoints are not merged)"
+                "(quantized checkpoints are not merged)"
             )
 
 

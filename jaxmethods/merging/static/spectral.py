@@ -67,8 +67,8 @@ def _merge_matrices(
     chosen = is_matrix or (lambda path, leaf: leaf.ndim == 2)
 
     def one(path: str, vectors: jax.Array) -> jax.Array:
-        factorised = is_merged(vectors) and vectors.size and chosen(path, vectors[0])
-        merged = merge(vectors) if factorised else _mean(vectors)
+        factorized = is_merged(vectors) and vectors.size and chosen(path, vectors[0])
+        merged = merge(vectors) if factorized else _mean(vectors)
         return merged[None].astype(vectors.dtype)
 
     return apply_task_vectors(base, map_with_names(one, task_vectors(base, stack)), coefficient)

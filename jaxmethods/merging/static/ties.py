@@ -43,10 +43,10 @@ from jaxmethods.numerics.compiled import compiled
 Scope: TypeAlias = Literal["global", "leaf"]
 """Compare magnitudes within a whole expert (the paper's code) or within each leaf."""
 Merge: TypeAlias = Literal["sum", "mean", "max"]
-Flavour: TypeAlias = Literal["paper", "mergekit"]
+Flavor: TypeAlias = Literal["paper", "mergekit"]
 
 
-@compiled("density", "merge", "scope", "flavour")
+@compiled("density", "merge", "scope", "flavor")
 def ties(
     base: Tree,
     stack: Tree,
@@ -55,7 +55,7 @@ def ties(
     coefficients: Coefficients = 0.3,
     merge: Merge = "sum",
     scope: Scope = "global",
-    flavour: Flavour = "paper",
+    flavor: Flavor = "paper",
 ) -> Tree:
     """theta_0 + lambda m.
 
@@ -64,21 +64,21 @@ def ties(
             n = d - floor(rho d) gives the threshold, the n-th smallest magnitude; it is kept
             itself, so floor(rho d) + 1 entries are, and more with ties. 1 keeps everything and
             0 nothing.
-        coefficients: lambda. In the paper's flavour it multiplies what was merged; in mergekit's
+        coefficients: lambda. In the paper's flavor it multiplies what was merged; in mergekit's
             it weighs the task vectors before signs are elected.
         merge: how entries that agree become one: their sum, their mean or the largest. The
-            mergekit flavour always divides by the sum of the agreeing weights.
-        flavour: "mergekit" keeps exactly floor(rho n) entries of every leaf (first ones first
+            mergekit flavor always divides by the sum of the agreeing weights.
+        flavor: "mergekit" keeps exactly floor(rho n) entries of every leaf (first ones first
             among equals), takes 0 for a positive sign, and knows no majority.
 
     Raises:
         ValueError: density is out of range, trees don't match, or an option is unknown.
     """
-    if flavour == "mergekit":
+    if flavor == "mergekit":
         weights = mergekit_weights(task_vectors(base, stack), density, coefficients)
         return combine(base, stack, weights)
-    if flavour != "paper":
-        raise ValueError(f"flavour: expected 'paper' or 'mergekit', got {flavour!r}")
+    if flavor != "paper":
+        raise ValueError(f"flavor: expected 'paper' or 'mergekit', got {flavor!r}")
     check_stack(base, stack)
     return merge_elected(base, stack, None, 0.0, density, coefficients, merge, scope)
 
@@ -305,7 +305,7 @@ def _weights(
 
 
 def mergekit_weights(tau: Tree, density: float, coefficients: Coefficients) -> Tree:
-    """w_t per entry of the mergekit flavour, a tree [T, ...] float32."""
+    """w_t per entry of the mergekit flavor, a tree [T, ...] float32."""
     density = share(density)
     one = jax.tree.map(lambda leaf: leaf[0], tau)
 

@@ -1,8 +1,8 @@
 """OBD on the command line: from a dataset to a distilled set that is tested and written down.
 
-The stages are those that the config asks for: a teacher learnt from the data alone, the density
-of its states, the distillation, and what it is compared with. A teacher or density that is learnt
-is learnt for each seed.
+The stages are those that the config asks for: a teacher learned from the data alone, the density
+of its states, the distillation, and what it is compared with. A teacher or density that is learned
+is learned for each seed.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def density_stage(run: Run, inputs: Inputs) -> Train:
 
 
 def distillation_stage(run: Run, inputs: Inputs) -> Train:
-    """The distillation, fed by what was learnt before it."""
+    """The distillation, fed by what was learned before it."""
     config, evaluation = run.distillation, run.evaluation
 
     def measure(state: State, source: Source, key: jax.Array) -> Any:
@@ -188,7 +188,7 @@ def distillation_stage(run: Run, inputs: Inputs) -> Train:
 
 
 def source(run: Run, inputs: Inputs, results: Results) -> Source:
-    """What is distilled; teacher and density weights have a seed axis where they were learnt."""
+    """What is distilled; teacher and density weights have a seed axis where they were learned."""
     data, norm = inputs.offline()
     if "density" in results:
         data = data._replace(density_weights=results["density"])
@@ -202,7 +202,7 @@ def source(run: Run, inputs: Inputs, results: Results) -> Source:
 
 
 def teacher_of(inputs: Inputs, results: Results) -> Teacher | None:
-    """The teacher that was learnt, with a seed axis; else the one that was read."""
+    """The teacher that was learned, with a seed axis; else the one that was read."""
     return results.get("offline_rl", inputs.teacher)
 
 
