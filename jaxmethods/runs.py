@@ -6,11 +6,12 @@ run = jaxmethods.load_run("runs/mine")
 run.metrics["train"]["success_rate"]       # [seeds], the last evaluation
 run.results["train"]                       # what the stage found, leading axis of seeds
 run.state("train", "best")                 # a stage's whole state at a checkpoint
+policy = run.ready()                       # what was trained, to be called
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from jaxmethods import registry
-from jaxmethods.config import RunConfig, merge, mesh_of, read_yaml
+from jaxmethods.config import RunConfig, merge, mesh_of, read_yaml, seeds_of
 from jaxmethods.devices.sharding import make_mesh
 from jaxmethods.records.progress import Progress
-from jaxmethods.records.run_folder import RunFolder
+from jaxmethods.records.run_folder import RunFolder, RunFolderError
 from jaxmethods.reports.result import last_judged
 from jaxmethods.stages import Recipe, Train
 from jaxmethods.training import runner
@@ -39,6 +40,35 @@ class LoadedRun:
     """Stage name -> what it found; those of training have a leading axis of seeds."""
     metrics: dict[str, dict[str, np.ndarray]]
     """Stage name -> its last evaluation, name -> [seeds]."""
+
+    def ready(self, seed: int | None = None) -> Callable[..., Any]:
+        """What was trained, as a function; its docstring says of what.
+
+        Args:
+            seed: one of the run's seeds; None: its first.
+
+        Returns:
+            A jitted function: of CommFormer observation -> actions of the team, of a distillation
+            observations -> actions of a student that is trained on the distilled set, of
+            misconceptions token ids -> logits.
+
+        Raises:
+            ValueError: no such seed, or a method whose results are no function.
+            UserError: the run has not come to its end.
+        """
+        first, count = self.config.seed, seeds_of(self.config)
+        seed = first if seed is None else seed
+        if not first <= seed < first + count:
+            raise ValueError(f"seed: expected {first} to {first + count - 1}, got {seed}")
+        if self.recipe.ready is None:
+            raise ValueError(
+                f"method {self.config.method}: there is nothing to call; see run.results, "
+                f"with {', '.join(self.results)}"
+            )
+        missing = [stage.name for stage in self.recipe.stages if stage.name not in self.results]
+        if missing:
+            raise RunFolderError(f"{self.folder}: stage {missing[0]} is not at its end yet")
+        return self.recipe.ready(self.results, seed - first)
 
     def state(self, stage: str, checkpoint: str = "latest") -> Any:
         """The whole state [seeds] of a training stage.

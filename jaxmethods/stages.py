@@ -134,6 +134,9 @@ class Recipe(NamedTuple):
     """Stages whose results the report is given: they are gathered on one host."""
     headline: Sequence[str] = ()
     """The metrics that are the run's result, "stage/name", the most important first."""
+    ready: Callable[[Results, int], Callable[..., Any]] | None = None
+    """(results, index of a seed) -> what was trained, as a function that others call. Its docstring
+    says of what; None: there is nothing to call, results are what counts."""
 
 
 def check_recipe(recipe: Recipe) -> None:

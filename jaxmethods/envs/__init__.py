@@ -1,4 +1,26 @@
-"""Multi-agent environments in pure JAX, as `jumanji.Environment` classes, and roll-outs."""
+"""Multi-agent environments in pure JAX, as `jumanji.Environment` classes, and roll-outs.
+
+    env = envs.make("predator_prey", n_predators=3, dim=5, vision=1)
+    state, timestep = jax.jit(env.reset)(jax.random.key(0))
+    results = envs.play_episodes(env, policy, key, episodes=100, max_steps=20)
+
+`ENVIRONMENTS` has them by the names of configs; `help(envs.PredatorPrey)` and so on say what is
+seen, done and rewarded:
+
+| name | class | where it comes from |
+| --- | --- | --- |
+| `predator_prey` | `PredatorPrey` | IC3Net, CommFormer |
+| `predator_capture_prey` | `PredatorCapturePrey` | heterogeneous teams |
+| `traffic_junction` | `TrafficJunction` | IC3Net |
+| `robot_warehouse` | `RobotWarehouse` | jumanji |
+| `level_based_foraging` | `LevelBasedForaging` | jumanji |
+| `connector` | `Connector` | jumanji |
+| `cleaner` | `Cleaner` | jumanji |
+| `search_and_rescue` | `SearchAndRescue` | jumanji |
+| `smax` | `Smax` | JaxMARL |
+
+All are a `TeamEnvironment` and give an `Observation` of every agent.
+"""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from scipy.stats import binomtest
 from jaxmethods.novo import baselines, heads
 from jaxmethods.novo.heads import Heads
 from jaxmethods.novo.resample import Questions, bootstrap, elect
+from jaxmethods.numerics.compiled import compiled
 from jaxmethods.numerics.keys import named
 
 RANDOM_DRAWS = 16
@@ -115,7 +116,7 @@ def _accuracy(predictions: jax.Array, judged: Questions) -> float:
     return float(baselines.accuracy(predictions, judged.labels))
 
 
-@jax.jit
+@compiled()
 def _elections(judged: Questions, who: Heads) -> jax.Array:
     """Accuracies of several selections [D]."""
     chosen = heads.choices(*judged[:2])

@@ -13,12 +13,14 @@ the same result.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial, reduce
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jaxmethods.numerics.compiled import compiled
 
 CANDIDATES = 3
 """Keys below which a pass counts the entries."""
@@ -175,7 +177,7 @@ class _Bracket(NamedTuple):
     """How many are at most `high`; k or more."""
 
 
-@partial(jax.jit, static_argnames=("prepare",))
+@compiled("prepare")
 def _search(
     groups: list[tuple[jax.Array, ...]], k: jax.Array, prepare: Callable[..., jax.Array]
 ) -> jax.Array:

@@ -23,6 +23,7 @@ import optax
 from jaxmethods.config import nearest
 from jaxmethods.envs.control.episodes import BRAX, CONTROL, episode_returns, make_control
 from jaxmethods.envs.finite import finite
+from jaxmethods.numerics.compiled import compiled
 from jaxmethods.numerics.statistics import standard_error
 from jaxmethods.obd.baselines import random_rows
 from jaxmethods.obd.config import EvaluationConfig, OBDConfig, PlayConfig
@@ -143,7 +144,7 @@ def judge_policies(play: Player, measures: Any) -> dict[str, np.ndarray]:
     return {"score": play.scores(measures).mean((1, 2))}
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@compiled("config", "students")
 def trained_students(config: OBDConfig, students: int, key: jax.Array, syn: SynSet) -> Any:
     """Parameters, leading axis [students], cloned from a set with the distillation's inner loop."""
     optimizer = optax.sgd(config.inner_lr, config.inner_momentum or None)
@@ -228,7 +229,7 @@ def _environment(name: str) -> Any:
     return make_control(name)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@compiled("env", "policy", "episodes")
 def _control_returns(
     env: Any, policy: Policy, episodes: int, params: Any, norm: Norm, key: jax.Array
 ) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from jaxmethods.commformer.config import CommFormerRun as Run
 from jaxmethods.commformer.evaluate import evaluate, greedy_policy
 from jaxmethods.commformer.recipes import figures
 from jaxmethods.envs.rollout import record_episode
+from jaxmethods.envs.team.types import Observation
 from jaxmethods.layout import Layout, Rule
 from jaxmethods.method import Batch, Metrics
 from jaxmethods.stages import Evaluation, Recipe, Results, Train
@@ -60,6 +62,21 @@ def recipe(run: Run) -> Recipe:
         first = jax.tree.map(lambda leaf: leaf[0], results["train"])
         draw_team(training, first, run.evaluation.max_steps, folder / "figures")
 
+    def ready(results: Results, seed: int) -> Callable[[Observation], jax.Array]:
+        team: Team = jax.tree.map(lambda leaf: leaf[seed], results["train"])
+        graph = schedule.hardened_graph(training, team.edges)
+        play = greedy_policy(training.network, team.params, graph)
+
+        @jax.jit
+        def policy(observation: Observation) -> jax.Array:
+            """The most probable actions [N] for what a team observes, [B, N] for B teams."""
+            one = observation.agents_view.ndim == 2
+            teams = jax.tree.map(lambda x: x[None], observation) if one else observation
+            actions = play(jax.random.key(0), teams)[0]
+            return actions[0] if one else actions
+
+        return policy
+
     train = Train(
         "train",
         method.make_method(training),
@@ -70,7 +87,7 @@ def recipe(run: Run) -> Recipe:
         main=True,
     )
     headline = ("train/success_rate", "train/episode_length")
-    return Recipe([train], report, reads=("train",), headline=headline)
+    return Recipe([train], report, reads=("train",), headline=headline, ready=ready)
 
 
 def draw_team(

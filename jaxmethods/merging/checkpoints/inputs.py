@@ -31,6 +31,7 @@ from jaxmethods.merging.config import MergeConfig
 from jaxmethods.merging.static.trees import adds_to_zero
 from jaxmethods.models import hub
 from jaxmethods.models.hub.folders import Folder, Stored
+from jaxmethods.numerics.compiled import compiled
 
 PART = 1 << 22
 """Entries of the largest part."""
@@ -229,7 +230,7 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-@jax.jit
+@compiled()
 def _not_finite(base: jax.Array, stack: jax.Array) -> jax.Array:
     def count(values: jax.Array) -> jax.Array:
         return jnp.sum(~jnp.isfinite(values), dtype=jnp.int32)

@@ -6,7 +6,6 @@ by the leaf functions of `ties` and `pcb`.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +18,7 @@ from jaxmethods.merging.static import pcb as pcb_of_leaves
 from jaxmethods.merging.static import ties as ties_of_leaves
 from jaxmethods.merging.static.ties import Election, Experts, Merge
 from jaxmethods.merging.static.trees import apply_task_vectors, per_entry, task_vectors
+from jaxmethods.numerics.compiled import compiled
 
 
 class Elected(NamedTuple):
@@ -99,7 +99,7 @@ def _experts(loaded: Loaded, settings: Settings) -> Experts:
     return Experts(loaded.base, loaded.stack, mask_of(loaded, settings), settings["drop"])
 
 
-@partial(jax.jit, static_argnames=("merge",))
+@compiled("merge")
 def _merge_elected(experts: Experts, election: Election, coefficient: Any, merge: Merge) -> Elected:
     coefficient = per_entry(coefficient, experts.stack, "")
     merged = ties_of_leaves.merge_leaf(experts, election, coefficient, merge)
@@ -107,12 +107,12 @@ def _merge_elected(experts: Experts, election: Election, coefficient: Any, merge
     return Elected(merged, ties_of_leaves.leaf_ballot(experts, election.limits), undecided)
 
 
-@jax.jit
+@compiled()
 def _compete(base: jax.Array, stack: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
     return pcb_of_leaves.competitiveness(task_vectors(base, stack), low, high)
 
 
-@jax.jit
+@compiled()
 def _balance(
     base: jax.Array, stack: jax.Array, limits: pcb_of_leaves.Limits, coefficient: Any
 ) -> jax.Array:

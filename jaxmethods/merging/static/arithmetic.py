@@ -6,7 +6,6 @@ arXiv 2212.04089), Model Stock (Jang et al. 2024, arXiv 2403.19522) and spherica
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -28,6 +27,7 @@ from jaxmethods.merging.static.trees import (
     spread,
     sum_over_tasks,
 )
+from jaxmethods.numerics.compiled import compiled
 
 LINEAR_ABOVE = 0.9995
 """Cosine beyond which `slerp` is linear: the sine of the angle is lost in rounding."""
@@ -66,7 +66,7 @@ def check_total(weights: Coefficients, tasks: int) -> None:
                 )
 
 
-@partial(jax.jit, static_argnames=("normalize",))
+@compiled("normalize")
 def _average(stack: Tree, weights: Coefficients, normalize: bool) -> Tree:
     def mean(experts: jax.Array, weight: Any) -> jax.Array:
         if not is_merged(experts):
@@ -97,7 +97,7 @@ def task_arithmetic(base: Tree, stack: Tree, coefficients: Coefficients = 0.3) -
     return combine(base, stack, coefficients)
 
 
-@jax.jit
+@compiled()
 def analogy(target: Tree, source: Tree, destination: Tree, coefficient: Any = 1.0) -> Tree:
     """a + lambda (c - b): "b is to c as a is to the result".
 
@@ -122,7 +122,7 @@ def analogy(target: Tree, source: Tree, destination: Tree, coefficient: Any = 1.
     return jax.tree.map(move, target, source, destination)
 
 
-@jax.jit
+@compiled()
 def model_stock(base: Tree, stack: Tree) -> Tree:
     """t mean(theta_t) + (1 - t) theta_0 per leaf, t = T c / (1 + (T - 1) c).
 
@@ -154,7 +154,7 @@ def model_stock(base: Tree, stack: Tree) -> Tree:
     return combine(base, stack, jax.tree.map(weight, base, stack))
 
 
-@jax.jit
+@compiled()
 def slerp(one: Tree, other: Tree, t: Any) -> Tree:
     """Spherical interpolation per leaf, from `one` (t = 0) to `other` (t = 1).
 

@@ -8,16 +8,15 @@ Davari and Belilovsky 2023, arXiv 2312.06795. Stacked task vectors [T, ...] go i
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 
 from jaxmethods.merging.static.ties import count, largest, share
 from jaxmethods.merging.static.trees import Tree, is_merged
+from jaxmethods.numerics.compiled import compiled
 
 
-@partial(jax.jit, static_argnames=("density", "gamma"))
+@compiled("density", "gamma")
 def breadcrumbs(tau: Tree, density: float = 0.9, gamma: float = 0.01) -> Tree:
     """Drops the floor(gamma n) largest of every leaf, then the smallest down to floor(rho n).
 

@@ -9,7 +9,6 @@ come out; merge the result with `trees.apply_task_vectors`. `dare_ties` combines
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -26,6 +25,7 @@ from jaxmethods.merging.static.trees import (
     leaf_key,
     map_with_names,
 )
+from jaxmethods.numerics.compiled import compiled
 
 
 def dare(
@@ -83,7 +83,7 @@ def dare_mask(
     return map_with_names(draw, tau)
 
 
-@partial(jax.jit, static_argnames=("shape",))
+@compiled("shape")
 def leaf_mask(key: jax.Array, shape: tuple[int, ...], p: Any) -> jax.Array:
     """True with probability 1 - p."""
     # Of one type whatever the default is, so that masks don't depend on jax_enable_x64.
@@ -119,7 +119,7 @@ def dare_with_mask(
     return map_with_names(drop, tau, mask)
 
 
-@jax.jit
+@compiled()
 def drop_entries(vectors: jax.Array, keep: jax.Array, p: Any) -> jax.Array:
     """m tau / (1 - p) of one leaf, in its dtype; zeros where p is 1."""
     dtype = compute_dtype(vectors)

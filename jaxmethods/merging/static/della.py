@@ -8,7 +8,6 @@ for the entry of rank r in its row of n. Deep et al. 2024, arXiv 2406.11617. Sta
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxmethods.merging.static.ties import share
 from jaxmethods.merging.static.trees import Tree, compute_dtype, is_merged, leaf_key, map_with_names
+from jaxmethods.numerics.compiled import compiled
 
 
 def della(
@@ -58,7 +58,7 @@ def check_probabilities(density: float, epsilon: float) -> None:
         )
 
 
-@partial(jax.jit, static_argnames=("rescale",))
+@compiled("rescale")
 def della_leaf(
     key: jax.Array, vectors: jax.Array, density: Any, epsilon: Any, rescale: bool = True
 ) -> jax.Array:

@@ -23,6 +23,7 @@ from jaxmethods.merging.static.trees import (
     number_of_tasks,
     sum_over_tasks,
 )
+from jaxmethods.numerics.compiled import compiled
 
 
 def fisher_merge(
@@ -63,7 +64,7 @@ def fisher_merge(
     return _merge(stack, fisher, weights, floor)
 
 
-@jax.jit
+@compiled()
 def _merge(stack: Tree, fisher: Tree, weights: jax.Array, floor: Any) -> Tree:
     def merge(experts: jax.Array, information: jax.Array) -> jax.Array:
         if not is_merged(experts):

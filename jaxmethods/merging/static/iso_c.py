@@ -9,17 +9,17 @@ Leading axes beyond the last two (layers) are matrices of their own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxmethods.merging.static.trees import Tree, merge_matrices, sum_over_tasks
+from jaxmethods.numerics.compiled import compiled
 from jaxmethods.numerics.linalg import in_turn, thin_svd
 
 
-@partial(jax.jit, static_argnames=("is_matrix",))
+@compiled("is_matrix")
 def iso_c(
     base: Tree,
     stack: Tree,

@@ -7,17 +7,16 @@ Shen et al. 2024, arXiv 2410.21804.
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 
 from jaxmethods.merging.static.ties import count
 from jaxmethods.merging.static.trees import Tree, is_merged
+from jaxmethods.numerics.compiled import compiled
 from jaxmethods.numerics.order_statistics import kth_smallest
 
 
-@partial(jax.jit, static_argnames=("ratio", "stacked"))
+@compiled("ratio", "stacked")
 def magnitude_prune(tree: Tree, ratio: float, stacked: int = 1) -> Tree:
     """Zeroes the magnitudes of every tensor up to its `ratio`-quantile (E-WEMoE).
 

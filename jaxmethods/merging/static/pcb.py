@@ -12,7 +12,6 @@ Order statistics, minima and maxima are over all entries of one task.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +25,7 @@ from jaxmethods.merging.static.trees import (
     sum_over_tasks,
     task_vectors,
 )
+from jaxmethods.numerics.compiled import compiled
 from jaxmethods.numerics.order_statistics import kth_smallest
 
 OUTLIERS = 1e-4
@@ -55,7 +55,7 @@ class Limits(NamedTuple):
     top: jax.Array
 
 
-@partial(jax.jit, static_argnames=("ratio",))
+@compiled("ratio")
 def pcb(base: Tree, stack: Tree, ratio: float = 0.1, coefficient: Any = 1.2) -> Tree:
     """theta_0 + lambda m.
 

@@ -27,6 +27,7 @@ from jaxmethods.merging.static.trees import (
     map_with_names,
     sum_over_tasks,
 )
+from jaxmethods.numerics.compiled import compiled
 from jaxmethods.numerics.linalg import in_turn
 
 
@@ -48,7 +49,7 @@ def gram(inputs: jax.Array) -> jax.Array:
     return jnp.einsum("...ni,...nj->...ij", x, x, precision="highest") / x.shape[-2]
 
 
-@partial(jax.jit, static_argnames=("layout",))
+@compiled("layout")
 def regmean(
     stack: Tree,
     grams: Mapping[str, jax.Array],

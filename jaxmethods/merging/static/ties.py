@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial, reduce
+from functools import reduce
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -37,6 +37,7 @@ from jaxmethods.merging.static.trees import (
     sum_over_tasks,
     task_vectors,
 )
+from jaxmethods.numerics.compiled import compiled
 from jaxmethods.numerics.order_statistics import kth_smallest, sum_over_entries
 
 Scope: TypeAlias = Literal["global", "leaf"]
@@ -45,7 +46,7 @@ Merge: TypeAlias = Literal["sum", "mean", "max"]
 Flavor: TypeAlias = Literal["paper", "mergekit"]
 
 
-@partial(jax.jit, static_argnames=("density", "merge", "scope", "flavor"))
+@compiled("density", "merge", "scope", "flavor")
 def ties(
     base: Tree,
     stack: Tree,
@@ -88,7 +89,7 @@ def ties(
     return merge_elected(base, stack, None, 0.0, density, coefficients, merge, scope)
 
 
-@partial(jax.jit, static_argnames=("density", "merge", "scope"))
+@compiled("density", "merge", "scope")
 def merge_elected(
     base: Tree,
     stack: Tree,
@@ -116,7 +117,7 @@ def merge_elected(
     return jax.tree.unflatten(structure, result)
 
 
-@partial(jax.jit, static_argnames=("density", "scope"))
+@compiled("density", "scope")
 def ties_split(tau: Tree, density: float = 0.2, scope: Scope = "global") -> Tree:
     """The entries of each task vector that survive trimming and agree with the elected sign.
 

@@ -27,6 +27,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxmethods.layout import Rule
+from jaxmethods.numerics.compiled import compiled
 
 Tree: TypeAlias = Any
 """A pytree of arrays: Flax, Haiku, plain dictionaries, anything."""
@@ -153,7 +154,7 @@ def is_concrete(value: Any) -> bool:
     return not isinstance(value, Tracer)
 
 
-@jax.jit
+@compiled()
 def task_vectors(base: Tree, stack: Tree) -> Tree:
     """tau_t = theta_t - theta_0, stacked [T, ...] in float32 or what is wider.
 
@@ -177,7 +178,7 @@ def task_vectors(base: Tree, stack: Tree) -> Tree:
     return jax.tree.map(difference, base, stack)
 
 
-@jax.jit
+@compiled()
 def apply_task_vectors(base: Tree, tau: Tree, coefficients: Coefficients = 1.0) -> Tree:
     """theta_0 + sum_t c_t tau_t, leaf by leaf, in the base's dtypes.
 
@@ -208,7 +209,7 @@ def apply_task_vectors(base: Tree, tau: Tree, coefficients: Coefficients = 1.0) 
     return map_with_names(add, base, tau, spread(coefficients, base))
 
 
-@jax.jit
+@compiled()
 def combine(base: Tree, stack: Tree, weights: Coefficients) -> Tree:
     """(1 - sum_t w_t) theta_0 + sum_t w_t theta_t: exact where w is zero or one-hot.
 

@@ -11,17 +11,17 @@ Leading axes beyond the last two (layers) are matrices of their own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxmethods.merging.static.trees import Tree, merge_matrices
+from jaxmethods.numerics.compiled import compiled
 from jaxmethods.numerics.linalg import in_turn, thin_svd
 
 
-@partial(jax.jit, static_argnames=("is_matrix",))
+@compiled("is_matrix")
 def tsv_merge(
     base: Tree,
     stack: Tree,

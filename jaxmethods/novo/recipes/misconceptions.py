@@ -10,6 +10,7 @@ model as a Hugging Face folder with its tokenizer, `model/`, and the questions, 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,7 +72,18 @@ def recipe(run: Run) -> Recipe:
     )
     names = ("novo", "random_heads", "likelihood")
     headline = tuple(f"learn/{name}_accuracy" for name in names)
-    return Recipe([learn], partial(report, run), reads=("learn",), headline=headline)
+
+    def ready(results: Results, seed: int) -> Callable[[jax.Array], jax.Array]:
+        params = jax.tree.map(lambda leaf: leaf[seed], results["learn"].params)
+
+        @jax.jit
+        def logits(ids: jax.Array) -> jax.Array:
+            """Next-token logits [B, T, V] of token ids [B, T]."""
+            return decoder.forward(params, model, ids).logits
+
+        return logits
+
+    return Recipe([learn], partial(report, run), ("learn",), headline, ready)
 
 
 def report(run: Run, results: Results, folder: Path) -> None:

@@ -28,6 +28,7 @@ from jaxmethods.obd.evaluate import (
     measure_policy,
     measure_set,
     player,
+    trained_students,
 )
 from jaxmethods.obd.recipes import comparison, figures
 from jaxmethods.obd.recipes import distilled_files as distilled
@@ -84,7 +85,27 @@ def recipe(run: Run) -> Recipe:
         shown = ("distilled", "random", *(["teacher"] if has_teacher(run) else []))
         headline = [f"scores/score_{name}" for name in shown]
     reads = [stage.name for stage in stages if stage.name in ("distillation", "scores")]
-    return Recipe(stages, partial(report, run, inputs), reads, headline)
+    return Recipe(
+        stages, partial(report, run, inputs), reads, headline, partial(ready, run, inputs)
+    )
+
+
+def ready(
+    run: Run, inputs: Inputs, results: Results, seed: int
+) -> Callable[[jax.Array], jax.Array]:
+    """A student that is trained on the distilled set now, as in the inner loop."""
+    syn: SynSet = jax.tree.map(lambda leaf: leaf[seed], results["distillation"].syn)
+    key = named(jax.random.key(run.seed + seed), "ready")
+    students = trained_students(run.distillation, 1, key, syn)
+    student = jax.tree.map(lambda leaf: leaf[0], students)
+    norm, mode = inputs.offline()[1], method.make_student(run.distillation.student).mode
+
+    @jax.jit
+    def policy(observations: jax.Array) -> jax.Array:
+        """Deterministic actions [..., A] for the environment's observations [..., S]."""
+        return mode(student, norm.apply(observations))
+
+    return policy
 
 
 def has_teacher(run: Run) -> bool:
