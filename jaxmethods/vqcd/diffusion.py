@@ -230,7 +230,19 @@ def ancestral_step(
     noise: jax.Array,
     bounds: Bounds,
 ) -> jax.Array:
-    """One of the K steps: the data are predicted and clipped, then x_{k-1} is drawn; k is [B]."""
+    """One of the K steps: the data are predicted and clipped, then x_{k-1} is drawn.
+
+    Args:
+        schedule: tables.
+        predicted: [B, T, C] noise.
+        x: [B, T, C].
+        k: [B] int32; at 0 nothing is drawn.
+        noise: [B, T, C].
+        bounds: of the data.
+
+    Returns:
+        [B, T, C].
+    """
     x0 = jnp.clip(data_from_noise(schedule, x, k, predicted), *bounds)
     mean, log_variance = posterior(schedule, x0, x, k)
     scale = jnp.where(k > 0, 1.0, 0.0)[:, None, None]
@@ -240,7 +252,18 @@ def ancestral_step(
 def strided_step(
     tables: Strided, predicted: jax.Array, x: jax.Array, place: jax.Array, noise: jax.Array
 ) -> jax.Array:
-    """From the grid's step `place` [] to the one before; what comes of it is not clipped."""
+    """From a step of the grid to the one before.
+
+    Args:
+        tables: of the grid.
+        predicted: [B, T, C] noise.
+        x: [B, T, C].
+        place: [] int32 which step of the grid; at 0 no noise is added.
+        noise: [B, T, C].
+
+    Returns:
+        [B, T, C], not clipped.
+    """
     alpha, coefficient = jnp.asarray(tables.alpha)[place], jnp.asarray(tables.noise_coef)[place]
     scale = jnp.sqrt(jnp.asarray(tables.variance)[place])
     return (x - coefficient * predicted) / alpha + scale * noise

@@ -110,7 +110,15 @@ def _settled(config: PlannerConfig, bank: Bank, task: jax.Array) -> Params:
 
 
 def finish(config: PlannerConfig, state: State) -> Bank:
-    """The bank that the next task begins with."""
+    """Ends the training of a task.
+
+    Args:
+        config: static; with `reset_optimizer` false the moments are handed on, too.
+        state: after the last step.
+
+    Returns:
+        The bank that the next task begins with.
+    """
     kept = None if config.reset_optimizer else state.optimizer
     return state.bank._replace(done=state.bank.done + 1, optimizer=kept)
 

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jaxmethods.vqcd import alignment
 from jaxmethods.vqcd.bank import TaskWeights
 from jaxmethods.vqcd.config import PlannerConfig, PolicyConfig
-from jaxmethods.vqcd.diffusion import denoise, grid_size, guided, noised, sample_plan
+from jaxmethods.vqcd.diffusion import denoise, guided, noised, sample_plan
 from jaxmethods.vqcd.inverse_dynamics import inverse_dynamics
 from jaxmethods.vqcd.method import noise_function
 from jaxmethods.vqcd.perceptron import perceptron
@@ -58,7 +58,15 @@ class Memory(NamedTuple):
 
 
 def begin(config: PolicyConfig, episodes: int) -> Memory:
-    """The memory of `episodes` episodes that begin."""
+    """Makes the memory with which episodes begin.
+
+    Args:
+        config: sizes; static.
+        episodes: E; static.
+
+    Returns:
+        A memory without a plan.
+    """
     network = config.planner.network
     return Memory(jnp.zeros((episodes, network.horizon, network.channels)), jnp.int32(-1))
 
@@ -223,8 +231,3 @@ def _replan(
     guide = guided(predict, planner.diffusion.guidance)
     limits = _limits(planner, space)
     return denoise(guide, planner.diffusion, start, present, limits, noise, calls)[0]
-
-
-def calls_per_plan(config: PolicyConfig) -> int:
-    """Network calls of a plan from noise."""
-    return grid_size(config.planner.diffusion)
