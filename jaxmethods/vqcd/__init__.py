@@ -24,7 +24,7 @@ as one tree), `policy` (acting), `windows` and `task_data` (what is trained on),
 `jaxmethods.models.temporal_unet`.
 """
 
-from jaxmethods.models.temporal_unet import TemporalNetworkConfig
+from jaxmethods.models.temporal_unet_config import TemporalNetworkConfig
 from jaxmethods.vqcd import (
     activation,
     aligner,

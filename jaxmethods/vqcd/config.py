@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from jaxmethods.config import Config
-from jaxmethods.models.temporal_unet import TemporalNetworkConfig
+from jaxmethods.models.temporal_unet_config import TemporalNetworkConfig
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0.0)]

@@ -86,7 +86,7 @@ MUTATIONS = [
         "test_diffusion.py::test_one_doubled_batch_equals_two_passes",
     ),
     (
-        "diffusion.py",
+        "noise_schedule.py",
         "variance = eta * (before - abar)",
         "variance = eta**2 * (before - abar)",
         "eta multiplies the deviation",
@@ -170,7 +170,7 @@ MUTATIONS = [
         "test_golden.py::test_position_embedding",
     ),
     (
-        "../models/temporal_unet.py",
+        "../models/temporal_convolution.py",
         "padding = (conv.padding - first, conv.padding - (conv.taps - stop))",
         "padding = (conv.padding, conv.padding)",
         "live taps are shifted",
