@@ -1,6 +1,6 @@
 """VQ-CD: one planner for a sequence of offline tasks of different sizes that forgets none.
 
-Every task's states and actions are mapped by small vector-quantised autoencoders into one bounded
+Every task's states and actions are mapped by small vector-quantized autoencoders into one bounded
 space; one temporal U-Net diffuses state sequences there, and every task owns a random, disjoint
 share of its weights:
 

@@ -1,4 +1,4 @@
-r"""Quantised spaces alignment: states, or actions, of any size in one bounded space.
+r"""Quantized spaces alignment: states, or actions, of any size in one bounded space.
 
     z_e = E(x),  z_q = nearest codes,  z = z_e + sg(z_q - z_e),  x' = D(z)
     L = |x - x'|^2 + |sg(z_e) - z_q|^2 + beta |sg(z_q) - z_e|^2,    |e| <= rho
