@@ -167,7 +167,7 @@ class DataConfig(Config):
     """Folder that holds an npz file `NAME.npz` or a folder of image files `NAME/train/CLASS/*.png`,
     `NAME/test/CLASS/*.png` for each task, see `jaxmethods.data.images`."""
     tasks: tuple[str, ...] | None = None
-    """Names of files without `.npz`, of folders, or of `images.DIGIT_TASKS`; null: all there are."""
+    """Names of files without `.npz`, folders or `images.DIGIT_TASKS`; null: all there are."""
     image_size: PositiveInt | None = None
     """Height and width: image files are resized (shorter side, bicubic, then the middle), npz
     files must have it. null: as the files are, all of one size."""

@@ -21,110 +21,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from pydantic import Field, model_validator
 
-from jaxmethods.config import Config
+from jaxmethods.models.temporal_convolution import Convolution, convolve
+from jaxmethods.models.temporal_unet_config import TemporalNetworkConfig
 from jaxmethods.numerics.keys import named
 
-PositiveInt = Annotated[int, Field(ge=1)]
 Params: TypeAlias = Any
 EPSILON = 1e-5
 """Added to a group's variance."""
-
-
-class TemporalNetworkConfig(Config):
-    """Sizes of a temporal network."""
-
-    kind: Literal["unet", "mlp"] = "unet"
-    """The U-Net, or a multilayer perceptron over the flattened sequence (an ablation)."""
-    channels: PositiveInt = 20
-    """C: size of a position's vector."""
-    dim: PositiveInt = 64
-    """Width that the multipliers multiply; also of the embeddings of step and condition."""
-    multipliers: tuple[PositiveInt, ...] = (1, 4, 8)
-    """Width of every level over `dim`. The first need not be 1."""
-    horizon: PositiveInt = 8
-    """T: positions."""
-    kernel: PositiveInt = 5
-    groups: PositiveInt = 8
-    """Groups of GroupNorm; they divide every level's width."""
-    hidden: PositiveInt = 256
-    """Width of the perceptron, which has `layers` hidden layers."""
-    layers: PositiveInt = 4
-    compact: bool = False
-    """Store, and so share out and optimize, live taps only."""
-    convolution: Literal["auto", "matmul", "lax"] = "auto"
-    """How a convolution is computed; `auto` chooses by shape and device."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """What products are computed in; parameters and norms keep theirs."""
-
-    @model_validator(mode="after")
-    def _fields_fit(self) -> TemporalNetworkConfig:
-        if not self.multipliers:
-            raise ValueError("multipliers: expected at least one, got none")
-        if self.kernel % 2 == 0:
-            raise ValueError(f"kernel: expected an odd number of taps, got {self.kernel}")
-        divisor = 2 ** (len(self.multipliers) - 1)
-        if self.kind == "unet" and self.horizon % divisor:
-            raise ValueError(
-                f"horizon: expected a multiple of {divisor} with {len(self.multipliers)} levels, "
-                f"got {self.horizon}"
-            )
-        for width in (self.dim, *self.widths):
-            if self.kind == "unet" and width % self.groups:
-                raise ValueError(
-                    f"dim, multipliers: expected widths that the {self.groups} groups divide, "
-                    f"got {width}"
-                )
-        return self
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        """Width of every level."""
-        return tuple(self.dim * multiplier for multiplier in self.multipliers)
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """Positions on every level."""
-        return tuple(self.horizon // 2**level for level in range(len(self.multipliers)))
-
-
-class Convolution(NamedTuple):
-    """What of a convolution over time is static."""
-
-    taps: int
-    length: int
-    """Positions that come in."""
-    stride: int = 1
-    up: int = 1
-    """Positions between which zeros are put: 2 doubles their number."""
-
-    @property
-    def padding(self) -> int:
-        """Zeros on either side."""
-        return self.taps // 2
-
-    @property
-    def length_out(self) -> int:
-        stuffed = self.up * (self.length - 1) + 1
-        return (stuffed + 2 * self.padding - self.taps) // self.stride + 1
-
-    @property
-    def live(self) -> tuple[int, int]:
-        """First and one past the last tap that ever meets an input position."""
-        stuffed = self.up * (self.length - 1) + 1
-        met = [
-            tap
-            for tap in range(self.taps)
-            for place in range(self.length_out)
-            if 0 <= (seen := place * self.stride + tap - self.padding) < stuffed
-            and seen % self.up == 0
-        ]
-        return min(met), max(met) + 1
 
 
 # How a level's convolutions look.
@@ -142,19 +50,6 @@ def _up(length: int) -> Convolution:
 
 def _point(length: int) -> Convolution:
     return Convolution(1, length)
-
-
-def choose(config: TemporalNetworkConfig, conv: Convolution) -> Literal["matmul", "lax"]:
-    """How to compute a convolution on the default device.
-
-    XLA's CPU convolution of few positions with wide channels takes 5 to 70 times as long as the
-    same product written as a matrix product, and was faster for no size of a planner that was
-    measured (`benchmarks/vqcd.py`). A single tap is a matrix product everywhere.
-    """
-    if config.convolution != "auto":
-        return config.convolution
-    alone = conv.taps == conv.stride == conv.up == 1
-    return "matmul" if alone or jax.default_backend() == "cpu" else "lax"
 
 
 def init(key: jax.Array, config: TemporalNetworkConfig) -> Params:
@@ -350,76 +245,6 @@ def group_norm(layer: Mapping[str, jax.Array], x: jax.Array, groups: int) -> jax
     variance = jnp.square(centered).mean((1, 3), keepdims=True)
     normed = (centered * jax.lax.rsqrt(variance + EPSILON)).reshape(x.shape)
     return normed * layer["weight"] + layer["bias"]
-
-
-def convolve(
-    layer: Mapping[str, jax.Array], x: jax.Array, conv: Convolution, config: TemporalNetworkConfig
-) -> jax.Array:
-    """A convolution over time through its live taps.
-
-    Args:
-        layer: `weight` [taps, in, out], or its live taps alone, and `bias` [out].
-        x: [B, T, in].
-        conv: taps, length, stride, up-sampling; static.
-        config: how to compute it.
-
-    Returns:
-        [B, T_out, out].
-    """
-    first, stop = conv.live
-    weight = layer["weight"]
-    if weight.shape[0] == conv.taps:
-        weight = weight[first:stop]
-    # What is left is a convolution with fewer taps and less padding.
-    padding = (conv.padding - first, conv.padding - (conv.taps - stop))
-    if config.dtype != "float32":
-        x, weight = x.astype(config.dtype), weight.astype(config.dtype)
-    if choose(config, conv) == "lax":
-        y = jax.lax.conv_general_dilated(
-            x,
-            weight,
-            (conv.stride,),
-            [padding],
-            lhs_dilation=(conv.up,),
-            dimension_numbers=("NWC", "WIO", "NWC"),
-        )
-    else:
-        y = _convolve_by_matmul(x, weight, conv, padding)
-    return y.astype(layer["bias"].dtype) + layer["bias"]
-
-
-def _convolve_by_matmul(
-    x: jax.Array, weight: jax.Array, conv: Convolution, padding: tuple[int, int]
-) -> jax.Array:
-    """Every output position's inputs side by side, times the kernel as one matrix."""
-    taps, _, outputs = weight.shape
-    if taps == 1 and conv.stride == conv.up == 1:
-        return x @ weight[0]
-    if conv.up == 2:
-        return _upsample_by_matmul(x, weight, conv, padding[0])
-    padded = jnp.pad(x, ((0, 0), padding, (0, 0)))
-    last = conv.stride * (conv.length_out - 1) + 1
-    seen = [padded[:, tap : tap + last : conv.stride] for tap in range(taps)]
-    patches = jnp.concatenate(seen, axis=-1)  # [B, T_out, taps in]
-    return patches @ weight.reshape(-1, outputs)
-
-
-def _upsample_by_matmul(
-    x: jax.Array, weight: jax.Array, conv: Convolution, padding: int
-) -> jax.Array:
-    """Doubles the positions: even and odd outputs see the even or the odd taps."""
-    taps, _, outputs = weight.shape
-    batch, length, _ = x.shape
-    padded = jnp.pad(x, ((0, 0), (1, 1), (0, 0)))
-    halves = []
-    for parity in range(2):
-        # Output 2 m + parity meets position m + s where tap = padding + 2 s - parity.
-        own = [tap for tap in range(taps) if (tap + parity - padding) % 2 == 0]
-        shifts = [(tap + parity - padding) // 2 for tap in own]
-        seen = [padded[:, 1 + shift : 1 + shift + length] for shift in shifts]
-        kernel = weight[own[0] :: 2].reshape(-1, outputs)  # [taps/2 in, out]
-        halves.append(jnp.concatenate(seen, axis=-1) @ kernel)
-    return jnp.stack(halves, axis=2).reshape(batch, conv.length_out, outputs)  # [B, T, 2, out]
 
 
 def _conv_block(params: Params, x: jax.Array, config: TemporalNetworkConfig) -> jax.Array:

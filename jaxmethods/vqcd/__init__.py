@@ -24,16 +24,12 @@ as one tree), `policy` (acting), `windows` and `task_data` (what is trained on),
 `jaxmethods.models.temporal_unet`.
 """
 
-from jaxmethods.models.temporal_unet import TemporalNetworkConfig
-from jaxmethods.vqcd import activation, baselines, diffusion, metrics, policy, windows
+from jaxmethods.models.temporal_unet_config import TemporalNetworkConfig
+from jaxmethods.vqcd import activation, baselines, diffusion, metrics, policy
 from jaxmethods.vqcd.bank import TaskWeights, initial_bank, join_banks, task_weights
 from jaxmethods.vqcd.config import AlignmentConfig, DiffusionConfig, PlannerConfig, PolicyConfig
-from jaxmethods.vqcd.method import finish, planner
-from jaxmethods.vqcd.policy import Memory, TaskSpace, act, begin, plan
-from jaxmethods.vqcd.spaces import aligner, alignment, codebook
-from jaxmethods.vqcd.spaces.aligner import AlignmentRows, alignment_rows, parallel, trimmed
-from jaxmethods.vqcd.spaces.alignment import align_rows, feature_difference
-from jaxmethods.vqcd.task_data import (
+from jaxmethods.vqcd.data import windows
+from jaxmethods.vqcd.data.task_data import (
     bounds,
     gather,
     join_tasks,
@@ -41,9 +37,14 @@ from jaxmethods.vqcd.task_data import (
     stack_tasks,
     task_data,
 )
+from jaxmethods.vqcd.data.windows import Statistics, returns_to_go, statistics, window_starts
+from jaxmethods.vqcd.method import finish, planner
+from jaxmethods.vqcd.policy import Memory, TaskSpace, act, begin, plan
+from jaxmethods.vqcd.spaces import aligner, alignment, codebook
+from jaxmethods.vqcd.spaces.aligner import AlignmentRows, alignment_rows, parallel, trimmed
+from jaxmethods.vqcd.spaces.alignment import align_rows, feature_difference
 from jaxmethods.vqcd.torch_weights import from_torch
 from jaxmethods.vqcd.types import Bank, Feed, Penalty, State, TaskData
-from jaxmethods.vqcd.windows import Statistics, returns_to_go, statistics, window_starts
 
 __all__ = [
     "AlignmentConfig",

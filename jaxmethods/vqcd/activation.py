@@ -104,7 +104,17 @@ def apply_mask(
 
 
 def select(owner: Params, task: jax.Array | int, new: Params, old: Params) -> Params:
-    """where(owner == task, new, old); `new` where a leaf has no owner."""
+    """Replaces what is one task's, bit for bit.
+
+    Args:
+        owner: owners.
+        task: [] may be traced.
+        new: like the owners; leaves without owner are all taken from it.
+        old: what others keep.
+
+    Returns:
+        where(owner == task, new, old).
+    """
 
     def choose(own: jax.Array | None, new: jax.Array, old: jax.Array) -> jax.Array:
         return new if own is None else jnp.where(own == task, new, old)

@@ -121,7 +121,17 @@ def take(config: PlannerConfig, tree: Params, task: jax.Array) -> Params:
 
 
 def put(config: PlannerConfig, tree: Params, task: jax.Array, current: Params) -> Params:
-    """The tree with what `take` gave replaced by `current`."""
+    """Puts one task's weights back.
+
+    Args:
+        config: static.
+        tree: `params` or `ema` of a bank.
+        task: [] int32.
+        current: like what `take` gives of it.
+
+    Returns:
+        The tree with these in their places.
+    """
 
     def one(path: Any, leaf: jax.Array, own: jax.Array) -> jax.Array:
         if kind(config, path_name(path)) == "private":
@@ -134,7 +144,17 @@ def put(config: PlannerConfig, tree: Params, task: jax.Array, current: Params) -
 def effective(
     config: PlannerConfig, current: Params, owner: Params, task: jax.Array
 ) -> TaskWeights:
-    """The networks that task `task` [] runs: masked, with its adapters added; differentiable."""
+    """The networks that a task runs: masked, with its adapters added; differentiable.
+
+    Args:
+        config: static.
+        current: what `take` gives.
+        owner: owners of the bank.
+        task: [] int32.
+
+    Returns:
+        Network and inverse model.
+    """
     masked = apply_mask(current, owner, task, config.sees == "earlier")
     network = masked["network"]
     for name, adapter in masked["adapters"].items():
@@ -143,7 +163,16 @@ def effective(
 
 
 def task_weights(config: PlannerConfig, bank: Bank, task: jax.Array | int) -> TaskWeights:
-    """The averaged weights that plans for task `task` [] are made with; may be traced."""
+    """Takes one task's planner out of the bank.
+
+    Args:
+        config: static.
+        bank: of all tasks.
+        task: [] int32; may be traced. One that was not trained gives its initial weights.
+
+    Returns:
+        Averaged weights, those of others 0, adapters added.
+    """
     task = jnp.asarray(task, jnp.int32)
     return effective(config, take(config, bank.ema, task), bank.owner, task)
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
-from jaxmethods.config import Config
-from jaxmethods.models.temporal_unet import TemporalNetworkConfig
-
-PositiveInt = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0.0)]
-NonNegative = Annotated[float, Field(ge=0.0)]
-Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
+from jaxmethods.config import Config, Fraction, Momentum
+from jaxmethods.models.temporal_unet_config import TemporalNetworkConfig
 
 AlignmentKind = Literal["vq", "ae", "vae", "fsq", "pad", "none"]
 
@@ -36,25 +37,25 @@ class AlignmentConfig(Config):
     encoder: tuple[PositiveInt, ...] = (256, 256)
     decoder: tuple[PositiveInt, ...] = (256, 256)
     activation: Literal["relu", "leaky_relu"] = "relu"
-    beta: NonNegative = 0.25
+    beta: NonNegativeFloat = 0.25
     """Weight of the commitment term (the paper's table; its equation has 1)."""
-    rho: Positive = 3.0
+    rho: PositiveFloat = 3.0
     """The codebook's entries, and so the aligned values, stay within [-rho, rho]."""
     clip: Literal["elementwise", "l2"] = "elementwise"
     """What is clipped to rho after an update: every number, or the norm of every entry."""
     update: Literal["gradient", "ema"] = "gradient"
     """How the codebook moves: by its own loss, or as moving averages of what fell to each entry."""
-    ema_decay: Decay = 0.99
-    ema_smoothing: NonNegative = 1e-5
-    restart_after: Annotated[int, Field(ge=0)] = 0
+    ema_decay: Momentum = 0.99
+    ema_smoothing: NonNegativeFloat = 1e-5
+    restart_after: NonNegativeInt = 0
     """Steps after which an unused entry is put where an encoded row is; 0: never."""
     codebook_start: Literal["uniform", "kmeans"] = "uniform"
     """U(-1/N, 1/N), or k-means++ of the first batch's encoded rows."""
-    kl_weight: NonNegative = 1.0
+    kl_weight: NonNegativeFloat = 1.0
     reduction: Literal["mean", "sum"] = "mean"
     """Losses as means over all elements, or sums over features and means over rows."""
-    lr: Positive = 1e-3
-    lr_end: Positive = 1e-4
+    lr: PositiveFloat = 1e-3
+    lr_end: PositiveFloat = 1e-4
     lr_decay: Literal["linear", "cosine"] = "linear"
     steps: PositiveInt = 3000
     """Training steps, which the decay of the learning rate is stretched over."""
@@ -100,11 +101,11 @@ class DiffusionConfig(Config):
     """The code's every `stride`-th step, all K steps, or DPM-Solver++(2M) over the same grid as
     `strided`."""
     stride: PositiveInt = 20
-    eta: Probability = 1.0
+    eta: Fraction = 1.0
     """Share of the strided sampler's noise variance; 0 is deterministic."""
-    guidance: NonNegative = 1.2
+    guidance: NonNegativeFloat = 1.2
     """w: 0 ignores the condition, 1 is the conditional prediction alone."""
-    drop: Probability = 0.25
+    drop: Fraction = 0.25
     """Share of training windows whose condition is dropped."""
 
     @model_validator(mode="after")
@@ -134,7 +135,7 @@ class PlannerConfig(Config):
     scope: Literal["kernels", "conv", "none"] = "kernels"
     """Which weights are shared out among the tasks: all kernels, those of convolutions, or none
     (fine-tuning)."""
-    shares: tuple[Positive, ...] = ()
+    shares: tuple[PositiveFloat, ...] = ()
     """Every task's share of these weights; empty: 1/I each. What is left over is free."""
     sees: Literal["own", "earlier"] = "own"
     """Which weights a task runs: its own, or those of earlier tasks as well (PackNet)."""
@@ -152,23 +153,23 @@ class PlannerConfig(Config):
     earlier tasks."""
     rescale_init: bool = False
     """Scale initial masked weights by 1/sqrt(share)."""
-    adapter_rank: Annotated[int, Field(ge=0)] = 0
+    adapter_rank: NonNegativeInt = 0
     """Rank of every task's own additions to the first, middle and last convolutions (LoRA), which
     tasks after the first train."""
-    adapter_lr: Positive = 1e-4
-    penalty: NonNegative = 0.0
+    adapter_lr: PositiveFloat = 1e-4
+    penalty: NonNegativeFloat = 0.0
     """Weight of the quadratic penalty around earlier tasks' weights (EWC, L2, MAS)."""
-    replay_every: Annotated[int, Field(ge=0)] = 0
+    replay_every: NonNegativeInt = 0
     """Every so-manieth step trains on an earlier task's kept windows; 0: none does."""
-    lr: Positive = 3e-4
+    lr: PositiveFloat = 3e-4
     batch: PositiveInt = 32
     accumulate: PositiveInt = 1
     """Batches whose gradients are averaged in one step."""
     windows: Literal["uniform", "permute"] = "uniform"
     """Draw windows with replacement, or each once an epoch."""
-    ema_decay: Decay = 0.995
+    ema_decay: Momentum = 0.995
     ema_every: PositiveInt = 10
-    ema_start: Annotated[int, Field(ge=0)] = 2000
+    ema_start: NonNegativeInt = 2000
     """Until this step the average is a copy."""
 
     @model_validator(mode="after")
@@ -202,7 +203,7 @@ class PolicyConfig(Config):
     actions: AlignmentConfig = AlignmentConfig(latents=5)
     replan_every: PositiveInt = 1
     """Environment steps that one plan serves; the inverse model always sees the current state."""
-    warm_start: Annotated[int, Field(ge=0)] = 0
+    warm_start: NonNegativeInt = 0
     """Start from the last plan, moved on and noised so far that this many sampling steps undo it;
     0: from noise."""
     requantize_action: bool = False

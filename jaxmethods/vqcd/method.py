@@ -35,12 +35,12 @@ from jaxmethods.models import temporal_unet
 from jaxmethods.vqcd.activation import apply_mask, select
 from jaxmethods.vqcd.bank import effective, initial_bank, kind, put, take
 from jaxmethods.vqcd.config import PlannerConfig
+from jaxmethods.vqcd.data.task_data import Windows, gather
+from jaxmethods.vqcd.data.windows import draw_windows
 from jaxmethods.vqcd.diffusion import Noise, cosine_schedule, diffusion_loss
 from jaxmethods.vqcd.inverse_dynamics import inverse_loss
 from jaxmethods.vqcd.spaces.perceptron import perceptron
-from jaxmethods.vqcd.task_data import Windows, gather
 from jaxmethods.vqcd.types import Bank, Feed, Params, Penalty, State
-from jaxmethods.vqcd.windows import draw_windows
 
 
 def planner(config: PlannerConfig) -> Method:
@@ -110,7 +110,15 @@ def _settled(config: PlannerConfig, bank: Bank, task: jax.Array) -> Params:
 
 
 def finish(config: PlannerConfig, state: State) -> Bank:
-    """The bank that the next task begins with."""
+    """Ends the training of a task.
+
+    Args:
+        config: static; with `reset_optimizer` false the moments are handed on, too.
+        state: after the last step.
+
+    Returns:
+        The bank that the next task begins with.
+    """
     kept = None if config.reset_optimizer else state.optimizer
     return state.bank._replace(done=state.bank.done + 1, optimizer=kept)
 

@@ -24,13 +24,13 @@ import jax.numpy as jnp
 
 from jaxmethods.vqcd.bank import TaskWeights
 from jaxmethods.vqcd.config import PlannerConfig, PolicyConfig
-from jaxmethods.vqcd.diffusion import denoise, grid_size, guided, noised, sample_plan
+from jaxmethods.vqcd.data.windows import Statistics, normalize, unnormalize
+from jaxmethods.vqcd.diffusion import denoise, guided, noised, sample_plan
 from jaxmethods.vqcd.inverse_dynamics import inverse_dynamics
 from jaxmethods.vqcd.method import noise_function
 from jaxmethods.vqcd.spaces import alignment
 from jaxmethods.vqcd.spaces.perceptron import perceptron
 from jaxmethods.vqcd.types import Params
-from jaxmethods.vqcd.windows import Statistics, normalize, unnormalize
 
 LARGEST_ACTION = 1.0 - 1e-7
 """Actions are kept within [-1, 1] by as much as the published code keeps them."""
@@ -58,7 +58,15 @@ class Memory(NamedTuple):
 
 
 def begin(config: PolicyConfig, episodes: int) -> Memory:
-    """The memory of `episodes` episodes that begin."""
+    """Makes the memory with which episodes begin.
+
+    Args:
+        config: sizes; static.
+        episodes: E; static.
+
+    Returns:
+        A memory without a plan.
+    """
     network = config.planner.network
     return Memory(jnp.zeros((episodes, network.horizon, network.channels)), jnp.int32(-1))
 
@@ -223,8 +231,3 @@ def _replan(
     guide = guided(predict, planner.diffusion.guidance)
     limits = _limits(planner, space)
     return denoise(guide, planner.diffusion, start, present, limits, noise, calls)[0]
-
-
-def calls_per_plan(config: PolicyConfig) -> int:
-    """Network calls of a plan from noise."""
-    return grid_size(config.planner.diffusion)

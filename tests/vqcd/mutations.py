@@ -86,7 +86,7 @@ MUTATIONS = [
         "test_diffusion.py::test_one_doubled_batch_equals_two_passes",
     ),
     (
-        "diffusion.py",
+        "noise_schedule.py",
         "variance = eta * (before - abar)",
         "variance = eta**2 * (before - abar)",
         "eta multiplies the deviation",
@@ -142,14 +142,14 @@ MUTATIONS = [
         "test_policy.py::test_actions_are_clipped_after_they_are_scaled",
     ),
     (
-        "windows.py",
+        "data/windows.py",
         "carried = jnp.where(last, 0.0, discount)",
         "carried = jnp.where(last, discount, discount)",
         "returns run on into the next episode",
         "test_windows.py::test_returns_stop_at_the_end_of_an_episode",
     ),
     (
-        "windows.py",
+        "data/windows.py",
         "- begins - horizon + 1, 0)",
         "- begins - horizon + 2, 0)",
         "windows cross the ends of episodes",
@@ -170,7 +170,7 @@ MUTATIONS = [
         "test_golden.py::test_position_embedding",
     ),
     (
-        "../models/temporal_unet.py",
+        "../models/temporal_convolution.py",
         "padding = (conv.padding - first, conv.padding - (conv.taps - stop))",
         "padding = (conv.padding, conv.padding)",
         "live taps are shifted",

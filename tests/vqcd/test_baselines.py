@@ -10,8 +10,8 @@ import pytest
 from jaxmethods import vqcd
 from jaxmethods.vqcd import baselines
 from jaxmethods.vqcd.activation import FREE, owned_counts
+from jaxmethods.vqcd.data.task_data import gather
 from jaxmethods.vqcd.method import draw, planner_loss
-from jaxmethods.vqcd.task_data import gather
 from tests.vqcd.toy import (
     ACTIONS,
     HORIZON,

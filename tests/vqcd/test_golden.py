@@ -16,8 +16,9 @@ import pytest
 from jaxmethods.method import gradient_step
 from jaxmethods.models import temporal_unet
 from jaxmethods.models.temporal_unet import Convolution, TemporalNetworkConfig, convolve
-from jaxmethods.vqcd import activation, diffusion, metrics, windows
+from jaxmethods.vqcd import activation, diffusion, metrics
 from jaxmethods.vqcd.config import AlignmentConfig, DiffusionConfig
+from jaxmethods.vqcd.data import windows
 from jaxmethods.vqcd.inverse_dynamics import inverse_dynamics, inverse_loss
 from jaxmethods.vqcd.spaces import alignment, codebook
 from jaxmethods.vqcd.torch_weights import dense_layers, from_torch, our_layout

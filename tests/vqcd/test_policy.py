@@ -9,9 +9,9 @@ import pytest
 
 from jaxmethods import vqcd
 from jaxmethods.vqcd import policy
+from jaxmethods.vqcd.data.windows import normalize, unnormalize
 from jaxmethods.vqcd.inverse_dynamics import inverse_dynamics
 from jaxmethods.vqcd.spaces import alignment
-from jaxmethods.vqcd.windows import normalize, unnormalize
 from tests.vqcd.toy import ACTIONS, PERCEPTRON, STATES, changed, space
 
 CONFIG = vqcd.PolicyConfig(planner=PERCEPTRON, states=STATES, actions=ACTIONS)

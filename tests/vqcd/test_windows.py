@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from jaxmethods import vqcd
-from jaxmethods.vqcd import metrics, windows
-from jaxmethods.vqcd.task_data import gather
+from jaxmethods.vqcd import metrics
+from jaxmethods.vqcd.data import windows
+from jaxmethods.vqcd.data.task_data import gather
 from tests.vqcd.toy import HORIZON, codes_data
 
 ENDS = np.array([5, 7, 15])

@@ -23,10 +23,10 @@ from jaxmethods.vqcd import (
     parallel,
     trimmed,
 )
+from jaxmethods.vqcd.data.windows import normalize
 from jaxmethods.vqcd.recipes.inputs import Run
 from jaxmethods.vqcd.recipes.tasks import Tasks
 from jaxmethods.vqcd.spaces import aligner, alignment
-from jaxmethods.vqcd.windows import normalize
 
 SIDES = ("states", "actions")
 PROBES = 8

@@ -20,8 +20,8 @@ from jaxmethods.numerics.keys import named
 from jaxmethods.offline_rl.mujoco_returns import SPACES, check_mujoco
 from jaxmethods.offline_rl.scores import REFERENCE, ReferenceReturns
 from jaxmethods.vqcd import Statistics, returns_to_go, statistics, window_starts
+from jaxmethods.vqcd.data.windows import min_max
 from jaxmethods.vqcd.recipes.inputs import Run, TaskConfig
-from jaxmethods.vqcd.windows import min_max
 
 REFERENCE_EPISODES = 200
 """Of uniform actions and of the controller, where an environment has no known reference."""

@@ -62,7 +62,15 @@ class State(NamedTuple):
 
 
 def alignment_rows(rows: Sequence[np.ndarray], first_module: int = 0) -> AlignmentRows:
-    """Stacks the normalized rows [N_i, D_i] of several tasks, padded with zeros, on the host."""
+    """Stacks several tasks' rows for `parallel` training; on the host.
+
+    Args:
+        rows: [N_i, D_i] normalized rows of each task.
+        first_module: the first module's number; others follow.
+
+    Returns:
+        Every leaf with a leading axis of modules, rows padded with zeros to the longest and widest.
+    """
     longest = max(len(x) for x in rows)
     widest = max(x.shape[1] for x in rows)
     padded = [np.pad(x, ((0, longest - len(x)), (0, widest - x.shape[1]))) for x in rows]
@@ -75,7 +83,14 @@ def alignment_rows(rows: Sequence[np.ndarray], first_module: int = 0) -> Alignme
 
 
 def parallel(method: Method) -> Method:
-    """The same method over a leading axis of the batch; metrics are means over it."""
+    """Makes one method of many that run side by side.
+
+    Args:
+        method: one whose randomness is folded from its batch, like `aligner`'s.
+
+    Returns:
+        The same method over a leading axis of state and batch; metrics are means over it.
+    """
 
     def init(key: jax.Array, batch: Any) -> Any:
         return jax.vmap(method.init, (None, 0))(key, batch)
@@ -88,7 +103,16 @@ def parallel(method: Method) -> Method:
 
 
 def trimmed(params: Params, config: AlignmentConfig, size: int) -> Params:
-    """A module that was trained with padding, for rows of its own `size` alone."""
+    """Takes the padding off a module.
+
+    Args:
+        params: of one module.
+        config: static.
+        size: columns of its rows; static.
+
+    Returns:
+        The same module for rows of this size alone.
+    """
     if not config.trained:
         return params
     first, last = "dense0", f"dense{len(config.decoder)}"

@@ -179,7 +179,17 @@ def _latents(config: AlignmentConfig, z: jax.Array) -> jax.Array:
 
 
 def decode(params: Params, config: AlignmentConfig, z: jax.Array, size: int) -> jax.Array:
-    """Normalized rows [B, `size`] of vectors [B, channels], which need not be codes."""
+    """Leads back from the common space.
+
+    Args:
+        params: a module.
+        config: static.
+        z: [..., channels]; need not be codes.
+        size: columns of the task's rows; static.
+
+    Returns:
+        [..., size] normalized rows.
+    """
     if not config.trained:
         return z[..., :size]
     return perceptron(params["decoder"], z, _activation(config))[..., :size]
@@ -273,7 +283,17 @@ def align_rows(
 def feature_difference(
     key: jax.Array, first: jax.Array, second: jax.Array, pairs: int = 4096
 ) -> jax.Array:
-    """Mean distance [] of random pairs of aligned vectors [N, C] of two tasks (table 2)."""
+    """How far apart two tasks' aligned vectors are (table 2 of the paper; the definition is ours).
+
+    Args:
+        key: [] typed key.
+        first: [N, C] of one task.
+        second: [M, C] of the other.
+        pairs: how many are drawn; static.
+
+    Returns:
+        [] the mean distance of random pairs.
+    """
     first_key, second_key = jax.random.split(key)
     some = first[jax.random.randint(first_key, (pairs,), 0, first.shape[0])]
     others = second[jax.random.randint(second_key, (pairs,), 0, second.shape[0])]

@@ -30,7 +30,14 @@ class Statistics(NamedTuple):
 
 
 def statistics(x: np.ndarray, normalizer: Normalizer = "gaussian") -> Statistics:
-    """Statistics of rows [N, D]: mean and population deviation, to [-1, 1], or none; on the host.
+    """Finds how rows are normalized; on the host, in float64.
+
+    Args:
+        x: [N, D].
+        normalizer: to mean 0 and population deviation 1, to [-1, 1], or not at all.
+
+    Returns:
+        Shift and scale [D] float32; a column that does not vary has scale 1.
 
     Raises:
         ValueError: x is not a matrix.

@@ -67,7 +67,16 @@ def task_data(
 
 
 def gather(data: TaskData, index: jax.Array, horizon: int) -> Windows:
-    """Windows number `index` [B] with `horizon` rows each; codes become what they stand for."""
+    """Gathers windows, codes replaced by what they stand for.
+
+    Args:
+        data: one task's, or joined tasks'.
+        index: [B] int32 numbers of windows, below `data.count`.
+        horizon: T rows each; static.
+
+    Returns:
+        States [B, T, C], actions [B, T, A], returns [B], tasks [B].
+    """
     rows = data.starts[index][:, None] + jnp.arange(horizon)  # [B, T]
     return Windows(
         _values(data.states[rows], data.state_table),
@@ -85,9 +94,15 @@ def _values(rows: jax.Array, table: jax.Array | None) -> jax.Array:
 
 
 def bounds(data: TaskData, rho: float) -> tuple[jax.Array, jax.Array]:
-    """What plans of a task are clipped to, ([C + A], [C + A]), states then actions.
+    """What plans of a task are clipped to.
 
-    Codes lie within [-rho, rho]; rows without codes within the smallest and largest of the data.
+    Args:
+        data: one task's.
+        rho: the bound of codes.
+
+    Returns:
+        Lowest and highest values, [C + A] each, states then actions: -rho and rho where there are
+        codes, else the smallest and largest of the data's rows.
     """
     lows, highs = [], []
     for rows, table in ((data.states, data.state_table), (data.actions, data.action_table)):
@@ -102,9 +117,15 @@ def bounds(data: TaskData, rho: float) -> tuple[jax.Array, jax.Array]:
 
 
 def last_windows(data: TaskData, share: float, least: int) -> TaskData:
-    """The last `share` of a task's windows, `least` or more where there are so many: for replay.
+    """What is kept of a task for replay; on the host, since sizes depend on the data.
 
-    Rows that no kept window sees are dropped. On the host: sizes depend on the data.
+    Args:
+        data: one task's.
+        share: of its windows, the last ones.
+        least: windows that are kept at least, as far as there are so many.
+
+    Returns:
+        The task's data without other windows and the rows that only they see.
     """
     count = int(data.count)
     kept = min(count, max(int(count * share), least))
@@ -121,7 +142,13 @@ def last_windows(data: TaskData, share: float, least: int) -> TaskData:
 
 
 def stack_tasks(tasks: Sequence[TaskData]) -> TaskData:
-    """Several tasks with a leading axis, padded to the longest.
+    """Puts several tasks side by side.
+
+    Args:
+        tasks: each one's data.
+
+    Returns:
+        Every leaf with a leading axis of tasks, padded with zeros to the longest.
 
     Raises:
         ValueError: tasks whose rows are not of one kind and width.
@@ -144,7 +171,13 @@ def stack_tasks(tasks: Sequence[TaskData]) -> TaskData:
 
 
 def join_tasks(tasks: Sequence[TaskData]) -> TaskData:
-    """Several tasks' windows as one pool to draw from (multitask learning).
+    """Makes one pool of several tasks' windows (multitask learning); on the host.
+
+    Args:
+        tasks: each one's data.
+
+    Returns:
+        Their rows and windows one after another, codes numbered on from task to task.
 
     Raises:
         ValueError: more codes in all than int16 tells apart.
