@@ -25,7 +25,7 @@ def method_of(settings, rows=4, **models):
 
 def test_training_goes_down_for_several_seeds_in_one_program():
     """`vmap` over seeds; 30 steps in one loop on the device."""
-    method = method_of(config(logit_chunk=8))
+    method = method_of(config(share_prefix=False))
     data = Data(make_batch(), TEACHER_PARAMS)
 
     def train(key):
