@@ -100,12 +100,11 @@ class Judge:
         """
         if not databases:
             raise SqlError("databases: expected at least one, got none")
-        ordered = order_counts(join_operators(gold))
         result = Result("error")
         for database in databases:
             expected = self._gold(database, self._runnable(gold))
             result = self.executor.execute(database, self._runnable(self._given(predicted)))
-            if not result.ok or not results_equal(result.rows, expected.rows, ordered):
+            if not _equal(result, expected, gold):
                 return False, result
         return True, result
 
@@ -121,17 +120,23 @@ class Judge:
         Raises:
             SqlError: the gold query fails.
         """
-        right, result = self.execution_match([example.database], predicted, example.query)
-        exact, parsed, level = self._syntax(example, self._given(predicted))
+        database, given, gold = example.database, self._given(predicted), example.query
+        queries = self._runnable(given), self._runnable(gold)
+        expected = self._gold(database, queries[1])
+        result = self.executor.execute(database, queries[0])
+        # BIRD's rule runs the texts as they are: most often these are the same.
+        plain = result if queries[0] == given else self.executor.execute(database, given)
+        plain_gold = expected if queries[1] == gold else self._gold(database, gold)
+        exact, parsed, level = self._syntax(example, given)
         return Verdict(
-            execution=right,
-            bird=self.bird_match(example.database, predicted, example.query),
+            execution=_equal(result, expected, gold),
+            bird=plain.ok and bird_equal(plain.rows, plain_gold.rows),
             exact=exact,
             parsed=parsed,
             hardness=level,
             status=result.status,
             message=result.message,
-            empty=not self._gold(example.database, self._runnable(example.query)).rows,
+            empty=not expected.rows,
         )
 
     def report(self, examples: Sequence[Example], predictions: Sequence[str]) -> Report:
@@ -203,6 +208,12 @@ def file_hash(path: str | Path) -> str:
     """The first 16 digits of a file's SHA-256."""
     with refusals(path, "read"), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _equal(result: Result, expected: Result, gold: str) -> bool:
+    """Whether a prediction's result is the gold query's, by Spider's rule."""
+    ordered = order_counts(join_operators(gold))
+    return result.ok and results_equal(result.rows, expected.rows, ordered)
 
 
 def _parsed(query: str, names: Names) -> Sql | None:
