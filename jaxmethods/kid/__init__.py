@@ -14,12 +14,13 @@ Autoregressive Language Models for Text-to-SQL", EMNLP 2024 Findings, arXiv 2410
     state = method.init(key, kid.Data(examples, teacher_params))
 
 `imperfect` makes the data, `loss` is a batch's, `method` the step, `model` what they need of a
-network. Divergences are in `language.divergences`, SQL and its judge in `sql`.
+network, `exposure` measures how a student stands its own mistakes, `world` is a place to try it
+in. Divergences are in `language.divergences`, SQL and its judge in `sql`.
 """
 
 from __future__ import annotations
 
-from jaxmethods.kid import imperfect, loss
+from jaxmethods.kid import exposure, imperfect, loss, world
 from jaxmethods.kid.config import DivergenceConfig, ImperfectConfig, KIDConfig
 from jaxmethods.kid.loss import Batch, kid_loss
 from jaxmethods.kid.method import Data, DistillState, distiller
@@ -34,8 +35,10 @@ __all__ = [
     "KIDConfig",
     "LanguageModel",
     "distiller",
+    "exposure",
     "imperfect",
     "kid_loss",
     "loss",
     "of_decoder",
+    "world",
 ]

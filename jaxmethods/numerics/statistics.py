@@ -1,6 +1,10 @@
-"""How sure a mean is."""
+"""How sure a mean is, and whether two differ."""
 
 from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 

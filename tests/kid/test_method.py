@@ -42,6 +42,15 @@ def test_training_goes_down_for_several_seeds_in_one_program():
     assert (metrics["loss"][0] != metrics["loss"][1]).all()
 
 
+def test_a_step_never_asks_the_host():
+    method = method_of(config(micro_batches=2))
+    data = Data(make_batch(), TEACHER_PARAMS)
+    state = jax.eval_shape(method.init, KEY, data)
+    program = str(jax.make_jaxpr(method.step)(state, data))
+    assert "scan" in program
+    assert "callback" not in program
+
+
 def test_an_epoch_sees_every_row_once():
     rows = jax.tree.map(lambda leaf: jnp.arange(10), make_batch())
     seen = [draw_batch(KEY, jnp.int32(step), rows, 3).prompts for step in range(6)]
