@@ -3,9 +3,9 @@
     ExAccErr(l) = 100 % (R(l) - l eps(l)) / (l eps(l))
     R(l) = sum_{t <= l} E_{y_<t ~ q} KL(p || q at t),  l eps(l) = the same with y_<t ~ p
 
-Arora et al., "Why Exposure Bias Matters", Findings of ACL 2022, arXiv 2204.01171, as KID and MiniLLM
-report it. Prefixes are sampled, the KL over the vocabulary is exact. 0 says that the student's own
-mistakes cost it nothing.
+Arora et al., "Why Exposure Bias Matters", Findings of ACL 2022, arXiv 2204.01171, as MiniLLM and
+KID report it. Prefixes are sampled, the KL over the vocabulary is exact. 0 says that the student's
+own mistakes cost it nothing.
 """
 
 from __future__ import annotations
