@@ -1,1 +1,44 @@
-"""KID: a small model learns from a large one on gold SQL with its own mistakes in it."""
+"""KID: a small model learns from a large one on gold SQL with its own mistakes in it.
+
+Most training data is perfect, a student that decodes is not: it must go on from its own mistakes.
+On-policy distillation shows it those, at the cost of generating. KID masks a fifth of the gold
+response, fills the masks with the student's predictions in one pass, and compares student and
+teacher on the result.
+
+Zhong et al., "Learning from Imperfect Data: Towards Efficient Knowledge Distillation of
+Autoregressive Language Models for Text-to-SQL", EMNLP 2024 Findings, arXiv 2410.11371.
+
+    from jaxmethods import kid
+    student, teacher = kid.of_decoder(config), kid.of_decoder(teacher_config)
+    method = kid.distiller(student, teacher, optax.adamw(2e-4), kid.KIDConfig(), rows=16, init=init)
+    state = method.init(key, kid.Data(examples, teacher_params))
+
+`imperfect` makes the data, `loss` is a batch's, `method` the step, `model` what they need of a
+network, `exposure` measures how a student stands its own mistakes, `world` is a place to try it
+in. Divergences are in `language.divergences`, SQL and its judge in `sql`.
+"""
+
+from __future__ import annotations
+
+from jaxmethods.kid import exposure, imperfect, loss, world
+from jaxmethods.kid.config import DivergenceConfig, ImperfectConfig, KIDConfig
+from jaxmethods.kid.loss import Batch, kid_loss
+from jaxmethods.kid.method import Data, DistillState, distiller
+from jaxmethods.kid.model import LanguageModel, of_decoder
+
+__all__ = [
+    "Batch",
+    "Data",
+    "DistillState",
+    "DivergenceConfig",
+    "ImperfectConfig",
+    "KIDConfig",
+    "LanguageModel",
+    "distiller",
+    "exposure",
+    "imperfect",
+    "kid_loss",
+    "loss",
+    "of_decoder",
+    "world",
+]

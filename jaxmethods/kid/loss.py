@@ -223,6 +223,7 @@ def states_of(
     behind = before[:, -1:] + jnp.arange(number - 1, dtype=jnp.int32)  # positions of responses
 
     def continued(ids: jax.Array, seen: jax.Array) -> jax.Array:
+        assert prefix is not None
         last, cache = prefix
         if number == 1:
             return last

@@ -5,7 +5,7 @@
     state = method.init(key, data)
     state, metrics = method.step(state, data)
 
-Data goes round in epochs, each in an order of its own. With `micro_batches`, a batch is run in parts
+Data goes round in epochs, each in its own order. With `micro_batches`, a batch is run in parts
 whose sums are divided by the whole batch's counts: the update is the same up to rounding.
 """
 

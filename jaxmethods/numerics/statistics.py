@@ -1,8 +1,10 @@
-"""How sure a mean is, and tables of means."""
+"""How sure a mean is, whether two differ, and tables of means."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,3 +62,29 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table, a line for each row, without a newline at its end."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+class McNemar(NamedTuple):
+    """Two systems on the same questions."""
+
+    only_first: int
+    """Questions that only the first answers."""
+    only_second: int
+    p: float
+    """Two-sided: how likely a difference of at least this size is between equals."""
+
+
+def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
+    """The exact McNemar test of paired verdicts [n] bool: a fair coin for each that differs.
+
+    Raises:
+        ValueError: verdicts of different questions.
+    """
+    first, second = np.asarray(first, bool), np.asarray(second, bool)
+    if first.shape != second.shape:
+        raise ValueError(f"second: expected {first.shape} verdicts, got {second.shape}")
+    one, other = int(np.sum(first & ~second)), int(np.sum(second & ~first))
+    number, few = one + other, min(one, other)
+    # In whole numbers: 2^-n underflows.
+    tail = sum(math.comb(number, k) for k in range(few + 1))
+    return McNemar(one, other, min(1.0, float(Fraction(2 * tail, 2**number))))

@@ -27,7 +27,12 @@ from jaxmethods.sql.readers import (
 )
 from jaxmethods.sql.results import bird_equal, results_equal
 from jaxmethods.sql.schema import Schema, read_schema
-from jaxmethods.sql.serialization import build_prompt, match_contents, schema_sequence
+from jaxmethods.sql.serialization import (
+    build_prompt,
+    compact_schema,
+    match_contents,
+    schema_sequence,
+)
 from jaxmethods.sql.vote import first_executable, vote
 
 __all__ = [
@@ -42,6 +47,7 @@ __all__ = [
     "Verdict",
     "bird_equal",
     "build_prompt",
+    "compact_schema",
     "exact_match",
     "first_executable",
     "fuzz_databases",

@@ -62,6 +62,26 @@ def schema_sequence(schema: Schema, comments: Comments | None = None) -> str:
     return "\n".join(lines).strip()
 
 
+def compact_schema(schema: Schema) -> str:
+    """Tables and their columns alone, on one line: a prompt for small models.
+
+    team ( team_id , name , city ) | player ( player_id , name , team_id -> team )
+    """
+    tied = {(key.table, key.column): key.other_table for key in schema.foreign_keys}
+    tables = []
+    for table in schema.tables:
+        if table.name == SYSTEM_TABLE:
+            continue
+        columns = [
+            f"{quote(column.name)} -> {tied[table.name, column.name]}"
+            if (table.name, column.name) in tied
+            else quote(column.name)
+            for column in table.columns
+        ]
+        tables.append(f"{quote(table.name)} ( {' , '.join(columns)} )")
+    return " | ".join(tables)
+
+
 def content_sequence(matched: Mapping[str, Sequence[str]]) -> str:
     """ "table.column" -> values, as text."""
     if not matched:

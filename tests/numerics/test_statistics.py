@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from jaxmethods.numerics.statistics import (
     markdown_table,
+    mcnemar,
     mean_and_error,
     standard_error,
     summarize,
@@ -44,3 +46,17 @@ def test_nothing_cannot_be_summarized():
 def test_a_table_has_a_line_for_each_row():
     expected = "| a | b |\n| --- | --- |\n| 1 | 2 |"
     assert markdown_table(["a", "b"], [["1", "2"]]) == expected
+
+
+def test_mcnemar_is_a_fair_coin_for_each_verdict_that_differs():
+    first = np.array([1] * 9 + [0] * 2 + [1] * 30)
+    second = np.array([0] * 9 + [1] * 2 + [1] * 30)
+    found = mcnemar(first, second)
+    assert found[:2] == (9, 2)
+    assert found.p == pytest.approx(scipy.stats.binomtest(2, 11).pvalue)
+    assert mcnemar(second, first).p == found.p
+    assert mcnemar(first, first) == (0, 0, 1.0)
+    many = np.arange(5000) < 4000
+    assert 0 <= mcnemar(many, ~many).p < 1e-300
+    with pytest.raises(ValueError, match="verdicts"):
+        mcnemar(first, second[:3])

@@ -114,6 +114,13 @@ def test_a_prompt_says_what_the_question_mentions(executor, database):
     )
 
 
+def test_a_compact_schema(executor, database):
+    assert sql.compact_schema(sql.read_schema(executor, database)) == (
+        "team ( team_id , name , city ) | "
+        "player ( player_id , name , goals , weight , team_id -> team )"
+    )
+
+
 def test_names_with_special_characters_are_quoted(executor, database):
     schema = sql.read_schema(executor, database)
     column = schema.tables[0].columns[0]._replace(name="rating (%)")
