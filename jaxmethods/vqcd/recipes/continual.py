@@ -13,6 +13,7 @@ from __future__ import annotations
 from functools import partial
 
 from jaxmethods.stages import Compute, Recipe, Train
+from jaxmethods.vqcd.recipes.between import IMPORTANCE, imagined_stage, penalty_stage
 from jaxmethods.vqcd.recipes.inputs import Run
 from jaxmethods.vqcd.recipes.learners import Learner
 from jaxmethods.vqcd.recipes.play import policy_config
@@ -53,7 +54,15 @@ def recipe(run: Run) -> Recipe:
                 continue
             for part in range(run.curve):
                 stages.append(learner.train_stage(place, part))
+                if learner.kind == "packnet":
+                    stages.append(learner.kept_stage(place))
                 stages.append(score_stage(tasks, learner, place, part))
+            if place == len(run.sequence) - 1:
+                continue
+            if learner.kind in IMPORTANCE:
+                stages.append(penalty_stage(learner, place))
+            if learner.kind == "generative_replay":
+                stages.append(imagined_stage(learner, place))
     for learner in learners:
         if learner.joint:
             stages += [learner.joint_stage(), score_stage(tasks, learner, len(run.tasks) - 1)]

@@ -202,7 +202,7 @@ class Run(TrainingRunConfig):
     """A sequence of offline tasks of different sizes."""
 
     method: Literal["vqcd"]
-    tasks: Annotated[tuple[TaskConfig, ...], Field(min_length=1)]
+    tasks: tuple[TaskConfig, ...]
     """Their places here number them: keys and owned weights follow from the number."""
     order: tuple[str, ...] = ()
     """Names in the order of learning; empty: as listed."""
@@ -214,7 +214,7 @@ class Run(TrainingRunConfig):
     curve: PositiveInt = 1
     """Equal parts of a task's training after each of which the task is played; from 2 on, forward
     transfer against `single` can be said."""
-    learners: Annotated[tuple[LearnerConfig, ...], Field(min_length=1)] = (LearnerConfig(),)
+    learners: tuple[LearnerConfig, ...] = (LearnerConfig(),)
     """The first is the run's own, whose planners are saved; the others are compared with it."""
     replay_share: OpenFraction = 0.01
     """Of a task's windows, the last, that learners with replay keep (at least two batches)."""
@@ -234,6 +234,8 @@ class Run(TrainingRunConfig):
     def _fields_fit(self) -> Run:
         names = [task.name for task in self.tasks]
         for given, what in ((names, "tasks"), ([x.title for x in self.learners], "learners")):
+            if not given:
+                raise ValueError(f"{what}: expected at least one")
             for name, count in Counter(given).items():
                 if count > 1:
                     raise ValueError(f"{what}: expected different names, got {name!r} twice")
@@ -244,12 +246,13 @@ class Run(TrainingRunConfig):
             raise ValueError(
                 f"order: expected each of {', '.join(names)} once, got {', '.join(self.order)}"
             )
-        derived = {"tasks", "action_channels"} & self.planner.model_fields_set
-        derived |= {"channels"} & self.planner.network.model_fields_set
-        if derived:
-            raise ValueError(
-                f"planner: {sorted(derived)[0]} follows from tasks and alignment; leave it out"
-            )
+        for config, name in (
+            (self.planner, "tasks"),
+            (self.planner, "action_channels"),
+            (self.planner.network, "channels"),
+        ):
+            if getattr(config, name) != type(config).model_fields[name].default:
+                raise ValueError(f"planner: {name} follows from tasks and alignment; leave it out")
         if self.steps < self.curve:
             raise ValueError(f"curve: expected at most the {self.steps} steps, got {self.curve}")
         return self

@@ -25,6 +25,7 @@ from jaxmethods.vqcd import (
     PlannerConfig,
     State,
     TaskData,
+    baselines,
     finish,
     initial_bank,
     join_tasks,
@@ -33,8 +34,10 @@ from jaxmethods.vqcd import (
     stack_tasks,
 )
 from jaxmethods.vqcd.method import begin_task
+from jaxmethods.vqcd.recipes.between import IMPORTANCE
 from jaxmethods.vqcd.recipes.inputs import LearnerConfig, Run
 from jaxmethods.vqcd.recipes.spaces import Aligned
+from jaxmethods.vqcd.types import Penalty
 
 DENSE = {"scope": "none", "rest": "shared", "inverse": "shared"}
 """One network that every task trains."""
@@ -53,6 +56,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "condition": "task",
         "adapter_rank": 64,
     },
+    "rehearsal": DENSE | {"behavior": "cloned", "replay_every": 14},
+    "ewc": DENSE | {"penalty": 1000.0},
+    "l2": DENSE | {"penalty": 1.0},
+    "mas": DENSE | {"penalty": 1.0},
+    "packnet": {"sees": "earlier", "rest": "freeze_after_first"},
+    "generative_replay": DENSE | {"condition": "task", "replay_every": 14},
 }
 """Of each kind, what it changes in the planner's config."""
 ALONE = ("single", "single_quarter")
@@ -81,13 +90,37 @@ class Learner:
 
     def task(self, number: int) -> int:
         """Whose weights a task's are in the bank."""
+        if self.kind == "packnet":  # what is left to a task depends on its turn
+            return self.run.sequence.index(number)
         return 0 if self.alone else number
 
-    def stage(self, place: int, part: int = 0) -> str:
-        """The name of the stage that trains a part of the task at a place of the sequence."""
+    def data_of(self, results: Results, number: int) -> TaskData:
+        """A task's aligned windows; what depends on modules has an axis of seeds."""
+        return _data_of(self.run, results, number)
+
+    def keys(self, name: str) -> jax.Array:
+        """[seeds] keys for one purpose."""
+        return seed_keys(self.run, f"{self.title} {name}")
+
+    def penalty(self, results: Results, place: int) -> Penalty | None:
+        """The pull [seeds] that the task at a place is trained with."""
+        if self.kind not in IMPORTANCE or place == 0:
+            return None
+        return results[f"penalty_{self.stage(place - 1, self.run.curve - 1)}"]
+
+    def stage(self, place: int, part: int = 0, pruned: bool = True) -> str:
+        """The name of the stage that trains a part of the task at a place of the sequence.
+
+        Args:
+            place: of the task.
+            part: of its training.
+            pruned: where weights are pruned in between, the stage that trains what is kept.
+        """
         if self.joint:
             return self.title
         name = f"{self.title}_{self.run.tasks[self.run.sequence[place]].name}"
+        if self.kind == "packnet" and pruned:
+            return f"{name}_kept"
         return name if self.run.curve == 1 else f"{name}_{part + 1}"
 
     def train_stage(self, place: int, part: int = 0) -> Train:
@@ -102,14 +135,30 @@ class Learner:
         per_seed = ["^feed/data/(states|actions|state_table|action_table)$", "^start/"]
         if self._replays(place):
             per_seed.append("^feed/replay/")
+        if self.kind in IMPORTANCE and place:
+            per_seed.append("^feed/penalty/")
         return Train(
-            self.stage(place, part),
+            self.stage(place, part, pruned=False),
             self.method,
             count,
             lambda results: self._data(results, place, part),
             result=result,
             layout=Layout(per_seed=per_seed),
         )
+
+    def kept_stage(self, place: int) -> Train:
+        """PackNet's second half: what is kept for the task is trained on without the rest."""
+        number = self.run.sequence[place]
+        stage = self.train_stage(place)
+
+        def data(results: Results) -> Planned:
+            batch = self._data(results, place, 0)
+            keep = jax.vmap(baselines.keep_largest, (None, 0, None))
+            bank = keep(self.planner, results[self.stage(place, pruned=False)], self.task(number))
+            return batch._replace(start=self._begin(bank, self.task(number)))
+
+        steps = max(1, self.run.steps // 2)
+        return stage._replace(name=self.stage(place), steps=steps, data=data)
 
     def joint_stage(self) -> Train:
         """Trains all tasks at once, as long as the others in all."""
@@ -154,13 +203,22 @@ class Learner:
         else:
             first = self.alone or place == 0
             bank = self.initial() if first else self.bank(results, place - 1)
+            if self.kind == "packnet":
+                bank = baselines.nothing_owned(bank) if first else bank
+                bank = jax.vmap(baselines.claim_free, (0, None))(bank, self.task(number))
             start = self._begin(bank, self.task(number))
         replay = None
-        if self._replays(place):
+        if self._replays(place) and self.kind == "generative_replay":
+            stages = [self.stage(other, self.run.curve - 1) for other in range(place)]
+            replay = _together([results[f"imagined_{stage}"] for stage in stages])
+        elif self._replays(place):
             earlier = [_data_of(self.run, results, other) for other in self.run.sequence[:place]]
             replay = _kept(earlier, self.run, self.planner.batch)
         task = jnp.int32(self.task(number))
-        return Planned(Feed(_data_of(self.run, results, number), task, None, replay), start)
+        penalty = self.penalty(results, place)
+        return Planned(
+            Feed(_data_of(self.run, results, number), task, None, replay, penalty), start
+        )
 
     def _replays(self, place: int) -> bool:
         return bool(self.planner.replay_every) and place > 0
@@ -173,8 +231,8 @@ def planner_config(run: Run, learner: LearnerConfig) -> PlannerConfig:
         ValueError: an unknown field, or one that doesn't fit.
     """
     spaces = run.alignment
-    if learner.kind not in SETTINGS:
-        raise ValueError(f"learners: {learner.kind!r} is not ready yet")
+    if learner.kind == "packnet" and run.curve > 1:
+        raise ValueError(f"curve: expected 1 with packnet, got {run.curve}")
     values = run.planner.model_dump(exclude_unset=True)
     values = merge(merge(values, SETTINGS[learner.kind]), learner.model_extra or {})
     network = dict(values.get("network", {}))
@@ -244,6 +302,17 @@ def _kept(earlier: Sequence[TaskData], run: Run, batch: int) -> TaskData:
         kept = [last_windows(_of_seed(one, seed), run.replay_share, 2 * batch) for one in earlier]
         each.append(stack_tasks(kept))
     return _stacked(each)
+
+
+def _together(each: Sequence[TaskData]) -> TaskData:
+    """Imagined windows of earlier tasks [seeds, tasks, ...]."""
+    seeds = len(each[0].returns)
+    return _stacked(
+        [
+            stack_tasks([jax.tree.map(lambda leaf, s=seed: leaf[s], one) for one in each])
+            for seed in range(seeds)
+        ]
+    )
 
 
 def _stacked(trees: Sequence[Any]) -> Any:

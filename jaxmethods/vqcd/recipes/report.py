@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,6 @@ import numpy as np
 from jaxmethods.files import write_atomically
 from jaxmethods.layout import path_name
 from jaxmethods.numerics.statistics import mean_and_error
-from jaxmethods.records.run_folder import RunFolder
 from jaxmethods.stages import Results
 from jaxmethods.vqcd import TaskData, feature_difference, gather
 from jaxmethods.vqcd.bank import kind
@@ -231,7 +231,9 @@ def behavior_scores(tasks: Tasks, results: Results, name: str) -> tuple[float, f
 
 def training_seconds(path: Path, tasks: Tasks, learners: Sequence[Learner]) -> dict[str, float]:
     """Seconds of training of all tasks by learner, without compiling, from the run's record."""
-    rows = RunFolder(path).read_metrics()
+    record = path / "metrics.jsonl"
+    lines = record.read_text().splitlines() if record.is_file() else []
+    rows = [json.loads(line) for line in lines]
     found: dict[str, float] = {}
     for learner in learners:
         places = [0] if learner.joint else range(len(tasks.run.tasks))

@@ -22,6 +22,8 @@ from jaxmethods.vqcd import (
     PolicyConfig,
     TaskSpace,
     TaskWeights,
+    act,
+    begin,
     plan,
     task_weights,
 )
@@ -181,6 +183,8 @@ def _probe_plans(
     keys: jax.Array,
 ) -> jax.Array:
     def of_seed(weights: TaskWeights, space: TaskSpace, key: jax.Array) -> jax.Array:
+        if config.planner.behavior == "cloned":  # acts without plans
+            return act(config, weights, space, target, probes, begin(config, len(probes)), key)[0]
         present = align_states(config, space, probes)
         return plan(config.planner, weights, space, target, present, key)
 

@@ -12,56 +12,9 @@ import yaml
 
 import jaxmethods
 from jaxmethods import cli, registry
-from jaxmethods.records.run_folder import RunFolder
-from jaxmethods.training import loop
-from jaxmethods.vqcd.recipes.learners import Learner
 from jaxmethods.vqcd.recipes.summary import judged
 from jaxmethods.vqcd.recipes.tasks import Tasks
-
-TINY = """
-method: vqcd
-seed: 3
-tasks:
-  - {name: pendulum, generate: mixed, episodes: 2, environment: {name: pendulum, time_limit: 12}}
-  - {name: point, generate: expert, episodes: 7, environment: {name: point_mass, time_limit: 12}}
-  - name: system
-    generate: medium
-    episodes: 5
-    environment: {name: linear, states: 5, actions: 2, time_limit: 12}
-alignment:
-  states: {encoder: [8], decoder: [8], codes: 8, latents: 3, steps: 4, batch: 8}
-  actions: {encoder: [8], decoder: [8], codes: 8, latents: 2, steps: 4, batch: 8}
-planner:
-  network: {kind: mlp, hidden: 16, layers: 2, dim: 8, horizon: 4}
-  diffusion: {steps: 4, stride: 2}
-  batch: 8
-  inverse_hidden: 8
-  lr: 1.0e-2
-  ema_start: 2
-  ema_every: 1
-steps: 4
-learners: [vqcd, finetune]
-evaluation: {episodes: 2}
-training: {log_every: 4, evaluate_every: 4, checkpoint_every: 4}
-"""
-NAMES = ("pendulum", "point", "system")
-
-
-def values(**changes):
-    return yaml.safe_load(TINY) | changes
-
-
-def parts(run):
-    """Tasks and learners of a finished run."""
-    return Tasks(run.config), [Learner(run.config, one) for one in run.config.learners]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny") / "run"
-    loop._program.cache_clear()
-    run = jaxmethods.run(values(), folder)
-    return run, loop._program.cache_info()
+from tests.vqcd.recipes.tiny import NAMES, parts, values
 
 
 def test_stages_run_task_by_task(finished):
@@ -90,9 +43,10 @@ def test_vqcd_forgets_nothing_on_one_tree_and_finetuning_does(finished):
         np.testing.assert_array_equal(then.digest, now.digest)
         moved, last = (judged(tasks, finetune, run.results, row, at) for at in (row, 2))
         assert np.any(moved.probe_plans != last.probe_plans)
-    assert run.metrics["summary"]["vqcd_forgetting"] == [0.0]
-    assert run.metrics["summary"]["vqcd_plans_kept"] == [1.0]
-    assert run.metrics["summary"]["finetune_plans_kept"] == [0.0]
+    summary = {name: values.tolist() for name, values in run.metrics["summary"].items()}
+    assert summary["vqcd_forgetting"] == [0.0, 0.0]
+    assert summary["vqcd_plans_kept"] == [1.0, 1.0]
+    assert summary["finetune_plans_kept"] == [0.0, 0.0]
 
 
 def test_plans_after_all_tasks_come_from_the_last_bank_alone(finished):
@@ -117,29 +71,51 @@ def test_plans_after_all_tasks_come_from_the_last_bank_alone(finished):
         assert same == (task != 1)
 
 
-def test_scores_of_unchanged_weights_are_taken_over_or_played_again_alike(finished, tmp_path):
-    run, _ = finished
-    tasks, (own, _) = parts(run)
-    again = jaxmethods.run(
-        values(learners=["vqcd"], evaluation={"episodes": 2, "play_unchanged": True}),
-        tmp_path / "again",
-    )
-    for row in range(3):
-        once = judged(tasks, own, run.results, row, 2)
-        twice = judged(tasks, own, again.results, row, 2)
-        np.testing.assert_array_equal(once.played.returns, twice.played.returns)
+@pytest.fixture(scope="module")
+def reversed_run(tmp_path_factory):
+    """The tasks from the last to the first, played again even where weights are unchanged; and what
+    was finished when each task's data were first opened."""
+    folder, opened, read = tmp_path_factory.mktemp("back") / "run", {}, Tasks._flat
+
+    def watch(self, task, number):
+        stages = sorted(path.name for path in (folder / "parts").glob("score_*"))
+        opened.setdefault(task.name, stages)
+        return read(self, task, number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tasks, "_flat", watch)
+        changes = {
+            "order": list(reversed(NAMES)),
+            "learners": ["vqcd"],
+            "evaluation": {"episodes": 2, "play_unchanged": True},
+        }
+        return jaxmethods.run(values(**changes), folder), opened
 
 
-def test_the_order_of_tasks_changes_no_task(finished, tmp_path):
-    run, _ = finished
-    back = jaxmethods.run(values(order=list(reversed(NAMES)), learners=["vqcd"]), tmp_path / "back")
-    _, (own, _) = parts(run)
-    _, (other,) = parts(back)
-    banks = own.bank(run.results, 2), other.bank(back.results, 2)
+def test_the_next_task_is_not_opened_before_the_last_one_ends(reversed_run):
+    assert reversed_run[1] == {
+        "system": [],
+        "point": ["score_vqcd_system"],
+        "pendulum": ["score_vqcd_point", "score_vqcd_system"],
+    }
+
+
+def test_the_order_of_tasks_changes_no_task(finished, reversed_run):
+    _, (own, _) = parts(finished[0])
+    _, (other,) = parts(reversed_run[0])
+    banks = own.bank(finished[0].results, 2), other.bank(reversed_run[0].results, 2)
     for one, two in zip(*(jax.tree.leaves((bank.params, bank.ema)) for bank in banks), strict=True):
         np.testing.assert_array_equal(one, two)
-    first = RunFolder(back.folder).read_metrics()[0]
-    assert first["stage"] == "align_system"
+
+
+def test_unchanged_weights_play_again_alike(finished, reversed_run):
+    """What is taken over for unchanged weights is what playing again finds."""
+    tasks, (own, _) = parts(finished[0])
+    back, (other,) = parts(reversed_run[0])
+    for row in range(3):
+        once = judged(tasks, own, finished[0].results, row, 2)
+        twice = judged(back, other, reversed_run[0].results, 2 - row, 2)
+        np.testing.assert_array_equal(once.played.returns, twice.played.returns)
 
 
 def test_a_stopped_run_ends_in_the_same_bits(finished, tmp_path, monkeypatch):
@@ -157,15 +133,15 @@ def test_a_stopped_run_ends_in_the_same_bits(finished, tmp_path, monkeypatch):
 
     monkeypatch.setattr(scoring, "_judged", stop)
     with pytest.raises(Interrupted):
-        jaxmethods.run(values(), folder)
+        jaxmethods.run(values(learners=["vqcd"]), folder)
     monkeypatch.setattr(scoring, "_judged", judge)
-    resumed = jaxmethods.run(values(), folder, resume=True)
+    resumed = jaxmethods.run(values(learners=["vqcd"]), folder, resume=True)
     _, (own, _) = parts(run)
     banks = own.bank(run.results, 2), own.bank(resumed.results, 2)
     for one, two in zip(*(jax.tree.leaves(bank.params) for bank in banks), strict=True):
         np.testing.assert_array_equal(one, two)
-    for name, numbers in run.metrics["summary"].items():
-        np.testing.assert_array_equal(numbers, resumed.metrics["summary"][name])
+    for name, numbers in resumed.metrics["summary"].items():
+        np.testing.assert_array_equal(numbers, run.metrics["summary"][name])
 
 
 def test_the_run_leaves_tables_figures_and_a_planner(finished):
@@ -182,29 +158,9 @@ def test_the_run_leaves_tables_figures_and_a_planner(finished):
         "summary/vqcd_forgetting",
         "summary/finetune_forgetting",
     ]
-    assert sorted(path.name for path in (folder / "planner").iterdir()) == [
-        "card.json",
-        "planner.npz",
-    ]
-
-
-def test_the_next_task_is_not_opened_before_the_last_one_ends(tmp_path, monkeypatch):
-    opened = []
-    read = Tasks._flat
-
-    def watch(self, task, number):
-        stages = sorted(path.name for path in (tmp_path / "run" / "parts").glob("score_*"))
-        opened.append((task.name, stages))
-        return read(self, task, number)
-
-    monkeypatch.setattr(Tasks, "_flat", watch)
-    jaxmethods.run(values(learners=["vqcd"]), tmp_path / "run")
-    firsts = dict(reversed(opened))
-    assert firsts == {
-        "pendulum": [],
-        "point": ["score_vqcd_pendulum"],
-        "system": ["score_vqcd_pendulum", "score_vqcd_point"],
-    }
+    for seed in (3, 4):
+        left = sorted(path.name for path in (folder / f"planner-seed{seed}").iterdir())
+        assert left == ["card.json", "planner.npz"]
 
 
 def test_a_resumed_run_with_other_tasks_is_refused(finished, capsys, tmp_path):
@@ -245,9 +201,10 @@ def nan_row(arrays):
         ({"order": ["pendulum", "pont", "system"]}, "unknown task 'pont' (did you mean 'point'?)"),
         ({"order": ["pendulum"]}, "expected each of pendulum, point, system once"),
         ({"planner": {"network": {"horizon": 6, "multipliers": [1, 2, 4]}}}, "multiple of 4"),
-        ({"planner": {"shares": [0.5, 0.5, 0.5]}}, "sum of at most 1, got 1.5"),
+        ({"planner": {"tasks": 3, "shares": [0.5, 0.5, 0.5]}}, "sum of at most 1, got 1.5"),
         ({"planner": {"tasks": 2}}, "tasks follows from tasks"),
         ({"planner": {"batch": 10000}}, "expected at least a batch of 10000 windows"),
+        ({"learners": []}, "learners: expected at least one"),
         ({"learners": ["vqcd", "vqcd"]}, "different names, got 'vqcd' twice"),
         ({"learners": [{"kind": "vqcd", "lrr": 1}]}, "lrr: unknown field"),
         ({"evaluation": {"replan_every": 8}}, "replan_every: expected below the horizon"),

@@ -9,30 +9,22 @@ import jax
 import numpy as np
 import pytest
 
-import jaxmethods
 from jaxmethods.data.offline import DataError
 from jaxmethods.vqcd.recipes import planner_files
 from jaxmethods.vqcd.recipes.learners import Learner
 from jaxmethods.vqcd.recipes.scoring import _weights
-from tests.vqcd.recipes.test_continual import values
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """One learner of two tasks."""
-    out = tmp_path_factory.mktemp("planner") / "run"
-    return jaxmethods.run(values(tasks=values()["tasks"][:2], learners=["vqcd"]), out)
 
 
 @pytest.fixture(scope="module")
 def planner(finished):
-    return planner_files.load_planner(finished.folder / "planner")
+    return planner_files.load_planner(finished[0].folder / "planner-seed3")
 
 
 def test_the_weights_are_those_of_the_run(finished, planner):
-    learner = Learner(finished.config, finished.config.learners[0])
+    run, _ = finished
+    learner = Learner(run.config, run.config.learners[0])
     for number, task in enumerate(("pendulum", "point")):
-        own = _weights(learner.planner, learner.bank(finished.results, 1), np.int32(number))
+        own = _weights(learner.planner, learner.bank(run.results, 2), np.int32(number))
         for a, b in zip(jax.tree.leaves(own), jax.tree.leaves(planner.weights(task)), strict=True):
             np.testing.assert_array_equal(a[0], b)
 
@@ -55,7 +47,7 @@ def test_unknown_tasks_and_other_sizes_are_refused(planner):
 
 def test_a_damaged_planner_is_refused(finished, tmp_path):
     folder = tmp_path / "planner"
-    shutil.copytree(finished.folder / "planner", folder)
+    shutil.copytree(finished[0].folder / "planner-seed3", folder)
     content = bytearray((folder / "planner.npz").read_bytes())
     content[len(content) // 2] ^= 1
     (folder / "planner.npz").write_bytes(content)

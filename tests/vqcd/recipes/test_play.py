@@ -1,0 +1,60 @@
+"""Which episodes stay in the batch, and MuJoCo's episodes from the same keys."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import jaxmethods
+from jaxmethods.vqcd.recipes.play import _remaining, _stacked
+from tests.vqcd.recipes.tiny import values
+
+
+def test_the_batch_shrinks_once_to_a_quarter_that_holds_all_unfinished_episodes():
+    running = np.ones(10, bool)
+    running[[0, 3, 4, 5, 6]] = False
+    np.testing.assert_array_equal(_remaining(running, np.arange(10)), np.arange(10))
+    running[[1, 2]] = False  # 7, 8 and 9 are left
+    np.testing.assert_array_equal(_remaining(running, np.arange(10)), [7, 8, 9])
+    running[8] = False
+    kept = _remaining(running, np.array([7, 8, 9]))
+    np.testing.assert_array_equal(kept, [0, 1, 2])
+
+
+def test_fewer_unfinished_episodes_than_a_quarter_are_filled_up_with_finished_ones():
+    running = np.zeros(8, bool)
+    running[6] = True
+    kept = _remaining(running, np.arange(8))
+    assert len(kept) == 2
+    assert 6 in kept
+
+
+def test_episodes_of_seeds_are_stacked_by_repeating_the_last_row():
+    stacked = _stacked([np.arange(2.0)[:, None], np.arange(4.0)[:, None]])
+    np.testing.assert_array_equal(stacked[..., 0], [[0, 1, 1, 1], [0, 1, 2, 3]])
+
+
+@pytest.mark.slow
+def test_mujoco_plays_the_same_episodes_again(tmp_path):
+    pytest.importorskip("gymnasium.envs.mujoco")
+    pytest.importorskip("mujoco")
+    draw = np.random.default_rng(0)
+    rows = 120
+    path = tmp_path / "reacher.npz"
+    np.savez(
+        path,
+        observations=draw.normal(size=(rows, 10)).astype(np.float32),
+        actions=draw.uniform(-1, 1, (rows, 2)).astype(np.float32),
+        rewards=draw.normal(size=rows).astype(np.float32),
+        terminals=np.zeros(rows, bool),
+        timeouts=np.arange(rows) % 20 == 19,
+    )
+    task = {"name": "reacher", "path": str(path), "environment": "reacher"}
+    changes = {"tasks": [task], "learners": ["vqcd"], "evaluation": {"episodes": 3, "steps": 6}}
+    first, second = (
+        jaxmethods.run(values(**changes), tmp_path / name).results["score_vqcd_reacher"]["reacher"]
+        for name in ("one", "two")
+    )
+    assert first.played.returns.shape == (2, 3)
+    assert np.all(first.played.lengths == 6)
+    np.testing.assert_array_equal(first.played.returns, second.played.returns)
