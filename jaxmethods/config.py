@@ -5,8 +5,8 @@ forbids unknown fields, so a misspelled one is an error and not a silent default
 Every problem is reported as one line that names the field, what came and what
 was expected.
 
-YAML is UTF-8, whatever the locale, and read by `yaml_text`; what each field takes in words is told
-by `fields`, of which errors and help are made.
+YAML is UTF-8, whatever the locale, and read by `yaml_text`; `fields` puts into words what each
+field takes, for errors and for help.
 """
 
 from __future__ import annotations

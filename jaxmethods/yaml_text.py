@@ -17,7 +17,7 @@ from yaml.composer import ComposerError
 from yaml.events import AliasEvent
 
 MOST_VALUES, MOST_CHARACTERS = 1_000_000, 200
-"""Of what a text stands for (with aliases), and of a value in an error."""
+"""How many values a text may stand for (with aliases), and the longest value in an error."""
 
 
 class _Loader(yaml.SafeLoader):

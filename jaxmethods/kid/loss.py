@@ -66,7 +66,7 @@ class Terms(NamedTuple):
 
 
 def totals(batch: Batch) -> Totals:
-    """Of a whole batch."""
+    """Counts what the sums of a whole batch are divided by."""
     counted = batch.response_mask.astype(bool)
     return Totals(jnp.sum(counted), jnp.sum(jnp.any(counted, axis=1)))
 

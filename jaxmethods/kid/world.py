@@ -1,4 +1,4 @@
-"""A generated text-to-SQL world, where methods can be told apart and nothing is downloaded.
+"""A generated text-to-SQL world, large enough to separate methods; nothing is downloaded.
 
 Fifteen databases, thirty shapes of queries, and four splits in Spider's layout:
 
@@ -28,7 +28,7 @@ from jaxmethods.kid.world_shapes import SHAPES, Asked, ask
 UNSEEN = 3
 """Databases, the last ones, that are not trained on."""
 HELD_OUT = 6
-"""One in so many combinations of shape and columns is not trained on."""
+"""One in `HELD_OUT` combinations of shape and columns, on average, is not trained on."""
 TRIES = 5000
 """Draws without a new question after which a world is called exhausted."""
 

@@ -21,8 +21,7 @@ SHOWN = 4
 
 
 SPEED_OF = 600.0
-"""Seconds of a run that its speed, and so the time that is left, is told from: a chunk can be long.
-"""
+"""Seconds of a run from which its speed, and so the time left, is estimated; chunks can be long."""
 
 
 class Progress:

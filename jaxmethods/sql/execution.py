@@ -64,9 +64,9 @@ class Limits(NamedTuple):
     seconds: float = 30.0
     rows: int = 100_000
     bytes: int = 200_000_000
-    """Of all texts and blobs of a result."""
+    """All texts and blobs of a result together."""
     value_bytes: int = 10_000_000
-    """Of one text or blob, at any time of the query."""
+    """One text or blob, at any time of the query."""
     memory: int = 500_000_000
     """Bytes that SQLite may hold."""
 

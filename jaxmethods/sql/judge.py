@@ -37,9 +37,9 @@ class Verdict(NamedTuple):
     parsed: bool
     """Whether the parser of the exact set match understands the prediction."""
     hardness: str
-    """Of the gold query: easy, medium, hard, extra, or "" where it isn't understood."""
+    """The gold query's: easy, medium, hard, extra, or "" where it isn't understood."""
     status: Status
-    """Of the prediction's run."""
+    """How the run of the prediction ended."""
     message: str
     empty: bool
     """The gold result has no rows, so that any query that finds nothing is right."""

@@ -24,11 +24,13 @@ def exact_match(
     """Whether a prediction is the gold query, clause by clause.
 
     Args:
+        predicted: a model's query.
+        gold: the query that is right.
         names: table -> its columns, lower-case.
         foreign_keys: "table.column" -> the column that stands for it (`equivalent_columns`).
 
     Returns:
-        False where the prediction isn't understood.
+        Whether the two match; False where the prediction isn't understood.
 
     Raises:
         Unparsable: the gold query isn't understood.
@@ -49,6 +51,9 @@ def equivalent_columns(
     Args:
         columns: "table.column" of a database, in its order.
         foreign_keys: pairs of places in it. A pair joins the first group that has one of both.
+
+    Returns:
+        Column -> the first of its group; columns without a foreign key are left out.
     """
     groups: list[set[int]] = []
     for pair in foreign_keys:
@@ -108,7 +113,14 @@ def keywords(tree: Sql) -> set[str]:
 
 
 def hardness(tree: Sql) -> Hardness:
-    """How hard a gold query is, by how much is in it."""
+    """Grades a gold query by its clauses, nested queries and repeated parts.
+
+    Args:
+        tree: the query as `parse` returns it, with its literals.
+
+    Returns:
+        "easy", "medium", "hard" or "extra".
+    """
     parts, nested, others = _parts(tree), len(_nested(tree)), _others(tree)
     if parts <= 1 and others == 0 and nested == 0:
         return "easy"

@@ -48,7 +48,7 @@ def read_spider(folder: str | Path, split: str = "dev", *, synonyms: bool = True
         synonyms: ask Spider-Syn's own questions where a row has both.
 
     Returns:
-        all questions, in the order of the file.
+        All questions, in the order of the file.
 
     Raises:
         SqlError: a file can't be read, holds no question, a row isn't one, a database is missing.
@@ -71,10 +71,11 @@ def read_bird(folder: str | Path, split: str = "dev", *, evidence: bool = True) 
 
     Args:
         folder: holds `SPLIT.json` and `SPLIT_databases/`.
+        split: what these two names begin with.
         evidence: keep what BIRD calls external knowledge.
 
     Returns:
-        all questions, in the order of the file.
+        All questions, in the order of the file.
 
     Raises:
         SqlError: as `read_spider`.
@@ -89,6 +90,12 @@ def read_bird(folder: str | Path, split: str = "dev", *, evidence: bool = True) 
 
 def read_tables(path: str | Path) -> dict[str, dict[str, Any]]:
     """Records of `tables.json`, by the ids of their databases.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        Database id -> its record; `foreign_keys` is an empty list where the file has none.
 
     Raises:
         SqlError: the file can't be read, or a record lacks a field or points beyond its columns.
@@ -113,6 +120,12 @@ def read_tables(path: str | Path) -> dict[str, dict[str, Any]]:
 
 def read_predictions(path: str | Path) -> list[str]:
     """Predicted queries: one a line (`SQL` or `SQL<TAB>database`), or BIRD's {"0": "SQL...", ...}.
+
+    Args:
+        path: of the file, whose first character that isn't space decides between the two layouts.
+
+    Returns:
+        Queries without their database's name, in the order of the lines or of the keys.
 
     Raises:
         SqlError: the file can't be read, or isn't of that kind.

@@ -46,7 +46,14 @@ def results_equal(own: Rows, gold: Rows, ordered: bool) -> bool:
 
 
 def bird_equal(own: Rows, gold: Rows) -> bool:
-    """Whether the sets of rows are equal: duplicates and order don't count, columns do."""
+    """Whether the sets of rows are equal: duplicates and order of rows don't count.
+
+    Args:
+        own, gold: rows; 1 and 1.0 are equal, as in Python.
+
+    Returns:
+        True where each row of one is a row of the other, its columns in the same order.
+    """
     return set(own) == set(gold)
 
 

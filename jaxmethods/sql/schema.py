@@ -67,10 +67,12 @@ def read_schema(executor: Executor, database: str | Path, values: int = 2) -> Sc
     """Reads tables, columns, keys and values of a database.
 
     Args:
+        executor: its workers read the file.
+        database: path of a SQLite file.
         values: distinct values of each column, at the most.
 
     Returns:
-        its schema, in the order of the file; SQLite's own tables are among it.
+        Its schema, in the order of the file; SQLite's own tables are among it.
 
     Raises:
         SqlError: the database can't be read.

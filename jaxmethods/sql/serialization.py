@@ -40,10 +40,14 @@ def comments_of(record: Mapping[str, Any]) -> Comments:
 
 
 def schema_sequence(schema: Schema, comments: Comments | None = None) -> str:
-    """The schema as text.
+    """Writes a schema in CodeS' format: tables, columns with what is known of them, foreign keys.
 
     Args:
+        schema: the database, as `read_schema` returns it.
         comments: readable names of columns (`comments_of`).
+
+    Returns:
+        A line for each table and foreign key; SQLite's own table is left out.
     """
     lines = ["database schema :"]
     for table in schema.tables:
@@ -66,6 +70,12 @@ def compact_schema(schema: Schema) -> str:
     """Tables and their columns alone, on one line: a prompt for small models.
 
     team ( team_id , name , city ) | player ( player_id , name , team_id -> team )
+
+    Args:
+        schema: the database, as `read_schema` returns it.
+
+    Returns:
+        One line; a column with a foreign key shows the table that it points to.
     """
     tied = {(key.table, key.column): key.other_table for key in schema.foreign_keys}
     tables = []
@@ -96,12 +106,15 @@ def content_sequence(matched: Mapping[str, Sequence[str]]) -> str:
 def build_prompt(
     schema: str, question: str, matched: Mapping[str, Sequence[str]] | None = None
 ) -> str:
-    """The text that SQL follows.
+    """Builds the text that a model continues with SQL.
 
     Args:
-        schema: of `schema_sequence`.
+        schema: text of the schema, from `schema_sequence`.
         question: with what BIRD calls evidence before it (`Example.text`).
-        matched: of `match_contents`.
+        matched: "table.column" -> values, from `match_contents`; default: none.
+
+    Returns:
+        Schema, matched values and the question on one line, ended by a line break.
     """
     question = question.replace("\n", " ")
     return f"{schema}\n{content_sequence(matched or {})}\n{question}\n"
@@ -113,10 +126,13 @@ def match_contents(
     """Values of text columns that a question mentions word by word, the longest first.
 
     Args:
-        schema: says which columns are there; values are read through the executor.
+        executor: reads up to `LOOKED_AT` distinct values of each text column, and keeps them.
+        database: path of a SQLite file.
+        schema: says which columns are there and, by their example values, which hold text.
+        question: what is asked; case and punctuation don't count.
 
     Returns:
-        "table.column" -> up to two values.
+        "table.column" -> up to two values; columns without a match are left out.
     """
     asked = f" {_plain(question)} "
     found = {}

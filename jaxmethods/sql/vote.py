@@ -25,10 +25,12 @@ def first_executable(executor: Executor, database: str | Path, beams: Sequence[s
     """The first query that SQLite can plan; else the first, else a placeholder.
 
     Args:
+        executor: asks SQLite for the plans; nothing is run.
+        database: path of a SQLite file.
         beams: candidates, the most likely first.
 
     Returns:
-        one of them, or "SQL placeholder" where there is no text.
+        One of them, or "SQL placeholder" where none can be planned and the first is blank.
     """
     for beam in beams:
         if beam.strip() and executor.plan(database, beam).ok:
@@ -45,10 +47,13 @@ def vote(executor: Executor, database: str | Path, candidates: Sequence[str]) ->
     queries have; ties go to the earlier candidate.
 
     Args:
+        executor: runs each different candidate once.
+        database: path of a SQLite file.
         candidates: samples of a model, the most trusted first.
 
     Returns:
-        the first candidate with that result; the first of all where none runs.
+        The place of the first candidate with that result, and its votes; place 0 with 0 votes
+        where none runs.
 
     Raises:
         ValueError: there are no candidates.

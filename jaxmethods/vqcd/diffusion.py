@@ -186,7 +186,7 @@ def denoise(
         present: [B, <= C] what position 0 begins with, at every step.
         bounds: every step's result (of `ddpm` and `dpm-solver++`, the predicted data) is clipped.
         noise: number [] of a step, 0 first -> [B, T, C] noise of this step.
-        calls: so many of the last steps; None: all.
+        calls: how many steps are taken, the last ones of the grid; None: all. Static.
 
     Returns:
         The plans, and x before the first and after every step, [calls + 1, B, T, C].

@@ -52,7 +52,7 @@ class Strided(NamedTuple):
     alpha: Array
     """sqrt(abar / abar_prev)"""
     variance: Array
-    """Of the noise that is added; 0 at entry 0."""
+    """Variance of the noise that is added; 0 at entry 0."""
     noise_coef: Array
     """What of the predicted noise is taken away."""
 

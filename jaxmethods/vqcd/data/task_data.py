@@ -38,7 +38,7 @@ def task_data(
     returns: np.ndarray | jax.Array,
     task: int = 0,
 ) -> TaskData:
-    """One task's data.
+    """Puts one task's aligned rows and windows on the device.
 
     Args:
         states: rows or codes and their table, as `alignment.align_rows` returns them.
@@ -46,6 +46,10 @@ def task_data(
         starts: [M] first rows of windows.
         returns: [N] normalized return-to-go of every row.
         task: the task's number.
+
+    Returns:
+        The rows as given; `starts`, `returns` (at each window's first row) and `task` [M], and
+        `count` M.
 
     Raises:
         ValueError: there is no window.
@@ -122,7 +126,7 @@ def last_windows(data: TaskData, share: float, least: int) -> TaskData:
     Args:
         data: one task's.
         share: of its windows, the last ones.
-        least: windows that are kept at least, as far as there are so many.
+        least: windows that are kept at least, or all where there are fewer.
 
     Returns:
         The task's data without other windows and the rows that only they see.
@@ -180,7 +184,7 @@ def join_tasks(tasks: Sequence[TaskData]) -> TaskData:
         Their rows and windows one after another, codes numbered on from task to task.
 
     Raises:
-        ValueError: more codes in all than int16 tells apart.
+        ValueError: more codes in all than int16 can number.
     """
     lengths = [x.states.shape[0] for x in tasks]
     shift = np.cumsum([0, *lengths[:-1]])

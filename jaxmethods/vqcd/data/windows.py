@@ -17,7 +17,7 @@ Normalizer = Literal["gaussian", "limits", "none"]
 LEAST_STD = 1e-8
 """A dimension that varies less is divided by 1."""
 ROUNDS = 4
-"""Of the Feistel network that permutes windows."""
+"""Rounds of the Feistel network that permutes windows."""
 
 
 class Statistics(NamedTuple):
@@ -118,7 +118,7 @@ def draw_windows(
     """Which windows a step trains on.
 
     Args:
-        key: [] typed key of the task; steps are told apart by `step`.
+        key: [] typed key of the task; the same for all its steps.
         number: how many; static.
         count: [] int32 windows there are.
         step: [] int32.

@@ -63,7 +63,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "packnet": {"sees": "earlier", "rest": "freeze_after_first"},
     "generative_replay": DENSE | {"condition": "task", "replay_every": 14},
 }
-"""Of each kind, what it changes in the planner's config."""
+"""Kind of learner -> what it changes in the planner's config."""
 ALONE = ("single", "single_quarter")
 
 

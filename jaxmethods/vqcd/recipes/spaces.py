@@ -55,13 +55,13 @@ class Aligned(NamedTuple):
     target: float
     """The return that plans aim at."""
     episode_returns: np.ndarray
-    """[E] of the data."""
+    """[E] returns of the data's episodes."""
     quality: dict[str, np.ndarray]
     """[seeds] name -> what was measured of the modules on rows held out."""
 
 
 def stage_name(run: Run, number: int) -> str:
-    """Of the stage that trains a task's modules."""
+    """The name of the stage that trains a task's modules, or those of all tasks together."""
     return TOGETHER if run.alignment.together else f"align_{run.tasks[number].name}"
 
 

@@ -24,7 +24,8 @@ from jaxmethods.vqcd.data.windows import min_max
 from jaxmethods.vqcd.recipes.inputs import Run, TaskConfig
 
 REFERENCE_EPISODES = 200
-"""Of uniform actions and of the controller, where an environment has no known reference."""
+"""Episodes of uniform actions, and of the controller, that set the scale of scores where an
+environment has no known reference."""
 
 
 class TaskArrays(NamedTuple):

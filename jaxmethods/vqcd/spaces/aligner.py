@@ -54,7 +54,7 @@ class State(NamedTuple):
     params: Params
     optimizer: Any
     averages: Averages | None
-    """Of a codebook that moves by averages."""
+    """What the codebook moves by; None where gradients move it or there is none."""
     idle: jax.Array | None
     """[N] int32 steps since each code was used; None where codes are not restarted."""
     key: jax.Array

@@ -16,7 +16,14 @@ BRAKE = 0.7
 
 
 def reach(observation: jax.Array) -> jax.Array:
-    """Actions [..., 3] in [-1, 1] for observations [..., 13] of `Arm`."""
+    """Pulls the tip towards the target and brakes the joints.
+
+    Args:
+        observation: [..., 13] of `Arm`.
+
+    Returns:
+        Actions [..., 3] in [-1, 1], in the observation's type.
+    """
     cosines, sines = observation[..., 0:3], observation[..., 3:6]
     velocities, way = observation[..., 6:9], observation[..., 11:13]
     links = jnp.stack([cosines, sines], -1) * jnp.asarray(LENGTHS)[:, None]  # [..., 3, 2]

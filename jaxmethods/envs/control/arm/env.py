@@ -84,7 +84,14 @@ class Arm(Environment[Any, specs.BoundedArray, jax.Array]):
 
 
 def joints(angles: jax.Array) -> jax.Array:
-    """[3, 2]: where the links of a chain that stands at 0 end, for angles [3]."""
+    """Finds where the links of a chain end whose foot is at 0.
+
+    Args:
+        angles: [3] of the joints in rad, each relative to the link before.
+
+    Returns:
+        Points [3, 2] in the angles' type; the last is the tip.
+    """
     directions = jnp.cumsum(angles)
     links = jnp.stack([jnp.cos(directions), jnp.sin(directions)], -1)
     return jnp.cumsum(links * jnp.asarray(LENGTHS)[:, None], 0)

@@ -19,7 +19,14 @@ ROUNDS = 500
 
 
 def regulator(env: Linear) -> Callable[[jax.Array], jax.Array]:
-    """The controller of a system: observations [..., S] -> actions [..., A] in [-1, 1]."""
+    """Solves the Riccati equation of a system by iteration; on the host, in float64.
+
+    Args:
+        env: the system, with A [S, S] and B [S, A].
+
+    Returns:
+        The controller: observations [..., S] -> actions [..., A] float32, clipped to [-1, 1].
+    """
     a, b = np.asarray(env.dynamics, np.float64), np.asarray(env.inputs, np.float64)
     value = np.eye(len(a))
     gain = np.zeros(b.T.shape)

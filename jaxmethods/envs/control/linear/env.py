@@ -41,7 +41,7 @@ class Linear(Environment[Any, specs.BoundedArray, jax.Array]):
         Args:
             states: size of s.
             actions: size of a.
-            number: tells systems of the same sizes apart, at least 0.
+            number: seeds A and B, so that systems of the same sizes differ; at least 0.
             time_limit: in steps, at least 1.
         """
         self.states = arguments.check_integer("states", states, 1)
