@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks import bilevel, commformer, decoder, environments, merging, novo, obd
+from benchmarks import bilevel, commformer, decoder, environments, merging, novo, obd, vqcd
 from benchmarks import merging_inputs as inputs
 from benchmarks.__main__ import describe
 from benchmarks.harness import Row, Settings, available_bytes, prepare_jax, time_in_turns
@@ -53,6 +53,10 @@ class Sizes(NamedTuple):
     scoring: novo.Sizes = novo.Sizes(
         questions=64, batch_tokens=16_384, naive=64, one=8, torch_one=4, torch_batched=8
     )
+    planners: tuple[int, ...] = (64, 32)
+    """Widths of VQ-CD's U-Net."""
+    episodes: tuple[int, ...] = (30, 1, 1024)
+    """Plans at once."""
     inner: bilevel.Sizes = bilevel.Sizes()
     inner_steps: int = 100
     dtype: Any = jnp.bfloat16
@@ -72,6 +76,8 @@ TINY = Sizes(
         "head_dim": 8, "rotary_dim": 8}),
     decoding=decoder.Sizes(prompt=4, new=4, prefill=8, batches=(1,)),
     scoring=novo.Sizes(questions=4, batch_tokens=512, naive=2, one=2, torch_one=1, torch_batched=2),
+    planners=(8,),
+    episodes=(2,),
     inner=bilevel.Sizes(width=8, hidden=1, pairs=8, judged=16),
     inner_steps=24,
     dtype=jnp.float32,
@@ -109,6 +115,14 @@ def distillation(settings: Settings, sizes: Sizes) -> Iterator[Row]:
             unit="outer steps/min",
             ours=timing,
         )
+
+
+def planning(settings: Settings, sizes: Sizes) -> Iterator[Row]:
+    """VQ-CD's updates and plans."""
+    for dim in sizes.planners:
+        yield from vqcd.training(settings, dim)
+        for episodes in sizes.episodes:
+            yield from vqcd.plans(settings, dim, episodes)
 
 
 def language_model(settings: Settings, sizes: Sizes) -> Iterator[Row]:
@@ -172,6 +186,7 @@ PLAN: dict[str, Callable[[Settings, Sizes], Iterator[Row]]] = {
     "training": training,
     "distillation": distillation,
     "routed_towers": routed_towers,
+    "planning": planning,
     "kernel": kernel,
     "hypergradients": hypergradients,
     "language_model": language_model,

@@ -40,7 +40,7 @@ def rows(settings: Settings) -> Iterator[Row]:
 
 def config_of(dim: int, **network: Any) -> vqcd.PlannerConfig:
     """The planner of a width."""
-    multipliers = SIZES[dim]
+    multipliers = SIZES.get(dim, (1,))
     return vqcd.PlannerConfig(
         network=vqcd.TemporalNetworkConfig(
             channels=CHANNELS, dim=dim, multipliers=multipliers, **network

@@ -15,12 +15,15 @@ if TYPE_CHECKING:
         bilevel,
         commformer,
         envs,
+        kid,
         language,
         merging,
         models,
         novo,
         obd,
         offline_rl,
+        sql,
+        vqcd,
     )
     from jaxmethods.runs import LoadedRun, load_run, run
 
@@ -29,18 +32,22 @@ PACKAGES = (
     "bilevel",
     "commformer",
     "envs",
+    "kid",
     "language",
     "merging",
     "models",
     "novo",
     "obd",
     "offline_rl",
+    "sql",
+    "vqcd",
 )
 __all__ = [
     "LoadedRun",
     "bilevel",
     "commformer",
     "envs",
+    "kid",
     "language",
     "load_run",
     "merging",
@@ -49,6 +56,8 @@ __all__ = [
     "obd",
     "offline_rl",
     "run",
+    "sql",
+    "vqcd",
 ]
 
 
