@@ -21,19 +21,18 @@ in. Divergences are in `language.divergences`, SQL and its judge in `sql`.
 from __future__ import annotations
 
 from jaxmethods.kid import exposure, imperfect, loss, world
-from jaxmethods.kid.config import DivergenceConfig, ImperfectConfig, KIDConfig
-from jaxmethods.kid.loss import Batch, kid_loss
-from jaxmethods.kid.method import Data, DistillState, distiller
-from jaxmethods.kid.model import LanguageModel, of_decoder
+from jaxmethods.kid.config import DivergenceConfig as DivergenceConfig
+from jaxmethods.kid.config import ImperfectConfig as ImperfectConfig
+from jaxmethods.kid.config import KIDConfig as KIDConfig
+from jaxmethods.kid.loss import Batch as Batch
+from jaxmethods.kid.loss import kid_loss
+from jaxmethods.kid.method import Data as Data
+from jaxmethods.kid.method import DistillState as DistillState
+from jaxmethods.kid.method import distiller
+from jaxmethods.kid.model import LanguageModel as LanguageModel
+from jaxmethods.kid.model import of_decoder
 
 __all__ = [
-    "Batch",
-    "Data",
-    "DistillState",
-    "DivergenceConfig",
-    "ImperfectConfig",
-    "KIDConfig",
-    "LanguageModel",
     "distiller",
     "exposure",
     "imperfect",

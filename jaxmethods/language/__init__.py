@@ -10,19 +10,13 @@
 """
 
 from jaxmethods.language import next_token, prompts
-from jaxmethods.language.next_token import (
-    LearnerState,
-    Tokens,
-    next_token_learner,
-    next_token_loss,
-    random_rows,
-)
-from jaxmethods.language.prompts import PromptSpec, clean_choice, render
+from jaxmethods.language.next_token import LearnerState as LearnerState
+from jaxmethods.language.next_token import Tokens as Tokens
+from jaxmethods.language.next_token import next_token_learner, next_token_loss, random_rows
+from jaxmethods.language.prompts import PromptSpec as PromptSpec
+from jaxmethods.language.prompts import clean_choice, render
 
 __all__ = [
-    "LearnerState",
-    "PromptSpec",
-    "Tokens",
     "clean_choice",
     "next_token",
     "next_token_learner",

@@ -14,19 +14,20 @@ together, `fuzz` makes further databases of one, `vote` picks among several pred
 
 from __future__ import annotations
 
-from jaxmethods.sql.execution import Executor, Limits, Result, SqlError
+from jaxmethods.sql.execution import Executor as Executor
+from jaxmethods.sql.execution import Limits as Limits
+from jaxmethods.sql.execution import Result as Result
+from jaxmethods.sql.execution import SqlError as SqlError
 from jaxmethods.sql.fuzz import fuzz_databases
-from jaxmethods.sql.judge import Judge, Report, Verdict
+from jaxmethods.sql.judge import Judge as Judge
+from jaxmethods.sql.judge import Report as Report
+from jaxmethods.sql.judge import Verdict as Verdict
 from jaxmethods.sql.matching import exact_match, hardness
-from jaxmethods.sql.readers import (
-    Example,
-    read_bird,
-    read_predictions,
-    read_spider,
-    read_tables,
-)
+from jaxmethods.sql.readers import Example as Example
+from jaxmethods.sql.readers import read_bird, read_predictions, read_spider, read_tables
 from jaxmethods.sql.results import bird_equal, results_equal
-from jaxmethods.sql.schema import Schema, read_schema
+from jaxmethods.sql.schema import Schema as Schema
+from jaxmethods.sql.schema import read_schema
 from jaxmethods.sql.serialization import (
     build_prompt,
     compact_schema,
@@ -36,15 +37,6 @@ from jaxmethods.sql.serialization import (
 from jaxmethods.sql.vote import first_executable, vote
 
 __all__ = [
-    "Example",
-    "Executor",
-    "Judge",
-    "Limits",
-    "Report",
-    "Result",
-    "Schema",
-    "SqlError",
-    "Verdict",
     "bird_equal",
     "build_prompt",
     "compact_schema",

@@ -24,10 +24,14 @@ as one tree), `policy` (acting), `windows` and `task_data` (what is trained on),
 `jaxmethods.models.temporal_unet`.
 """
 
-from jaxmethods.models.temporal_unet_config import TemporalNetworkConfig
+from jaxmethods.models.temporal_unet_config import TemporalNetworkConfig as TemporalNetworkConfig
 from jaxmethods.vqcd import activation, baselines, diffusion, metrics, policy
-from jaxmethods.vqcd.bank import TaskWeights, initial_bank, join_banks, task_weights
-from jaxmethods.vqcd.config import AlignmentConfig, DiffusionConfig, PlannerConfig, PolicyConfig
+from jaxmethods.vqcd.bank import TaskWeights as TaskWeights
+from jaxmethods.vqcd.bank import initial_bank, join_banks, task_weights
+from jaxmethods.vqcd.config import AlignmentConfig as AlignmentConfig
+from jaxmethods.vqcd.config import DiffusionConfig as DiffusionConfig
+from jaxmethods.vqcd.config import PlannerConfig as PlannerConfig
+from jaxmethods.vqcd.config import PolicyConfig as PolicyConfig
 from jaxmethods.vqcd.data import windows
 from jaxmethods.vqcd.data.task_data import (
     bounds,
@@ -37,31 +41,24 @@ from jaxmethods.vqcd.data.task_data import (
     stack_tasks,
     task_data,
 )
-from jaxmethods.vqcd.data.windows import Statistics, returns_to_go, statistics, window_starts
+from jaxmethods.vqcd.data.windows import Statistics as Statistics
+from jaxmethods.vqcd.data.windows import returns_to_go, statistics, window_starts
 from jaxmethods.vqcd.method import finish, planner
-from jaxmethods.vqcd.policy import Memory, TaskSpace, act, begin, plan
+from jaxmethods.vqcd.policy import Memory as Memory
+from jaxmethods.vqcd.policy import TaskSpace as TaskSpace
+from jaxmethods.vqcd.policy import act, begin, plan
 from jaxmethods.vqcd.spaces import aligner, alignment, codebook
-from jaxmethods.vqcd.spaces.aligner import AlignmentRows, alignment_rows, parallel, trimmed
+from jaxmethods.vqcd.spaces.aligner import AlignmentRows as AlignmentRows
+from jaxmethods.vqcd.spaces.aligner import alignment_rows, parallel, trimmed
 from jaxmethods.vqcd.spaces.alignment import align_rows, feature_difference
 from jaxmethods.vqcd.torch_weights import from_torch
-from jaxmethods.vqcd.types import Bank, Feed, Penalty, State, TaskData
+from jaxmethods.vqcd.types import Bank as Bank
+from jaxmethods.vqcd.types import Feed as Feed
+from jaxmethods.vqcd.types import Penalty as Penalty
+from jaxmethods.vqcd.types import State as State
+from jaxmethods.vqcd.types import TaskData as TaskData
 
 __all__ = [
-    "AlignmentConfig",
-    "AlignmentRows",
-    "Bank",
-    "DiffusionConfig",
-    "Feed",
-    "Memory",
-    "Penalty",
-    "PlannerConfig",
-    "PolicyConfig",
-    "State",
-    "Statistics",
-    "TaskData",
-    "TaskSpace",
-    "TaskWeights",
-    "TemporalNetworkConfig",
     "act",
     "activation",
     "align_rows",

@@ -253,7 +253,7 @@ def test_paths_of_another_kind_are_one_line(config, tmp_path, capsys):
     ]:
         assert expected in one_line(capsys, "run", config, "--quiet", "--out", out)
     for command in ("report", "compare"):
-        assert "not a run folder" in one_line(capsys, command, file)
+        assert "expected the folder of a run" in one_line(capsys, command, file)
     run = tmp_path / "odd"
     run.mkdir()
     (run / "config.yaml").mkdir()
