@@ -55,7 +55,7 @@ class DivergenceConfig(Config):
     """`none`: the likelihood alone, without a teacher."""
     temperature: PositiveFloat = 1.0
     beta: Fraction = 0.5
-    """Of `jsd`."""
+    """Weight of the teacher in the mixture of `jsd`."""
     skew: Fraction = 0.1
     head_mass: Fraction = 0.5
     """mu of `adaptive_kl`."""

@@ -64,7 +64,7 @@ class TargetConfig(Config):
     """The return that plans aim at, on the scale of the task's own returns-to-go, 0 to 1."""
 
     quantile: Fraction | None = 0.9
-    """Of the normalized returns of the task's windows."""
+    """A quantile of the normalized returns of the task's windows."""
     value: Fraction | None = None
     """Instead of a quantile: the same number for whatever data (the paper's is 0.8)."""
 
@@ -101,7 +101,7 @@ class TaskConfig(Config):
     high: float | None = None
     """The return that scores 100."""
     target: TargetConfig | None = None
-    """Of this task alone."""
+    """The target of this task alone."""
 
     @field_validator("environment", mode="before")
     @classmethod
@@ -152,7 +152,7 @@ class SpacesConfig(Config):
     grow by themselves in its 500,000 steps."""
     normalizer: Literal["gaussian", "limits", "none"] = "gaussian"
     discount: Annotated[float, Field(gt=0.0, le=1.0)] = 0.99
-    """Of the returns-to-go; the predecessor's code sums without (1)."""
+    """gamma of the returns-to-go; the predecessor's code sums without (1)."""
     termination_penalty: float = 0.0
     """Added to the last reward of an episode that fails."""
     held_out: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
@@ -166,7 +166,7 @@ class LearnerConfig(Config):
 
     kind: Kind = "vqcd"
     name: str = ""
-    """Of its stages and rows; the kind's where empty."""
+    """The name of its stages and rows; the kind's where empty."""
 
     @model_validator(mode="after")
     def _named(self) -> LearnerConfig:
@@ -217,7 +217,8 @@ class Run(TrainingRunConfig):
     learners: tuple[LearnerConfig, ...] = (LearnerConfig(),)
     """The first is the run's own, whose planners are saved; the others are compared with it."""
     replay_share: OpenFraction = 0.01
-    """Of a task's windows, the last, that learners with replay keep (at least two batches)."""
+    """Share of a task's windows, the last ones, that learners with replay keep (at least two
+    batches)."""
     penalty_batches: PositiveInt = 100
     """Batches that the importance of weights is estimated from (EWC, MAS)."""
     target: TargetConfig = TargetConfig()
