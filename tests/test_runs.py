@@ -111,7 +111,7 @@ PACKAGES = [*jaxmethods.PACKAGES, "models.clip", "models.decoder", "models.hub"]
 def test_help_of_a_package_is_a_page(name):
     package = importlib.import_module(f"jaxmethods.{name}")
     page = pydoc.render_doc(package, renderer=pydoc.plaintext).splitlines()
-    assert len(page) < 500  # what functions say, and no fields of classes
+    assert len(page) < 600  # what functions say, and no fields of classes
     for function in getattr(package, "__all__", ()):
         assert any(re.search(rf"\b{function}\b", line) for line in page)
 
