@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from jaxmethods.numerics.statistics import summarize
 from jaxmethods.records.run_folder import RunFolder, RunFolderError
 from jaxmethods.reports.result import (
     Judged,
@@ -12,7 +13,6 @@ from jaxmethods.reports.result import (
     last_judged,
     read_environment,
     read_headline,
-    summarize,
 )
 
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
+from jaxmethods.numerics.statistics import summarize
 from jaxmethods.records.run_folder import RunFolder
-from jaxmethods.reports.result import Judged, last_judged, named, summarize
+from jaxmethods.reports.result import Judged, last_judged, named
 
 
 def show_result(folder: RunFolder, headline: Sequence[str]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxmethods.files import refusals, write_atomically
+from jaxmethods.numerics.statistics import summarize
 from jaxmethods.records.run_folder import RunFolder
 from jaxmethods.reports import curves as figures
 from jaxmethods.reports.result import (
@@ -16,7 +17,6 @@ from jaxmethods.reports.result import (
     named,
     read_environment,
     read_headline,
-    summarize,
 )
 
 CURVE = 3

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmethods.files import is_file, write_atomically
-from jaxmethods.numerics.statistics import mean_and_error
+from jaxmethods.numerics.statistics import summarize
 from jaxmethods.records.run_folder import RunFolder, RunFolderError
 
 PREFIX = "evaluate/"
@@ -37,18 +37,6 @@ class Judged(NamedTuple):
     seconds: float
     metrics: dict[str, np.ndarray]
     """Name -> [seeds]; NaN for what was not finite."""
-
-
-class Summary(NamedTuple):
-    """A quantity over seeds."""
-
-    mean: float
-    error: float | None
-    """Standard error: the sample standard deviation over the square root of the number of seeds;
-    None for one seed."""
-
-    def __str__(self) -> str:
-        return f"{self.mean:.4g}" if self.error is None else f"{self.mean:.4g} ± {self.error:.2g}"
 
 
 def last_judged(rows: Sequence[Mapping[str, Any]]) -> dict[str, Judged]:
@@ -72,11 +60,6 @@ def named(metrics: Sequence[str], judged: Mapping[str, Judged]) -> Iterator[tupl
         stage = judged.get(full.partition("/")[0])
         if stage is not None and name in stage.metrics:
             yield (full if names.count(name) > 1 else name), stage.metrics[name]
-
-
-def summarize(values: np.ndarray) -> Summary:
-    """Mean and standard error of [seeds]."""
-    return Summary(*mean_and_error(values))
 
 
 def write_result(folder: RunFolder, headline: Sequence[str]) -> None:

@@ -105,7 +105,7 @@ class Executor:
         for name, value in limits._asdict().items():
             if not value > 0:
                 raise SqlError(f"limits.{name}: expected a positive number, got {value}")
-        count = workers or len(os.sched_getaffinity(0))
+        count = workers or _processors()
         if count < 1:
             raise SqlError(f"workers: expected at least 1, got {workers}")
         self.limits = limits
@@ -322,6 +322,12 @@ class _Process:
                 raise EOFError
             found += part
         return bytes(found)
+
+
+def _processors() -> int:
+    """Processors that this process may use, where the system says so; else all of them."""
+    ask = getattr(os, "sched_getaffinity", None)
+    return len(ask(0)) if ask else os.cpu_count() or 1
 
 
 def _cell(value: Any) -> Any:

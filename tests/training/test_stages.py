@@ -14,8 +14,8 @@ import pytest
 import jaxmethods
 from jaxmethods import cli, registry
 from jaxmethods.layout import Layout, seed_axes
+from jaxmethods.numerics.statistics import Summary
 from jaxmethods.records.run_folder import RunFolder
-from jaxmethods.reports import result
 from jaxmethods.stages import Compute, Evaluation, Part, Recipe, Train, Write, check_recipe
 from jaxmethods.training import runner
 from jaxmethods.training.judging import StageError
@@ -68,6 +68,7 @@ def recipe(counted, *inserted):
 def whole(tmp_path_factory):
     folder, counted = RunFolder(tmp_path_factory.mktemp("whole") / "run"), Counted()
     results = runner.run(recipe(counted), toy.config(seeds=2), folder)
+    runner.write_results(folder, recipe(counted).headline)
     return folder, results, counted
 
 
@@ -164,7 +165,6 @@ def test_axes_of_seeds_are_found_by_name():
 
 def test_console_report_and_result_have_the_numbers_of_the_record(whole):
     folder, _, _ = whole
-    runner.write_results(folder, recipe(Counted()).headline)
     content = json.loads(folder.result.read_text())
     assert content["headline"] == ["second/score", "powers/largest"]
     assert content["seeds"] == [0, 1]
@@ -174,7 +174,7 @@ def test_console_report_and_result_have_the_numbers_of_the_record(whole):
     assert score["values"] == row["evaluate/score"]
     assert score["mean"] == pytest.approx(np.mean(row["evaluate/score"]))
     assert score["error"] == pytest.approx(np.std(row["evaluate/score"], ddof=1) / 2**0.5)
-    summary = result.Summary(score["mean"], score["error"])
+    summary = Summary(score["mean"], score["error"])
     assert str(summary) in folder.report.read_text()
 
 

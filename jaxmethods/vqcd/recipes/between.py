@@ -12,15 +12,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmethods.layout import seed_axes
 from jaxmethods.stages import Arrays, Compute, Part, Place, Results
 from jaxmethods.vqcd import Bank, Feed, PlannerConfig, TaskData, baselines, bounds, task_weights
 from jaxmethods.vqcd.bank import take
 from jaxmethods.vqcd.data.task_data import gather
+from jaxmethods.vqcd.recipes.spaces import OWN_OF_SEEDS
 from jaxmethods.vqcd.types import Penalty
 
 IMPORTANCE = ("ewc", "l2", "mas")
-AXES: Any = TaskData(0, 0, 0, 0, None, None, None, None)  # pyright: ignore[reportArgumentType]
-"""`jax.vmap`'s axes of a task's data: what depends on modules has an axis of seeds."""
+"""Learners that are pulled to earlier weights."""
 
 
 def penalty_stage(learner: Any, place: int) -> Compute:
@@ -71,7 +72,7 @@ def _importance(
         feed = Feed(data, task, None, None, before)
         return baselines.consolidate(config, bank, feed, key, kind, batches)
 
-    return jax.vmap(one, (0, AXES, 0, 0))(bank, data, before, keys)
+    return jax.vmap(one, (0, seed_axes(data, OWN_OF_SEEDS), 0, 0))(bank, data, before, keys)
 
 
 def imagined_stage(learner: Any, place: int) -> Compute:
@@ -129,4 +130,4 @@ def _imagined(
         )
         return found._replace(task=windows.task)
 
-    return jax.vmap(one, (0, AXES, 0))(bank, data, keys)
+    return jax.vmap(one, (0, seed_axes(data, OWN_OF_SEEDS), 0))(bank, data, keys)

@@ -8,23 +8,15 @@ from typing import Any
 
 import jax
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
 
 from jaxmethods.layout import path_name
+from jaxmethods.plotting import INK, new_figure, write_png
 
-INK, SOFT = "#1f3b57", "#8fa3b5"
+SOFT = "#8fa3b5"
 COLORS = ("#1f3b57", "#d9822b", "#4f9d69", "#b04a5a", "#7a6bb0", "#8f8f3f", "#3fa3b5", "#777777")
 SHOWN = 96
 """Rows and columns of a kernel whose owners are drawn."""
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """A figure that draws without a display."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def draw_matrices(matrices: Mapping[str, np.ndarray], names: Sequence[str], path: Path) -> None:
@@ -47,7 +39,7 @@ def draw_matrices(matrices: Mapping[str, np.ndarray], names: Sequence[str], path
         panel.set(title=title, xlabel="after training on")
         figure.colorbar(image, ax=panel, shrink=0.7)
     panels[0].set_ylabel("score on")
-    figure.savefig(path, dpi=110)
+    write_png(figure, path)
 
 
 def draw_final(
@@ -76,7 +68,7 @@ def draw_final(
     panel.set(ylabel="score after the last task", title="final performance")
     panel.spines[["top", "right"]].set_visible(False)
     panel.legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=110)
+    write_png(figure, path)
 
 
 def draw_owners(owner: Any, names: Sequence[str], path: Path) -> None:
@@ -106,7 +98,7 @@ def draw_owners(owner: Any, names: Sequence[str], path: Path) -> None:
         panels[-1].plot(shares[:, task], ".", ms=4, color=COLORS[task % len(COLORS)], label=name)
     panels[-1].set(title="share in every array", xlabel="array", ylim=(0, None))
     panels[-1].legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=110)
+    write_png(figure, path)
 
 
 def draw_spaces(
@@ -134,4 +126,4 @@ def draw_spaces(
         panel.set_xticks(at, names, rotation=20)
     for panel in panels:
         panel.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
+    write_png(figure, path)

@@ -190,11 +190,10 @@ class Learner:
     def _initial(self) -> Bank:
         """Every seed's first bank, the same whatever is learned first."""
         keys = seed_keys(self.run, "planner")
-        return jax.jit(jax.vmap(lambda key: initial_bank(key, self.planner)))(keys)
+        return _initial_banks(keys, self.planner)
 
     def _begin(self, bank: Bank, task: int) -> State:
-        begin = jax.jit(jax.vmap(begin_task, (None, 0, None)), static_argnums=0)
-        return begin(self.planner, bank, jnp.int32(task))
+        return _begin(self.planner, bank, jnp.int32(task))
 
     def _data(self, results: Results, place: int, part: int) -> Planned:
         number = self.run.sequence[place]
@@ -279,6 +278,11 @@ def _finished(config: PlannerConfig, state: State, batch: Planned) -> Bank:
 def _unfinished(state: State, batch: Planned) -> State:
     del batch
     return state
+
+
+# Compiled once for all tasks and learners of one config.
+_begin = jax.jit(jax.vmap(begin_task, (None, 0, None)), static_argnums=0)
+_initial_banks = jax.jit(jax.vmap(initial_bank, (0, None)), static_argnums=1)
 
 
 def _data_of(run: Run, results: Results, number: int) -> TaskData:

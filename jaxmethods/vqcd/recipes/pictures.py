@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmethods.envs.control.arm.env import LENGTHS
+from jaxmethods.plotting import INK, new_figure, write_png
 from jaxmethods.stages import Results
 from jaxmethods.vqcd.policy import decode_states
-from jaxmethods.vqcd.recipes.figures import COLORS, INK, SOFT, new_figure
+from jaxmethods.vqcd.recipes.figures import COLORS, SOFT
 from jaxmethods.vqcd.recipes.learners import Learner
 from jaxmethods.vqcd.recipes.play import policy_config
 from jaxmethods.vqcd.recipes.spaces import of_seed, space_of
@@ -52,7 +53,7 @@ def draw_plays(tasks: Tasks, learner: Learner, results: Results, folder: Path) -
         draw = PICTURES.get("" if environment is None else environment.name, _curves)
         draw(panel, seen)
         panel.set_title(name)
-    figure.savefig(folder / "episodes.png", dpi=110)
+    write_png(figure, folder / "episodes.png")
 
 
 def _draw_plans(episodes: dict[str, Any], plans: dict[str, Any], path: Path) -> None:
@@ -77,7 +78,7 @@ def _draw_plans(episodes: dict[str, Any], plans: dict[str, Any], path: Path) -> 
         panels[0, column].set_title(name)
         panels[-1, column].set_xlabel("step")
     panels[0, 0].legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=110)
+    write_png(figure, path)
 
 
 def _every(seen: np.ndarray, count: int = 14) -> np.ndarray:

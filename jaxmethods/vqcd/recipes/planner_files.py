@@ -11,7 +11,6 @@ of every task its modules, statistics and bounds, under the names of the trees t
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ import numpy as np
 import jaxmethods
 from jaxmethods.config import nearest
 from jaxmethods.data.offline import DataError, read_npz
-from jaxmethods.files import write_atomically
+from jaxmethods.files import npz_bytes, write_atomically
 from jaxmethods.layout import path_name
 from jaxmethods.stages import Results
 from jaxmethods.vqcd import (
@@ -138,17 +137,16 @@ def write_planner(folder: Path, tree: Mapping[str, Any], card: Mapping[str, Any]
     """Writes arrays and card into a new folder."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     arrays = {path_name(path): np.asarray(leaf) for path, leaf in leaves}
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType]
+    content = npz_bytes(arrays)
     whole = {
         "format": FORMAT,
         "version": VERSION,
-        "sha256": hashlib.sha256(buffer.getvalue()).hexdigest(),
+        "sha256": hashlib.sha256(content).hexdigest(),
         **card,
         "jaxmethods": jaxmethods.__version__,
     }
     folder.mkdir()
-    write_atomically(folder / ARRAYS, buffer.getvalue())
+    write_atomically(folder / ARRAYS, content)
     write_atomically(folder / CARD, json.dumps(whole, indent=1) + "\n")
 
 

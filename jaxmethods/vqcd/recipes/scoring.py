@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmethods.layout import seed_axes
 from jaxmethods.stages import Arrays, Compute, Part, Place, Results
 from jaxmethods.vqcd import (
     Bank,
@@ -31,7 +32,7 @@ from jaxmethods.vqcd.inverse_dynamics import inverse_dynamics
 from jaxmethods.vqcd.policy import align_states
 from jaxmethods.vqcd.recipes.learners import Learner, seed_keys
 from jaxmethods.vqcd.recipes.play import Played, play, policy_config
-from jaxmethods.vqcd.recipes.spaces import SPACE_AXES, Aligned, space_of
+from jaxmethods.vqcd.recipes.spaces import OWN_OF_SEEDS, SPACE_AXES, Aligned, space_of
 from jaxmethods.vqcd.recipes.tasks import Tasks
 from jaxmethods.vqcd.spaces import alignment
 from jaxmethods.vqcd.types import TaskData
@@ -231,8 +232,7 @@ def _determinations(
 
         return jnp.stack([determination(starts + 1), determination(other + 1)])
 
-    axes = TaskData(0, 0, 0, 0, None, None, None, None)  # pyright: ignore[reportArgumentType]
-    return jax.vmap(of_seed, (0, SPACE_AXES, axes))(weights, space, data)
+    return jax.vmap(of_seed, (0, SPACE_AXES, seed_axes(data, OWN_OF_SEEDS)))(weights, space, data)
 
 
 def _to_arrays(judged: Judged) -> Arrays:

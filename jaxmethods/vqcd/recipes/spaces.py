@@ -237,23 +237,31 @@ def _over_seeds(run: Run, config: AlignmentConfig, module: Any, x: jax.Array) ->
     if not config.trained:
         rows, _ = align_rows({}, config, x)
         return np.broadcast_to(np.asarray(rows), (run.seeds, *rows.shape)), None
-    encode = jax.jit(jax.vmap(lambda params: align_rows(params, config, x)))
-    rows, table = encode(module)
+    rows, table = _aligned_rows(module, config, x)
     return np.asarray(rows), None if table is None else np.asarray(table)
+
+
+@partial(jax.jit, static_argnums=1)
+def _aligned_rows(module: Any, config: AlignmentConfig, x: jax.Array) -> tuple[Any, Any]:
+    return jax.vmap(lambda params: align_rows(params, config, x))(module)
+
+
+@partial(jax.jit, static_argnums=1)
+def _errors(module: Any, config: AlignmentConfig, x: jax.Array) -> jax.Array:
+    """[seeds] mean squared errors of rows that go there and back."""
+
+    def error(params: Any) -> jax.Array:
+        z = alignment.encode(params, config, x).z
+        return jnp.square(alignment.decode(params, config, z, x.shape[1]) - x).mean()
+
+    return jax.vmap(error)(module)
 
 
 def _measured(
     config: AlignmentConfig, module: Any, rows: np.ndarray, table: Any, x: jax.Array, held: Any
 ) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     """Numbers [seeds] on rows held out, and the bounds [seeds, channels] of aligned rows."""
-    held_x, size = x[held], x.shape[1]
-
-    def error(params: Any) -> jax.Array:
-        z = alignment.encode(params, config, held_x).z
-        restored = alignment.decode(params, config, z, size)
-        return jnp.square(restored - held_x).mean()
-
-    errors = jax.jit(jax.vmap(error))(module) if config.trained else np.zeros(len(rows))
+    errors = _errors(module, config, x[held]) if config.trained else np.zeros(len(rows))
     found: dict[str, Any] = {"error": errors}
     if table is None:
         low, high = rows.min(1), rows.max(1)
@@ -329,6 +337,8 @@ def space_of(run: Run, results: Results, number: int) -> TaskSpace:
     )
 
 
+OWN_OF_SEEDS = ("^(states|actions|state_table|action_table)$",)
+"""Leaves of aligned data that depend on a seed's modules."""
 SPACE_AXES: Any = TaskSpace(None, None, 0, 0, 0, 0)  # pyright: ignore[reportArgumentType]
 """`jax.vmap`'s axes of what `space_of` returns."""
 
