@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -82,12 +83,21 @@ def _document(title: str, sections: Sequence[str]) -> str:
 
 
 def _written_table(folder: RunFolder) -> str:
-    """`table.md` of the run folder, if a stage exported one, as HTML."""
+    """`table.md` of the run folder, if the recipe wrote one, as HTML: tables and paragraphs."""
     file = folder.path / "table.md"
     if not file.is_file():
         return ""
-    lines = [line.strip("| \n").split(" | ") for line in file.read_text().splitlines()]
-    head, _, *body = [[html.escape(cell) for cell in line] for line in lines]
+    blocks = re.split(r"\n\s*\n", file.read_text().strip())
+    return "".join(map(_block, blocks))
+
+
+def _block(text: str) -> str:
+    """One block of Markdown: a table, or a paragraph."""
+    if not text.startswith("|"):
+        return f"<p>{html.escape(text)}</p>"
+    # A bar ends every cell, also one that is empty.
+    lines = [re.split(r" *\| ?", line.strip())[1:-1] for line in text.splitlines()]
+    head, _, *body = [[html.escape(cell.strip()) for cell in line] for line in lines]
     first = "".join(f"<th>{cell}</th>" for cell in head)
     rows = "".join(
         f"<tr><td>{name}</td>{''.join(f'<td class=number>{cell}</td>' for cell in cells)}</tr>"

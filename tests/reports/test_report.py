@@ -82,3 +82,16 @@ def test_a_mesh_of_more_devices_than_there_are_is_refused_before_anything_is_mad
     with pytest.raises(ConfigError, match="needs more than"):
         runner.run(toy.recipe(), config, folder)
     assert not folder.path.exists()
+
+
+def test_a_written_page_has_its_tables_and_paragraphs(tmp_path):
+    """Tables of `table.md` stay apart, empty cells stay where they are."""
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    table = "| a | b | c |\n| --- | --- | --- |\n| x | | 1 |"
+    (folder.path / "table.md").write_text(f"{table}\n\nBoth < 2.\n\n{table}\n")
+    page = report._written_table(folder)
+    assert page.count("<table>") == 2
+    assert "---" not in page
+    assert "<p>Both &lt; 2.</p>" in page
+    assert "<tr><td>x</td><td class=number></td><td class=number>1</td></tr>" in page

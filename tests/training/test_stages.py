@@ -68,7 +68,6 @@ def recipe(counted, *inserted):
 def whole(tmp_path_factory):
     folder, counted = RunFolder(tmp_path_factory.mktemp("whole") / "run"), Counted()
     results = runner.run(recipe(counted), toy.config(seeds=2), folder)
-    runner.write_results(folder, recipe(counted).headline)
     return folder, results, counted
 
 
@@ -165,6 +164,7 @@ def test_axes_of_seeds_are_found_by_name():
 
 def test_console_report_and_result_have_the_numbers_of_the_record(whole):
     folder, _, _ = whole
+    runner.write_results(folder, recipe(Counted()).headline)
     content = json.loads(folder.result.read_text())
     assert content["headline"] == ["second/score", "powers/largest"]
     assert content["seeds"] == [0, 1]
@@ -198,6 +198,7 @@ def test_runs_from_python(tmp_path, monkeypatch):
 
 def test_what_evaluate_and_compare_write_are_numbers_with_their_errors(whole, tmp_path, capsys):
     folder, _, _ = whole
+    runner.write_results(folder, recipe(Counted()).headline)
     assert cli.main(["compare", str(folder.path), "--json", str(tmp_path / "c.json")]) == 0
     content = json.loads((tmp_path / "c.json").read_text())["runs"][str(folder.path)]
     assert content == json.loads(folder.result.read_text())

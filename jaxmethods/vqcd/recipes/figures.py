@@ -67,7 +67,7 @@ def draw_final(
     panel.set_xticks(range(len(names)), names)
     panel.set(ylabel="score after the last task", title="final performance")
     panel.spines[["top", "right"]].set_visible(False)
-    panel.legend(frameon=False, fontsize=8)
+    panel.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     write_png(figure, path)
 
 
