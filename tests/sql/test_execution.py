@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -63,11 +64,14 @@ def hashes(folder):
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.iterdir()}
 
 
-def children():
-    found = subprocess.run(
-        ["ps", "-o", "args=", "--ppid", str(os.getpid())], capture_output=True, text=True
-    )
-    return [line for line in found.stdout.split("\n") if "worker.py" in line]
+def runs(pid):
+    """Whether a process of this number is there and has not ended."""
+    try:
+        os.kill(pid, 0)
+        state = Path(f"/proc/{pid}/stat")
+        return not state.exists() or state.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
 
 
 def test_hostile_queries_get_a_status_and_leave_the_files_as_they_are(strict, database):
@@ -94,7 +98,9 @@ def test_a_query_that_sqlite_does_not_interrupt_ends_with_its_worker(strict, dat
 
 def test_no_process_is_left(database):
     pool = Executor(Limits(seconds=20), workers=1)
-    assert children()
+    workers = [process.process.pid for process in pool._processes]
+    assert workers
+    assert all(map(runs, workers))
     run = f"""
 import threading
 from jaxmethods.sql import Executor, Limits
@@ -105,12 +111,12 @@ import os; os._exit(1)
 """
     orphan = int(subprocess.run([sys.executable, "-c", run], capture_output=True).stdout)
     pool.close()
-    assert not children()
+    assert not any(map(runs, workers))
     for _ in range(100):
-        if not os.path.exists(f"/proc/{orphan}"):
+        if not runs(orphan):
             break
         time.sleep(0.05)
-    assert not os.path.exists(f"/proc/{orphan}")
+    assert not runs(orphan)
     with pytest.raises(SqlError, match="closed"):
         pool.execute(database, "SELECT 1")
 

@@ -14,7 +14,7 @@ import yaml
 from jaxmethods import cli, registry
 from jaxmethods.config import MeshConfig, read_yaml
 from jaxmethods.devices.sharding import Placer, make_mesh
-from jaxmethods.numerics.statistics import summarize
+from jaxmethods.numerics.statistics import Summary, summarize
 from jaxmethods.obd import evaluate
 from jaxmethods.obd.recipes import comparison
 from jaxmethods.offline_rl.types import Norm
@@ -104,7 +104,7 @@ def test_a_score_is_one_number_wherever_it_is_shown(finished):
         assert numbers["values"] == last[f"evaluate/score_{name}"]
         np.testing.assert_allclose(numbers["values"], plays.mean((1, 2)), rtol=1e-6)
         np.testing.assert_allclose(drawn[name], (numbers["mean"], numbers["error"]), rtol=1e-6)
-        shown = result.Summary(numbers["mean"], numbers["error"])
+        shown = Summary(numbers["mean"], numbers["error"])
         assert str(shown) in folder.report.read_text()
 
 
