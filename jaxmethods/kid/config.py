@@ -238,6 +238,8 @@ class FitConfig(Config):
     weight_decay: NonNegativeFloat = 0.0
     clip: PositiveFloat = 1.0
     """Largest norm of a gradient."""
+    micro_batches: PositiveInt = 1
+    """Parts in which a batch is run, one after the other; the update is that of the batch."""
 
 
 class TeacherConfig(ModelConfig):
@@ -294,11 +296,6 @@ class EvaluationConfig(Config):
     """Prompts on which accumulated errors are measured; 0: they aren't."""
     seconds: PositiveFloat = 30.0
     """Longest time of a query."""
-    suite: NonNegativeInt = 0
-    """Further databases made of each one, on all of which a query must be right (TS-fuzz)."""
-    vote: NonNegativeInt = 0
-    """Samples of each answer whose results vote for one of them; 0: none."""
-    vote_temperature: PositiveFloat = 0.8
     shown: NonNegativeInt = 10
     """Answers that the report shows beside gold ones."""
 
