@@ -8,6 +8,7 @@ can be copied. Every text has tokens, and `tokenizers` finds the same ones in th
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections import Counter, defaultdict
@@ -73,7 +74,7 @@ def train_bpe(texts: Iterable[str], vocabulary: int) -> Bpe:
 
     def count(number: int, sign: int) -> None:
         symbols, times = words[number]
-        for pair in zip(symbols, symbols[1:], strict=False):
+        for pair in itertools.pairwise(symbols):
             pairs[pair] += sign * times
             places[pair].add(number)
 
@@ -117,7 +118,7 @@ class Codec:
     def _encode_piece(self, piece: str) -> tuple[int, ...]:
         symbols = [ALPHABET[byte] for byte in piece.encode()]
         while len(symbols) > 1:
-            pairs = zip(symbols, symbols[1:], strict=False)
+            pairs = itertools.pairwise(symbols)
             best = min(pairs, key=lambda pair: self._ranks.get(pair, len(self._ranks)))
             if best not in self._ranks:
                 break

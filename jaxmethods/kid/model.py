@@ -96,7 +96,7 @@ def of_decoder(
         params: Params, ids: jax.Array, mask: jax.Array, key: jax.Array, length: int, heat: float
     ) -> decoder.Generated:
         params, sampling = _first_tokens(params, config, size), decoder.Sampling(temperature=heat)
-        own = config if size == config.vocab_size else config.model_copy(update={"vocab_size": size})
+        own = config.model_copy(update={"vocab_size": size})
         if config.layers <= UNSTACKED and jax.default_backend() == "cpu":
             params = decoder.unstack_layers(params)
         return decoder.generate(

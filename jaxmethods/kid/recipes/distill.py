@@ -51,9 +51,7 @@ def recipe(run: Run) -> Recipe:
     material = Material(run, models)
     stages: list[Stage] = []
     if run.data.path is None:
-        stages.append(
-            Write("world", lambda results, path, advance: write_questions(run, path))
-        )
+        stages.append(Write("world", lambda results, path, advance: write_questions(run, path)))
     if learns_teacher(run):
         stages.append(teacher_stage(run, models, material))
     if any(student.source.teacher for student in run.students):

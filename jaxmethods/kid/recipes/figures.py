@@ -16,8 +16,7 @@ COLORS = ("#1f3b57", "#d98a2b", "#5f8f6f", "#9fb2c4", "#8c4a5c", "#5b6b7b")
 
 def draw_execution(judged: Judged, path: Path) -> None:
     """Bars: execution accuracy of every model on every split, with errors over questions."""
-    titles = list(judged.verdicts)
-    splits = list(judged.frequent)
+    titles, splits = judged.titles, judged.splits
     figure = new_figure(2.0 + 1.1 * len(titles), 3.4)
     panel = figure.subplots()
     width = 0.8 / len(splits)
@@ -40,7 +39,8 @@ def draw_exposure(judged: Judged, path: Path) -> None:
     """Lines: how much further students drift on their own responses, by length."""
     figure = new_figure(6.0, 3.4)
     panel = figure.subplots()
-    for number, (title, curves) in enumerate(judged.exposure.items()):
+    for number, title in enumerate(one for one in judged.titles if one in judged.exposure):
+        curves = judged.exposure[title]
         length = np.arange(1, curves.shape[1] + 1)
         color = COLORS[number % len(COLORS)]
         panel.plot(length, curves.mean(0), label=title, color=color)

@@ -18,7 +18,6 @@ from jaxmethods.kid.recipes.material import Material
 from jaxmethods.kid.recipes.models import Models
 from jaxmethods.kid.recipes.questions import judged_splits
 from jaxmethods.kid.recipes.verdicts import (
-    SHARES,
     Verdicts,
     judge_answers,
     judge_queries,
@@ -37,6 +36,10 @@ FREQUENT = "most_frequent"
 class Judged(NamedTuple):
     """What the judge said of a run's models."""
 
+    titles: tuple[str, ...]
+    """The teacher, then the students, in their order: dictionaries have none behind a stage."""
+    splits: tuple[str, ...]
+    """The most important first."""
     verdicts: dict[str, dict[str, Verdicts]]
     """Model -> split."""
     exposure: dict[str, np.ndarray]
@@ -126,6 +129,8 @@ def judged_stage(run: DistillRun, models: Models, material: Material) -> Compute
             frequent[split] = float(plain.execution.mean())
         paths = {x.database for asked in texts.judged.values() for x in asked.examples}
         return Judged(
+            (TEACHER, *titles),
+            splits,
             verdicts,
             curves,
             frequent,
@@ -139,15 +144,15 @@ def judged_stage(run: DistillRun, models: Models, material: Material) -> Compute
 def metrics(seeds: int, judged: Judged) -> dict[str, Any]:
     """Named numbers [seeds]; a teacher that all seeds share has the same one for each."""
     found: dict[str, Any] = {}
-    for title, splits in judged.verdicts.items():
-        for split, verdicts in splits.items():
-            for name in SHARES:
-                value = verdicts.means()[name]
+    for title in judged.titles:
+        for split in judged.splits:
+            for name, value in judged.verdicts[title][split].means().items():
                 found[f"{title}_{split}_{name}"] = np.broadcast_to(value, (seeds,)).copy()
-    for title, curve in judged.exposure.items():
-        found[f"{title}_exposure_error"] = curve[:, -1]
-    for split, value in judged.frequent.items():
-        found[f"{FREQUENT}_{split}_execution"] = value
+    for title in judged.titles:
+        if title in judged.exposure:
+            found[f"{title}_exposure_error"] = judged.exposure[title][:, -1]
+    for split in judged.splits:
+        found[f"{FREQUENT}_{split}_execution"] = judged.frequent[split]
     return found
 
 

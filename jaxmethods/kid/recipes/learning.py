@@ -128,9 +128,7 @@ def student_stage(
     )
 
 
-def _method(
-    model: Model, teacher: Model | None, student: StudentConfig, fit: FitConfig
-) -> Method:
+def _method(model: Model, teacher: Model | None, student: StudentConfig, fit: FitConfig) -> Method:
     """The training of a model, fed with `Fed`."""
     own = distiller(
         model.language,
@@ -204,4 +202,3 @@ def _keys(run: DistillRun, name: str) -> jax.Array:
     """[seeds], for one purpose."""
     seeds = jnp.arange(run.seeds) + run.seed
     return jax.vmap(lambda seed: named(jax.random.key(seed), name))(seeds)
-

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -155,7 +155,8 @@ def batch_of(
         counted[number, : len(own)] = True
         # The end of a whole response; a cut one has none, and its last token influences nothing.
         maskable[number, : len(own) - 1] = True
-    return Batch(*padded_left(prompts, length), ids, counted, maskable)
+    arrays: list[Any] = [*padded_left(prompts, length), ids, counted, maskable]
+    return Batch(*arrays)
 
 
 def _learn(run: DistillRun, questions: Questions) -> Tokenizer:

@@ -49,9 +49,7 @@ def report(
         figures.draw_steps(curves, folder / "figures" / "execution_by_step.png")
     write_atomically(folder / "answers.jsonl", answers(judged, texts))
     if learns_teacher(run):
-        save_models(
-            folder / TEACHER, models.teacher, results[TEACHER], texts.tokenizer, run.seeds
-        )
+        save_models(folder / TEACHER, models.teacher, results[TEACHER], texts.tokenizer, run.seeds)
     for student in run.students:
         place = folder / "students" / student.title
         save_models(place, models.student, results[student.title], texts.tokenizer, run.seeds)
@@ -59,7 +57,7 @@ def report(
 
 def precondition(judged: Judged) -> str:
     """Whether there is a gap that distillation could close."""
-    split = next(iter(judged.frequent))
+    split = judged.splits[0]
     teacher = 100 * judged.verdicts[TEACHER][split].execution.mean()
     text = f"Precondition: the teacher answers {teacher:.1f} % of {split} right"
     sft = judged.verdicts.get("sft")
@@ -76,13 +74,14 @@ def precondition(judged: Judged) -> str:
 
 def scores(judged: Judged, rows: Sequence[Mapping[str, Any]]) -> str:
     """A row a model: what it answers, what it costs."""
-    splits = list(judged.frequent)
+    splits = judged.splits
     first = splits[0]
     head = ["model", *(f"EX {split}" for split in splits)]
     head += [f"{name} {first}" for name in ("EM", "fails", "no end")]
     head += ["ExAccErr", "fill accuracy", "s a step"]
     lines = []
-    for title, verdicts in judged.verdicts.items():
+    for title in judged.titles:
+        verdicts = judged.verdicts[title]
         cells = [title, *(cell(verdicts[split].execution) for split in splits)]
         own = verdicts[first]
         cells += [cell(own.exact), cell(own.failed), cell(~own.ended)]
@@ -122,7 +121,7 @@ def plain_cell(values: np.ndarray, digits: int) -> str:
 
 def comparisons(judged: Judged) -> str:
     """Exact McNemar tests of all students against one of them, seeds pooled."""
-    titles = [title for title in judged.verdicts if title != TEACHER]
+    titles = [title for title in judged.titles if title != TEACHER]
     if len(titles) < 2:
         return ""
     base = "rkd" if "rkd" in titles else titles[0]
@@ -130,7 +129,7 @@ def comparisons(judged: Judged) -> str:
     for title in titles:
         if title == base:
             continue
-        for split in judged.frequent:
+        for split in judged.splits:
             one, other = (judged.verdicts[x][split].execution.ravel() for x in (title, base))
             found = mcnemar(one, other)
             gain = 100 * (one.mean() - other.mean())
@@ -144,7 +143,7 @@ def examples(run: DistillRun, judged: Judged, texts: Texts) -> str:
     """Answers of the last student beside gold ones, with the first rows of their results."""
     if not run.evaluation.shown:
         return ""
-    title, split = run.students[-1].title, next(iter(judged.frequent))
+    title, split = run.students[-1].title, judged.splits[0]
     verdicts, asked = judged.verdicts[title][split], texts.judged[split].examples
     places = np.linspace(0, len(asked) - 1, min(run.evaluation.shown, len(asked))).astype(int)
     executor = texts.questions.executor()
@@ -153,8 +152,9 @@ def examples(run: DistillRun, judged: Judged, texts: Texts) -> str:
         example, answer = asked[place], verdicts.texts[0][place]
         results = [executor.execute(example.database, q) for q in (answer, example.query)]
         right = "yes" if verdicts.execution[0, place] else "no"
-        shown = [example.text, answer, first_rows(results[0]), example.query, first_rows(results[1])]
-        lines.append([f"{example.database_id}: {shown[0]}", *map(escaped, shown[1:]), right])
+        own, gold = (first_rows(result) for result in results)
+        shown = [f"{example.database_id}: {example.text}", answer, own, example.query, gold]
+        lines.append([*map(escaped, shown), right])
     head = ["question", title, "its rows", "gold", "its rows", "right"]
     return markdown_table(head, lines)
 
@@ -186,8 +186,9 @@ def measured_with(judged: Judged, texts: Texts) -> str:
 def answers(judged: Judged, texts: Texts) -> str:
     """All answers, a line each."""
     lines = []
-    for title, splits in judged.verdicts.items():
-        for split, verdicts in splits.items():
+    for title in judged.titles:
+        for split in judged.splits:
+            verdicts = judged.verdicts[title][split]
             for seed, own in enumerate(verdicts.texts):
                 for place, example in enumerate(texts.judged[split].examples):
                     row = {

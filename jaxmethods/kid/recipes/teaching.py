@@ -1,4 +1,4 @@
-"""What the teacher does once, before students begin: answer the prompts, read the gold responses."""
+"""What the teacher does once, before students begin: answers prompts, reads gold responses."""
 
 from __future__ import annotations
 
@@ -60,8 +60,10 @@ def responses_stage(run: DistillRun, models: Models, material: Material) -> Comp
         return [Part(f"{start:07d}", partial(compute, start)) for start in starts]
 
     def finish(found: Sequence[Arrays]) -> Responses:
-        whole = {name: np.concatenate([part[name] for part in found], 1) for name in found[0]}
-        own = Responses(whole["tokens"], whole["lengths"])
+        arrays: list[Any] = [
+            np.concatenate([part[name] for part in found], 1) for name in ("tokens", "lengths")
+        ]
+        own = Responses(*arrays)
         return own if learns_teacher(run) else jax.tree.map(lambda leaf: leaf[0], own)
 
     return Compute("teacher_responses", parts, finish)
