@@ -53,10 +53,10 @@ def test_a_share_of_one_is_every_batch(shares, token):
 
 
 def test_whole_batches_come_in_their_shares():
-    batches = [chosen(key, student=0.5, teacher=0.25)[0].responses for key in range(200)]
+    batches = [chosen(key, student=0.5, teacher=0.25)[0].responses for key in range(60)]
     firsts = np.asarray([batch[0, 0] for batch in batches])
-    assert abs((firsts == 20).mean() - 0.5) < 0.1
-    assert abs((firsts == 21).mean() - 0.25) < 0.1
+    assert abs((firsts == 20).mean() - 0.5) < 0.2
+    assert abs((firsts == 21).mean() - 0.25) < 0.2
     assert all((batch == batch[0, 0]).all() for batch in batches if batch[0, 0] in (20, 21))
 
 

@@ -85,11 +85,11 @@ class Material:
         }
         kept = {name: [shortened(ids, data) for ids in own] for name, own in encoded.items()}
         self._check(kept, responses)
-        length = _bucket(max(len(ids) for own in kept.values() for ids in own))
-        judged = {
-            name: Asked(splits[name], *padded_left(kept[name], length))
-            for name in judged_splits(data)
-        }
+        names = judged_splits(data)
+        # Other databases may have longer prompts, which training need not pay for.
+        longest = _bucket(max(len(ids) for name in names for ids in kept[name]))
+        judged = {name: Asked(splits[name], *padded_left(kept[name], longest)) for name in names}
+        length = _bucket(max(map(len, kept["train"])))
         train = batch_of(kept["train"], responses, length, data.max_output)
         return Texts(questions, tokenizer, train, judged, cut)
 

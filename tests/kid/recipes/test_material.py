@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import jaxmethods
 from jaxmethods import registry
+from jaxmethods.config import read_yaml
 from jaxmethods.data.bpe import Bpe, train_bpe
 from jaxmethods.data.tokenizer import own_tokenizer
 from jaxmethods.errors import UserError
@@ -20,6 +22,8 @@ from jaxmethods.models import decoder
 from jaxmethods.sql.readers import Example
 from tests.kid import small
 from tests.kid.recipes.tiny import QUESTIONS, spider, values
+
+CONFIGS = Path(__file__).parents[3] / "configs" / "kid"
 
 
 @pytest.fixture
@@ -152,3 +156,11 @@ def test_models_that_do_not_fit_are_refused(folder, tmp_path):
         tmp_path, **base, student={"path": str(one)}, lora={"rank": 2, "targets": ["head"]}
     )
     assert "targets: expected some of query" in message
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_configs_are_valid_and_say_what_they_cost(file):
+    text = file.read_text()
+    assert text.startswith("# ")
+    run = registry.parse_config(read_yaml(file), str(file))
+    assert run.method == "kid"
