@@ -328,7 +328,7 @@ ELSEWHERE = {
         sql.vote""",
     "integers, rows and masks": """kid.imperfect.num_masked kid.imperfect.mask_tokens
         kid.imperfect.rewrite kid.imperfect.fill_accuracy kid.imperfect.row_keys
-        kid.imperfect.purpose kid.loss.totals kid.responses.begin_replay
+        kid.imperfect.purpose kid.loss.totals kid.loss.rewrites kid.responses.begin_replay
         kid.responses.with_responses obd.baselines.random_rows obd.baselines.top_rows
         obd.baselines.cluster_rows novo.build_tree novo.tree.build_tree
         novo.tree.candidate_starts commformer.graph.whole_part novo.tree.plan_batches

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from jaxmethods.config import Config, Fraction, OnResume, TrainingRunConfig, merge
+from jaxmethods.config import Config, Fraction, Momentum, OnResume, TrainingRunConfig, merge
 from jaxmethods.kid.objectives import OBJECTIVES, ObjectiveName
 from jaxmethods.language.divergences import Normalizer
 
@@ -88,7 +88,8 @@ class KIDConfig(Config):
     normalizer: Normalizer = "tokens"
     """Mean over the batch's tokens, or over rows of their means."""
     share_prefix: bool = True
-    """Run the prompt once for the clean, the masked and the imperfect response."""
+    """Run the prompt once for the clean, the masked and the imperfect response, where there are
+    several."""
     logit_chunk: PositiveInt = 512
     """Tokens whose logits are there at one time."""
     micro_batches: PositiveInt = 1
@@ -236,6 +237,8 @@ class FitConfig(Config):
     warmup: Fraction = 0.03
     """Share of the steps."""
     weight_decay: NonNegativeFloat = 0.0
+    beta2: Momentum = 0.999
+    """Decay of squared gradients; short trainings of small models want less."""
     clip: PositiveFloat = 1.0
     """Largest norm of a gradient."""
     micro_batches: PositiveInt = 1

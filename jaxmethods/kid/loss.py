@@ -109,7 +109,8 @@ def kid_loss(
     whole = totals(batch) if whole is None else whole
     keys = imperfect.row_keys(key, batch.prompts.shape[0])
     prefix = None
-    if config.share_prefix:
+    # One response alone is run with its prompt in one piece.
+    if config.share_prefix and rewrites(config.imperfect):
         room = batch.responses.shape[1]
         prefix = student.prefix(student_params, batch.prompts, batch.prompt_mask, room)
     states = states_of(student, student_params, batch, prefix)
@@ -146,6 +147,11 @@ def kid_loss(
     return _sum_up(found, batch, written, selected, config, whole)
 
 
+def rewrites(how: ImperfectConfig) -> bool:
+    """Whether anything of the responses is replaced."""
+    return how.rewrite != "vanilla" and how.alpha > 0
+
+
 def make_imperfect(
     keys: jax.Array,
     student: LanguageModel,
@@ -168,7 +174,7 @@ def make_imperfect(
         responses themselves, and no pass is made.
     """
     ids, how = batch.responses, config.imperfect
-    if how.rewrite == "vanilla" or how.alpha == 0:
+    if not rewrites(how):
         return ids, jnp.zeros(ids.shape, bool)
 
     def by_token(function: Callable[..., jax.Array], found: jax.Array, *more: jax.Array) -> Any:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmethods.kid.config import DistillRun, FitConfig, KIDConfig, StudentConfig
-from jaxmethods.kid.loss import Batch
+from jaxmethods.kid.loss import Batch, rewrites
 from jaxmethods.kid.method import Data, DistillState, distiller
 from jaxmethods.kid.recipes.material import Material
 from jaxmethods.kid.recipes.models import Model, Models, optimizer_of
@@ -59,10 +59,10 @@ def uses_teacher(student: StudentConfig) -> bool:
 
 def reads_states(run: DistillRun, student: StudentConfig) -> bool:
     """Whether the teacher's states on gold responses, kept beforehand, are all that is needed."""
-    how, source = student.loss.imperfect, student.source
+    source = student.source
     gold = source.student == source.teacher == 0 and source.replay is None
-    rewrites = how.rewrite != "vanilla" and how.alpha > 0
-    return run.teacher.cache != "none" and uses_teacher(student) and gold and not rewrites
+    written = rewrites(student.loss.imperfect)
+    return run.teacher.cache != "none" and uses_teacher(student) and gold and not written
 
 
 def teacher_stage(run: DistillRun, models: Models, material: Material) -> Train:
