@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,6 @@ from jaxmethods.models import decoder
 from jaxmethods.models.decoder import lora
 from jaxmethods.models.hub import open_folder
 
-
 USUAL_DEVIATION = 0.02
 KERNEL_AXES = 3
 """Of kernels with a leading axis of layers; scales and biases have fewer."""
@@ -32,10 +32,15 @@ class Model(NamedTuple):
     config: decoder.DecoderConfig
     language: LanguageModel
     adapters: LoraConfig | None
+    frozen: bool
+    """Whether weights stay as they are, beside adapters or altogether."""
 
     def read(self) -> Any:
-        """Parameters of the folder; None for a new model."""
-        return None if self.settings.path is None else decoder.load(self.settings.path)[1]
+        """Parameters of the folder, in the type of the computation where they are frozen; None for
+        a new model."""
+        if self.settings.path is None:
+            return None
+        return _read(self.settings.path, self.settings.dtype if self.frozen else "float32")
 
     def init(self, key: jax.Array, data: Any) -> Any:
         """What is trained, at first."""
@@ -56,6 +61,12 @@ class Model(NamedTuple):
         if self.adapters is None:
             return trained
         return lora.merge(data.base, trained, self.adapters.alpha / self.adapters.rank)
+
+
+@lru_cache(maxsize=2)
+def _read(path: Path, dtype: str) -> Any:
+    """The weights of a folder, which several stages ask for."""
+    return decoder.load(path, dtype=jnp.dtype(dtype))[1]
 
 
 def initial(key: jax.Array, config: decoder.DecoderConfig) -> Any:
@@ -104,7 +115,8 @@ class Models:
                     f"{self.vocabulary} tokens"
                 )
         self.student = self._model(own, student, run.lora, "lora")
-        self.teacher = self._model(other, teacher, run.teacher.lora, "teacher.lora")
+        still = run.teacher.fit.steps == 0
+        self.teacher = self._model(other, teacher, run.teacher.lora, "teacher.lora", still)
 
     def _model(
         self,
@@ -112,6 +124,7 @@ class Models:
         config: decoder.DecoderConfig,
         adapters: LoraConfig | None,
         name: str,
+        still: bool = False,
     ) -> Model:
         if adapters is not None and settings.path is None:
             raise ConfigError(f"{name}: expected null for a new model, whose weights say nothing")
@@ -125,7 +138,7 @@ class Models:
             vocabulary=self.vocabulary,
             end=END if self.tokenizer is None else self.tokenizer.end,
         )
-        return Model(settings, config, language, adapters)
+        return Model(settings, config, language, adapters, still or adapters is not None)
 
 
 def _config(
