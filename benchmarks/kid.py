@@ -149,7 +149,7 @@ def beside_torch(settings: Settings, sizes: Sizes) -> Row:
     works = [step_work("rkd", sizes, params)]
     theirs = None
     if find_spec("transformers") is not None:
-        theirs = prepare_torch(lambda device: torch_step(sizes, params, device), settings)
+        theirs = prepare_torch(lambda device: torch_step(sizes, params, params, device), settings)
     timings = time_in_turns([*works, *([theirs] if theirs else [])], settings)
     return Row(
         name="kid/rkd_58M",
@@ -162,12 +162,16 @@ def beside_torch(settings: Settings, sizes: Sizes) -> Row:
     )
 
 
-def torch_step(sizes: Sizes, params: Any, device: str) -> Callable[[], Any]:
-    """One update of `transformers`' model, as the reference code bases write it."""
+def torch_step(sizes: Sizes, own: Any, other: Any, device: str) -> Callable[[], Any]:
+    """One update of `transformers`' model, as the reference code bases write it.
+
+    Args:
+        own, other: parameters of the student and the teacher.
+    """
     import torch
 
-    student = transformers_model(sizes.student, params).to(device).train()
-    teacher = transformers_model(sizes.teacher, params).to(device).eval()
+    student = transformers_model(sizes.student, own).to(device).train()
+    teacher = transformers_model(sizes.teacher, other).to(device).eval()
     optimizer = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
     batch = random_examples(sizes)
     ids = torch.tensor(jnp.concatenate([batch.prompts, batch.responses], 1).tolist())
