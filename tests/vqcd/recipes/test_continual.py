@@ -107,6 +107,7 @@ def reversed_run(tmp_path_factory):
         return jaxmethods.run(values(**changes), folder), opened
 
 
+@pytest.mark.slow
 def test_the_next_task_is_not_opened_before_the_last_one_ends(reversed_run):
     assert reversed_run[1] == {
         "system": [],
@@ -115,6 +116,7 @@ def test_the_next_task_is_not_opened_before_the_last_one_ends(reversed_run):
     }
 
 
+@pytest.mark.slow
 def test_the_order_of_tasks_changes_no_task(finished, reversed_run):
     _, (own, _) = parts(finished[0])
     _, (other,) = parts(reversed_run[0])
@@ -123,6 +125,7 @@ def test_the_order_of_tasks_changes_no_task(finished, reversed_run):
         np.testing.assert_array_equal(one, two)
 
 
+@pytest.mark.slow
 def test_unchanged_weights_play_again_alike(finished, reversed_run):
     """What is taken over for unchanged weights is what playing again finds."""
     tasks, (own, _) = parts(finished[0])
@@ -133,6 +136,7 @@ def test_unchanged_weights_play_again_alike(finished, reversed_run):
         np.testing.assert_array_equal(once.played.returns, twice.played.returns)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_ends_in_the_same_bits(finished, tmp_path, monkeypatch):
     run, _ = finished
     from jaxmethods.training.stopping import Interrupted
