@@ -129,7 +129,18 @@ class RelationAttention(nn.Module):
         edge_embedding: jax.Array | None = None,
         deterministic: bool = True,
     ) -> tuple[jax.Array, jax.Array]:
-        """Like `__call__`; also returns the weights [B, H, N, N] float32, times the mask."""
+        """`__call__` that also returns the attention weights.
+
+        Args:
+            query: [B, N, E] of the receivers.
+            key_value: [B, N, E] of the senders.
+            edges: the graph.
+            edge_embedding: [2, E], one row for each edge type; None without relation term.
+            deterministic: False applies dropout and needs a "dropout" random key.
+
+        Returns:
+            What the agents heard [B, N, E], and the weights times the mask, [B, H, N, N] float32.
+        """
         q, k, v = self._project(query, key_value)
         relation = self._relation(edge_embedding)
         if relation is not None:

@@ -251,6 +251,10 @@ def of_divergence(
     Args:
         student, teacher: logits [N, V].
         targets: [N] int.
+        config: which divergence, and its parameters.
+
+    Returns:
+        "divergence" -> [N] nats, or the fields of `divergences.Decoupled` -> [N].
     """
     tau = config.temperature
     if config.name == "atkd":

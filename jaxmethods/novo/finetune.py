@@ -46,11 +46,16 @@ def candidate_logits(
     key: jax.Array | None = None,
     dropout: tuple[float, float] = (0.0, 0.0),
 ) -> jax.Array:
-    """Logits [..., C] of candidates with norms [..., C, HL].
+    """Logits of candidates.
 
     Args:
+        params: of the head.
+        norms: [..., C, HL].
         key: of dropout; None: none (evaluation).
         dropout: rates before the hidden and before the last layer.
+
+    Returns:
+        [..., C].
     """
     keys = (None, None) if key is None else jax.random.split(key)
     x = _dropped(norms, keys[0], dropout[0])

@@ -58,7 +58,17 @@ def draw_facts(key: jax.Array, world: World) -> Facts:
 
 
 def draw_sentences(key: jax.Array, facts: Facts, world: World, number: int) -> jax.Array:
-    """Sentences about random facts, [number, T] int32."""
+    """Sentences about random facts, as the model is trained on.
+
+    Args:
+        key: [] typed random key.
+        facts: true values and myths.
+        world: sizes and shares; static.
+        number: of sentences, static.
+
+    Returns:
+        [number, T] int32 tokens.
+    """
     keys = jax.random.split(key, 4)
     entity = jax.random.randint(keys[0], (number,), 0, world.entities)
     relation = jax.random.randint(keys[1], (number,), 0, world.relations)

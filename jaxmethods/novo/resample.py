@@ -102,7 +102,14 @@ def elect(
     """Accuracy of one election for every question, from the heads' choices.
 
     Args:
+        chosen: [n, HL], each head's choices.
+        mask: [n, C] bool.
+        labels: [n] int.
+        heads: who votes.
         counted: [n] weights of the questions; default: all alike.
+
+    Returns:
+        [] in [0, 1].
     """
     _, predictions = jax.vmap(count_votes, (0, 0, None))(chosen, mask, heads)
     return jnp.average(predictions == labels, weights=counted)

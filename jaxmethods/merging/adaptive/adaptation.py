@@ -107,15 +107,20 @@ def objective(
     epsilon: float | None = None,
     diversity: float = 0.0,
 ) -> jax.Array:
-    """[T]: mean_x H(p(x)) - diversity * H(mean_x p(x)) of logits [T, b, C].
+    """mean_x H(p(x)) - diversity * H(mean_x p(x)) of every task.
 
     The second term is not in the merging papers (diversity 0). It is information maximization
     (Liang et al., "SHOT", ICML 2020, arXiv 2002.08546), which keeps a weak start from giving one
     answer to everything: the entropy's trivial minimum.
 
     Args:
+        logits: [T, b, C].
         classes: bool, broadcasts to the logits; others don't take part.
         epsilon: see `entropy`.
+        diversity: weight of the second term, static.
+
+    Returns:
+        [T] nats, float32 at least.
     """
     value = jnp.mean(entropy(logits, classes, epsilon), axis=-1)
     if diversity == 0.0:

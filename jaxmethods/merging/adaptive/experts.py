@@ -67,6 +67,18 @@ def choose(
 
     Expertwise costs M T more multiply-adds per weight and saves moving it about twice, so it wins
     where M T < itemsize x FLOPS_PER_BYTE. One group is merged at once, several block by block.
+
+    Args:
+        groups: G.
+        tokens: M, in each group.
+        tasks: T.
+        weights: W, entries of the MLP's matrices.
+        units: I, hidden.
+        itemsize: bytes of a weight.
+        device: "cpu", "gpu" or "tpu"; None: JAX's default.
+
+    Returns:
+        The strategy, with the sizes of its parts.
     """
     device = device or jax.default_backend()
     scratch = max(1, SCRATCH_BYTES // (weights * itemsize))  # groups whose merged weights fit
@@ -113,6 +125,7 @@ def apply_merged(
         base, tau: W_0 and the task vectors [T, ...].
         h: [B, L, D].
         coefficients: [G, T], of G equal groups of consecutive samples.
+        chunk: groups that are merged and run at once; static.
 
     Returns:
         [B, L, D]. Differentiable in everything; of several groups only h and the coefficients are
@@ -150,15 +163,21 @@ def merged_mlp(
     """W_2(c) act(W_1(c) h + b_1(c)) + b_2(c) of {"fc1", "fc2"} with (out, in) weights and biases.
 
     Args:
+        activation: between the two maps.
+        base: {"fc1", "fc2"} -> {"weight", "bias"} of the base model.
+        tau: the task vectors of the same, with a leading axis T (behind that of layers).
         h: [B, L, D].
         coefficients: [G, T], of G equal groups of consecutive samples.
         strategy: "auto" is `choose`.
         chunk, block: see `Choice`; None: what `choose` says.
-        layer: index into a leading layer axis that all leaves of `base` and `tau` then have.
-            Slices are read where they are needed, without a copy of the whole layer.
+        layer: index into a leading layer axis that all leaves of `base` and `tau` then have. Slices
+            are read where they are needed, without a copy of the whole layer.
 
     Returns:
         [B, L, D']. Differentiable in everything; what isn't asked for isn't computed.
+
+    Raises:
+        ValueError: an unknown strategy.
     """
     groups, tasks = coefficients.shape
     tokens = h.shape[0] * h.shape[1] // groups
@@ -207,9 +226,12 @@ def in_blocks(
     the cache; the backward pass, and accelerators, take all groups at once.
 
     Args:
+        activation: between the two maps.
+        block: hidden units at a time, static.
         base, tau: with a leading layer axis, as `layer` chooses one.
         x: [G, M, D].
         coefficients: [G, T].
+        layer: [] int, the layer's index.
 
     Returns:
         [G, M, D']
@@ -229,7 +251,19 @@ def fused_mlp(
     coefficients: jax.Array,
     layer: jax.Array,
 ) -> jax.Array:
-    """`in_blocks` with its values from a kernel (`fused.merged_linear`)."""
+    """`in_blocks` with its values from a kernel (`fused.merged_linear`).
+
+    Args:
+        activation: between the two maps.
+        block: hidden units at a time in the backward pass, static.
+        base, tau: with a leading layer axis, as `layer` chooses one.
+        x: [G, M, D].
+        coefficients: [G, T].
+        layer: [] int, the layer's index.
+
+    Returns:
+        [G, M, D'].
+    """
 
     def forward(base: Any, tau: Any, x: jax.Array, c: jax.Array, layer: jax.Array) -> jax.Array:
         base, tau = jax.tree.map(lambda leaf: leaf[layer], (base, tau))
@@ -291,7 +325,20 @@ def sum_of_blocks(
     c: jax.Array,
     layer: jax.Array,
 ) -> jax.Array:
-    """`in_blocks`, of groups one after the other or all at once."""
+    """`in_blocks`, of groups one after the other or all at once.
+
+    Args:
+        activation: between the two maps.
+        block: hidden units at a time, static.
+        in_turn: one group after the other, not all at once; static.
+        base, tau: with a leading layer axis, as `layer` chooses one.
+        x: [G, M, D].
+        c: coefficients [G, T].
+        layer: [] int, the layer's index.
+
+    Returns:
+        [G, M, D'], summed up in float32 at least.
+    """
 
     def contribution(start: Any, x: jax.Array, c: jax.Array, size: int) -> jax.Array:
         """The output of hidden units start, ..., start + size - 1; [G, M, D']."""

@@ -48,7 +48,22 @@ def init(
     coefficient: float = 0.3,
     encoding: int = 0,
 ) -> Router:
-    """Weights from Normal(0, 0.01^2), last bias `coefficient`: close to task arithmetic."""
+    """Weights from Normal(0, 0.01^2), last bias `coefficient`: close to task arithmetic.
+
+    Args:
+        key: [] typed random key.
+        width: D of the tokens.
+        tasks: T.
+        depth: maps of the router, 0 to 2.
+        coefficient: its output at the start.
+        encoding: width of the block's encoding, which is put beside the tokens; 0: none.
+
+    Returns:
+        Parameters in float32; those that a depth doesn't have are None.
+
+    Raises:
+        ValueError: another depth.
+    """
     if depth not in (0, 1, 2):
         raise ValueError(f"depth: expected 0, 1 or 2, got {depth}")
     width = width + encoding
@@ -83,7 +98,16 @@ def apply(router: Router, h: jax.Array, encoding: jax.Array | None = None) -> ja
 def coefficients(
     router: Router, h: jax.Array, groups: Groups = None, encoding: jax.Array | None = None
 ) -> jax.Array:
-    """[G, T]: coefficients of each of G groups of consecutive samples, G a divisor of B.
+    """The coefficients of each group of samples: the mean of what the router gives them.
+
+    Args:
+        router: its parameters.
+        h: [B, L, D], what the module is given.
+        groups: see `Groups`.
+        encoding: of the block's number, put beside every token; None without one.
+
+    Returns:
+        [G, T]; G is 1 for a router without input, and B where every sample has a row.
 
     Raises:
         ValueError: B is no multiple of `groups`.

@@ -46,9 +46,12 @@ def causal_attention(
     """Attention of `new` tokens to themselves and the cache.
 
     Args:
+        batch: B.
+        new: T.
         mask: [B, T] bool, False on padding; None: none that a token could see.
-        window: a token sees itself and `window - 1` tokens before it. Padding, between tokens or
-            in the cache, is not counted.
+        cache: what was seen before; None: nothing.
+        window: a token sees itself and `window - 1` tokens before it. Padding, between tokens or in
+            the cache, is not counted.
         kernel: of attention without a cache.
 
     Returns:
@@ -123,7 +126,15 @@ def _each_head(rows: jax.Array, tokens: jax.Array, axis: int, dtype: Any = None)
 
 
 def grow(cache: Cache | None, mask: jax.Array | None, keys: jax.Array, values: jax.Array) -> Cache:
-    """The cache with the keys and values [L, B, T, K, d] of new tokens written behind the old.
+    """The cache with the keys and values of new tokens written behind the old.
+
+    Args:
+        cache: None: one that has exactly these tokens is made.
+        mask: [B, T] bool, False on padding; None: all are tokens.
+        keys, values: [L, B, T, K, d] of the new tokens.
+
+    Returns:
+        A cache of the same shapes.
 
     Raises:
         ValueError: no room for them. Where a program is compiled, which cannot raise, the keys
@@ -163,7 +174,17 @@ def reserve(cache: Cache, more: int) -> Cache:
 
 
 def token_positions(batch: int, new: int, mask: jax.Array | None, cache: Cache | None) -> jax.Array:
-    """How many tokens come before each, [B, T] int32; 0 on padding before the first."""
+    """How many tokens come before each.
+
+    Args:
+        batch: B.
+        new: T.
+        mask: [B, T] bool, False on padding; None: all are tokens.
+        cache: what came before; None: nothing.
+
+    Returns:
+        [B, T] int32; 0 on padding before the first.
+    """
     return jnp.maximum(_ordinals(_ones(batch, new) if mask is None else mask, cache)[0] - 1, 0)
 
 

@@ -152,7 +152,18 @@ def trainer(run: Run) -> Method:
 def evaluate(
     state: State, key: jax.Array, model: DecoderConfig, world: World, selection: SelectionConfig
 ) -> Metrics:
-    """Accuracies on the facts that did not choose the heads; all of them share these items."""
+    """Accuracies on the facts that did not choose the heads; all of them share these items.
+
+    Args:
+        state: with the model and the facts.
+        key: [] typed random key.
+        model: the decoder's sizes; static.
+        world: sizes and shares; static.
+        selection: how heads are chosen, and on how many facts; static.
+
+    Returns:
+        Metric -> []: accuracies as shares, and the number of voters.
+    """
     items_key, order_key, random_key = jax.random.split(key, 3)
     items = draw_items(items_key, state.facts, world)
     number, candidates, length = items.ids.shape

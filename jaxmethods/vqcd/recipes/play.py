@@ -77,6 +77,9 @@ def play(
         space: the task's, modules and bounds [seeds, ...].
         target: what plans aim at.
         keys: [seeds]; the same keys, weights and task give the same episodes.
+
+    Returns:
+        Returns and lengths [seeds, E], and each seed's first episode with its plans.
     """
     episodes, env = tasks.run.evaluation, tasks.environment(number)
     if env is not None:

@@ -63,8 +63,14 @@ def score_stage(tasks: Tasks, learner: Learner, place: int, part: int | None = N
     """Judges a learner after the task at a place of the sequence.
 
     Args:
+        tasks: the run's tasks.
+        learner: who is judged.
+        place: in the sequence.
         part: None: at the task's end, on all tasks seen so far (of learners of one task alone, and
             within its training, on this one only).
+
+    Returns:
+        A stage with the result task's name -> `Judged`.
     """
     run = tasks.run
     own = run.sequence[place]

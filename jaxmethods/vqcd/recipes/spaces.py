@@ -157,7 +157,17 @@ def stretched(params: Any, data: AlignmentRows, config: AlignmentConfig) -> Any:
 
 
 def modules_of(run: Run, results: Results, number: int, sizes: tuple[int, int]) -> dict[str, Any]:
-    """A task's modules by side, leaves [seeds, ...]; {} where nothing is trained."""
+    """A task's alignment modules by side.
+
+    Args:
+        run: the run's config.
+        results: of the run's stages.
+        number: the task's.
+        sizes: dimensions of its states and of its actions.
+
+    Returns:
+        "states" and "actions" -> parameters [seeds, ...]; {} where nothing is trained.
+    """
     found: dict[str, Any] = {side: {} for side in SIDES}
     for side, size in zip(SIDES, sizes, strict=True):
         config: AlignmentConfig = getattr(run.alignment, side)
