@@ -250,6 +250,7 @@ def collect(
     reward = own_rewards(trajectory)
     if ppo.bootstrap_truncated:
         reached = value_of(_flatten(trajectory.extras["next_obs"].agents_view))
+        # [R T, N] -> [T, R, N]
         reached = jnp.swapaxes(reached.reshape(ppo.environments, ppo.rollout, -1), 0, 1)
         cut = trajectory.last[..., None] & (trajectory.discount > 0)
         reward = reward + ppo.discount * jnp.where(cut, reached, 0.0)
@@ -453,7 +454,8 @@ def shuffled_minibatches(
 
     def split(x: jax.Array) -> jax.Array:
         x = jax.vmap(lambda x, order: x[order])(x.reshape(shares, samples, *x.shape[1:]), order)
-        x = x.reshape(shares, count, size, *x.shape[2:])
+        x = x.reshape(shares, count, size, *x.shape[2:])  # [shares, count, size, ...]
+        # [count, shares size, ...]
         return jnp.swapaxes(x, 0, 1).reshape(count, shares * size, *x.shape[3:])
 
     return jax.tree.map(split, experience)

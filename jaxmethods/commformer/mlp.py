@@ -77,6 +77,7 @@ class IndependentActors(nn.Module):
             jnp.eye(self.n_agents, dtype=obs.dtype), (*obs.shape[:-1], self.n_agents)
         )
         own = jnp.concatenate([obs, index], axis=-1)
+        # [B, N D] of the whole team, or [B, N, D + N]
         seen = obs.reshape(*obs.shape[:-2], -1) if self.config.model == "mappo" else own
         value = self.value_out(self.critic(seen)).astype(jnp.float32)
         value = value if self.config.model == "mappo" else value[..., 0]

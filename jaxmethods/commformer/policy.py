@@ -142,12 +142,12 @@ def act(
     cache = _run(network, "init_cache", params, batch)
     by_agent = (
         jnp.arange(n_agents),
-        jnp.moveaxis(encoding.rep, 1, 0),
-        jnp.moveaxis(action_mask, 1, 0).astype(bool),
+        jnp.moveaxis(encoding.rep, 1, 0),  # [N, B, E]
+        jnp.moveaxis(action_mask, 1, 0).astype(bool),  # [N, B, A]
         noise,
     )
     _, (action, log_prob) = jax.lax.scan(one_agent, (start, cache), by_agent)
-    action, log_prob = jnp.moveaxis(action, 0, 1), jnp.moveaxis(log_prob, 0, 1)
+    action, log_prob = jnp.moveaxis(action, 0, 1), jnp.moveaxis(log_prob, 0, 1)  # [B, N, ...]
     return ActOutput(action, log_prob, encoding.value, encoding.gate, gate_noise)
 
 

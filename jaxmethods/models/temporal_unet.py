@@ -254,7 +254,7 @@ def group_norm(layer: Mapping[str, jax.Array], x: jax.Array, groups: int) -> jax
     split = x.reshape(batch, length, groups, channels // groups)  # [B, T, G, C/G]
     centered = split - split.mean((1, 3), keepdims=True)
     variance = jnp.square(centered).mean((1, 3), keepdims=True)
-    normed = (centered * jax.lax.rsqrt(variance + EPSILON)).reshape(x.shape)
+    normed = (centered * jax.lax.rsqrt(variance + EPSILON)).reshape(x.shape)  # [B, T, C]
     return normed * layer["weight"] + layer["bias"]
 
 

@@ -35,8 +35,8 @@ def differentiable_norms(head_outputs: jax.Array, eps: float = 1e-6) -> jax.Arra
     """
     wide = head_outputs.astype(jnp.promote_types(head_outputs.dtype, jnp.float32))
     squares = jnp.sum(jnp.square(wide), axis=-1)
-    norms = jnp.moveaxis(jnp.sqrt(squares + eps), 0, -2)
-    return norms.reshape(*norms.shape[:-2], -1)
+    norms = jnp.moveaxis(jnp.sqrt(squares + eps), 0, -2)  # [..., L, H]
+    return norms.reshape(*norms.shape[:-2], -1)  # [..., L H]
 
 
 def candidate_logits(

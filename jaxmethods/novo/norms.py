@@ -249,7 +249,7 @@ def sequence_norms(
         kernel=kernel,
     )
     norms = _norm(outputs.head_outputs[:, :, 0], order)  # [L, B, H]
-    return jnp.moveaxis(norms, 0, 1).reshape(ids.shape[0], -1)
+    return jnp.moveaxis(norms, 0, 1).reshape(ids.shape[0], -1)  # [B, L H]
 
 
 def _within(slots: int, length: jax.Array) -> jax.Array:
@@ -299,7 +299,7 @@ def _reader(rows: Rows, order: Order, tokens: Tokens) -> Callable[[jax.Array], j
         return lambda heads: _norm(at(heads, rows.ends), order)
     member = _membership(rows) & (rows.positions >= rows.starts[:, None])[:, None]
     weights = member / jnp.maximum(jnp.sum(member, axis=-1, keepdims=True), 1)
-    return lambda heads: jnp.einsum("bct,bth->bch", weights, _norm(heads, order))
+    return lambda heads: jnp.einsum("bct,bth->bch", weights, _norm(heads, order))  # [B, C, H]
 
 
 def _norm(heads: jax.Array, order: Order) -> jax.Array:

@@ -84,7 +84,7 @@ def bootstrap(
 
     def one(key: jax.Array) -> Draws:
         drawn = (jax.random.permutation(key, number) < samples).astype(jnp.float32)
-        counts = jnp.einsum("n,knh->kh", drawn, right).astype(jnp.int32)
+        counts = jnp.einsum("n,knh->kh", drawn, right).astype(jnp.int32)  # [2, HL]
         heads = select_heads(counts, q, rule=rule, voters=voters)
         counted = 1 - drawn if judged is None else None
         return Draws(elect(of_others, others.mask, others.labels, heads, counted), heads)

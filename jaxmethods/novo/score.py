@@ -183,6 +183,7 @@ def _gather(tree: Tree, parts: Sequence[Part]) -> Scores:
         for where, value in zip(tree.questions, values, strict=True):
             distinct[where[where >= 0]] = value[where >= 0]
         spread = distinct[np.arange(questions)[:, None], place]
+        # [Q, C, ...]
         return np.where(mask.reshape(mask.shape + (1,) * (spread.ndim - 2)), spread, 0)
 
     norms = gather("norms")

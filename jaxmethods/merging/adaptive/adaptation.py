@@ -143,7 +143,7 @@ def classify(features: jax.Array, heads: Heads, logit_scale: jax.Array) -> jax.A
     features, weights = features.astype(dtype), heads.weights.astype(dtype)
     norms = jnp.linalg.norm(features, axis=-1, keepdims=True)
     units = features / jnp.where(norms > 0, norms, 1)
-    logits = jnp.exp(logit_scale) * jnp.einsum("tbp,tcp->tbc", units, weights)
+    logits = jnp.exp(logit_scale) * jnp.einsum("tbp,tcp->tbc", units, weights)  # [T, b, C]
     return jnp.where(heads.classes[:, None], logits, -jnp.inf)
 
 

@@ -140,13 +140,13 @@ def apply_merged(
         # One set of merged weights is small enough to be kept, which saves a third of the time.
         return once(h, coefficients[0])
     one = jax.checkpoint(once)
-    grouped = h.reshape(groups, -1, *h.shape[1:])
+    grouped = h.reshape(groups, -1, *h.shape[1:])  # [G, B / G, L, D]
     if chunk >= groups:
         out = jax.vmap(one)(grouped, coefficients)
     else:
         size = chunk if chunk > 1 else None
         out = jax.lax.map(lambda x: one(*x), (grouped, coefficients), batch_size=size)
-    return out.reshape(h.shape[0], *out.shape[2:])
+    return out.reshape(h.shape[0], *out.shape[2:])  # [B, L, D]
 
 
 def merged_mlp(
@@ -192,10 +192,10 @@ def merged_mlp(
         if layer is None:
             base, tau = jax.tree.map(lambda leaf: leaf[None], (base, tau))
         index = jnp.int32(0) if layer is None else layer
-        grouped = h.reshape(groups, tokens, width)
+        grouped = h.reshape(groups, tokens, width)  # [G, M, D]
         way = in_blocks if strategy == "blocks" else fused_mlp
         out = way(activation, block, base, tau, grouped, coefficients, index)
-        return out.reshape(*h.shape[:-1], out.shape[-1])
+        return out.reshape(*h.shape[:-1], out.shape[-1])  # [B, L, D']
     if layer is not None:
         base, tau = jax.tree.map(lambda leaf: leaf[layer], (base, tau))
     if strategy == "expertwise":
@@ -362,7 +362,7 @@ def sum_of_blocks(
     origin, vectors = base["fc2"]["bias"][layer], tau["fc2"]["bias"][layer]
     bias = (origin + mix(c, vectors)).astype(origin.dtype)
     dtype = jnp.result_type(x, *jax.tree.leaves(base))
-    total = jnp.broadcast_to(bias[:, None], (*x.shape[:2], bias.shape[-1]))
+    total = jnp.broadcast_to(bias[:, None], (*x.shape[:2], bias.shape[-1]))  # [G, M, D']
     total = total.astype(jnp.promote_types(dtype, jnp.float32))  # a sum of many blocks
     whole, rest = divmod(base["fc1"]["bias"].shape[-1], block)
     total, _ = jax.lax.scan(add, total, block * jnp.arange(whole, dtype=layer.dtype))
@@ -384,13 +384,14 @@ def _expertwise(
     def layer(name: str, x: jax.Array) -> jax.Array:
         """x [G, M, in]; all experts in one product over (t, in)."""
         scaled = coefficients[:, :, None, None] * x[:, None]  # [G, T, M, in]
+        # [G, M, out]
         changed = jnp.einsum("gtmi,toi->gmo", scaled.astype(x.dtype), tau[name]["weight"])
         bias = base[name]["bias"] + mix(coefficients, tau[name]["bias"])  # [G, out]
         return (x @ base[name]["weight"].T + changed + bias[:, None]).astype(x.dtype)
 
-    x = h.reshape(len(coefficients), -1, h.shape[-1])
+    x = h.reshape(len(coefficients), -1, h.shape[-1])  # [G, M, D]
     out = layer("fc2", activation(layer("fc1", x)))
-    return out.reshape(*h.shape[:-1], out.shape[-1])
+    return out.reshape(*h.shape[:-1], out.shape[-1])  # [B, L, D']
 
 
 def _linear(params: Any, x: jax.Array) -> jax.Array:

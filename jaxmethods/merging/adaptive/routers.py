@@ -90,9 +90,9 @@ def apply(router: Router, h: jax.Array, encoding: jax.Array | None = None) -> ja
         mean = jnp.mean(h, axis=1, dtype=jnp.promote_types(h.dtype, jnp.float32))
         return mean @ router.weight[:, width:].T + _encoded(router.bias, router.weight, encoding)
     bias = _encoded(router.hidden_bias, router.hidden_weight, encoding)
-    hidden = jax.nn.relu(h @ router.hidden_weight[:, width:].T + bias)
+    hidden = jax.nn.relu(h @ router.hidden_weight[:, width:].T + bias)  # [B, L, D + E]
     mean = jnp.mean(hidden, axis=1, dtype=jnp.promote_types(h.dtype, jnp.float32))
-    return mean @ router.weight.T + router.bias
+    return mean @ router.weight.T + router.bias  # [B, T]
 
 
 def coefficients(
@@ -120,6 +120,7 @@ def coefficients(
     if isinstance(groups, int):
         if groups < 1 or len(h) % groups:
             raise ValueError(f"groups: expected a divisor of the {len(h)} samples, got {groups}")
+        # [G, B / G, T] -> [G, T]
         return jnp.mean(samples.reshape(groups, -1, samples.shape[-1]), axis=1)
     total = jax.ops.segment_sum(samples, groups, len(h))
     size = jax.ops.segment_sum(jnp.ones(len(h), total.dtype), groups, len(h))

@@ -116,6 +116,7 @@ def upcycle(base: Tree, stack: Tree, config: WEMoEConfig) -> Upcycled:
     tau = task_vectors(origin, {name: stack["encoder"]["layers"][name] for name in config.modules})
     if config.prune is not None:
         tau = magnitude_prune(tau, config.prune, stacked=2)
+    # [T, N, ...] -> [N, T, ...]
     return Upcycled(merged, origin, jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), tau))
 
 
@@ -322,11 +323,12 @@ def loss(
         routers,
         vision,
         config,
-        pixels.reshape(-1, *pixels.shape[2:]),
+        pixels.reshape(-1, *pixels.shape[2:]),  # [T b, H, W, C]
         groups=groups,
         projection=batch.projection,
         remat=True,
     ).vision.features
+    # [T, b, C]
     logits = classify(features.reshape(tasks, size, -1), batch.heads, batch.logit_scale)
     classes = batch.heads.classes[:, None]
     of_tasks = objective(logits, classes, config.entropy_epsilon, config.diversity)

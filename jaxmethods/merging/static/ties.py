@@ -351,7 +351,7 @@ def largest(vectors: jax.Array, count: int) -> jax.Array:
     """[T, ...] bool: exactly the `count` largest magnitudes of every task, first of equal ones."""
     if count <= 0:
         return jnp.zeros(vectors.shape, bool)
-    flat = jnp.abs(vectors.reshape(vectors.shape[0], -1))
+    flat = jnp.abs(vectors.reshape(vectors.shape[0], -1))  # [T, n]
     threshold = kth_smallest([flat], flat.shape[1] - count + 1)[:, None]
     above = flat > threshold
     equal = flat == threshold

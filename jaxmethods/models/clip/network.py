@@ -178,7 +178,7 @@ def similarity(image: jax.Array, text: jax.Array, logit_scale: jax.Array) -> jax
     Returns:
         [B_image, B_text].
     """
-    return jnp.exp(logit_scale) * normalize(image) @ normalize(text).T
+    return jnp.exp(logit_scale) * normalize(image) @ normalize(text).T  # [B, texts]
 
 
 def classify(features: jax.Array, head: jax.Array, logit_scale: Any) -> jax.Array:
@@ -192,7 +192,7 @@ def classify(features: jax.Array, head: jax.Array, logit_scale: Any) -> jax.Arra
     Returns:
         Logits [B, C].
     """
-    return jnp.exp(logit_scale) * normalize(features) @ head.T
+    return jnp.exp(logit_scale) * normalize(features) @ head.T  # [B, classes]
 
 
 def zero_shot_head(features: jax.Array) -> jax.Array:
@@ -241,6 +241,7 @@ def head_from_templates(
     ]
     ids, mask = tokenize(tokenizer, prompts, config)
     features = text_features(params, config, ids, mask).features
+    # [classes, templates, P]
     return zero_shot_head(features.reshape(len(class_names), len(templates), -1))
 
 

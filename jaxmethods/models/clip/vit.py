@@ -178,9 +178,11 @@ def embed(params: Any, config: VisionConfig, pixels: jax.Array) -> jax.Array:
     weight = embeddings["patch_embedding"]["weight"]  # [D, C, p, p]
     patch, grid = config.patch_size, config.image_size // config.patch_size
     # A convolution of stride p is a matrix product of patches, and much faster as one on CPU.
+    # [B, g, p, g, p, C]
     patches = pixels.reshape(-1, grid, patch, grid, patch, config.num_channels)
+    # [B, g g, C p p]
     patches = patches.transpose(0, 1, 3, 5, 2, 4).reshape(len(pixels), grid * grid, -1)
-    tokens = patches.astype(weight.dtype) @ weight.reshape(len(weight), -1).T
+    tokens = patches.astype(weight.dtype) @ weight.reshape(len(weight), -1).T  # [B, g g, D]
     first = jnp.broadcast_to(embeddings["class_embedding"], (len(pixels), 1, len(weight)))
     x = jnp.concatenate([first, tokens], axis=1)
     return x + embeddings["position_embedding"]["weight"]
@@ -384,12 +386,12 @@ def attend(
         return y.reshape(*y.shape[:-1], heads, -1)  # [B, L, H, d]
 
     q, k, v = split("q_proj", h[:, :rows]), split("k_proj", h), split("v_proj", h)
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k)
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k)  # [B, H, L, L]
     if mask is not None:
         scores = jnp.where(mask[:, :, :rows], scores, jnp.finfo(scores.dtype).min)
     wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
     weights = jax.nn.softmax(wide, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(*q.shape[:2], -1)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(*q.shape[:2], -1)  # [B, L, D]
 
 
 def mlp(params: Any, config: EncoderConfig, h: jax.Array) -> jax.Array:

@@ -105,15 +105,16 @@ def _attend_beside(
             *grouped.shape[:4], keys.shape[2]
         )
 
+    # [B, K, G, T, S + T]
     scores = jnp.concatenate([products(past[0]), products(jnp.swapaxes(k, 1, 2))], axis=-1)
     scores = scores * width**-0.5
     # Finite, so that a row that sees nothing isn't NaN.
     scores = jnp.where(visible[:, None, None], scores, -0.7 * jnp.finfo(scores.dtype).max)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    weights = weights.reshape(batch, heads, group * new, size + new)
-    found = _each_head(weights[..., :size], past[1].astype(v.dtype), 2)
+    weights = weights.reshape(batch, heads, group * new, size + new)  # [B, K, G T, S + T]
+    found = _each_head(weights[..., :size], past[1].astype(v.dtype), 2)  # [B, K, G T, d]
     found = found + _each_head(weights[..., size:], jnp.swapaxes(v, 1, 2), 2)
-    return jnp.moveaxis(found.reshape(grouped.shape), 3, 1).reshape(q.shape)
+    return jnp.moveaxis(found.reshape(grouped.shape), 3, 1).reshape(q.shape)  # [B, T, H, d]
 
 
 def _each_head(rows: jax.Array, tokens: jax.Array, axis: int, dtype: Any = None) -> jax.Array:
@@ -142,7 +143,7 @@ def grow(cache: Cache | None, mask: jax.Array | None, keys: jax.Array, values: j
     """
     batch, new = keys.shape[1:3]
     mask = _ones(batch, new) if mask is None else mask
-    keys, values = jnp.swapaxes(keys, 2, 3), jnp.swapaxes(values, 2, 3)
+    keys, values = jnp.swapaxes(keys, 2, 3), jnp.swapaxes(values, 2, 3)  # [L, B, K, T, d]
     if cache is None:
         return Cache(keys, values, mask, jnp.int32(new))
     room = cache.mask.shape[1]

@@ -260,14 +260,16 @@ def _table_neox(config: DecoderConfig) -> list[Tensor]:
     parts = ("query", "key", "value")
 
     def per_head(tensor: np.ndarray) -> np.ndarray:
+        # [H, 3, d, ...]
         return tensor.reshape(config.heads, len(parts), head_dim, *tensor.shape[1:])
 
     def split(tensor: np.ndarray) -> list[np.ndarray]:
         return [per_head(tensor)[:, i].reshape(width, *tensor.shape[1:]).T for i in range(3)]
 
     def join(leaves: Any) -> np.ndarray:
+        # [H, d, ...] each
         heads = [leaf.T.reshape(config.heads, head_dim, *leaf.T.shape[1:]) for leaf in leaves]
-        return np.stack(heads, 1).reshape(3 * width, *heads[0].shape[2:])
+        return np.stack(heads, 1).reshape(3 * width, *heads[0].shape[2:])  # [H 3 d, ...]
 
     table = [
         whole("gpt_neox.embed_in.weight", "embed/tokens", (config.vocab_size, width)),
@@ -350,13 +352,14 @@ def _table_codegen(config: DecoderConfig) -> list[Tensor]:
 
     def split(tensor: np.ndarray) -> list[np.ndarray]:
         # Each core's rows hold its heads' queries, values and keys, in that order.
+        # [S, 3, H d / S, D]
         shards = tensor.reshape(CODEGEN_SHARDS, 3, width // CODEGEN_SHARDS, width)
-        query, value, key = (shards[:, i].reshape(width, width).T for i in range(3))
+        query, value, key = (shards[:, i].reshape(width, width).T for i in range(3))  # [D, H d]
         return [query, key, value]
 
     def join(leaves: Any) -> np.ndarray:
         query, key, value = (leaf.T.reshape(CODEGEN_SHARDS, -1, width) for leaf in leaves)
-        return np.stack([query, value, key], 1).reshape(3 * width, width)
+        return np.stack([query, value, key], 1).reshape(3 * width, width)  # [S 3 H d / S, D]
 
     table = [
         whole("transformer.wte.weight", "embed/tokens", (config.vocab_size, width)),

@@ -52,7 +52,7 @@ def run_layer(
     keys, values = project_keys(config, layer["attention"], normed, angles)
     queries = project_queries(config, layer["attention"], normed, angles)
     heads = attend(queries, keys, values)
-    together = heads.reshape(*heads.shape[:2], config.heads * config.head_dim)
+    together = heads.reshape(*heads.shape[:2], config.heads * config.head_dim)  # [B, T, H d]
     attended = dense(layer["attention"]["out"], together)
     if config.residual == "sequential":
         x = x + attended

@@ -53,7 +53,7 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, config: DecoderConfig) 
     if config.rotary_pairs == "halves":
         turned = jnp.concatenate([first, second], axis=-1)
     else:
-        turned = jnp.stack([first, second], axis=-1).reshape(turned.shape)
+        turned = jnp.stack([first, second], axis=-1).reshape(turned.shape)  # [B, T, H, r]
     return jnp.concatenate([turned, rest], axis=-1)
 
 

@@ -227,7 +227,7 @@ def _determinations(
             values = data.states[rows]
             if data.state_table is None:
                 return values
-            return data.state_table[values.astype(jnp.int32)].reshape(len(rows), -1)
+            return data.state_table[values.astype(jnp.int32)].reshape(len(rows), -1)  # [B, n d]
 
         def determination(after: jax.Array) -> jax.Array:
             latent = inverse_dynamics(weights.inverse, aligned(starts), aligned(after))

@@ -92,7 +92,7 @@ def plans_kept(tasks: Tasks, learner: Learner, results: Results) -> np.ndarray:
     kept = np.ones(tasks.run.seeds, bool)
     for row in range(count):
         then, now = (judged(tasks, learner, results, row, at) for at in (row, count - 1))
-        same = (then.probe_plans == now.probe_plans).reshape(len(kept), -1).all(1)
+        same = (then.probe_plans == now.probe_plans).reshape(len(kept), -1).all(1)  # [seeds]
         kept &= same & (then.digest == now.digest).all(1)
     return kept
 
