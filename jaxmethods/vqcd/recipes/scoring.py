@@ -32,7 +32,7 @@ from jaxmethods.vqcd.inverse_dynamics import inverse_dynamics
 from jaxmethods.vqcd.policy import align_states
 from jaxmethods.vqcd.recipes.learners import Learner, seed_keys
 from jaxmethods.vqcd.recipes.play import Played, play, policy_config
-from jaxmethods.vqcd.recipes.spaces import OWN_OF_SEEDS, SPACE_AXES, Aligned, space_of
+from jaxmethods.vqcd.recipes.spaces import OWN_OF_SEEDS, Aligned, space_axes, space_of
 from jaxmethods.vqcd.recipes.tasks import Tasks
 from jaxmethods.vqcd.spaces import alignment
 from jaxmethods.vqcd.types import TaskData
@@ -195,7 +195,7 @@ def _probe_plans(
         present = align_states(config, space, probes)
         return plan(config.planner, weights, space, target, present, key)
 
-    return jax.vmap(of_seed, (0, SPACE_AXES, 0))(weights, space, keys)
+    return jax.vmap(of_seed, (0, space_axes(space), 0))(weights, space, keys)
 
 
 def _determination(
@@ -238,7 +238,9 @@ def _determinations(
 
         return jnp.stack([determination(starts + 1), determination(other + 1)])
 
-    return jax.vmap(of_seed, (0, SPACE_AXES, seed_axes(data, OWN_OF_SEEDS)))(weights, space, data)
+    return jax.vmap(of_seed, (0, space_axes(space), seed_axes(data, OWN_OF_SEEDS)))(
+        weights, space, data
+    )
 
 
 def _to_arrays(judged: Judged) -> Arrays:
