@@ -112,7 +112,12 @@ def loss_and_gradient(
     """Loss, terms and gradient of a batch, in `config.micro_batches` parts.
 
     Args:
+        params: the student's.
+        teacher_params: the teacher's; None where the loss has no teacher.
+        batch: B rows, a multiple of `config.micro_batches`.
         key: typed random key, of which every row gets its own, whatever part it is in.
+        student, teacher: the models; static.
+        config: the loss; static.
 
     Returns:
         loss [] float32, its terms, and the gradient to `params`.

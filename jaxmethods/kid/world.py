@@ -83,6 +83,12 @@ def draw_questions(
         every: the databases; the last three are unseen.
         paths: id -> SQLite file, to see what a query finds.
         seed, sizes: see `write_world`.
+
+    Returns:
+        Split -> rows with `db_id`, `question` and `query`.
+
+    Raises:
+        ValueError: a split larger than what can be asked.
     """
     seen, unseen = every[:-UNSEEN], every[-UNSEEN:]
     known: set[tuple[str, str]] = set()
