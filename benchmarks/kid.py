@@ -190,7 +190,7 @@ def torch_step(sizes: Sizes, own: Any, other: Any, device: str) -> Callable[[], 
         loss = ((divergence + likelihood) * counted).sum() / counted.sum()
         loss.backward()
         optimizer.step()
-        return float(loss)
+        return loss.item()
 
     return step
 

@@ -108,8 +108,10 @@ def run(
         out: the run folder; new or empty, unless `resume`.
         resume: go on with the run that is there.
         quiet: show no progress.
-        **changes: fields of the config laid over it; nested ones as mappings:
-            `ppo={"epochs": 5}`.
+        **changes: fields of the config laid over it; nested ones as mappings: `ppo={"epochs": 5}`.
+
+    Returns:
+        The finished run: config, results, metrics, and what it trained.
 
     Raises:
         UserError: one of its kinds, with one line that says what is wrong.

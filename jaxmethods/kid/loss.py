@@ -143,7 +143,7 @@ def kid_loss(
     shape = batch.responses.shape
     flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), inputs)  # [B R, ...]
     found = divergences.over_chunks(of_tokens, flat, config.logit_chunk)
-    found = jax.tree.map(lambda leaf: leaf.reshape(shape), found)
+    found = jax.tree.map(lambda leaf: leaf.reshape(shape), found)  # [B, R]
     return _sum_up(found, batch, written, selected, config, whole)
 
 
@@ -182,7 +182,7 @@ def make_imperfect(
         values = divergences.over_chunks(
             lambda x: function(student.logits(params, x[0]), *x[1:]), flat, config.logit_chunk
         )
-        return values.reshape(found.shape[:2])
+        return values.reshape(found.shape[:2])  # [B, N]
 
     entropies = None
     if how.strategy in ("hard", "easy"):
@@ -261,6 +261,10 @@ def of_divergence(
     Args:
         student, teacher: logits [N, V].
         targets: [N] int.
+        config: which divergence, and its parameters.
+
+    Returns:
+        "divergence" -> [N] nats, or the fields of `divergences.Decoupled` -> [N].
     """
     tau = config.temperature
     if config.name == "atkd":

@@ -96,6 +96,12 @@ def draw_questions(
         every: the databases; the last three are unseen.
         paths: id -> SQLite file, to see what a query finds.
         seed, sizes, shapes: see `write_world`.
+
+    Returns:
+        Split -> rows with `db_id`, `question` and `query`.
+
+    Raises:
+        ValueError: a split larger than what can be asked.
     """
     names = list(SHAPES)
     count = len(names) if shapes is None else shapes

@@ -198,6 +198,7 @@ def join_banks(config: PlannerConfig, banks: Bank) -> Bank:
                 f"config: expected no weights that several tasks train, got {path_name(path)}"
             )
         if whose == "private":
+            # [I, I, ...] -> [I, ...]
             return jnp.moveaxis(jnp.diagonal(leaf, axis1=0, axis2=1), -1, 0)
         owners = jnp.clip(owner, 0)[None].astype(jnp.int32)
         return jnp.take_along_axis(leaf, owners, axis=0)[0]
@@ -242,5 +243,5 @@ def _adapted(network: Params, names: list[str], adapter: Params) -> Params:
     if others:
         return network | {first: _adapted(network[first], others, adapter)}
     layer = network[first]
-    addition = (adapter["down"] @ adapter["up"]).reshape(layer["weight"].shape)
+    addition = (adapter["down"] @ adapter["up"]).reshape(layer["weight"].shape)  # [taps, in, out]
     return network | {first: layer | {"weight": layer["weight"] + addition}}

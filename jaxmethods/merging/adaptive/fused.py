@@ -105,11 +105,11 @@ def merged_linear(
         # On GPU Triton, whose blocks are only pointers until they are read.
         compiler_params=triton.CompilerParams() if platform == "gpu" else None,
     )(
-        _pad(coefficients.astype(jnp.float32), (many, 1)).reshape(-1, many, tasks),
+        _pad(coefficients.astype(jnp.float32), (many, 1)).reshape(-1, many, tasks),  # [G / g, g, T]
         x,
         weight,
         vectors,
-        _pad(bias, (many, tile)).reshape(-1, many, len(weight)),
+        _pad(bias, (many, tile)).reshape(-1, many, len(weight)),  # [G / g, g, out]
     )
     return out[:groups, :tokens, :outputs]
 

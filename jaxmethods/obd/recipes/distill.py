@@ -93,7 +93,17 @@ def recipe(run: Run) -> Recipe:
 def ready(
     run: Run, inputs: Inputs, results: Results, seed: int
 ) -> Callable[[jax.Array], jax.Array]:
-    """A student that is trained on the distilled set now, as in the inner loop."""
+    """A student that is trained on the distilled set now, as in the inner loop.
+
+    Args:
+        run: the run's config.
+        inputs: the data.
+        results: of the run's stages.
+        seed: index into the run's seeds.
+
+    Returns:
+        Observations [..., S] as the environment gives them -> deterministic actions [..., A].
+    """
     syn: SynSet = jax.tree.map(lambda leaf: leaf[seed], results["distillation"].syn)
     key = named(jax.random.key(run.seed + seed), "ready")
     students = trained_students(run.distillation, 1, key, syn)
@@ -285,7 +295,14 @@ def _keys(run: Run, name: str) -> jax.Array:
 
 
 def report(run: Run, inputs: Inputs, results: Results, folder: Path) -> None:
-    """Writes every seed's set and draws the first; and the scores of all who competed."""
+    """Writes every seed's set and draws the first; and the scores of all who competed.
+
+    Args:
+        run: the run's config.
+        inputs: the data.
+        results: of the run's stages.
+        folder: of the run.
+    """
     found: Found = results["distillation"]
     write_sets(run, inputs, found, folder)
     first = jax.tree.map(lambda leaf: leaf[0], found.syn)
@@ -301,7 +318,14 @@ def report(run: Run, inputs: Inputs, results: Results, folder: Path) -> None:
 
 
 def write_sets(run: Run, inputs: Inputs, found: Found, folder: Path) -> None:
-    """Writes every seed's set: syn.npz and its card, or syn-seed3.npz where there are several."""
+    """Writes every seed's set: syn.npz and its card, or syn-seed3.npz where there are several.
+
+    Args:
+        run: the run's config.
+        inputs: the data, and hashes of the files they came from.
+        found: leaves [seeds, ...].
+        folder: of the run.
+    """
     for place in range(run.seeds):
         own = jax.tree.map(lambda leaf, i=place: leaf[i], found)
         seed = run.seed + place

@@ -13,8 +13,8 @@ from __future__ import annotations
 from functools import partial
 
 from jaxmethods.stages import Compute, Recipe, Train
+from jaxmethods.vqcd.config import Run
 from jaxmethods.vqcd.recipes.between import IMPORTANCE, imagined_stage, penalty_stage
-from jaxmethods.vqcd.recipes.inputs import Run
 from jaxmethods.vqcd.recipes.learners import Learner
 from jaxmethods.vqcd.recipes.play import policy_config
 from jaxmethods.vqcd.recipes.report import report

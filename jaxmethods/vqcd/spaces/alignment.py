@@ -90,7 +90,7 @@ def init(
     columns = _padded_rows(
         jax.random.fold_in(decoder_key, 1 << 31), (padded, width + 1), size
     ) / jnp.sqrt(float(width))
-    last["weight"], last["bias"] = columns[:, :-1].T, columns[:, -1]
+    last["weight"], last["bias"] = columns[:, :-1].T, columns[:, -1]  # [in, out], [out]
     params = {"encoder": encoder, "decoder": decoder}
     if config.kind == "vq":
         bound = 1.0 / config.codes
@@ -171,7 +171,7 @@ def encode(params: Params, config: AlignmentConfig, x: jax.Array) -> Encoded:
     if not config.discrete:
         return Encoded(z, None)
     codes, index = quantize(params, config, _latents(config, z))
-    return Encoded(codes.reshape(z.shape), index)
+    return Encoded(codes.reshape(z.shape), index)  # [B, C], [B, n]
 
 
 def _latents(config: AlignmentConfig, z: jax.Array) -> jax.Array:
