@@ -87,7 +87,20 @@ def teacher_stage(run: DistillRun, models: Models, material: Material) -> Train:
 def student_stage(
     run: DistillRun, models: Models, material: Material, student: StudentConfig
 ) -> Train:
-    """A student learns by its objective; all begin with the same weights and see one order."""
+    """A student learns by its objective; all begin with the same weights and see one order.
+
+    Args:
+        run: the config.
+        models: student and teacher.
+        material: questions as texts and arrays.
+        student: one of the run's.
+
+    Returns:
+        The stage, with the student's title.
+
+    Raises:
+        ValueError: a loss or a source that doesn't fit.
+    """
     steps = student.steps or run.fit.steps
     fit = run.fit.model_copy(update={"steps": steps})
     other = models.teacher if uses_teacher(student) else None

@@ -64,7 +64,17 @@ def judge_answers(texts: Texts, examples: Sequence[Example], answers: Any) -> Ve
 def judge_queries(
     texts: Texts, examples: Sequence[Example], queries: Sequence[Sequence[str]], ended: np.ndarray
 ) -> Verdicts:
-    """Verdicts on queries [S][Q]."""
+    """Executes queries and compares their results with those of the gold ones.
+
+    Args:
+        texts: with the databases.
+        examples: Q.
+        queries: [S][Q].
+        ended: [S, Q] bool: which of them have an end.
+
+    Returns:
+        Verdicts on all of them.
+    """
     judge = texts.questions.judge()
     reports = [judge.report(examples, own).verdicts for own in queries]
     columns = {
