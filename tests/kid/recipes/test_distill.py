@@ -70,7 +70,7 @@ def test_the_student_is_a_model_folder(finished):
 
 @pytest.mark.slow
 def test_a_stopped_run_ends_in_the_same_bits_with_what_the_student_wrote(tmp_path):
-    """DistiLLM's kept responses are a part of what is saved. So large a rate makes the loss rise."""
+    """DistiLLM's kept responses are saved, too; so large a rate makes the loss rise."""
     fit = {"steps": 4, "batch": 4, "learning_rate": 1.0}
     training = {"log_every": 1, "evaluate_every": 4, "checkpoint_every": 1}
     given = values(students=[DISTILLM], fit=fit, training=training)
@@ -113,6 +113,7 @@ def test_model_folders_learn_with_adapters_and_open_again(tmp_path):
         students=["rkd", "seqkd"],
         fit={"micro_batches": 2},
         training={"log_every": 1},
+        evaluation={"vote": 3, "exposure": 2},
     )
     del given["data"]["world"]
     run = jaxmethods.run(given, tmp_path / "run")
@@ -130,6 +131,10 @@ def test_model_folders_learn_with_adapters_and_open_again(tmp_path):
     assert not layers["attention"]["value"]["kernel"]
     assert not changed["embed"]["tokens"]
     assert config.max_positions == 256
+    judged = run.metrics["judged"]
+    assert 0 <= judged["rkd_voted_execution"][0] <= 1
+    assert np.isfinite(judged["seqkd_exposure_error"]).all()
+    assert "| EX by vote | ExAccErr |" in (run.folder / "table.md").read_text()
 
 
 def rows_of(run):
