@@ -67,6 +67,7 @@ RULES = {
     "tasks[].target": [{"name": "a", "path": "b", "target": {"quantile": 0.5}}],
     "tasks[].target.quantile": [{"name": "a", "path": "b", "target": {"quantile": 0.5}}],
     "tasks[].target.value": [{"name": "a", "path": "b", "target": {"value": 0.5}}],
+    "students[].begin": [{"objective": "sft"}, {"objective": "kid", "begin": "sft"}],
     "learners[].kind": [{"kind": "finetune"}],
     "learners[].name": [{"kind": "vqcd", "name": "wide"}],
 }
