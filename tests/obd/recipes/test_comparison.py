@@ -20,6 +20,7 @@ from jaxmethods.obd.recipes import comparison
 from jaxmethods.offline_rl.types import Norm
 from jaxmethods.records.run_folder import RunFolder
 from jaxmethods.reports import result
+from tests.same_numbers import check_same_numbers
 
 TINY = """
 method: obd
@@ -111,6 +112,10 @@ def test_a_score_is_one_number_wherever_it_is_shown(finished):
         np.testing.assert_allclose(drawn[name], (numbers["mean"], numbers["error"]), rtol=1e-6)
         shown = Summary(numbers["mean"], numbers["error"])
         assert str(shown) in folder.report.read_text()
+
+
+def test_console_report_and_result_carry_the_same_numbers(finished):
+    check_same_numbers(finished[0].path)
 
 
 def test_a_finished_run_plays_nothing_again(finished, monkeypatch):
