@@ -14,6 +14,8 @@ import jaxmethods
 from jaxmethods import cli, registry
 from jaxmethods.vqcd.recipes.summary import judged
 from jaxmethods.vqcd.recipes.tasks import Tasks
+from tests.permissions import check_others_can_read
+from tests.same_numbers import check_same_numbers
 from tests.vqcd.recipes.tiny import NAMES, parts, values
 
 
@@ -161,6 +163,11 @@ def test_the_run_leaves_tables_figures_and_a_planner(finished):
     for seed in (3, 4):
         left = sorted(path.name for path in (folder / f"planner-seed{seed}").iterdir())
         assert left == ["card.json", "planner.npz"]
+        check_others_can_read(folder / f"planner-seed{seed}")
+
+
+def test_console_report_and_result_carry_the_same_numbers(finished):
+    check_same_numbers(finished[0].folder)
 
 
 def test_a_resumed_run_with_other_tasks_is_refused(finished, capsys, tmp_path):
