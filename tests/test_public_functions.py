@@ -326,7 +326,7 @@ def leaves(tree):
     return [np.asarray(leaf).astype(float) for leaf in jax.tree.leaves(tree)]
 
 
-@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("dtype", [*TYPES[:-1], pytest.param(TYPES[-1], marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ENTRIES)
 def test_the_value_is_that_of_float64(name, dtype):
     """With float64 switched on, and off where the type is another."""

@@ -98,6 +98,7 @@ def adapted(folder: RunFolder):
     return results
 
 
+@pytest.mark.slow
 def test_the_table_has_every_method_and_the_report_shows_it(runs):
     found = read_table(runs.stopped)
     assert found["tasks"] == sorted(TASKS)
@@ -134,6 +135,7 @@ def test_a_cell_is_the_mean_and_its_standard_error():
     assert "| 50.0 | 100.0 | 75.0 |" in table.markdown({"tasks": ["a", "b"], "accuracy": one})
 
 
+@pytest.mark.slow
 def test_labels_of_test_images_and_interruptions_change_nothing_that_is_adapted(runs):
     """Bit for bit; the labels differ, so that the accuracies do."""
     one, other = map(adapted, runs)
@@ -151,6 +153,7 @@ def assert_same(one, other):
     np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_frozen_things_stay_and_trained_ones_move(runs):
     found = adapted(runs.stopped)
     moved = jax.tree.map(lambda leaf, origin: np.abs(leaf - origin[:, None]).max(),

@@ -1,8 +1,9 @@
-"""A sequence of three generated tasks of different sizes, tiny, through the command line."""
+"""A sequence of three generated tasks of different sizes, tiny; its planner opens again."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -12,11 +13,25 @@ import yaml
 
 import jaxmethods
 from jaxmethods import cli, registry
+from jaxmethods.data.offline import DataError
+from jaxmethods.training import loop
+from jaxmethods.vqcd.recipes import planner_files
+from jaxmethods.vqcd.recipes.learners import Learner
+from jaxmethods.vqcd.recipes.scoring import _weights
 from jaxmethods.vqcd.recipes.summary import judged
 from jaxmethods.vqcd.recipes.tasks import Tasks
 from tests.permissions import check_others_can_read
 from tests.same_numbers import check_same_numbers
 from tests.vqcd.recipes.tiny import NAMES, parts, values
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(run, how many programs were compiled and found again)."""
+    folder = tmp_path_factory.mktemp("tiny") / "run"
+    loop._program.cache_clear()
+    run = jaxmethods.run(values(), folder)
+    return run, loop._program.cache_info()
 
 
 def test_stages_run_task_by_task(finished):
@@ -94,6 +109,7 @@ def reversed_run(tmp_path_factory):
         return jaxmethods.run(values(**changes), folder), opened
 
 
+@pytest.mark.slow
 def test_the_next_task_is_not_opened_before_the_last_one_ends(reversed_run):
     assert reversed_run[1] == {
         "system": [],
@@ -102,6 +118,7 @@ def test_the_next_task_is_not_opened_before_the_last_one_ends(reversed_run):
     }
 
 
+@pytest.mark.slow
 def test_the_order_of_tasks_changes_no_task(finished, reversed_run):
     _, (own, _) = parts(finished[0])
     _, (other,) = parts(reversed_run[0])
@@ -110,6 +127,7 @@ def test_the_order_of_tasks_changes_no_task(finished, reversed_run):
         np.testing.assert_array_equal(one, two)
 
 
+@pytest.mark.slow
 def test_unchanged_weights_play_again_alike(finished, reversed_run):
     """What is taken over for unchanged weights is what playing again finds."""
     tasks, (own, _) = parts(finished[0])
@@ -120,6 +138,7 @@ def test_unchanged_weights_play_again_alike(finished, reversed_run):
         np.testing.assert_array_equal(once.played.returns, twice.played.returns)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_ends_in_the_same_bits(finished, tmp_path, monkeypatch):
     run, _ = finished
     from jaxmethods.training.stopping import Interrupted
@@ -168,6 +187,53 @@ def test_the_run_leaves_tables_figures_and_a_planner(finished):
 
 def test_console_report_and_result_carry_the_same_numbers(finished):
     check_same_numbers(finished[0].folder)
+
+
+@pytest.fixture(scope="module")
+def planner(finished):
+    return planner_files.load_planner(finished[0].folder / "planner-seed3")
+
+
+def test_a_planners_weights_are_those_of_the_run(finished, planner):
+    run, _ = finished
+    learner = Learner(run.config, run.config.learners[0])
+    for number, task in enumerate(("pendulum", "point")):
+        own = _weights(learner.planner, learner.bank(run.results, 2), np.int32(number))
+        for a, b in zip(jax.tree.leaves(own), jax.tree.leaves(planner.weights(task)), strict=True):
+            np.testing.assert_array_equal(a[0], b)
+
+
+def test_a_planner_acts_in_every_task(planner):
+    for task, (states, actions) in {"pendulum": (3, 1), "point": (6, 2)}.items():
+        observations = np.ones((2, states), np.float32)
+        acted, memory = planner.act(task, observations, planner.begin(2), jax.random.key(0))
+        assert acted.shape == (2, actions)
+        assert np.all(np.abs(acted) < 1)
+        assert int(memory.age) == 0
+
+
+def test_unknown_tasks_and_other_sizes_are_refused(planner):
+    with pytest.raises(ValueError, match="unknown task 'pont' \\(did you mean 'point'"):
+        planner.weights("pont")
+    with pytest.raises(ValueError, match="expected \\[E, 6\\], got \\[2, 3\\]"):
+        planner.act("point", np.ones((2, 3)), planner.begin(2), jax.random.key(0))
+
+
+def test_a_damaged_planner_is_refused(finished, tmp_path):
+    folder = tmp_path / "planner"
+    shutil.copytree(finished[0].folder / "planner-seed3", folder)
+    content = bytearray((folder / "planner.npz").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "planner.npz").write_bytes(content)
+    with pytest.raises(DataError, match="is not that of the card"):
+        planner_files.load_planner(folder)
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps(card | {"version": 99}))
+    with pytest.raises(DataError, match="version 99"):
+        planner_files.load_planner(folder)
+    (folder / "card.json").unlink()
+    with pytest.raises(DataError, match=r"its card\.json is missing"):
+        planner_files.load_planner(folder)
 
 
 def test_a_resumed_run_with_other_tasks_is_refused(finished, capsys, tmp_path):
