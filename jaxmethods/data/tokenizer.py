@@ -11,7 +11,6 @@ from jaxmethods.errors import UserError, import_extra
 Tokenize: TypeAlias = Callable[[Sequence[str]], list[list[int]]]
 """Texts -> token ids of each, with what the tokenizer adds by default (a first token, say)."""
 
-BYTE_VOCABULARY = 259
 BYTE_BEGIN = 1
 _FIRST_BYTE = 3
 

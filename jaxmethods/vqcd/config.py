@@ -378,7 +378,7 @@ class SpacesConfig(Config):
     results are the same, but all files are opened before the first task."""
     stretch: bool = True
     """Scale the trained codes up until aligned rows have root mean square 1 (or a code is at rho):
-    the same modules, but diffusion tells them from noise sooner. Not in the paper, whose codes
+    the same modules, but diffusion separates them from noise sooner. Not in the paper, whose codes
     grow by themselves in its 500,000 steps."""
     normalizer: Literal["gaussian", "limits", "none"] = "gaussian"
     discount: Annotated[float, Field(gt=0.0, le=1.0)] = 0.99

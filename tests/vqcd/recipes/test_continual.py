@@ -23,6 +23,8 @@ from jaxmethods.vqcd.recipes.learners import Learner
 from jaxmethods.vqcd.recipes.scoring import _weights
 from jaxmethods.vqcd.recipes.summary import judged
 from jaxmethods.vqcd.recipes.tasks import Tasks
+from tests.permissions import check_others_can_read
+from tests.same_numbers import check_same_numbers
 from tests.vqcd.recipes.tiny import NAMES, parts, values
 
 
@@ -197,6 +199,11 @@ def test_the_run_leaves_tables_figures_and_a_planner(finished):
     for seed in (3, 4):
         left = sorted(path.name for path in (folder / f"planner-seed{seed}").iterdir())
         assert left == ["card.json", "planner.npz"]
+        check_others_can_read(folder / f"planner-seed{seed}")
+
+
+def test_console_report_and_result_carry_the_same_numbers(finished):
+    check_same_numbers(finished[0].folder)
 
 
 @pytest.fixture(scope="module")
