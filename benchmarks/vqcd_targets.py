@@ -38,7 +38,8 @@ def measure(config: Path, out: Path, quantiles: list[float], episodes: int) -> l
     tasks, name = Tasks(run), run.tasks[0].name
     arrays = tasks.arrays(0)
     returns = arrays.returns_to_go[arrays.starts(run.planner.network.horizon, False)]
-    folders = [f"planner-seed{run.seed + i}" if run.seeds > 1 else "planner" for i in range(run.seeds)]
+    numbers = range(run.seed, run.seed + run.seeds)
+    folders = [f"planner-seed{number}" for number in numbers] if run.seeds > 1 else ["planner"]
     planners = [load_planner(out / folder) for folder in folders]
     weights = _stacked([one.weights(name) for one in planners])
     rows = []
