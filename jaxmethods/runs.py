@@ -50,7 +50,8 @@ class LoadedRun:
         Returns:
             A jitted function: of CommFormer observation -> actions of the team, of a distillation
             observations -> actions of a student that is trained on the distilled set, of
-            misconceptions token ids -> logits.
+            misconceptions token ids -> logits, of KID (SQLite file, questions) -> the queries of
+            the last student (not jitted: texts).
 
         Raises:
             ValueError: no such seed, or a method whose results are no function.
