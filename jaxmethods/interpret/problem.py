@@ -32,7 +32,7 @@ class Estimate(NamedTuple):
 
     value: jax.Array
     error: jax.Array
-    """Standard error; NaN where one sample tells nothing of the spread, 0 for what is exact."""
+    """Standard error; NaN for one sample, which has no spread, 0 for what is exact."""
     samples: jax.Array
     """How many independent samples it is made of."""
 
@@ -47,7 +47,7 @@ class Data(NamedTuple):
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Problem:
     """What is diagnosed; made by `make_problem`."""
 

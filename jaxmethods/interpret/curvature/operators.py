@@ -31,7 +31,7 @@ Product = Callable[[Vector], Vector]
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Operator:
     """A symmetric linear map of vectors that are shaped like `like`."""
 

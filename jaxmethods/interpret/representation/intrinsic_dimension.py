@@ -84,7 +84,7 @@ def levina_bickel(features: jax.Array, k: int = 10) -> Dimension:
         The dimension [] with error and the number of duplicates.
 
     Raises:
-        ValueError: fewer than two neighbors, or not so many rows.
+        ValueError: fewer than two neighbors, or not more rows than neighbors.
     """
     if k < 2:
         raise ValueError(f"k: expected at least 2, got {k}")
