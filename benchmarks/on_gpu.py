@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks import bilevel, commformer, decoder, environments, merging, novo, obd, vqcd
+from benchmarks import bilevel, commformer, decoder, environments, kid, merging, novo, obd, vqcd
 from benchmarks import merging_inputs as inputs
 from benchmarks.__main__ import describe
 from benchmarks.harness import Row, Settings, available_bytes, prepare_jax, time_in_turns
@@ -57,6 +57,7 @@ class Sizes(NamedTuple):
     """Widths of VQ-CD's U-Net."""
     episodes: tuple[int, ...] = (30, 1, 1024)
     """Plans at once."""
+    distilled: kid.Sizes = kid.GPU
     inner: bilevel.Sizes = bilevel.Sizes()
     inner_steps: int = 100
     dtype: Any = jnp.bfloat16
@@ -78,6 +79,7 @@ TINY = Sizes(
     scoring=novo.Sizes(questions=4, batch_tokens=512, naive=2, one=2, torch_one=1, torch_batched=2),
     planners=(8,),
     episodes=(2,),
+    distilled=kid.Sizes(kid.small(16, 1, 32), kid.small(16, 1, 32), 2, 8, 4),
     inner=bilevel.Sizes(width=8, hidden=1, pairs=8, judged=16),
     inner_steps=24,
     dtype=jnp.float32,
@@ -128,6 +130,11 @@ def planning(settings: Settings, sizes: Sizes) -> Iterator[Row]:
 def language_model(settings: Settings, sizes: Sizes) -> Iterator[Row]:
     """Decoding and prefill of a model of 7 billion random weights."""
     yield from decoder.family(settings, sizes.model, sizes.decoding, sizes.dtype)
+
+
+def text_to_sql(settings: Settings, sizes: Sizes) -> Iterator[Row]:
+    """A step of fine-tuning, plain distillation, KID and on-policy distillation."""
+    yield from kid.steps(settings, sizes.distilled, ("sft", "rkd", "kid", "gkd"))
 
 
 def hypergradients(settings: Settings, sizes: Sizes) -> Iterator[Row]:
@@ -187,6 +194,7 @@ PLAN: dict[str, Callable[[Settings, Sizes], Iterator[Row]]] = {
     "distillation": distillation,
     "routed_towers": routed_towers,
     "planning": planning,
+    "text_to_sql": text_to_sql,
     "kernel": kernel,
     "hypergradients": hypergradients,
     "language_model": language_model,

@@ -22,6 +22,7 @@ from jaxmethods.yaml_text import dump, load
 
 SMALLEST: dict[str, dict[str, Any]] = {
     "commformer": {"environment": {"name": "predator_prey"}, "environment_steps": 1},
+    "kid": {},
     "merge": {"base": "a", "experts": ["b"], "algorithm": "ties"},
     "merging": {"data": {"path": "a"}},
     "misconceptions": {},
@@ -65,6 +66,8 @@ RULES = {
     "tasks[].target": [{"name": "a", "path": "b", "target": {"quantile": 0.5}}],
     "tasks[].target.quantile": [{"name": "a", "path": "b", "target": {"quantile": 0.5}}],
     "tasks[].target.value": [{"name": "a", "path": "b", "target": {"value": 0.5}}],
+    "students": ["gkd"],
+    "students[].objective": ["gkd"],
     "learners[].kind": [{"kind": "finetune"}],
     "learners[].name": [{"kind": "vqcd", "name": "wide"}],
 }

@@ -141,8 +141,10 @@ def normalize(
 
 
 def dense(params: Params, x: jax.Array) -> jax.Array:
-    """x W + b in the type of x."""
+    """x W + b in the type of x; with adapters (`lora`), x W + (x A) B + b."""
     y = x @ params["kernel"].astype(x.dtype)
+    if "lora_a" in params:
+        y = y + (x @ params["lora_a"].astype(x.dtype)) @ params["lora_b"].astype(x.dtype)
     return y + params["bias"].astype(x.dtype) if "bias" in params else y
 
 
