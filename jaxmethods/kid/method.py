@@ -185,8 +185,11 @@ def likelihood(params: Params, batch: Batch, model: LanguageModel, chunk: int) -
     Args:
         params: of the model.
         batch: prompts and responses.
-        model: whose likelihood.
+        model: the one whose parameters they are; static.
         chunk: tokens whose logits are there at one time.
+
+    Returns:
+        [] float32 nats.
     """
     settings = KIDConfig(
         imperfect=ImperfectConfig(rewrite="vanilla"),
@@ -248,7 +251,17 @@ def loss_and_gradient(
 
 
 def draw_batch(key: jax.Array, step: jax.Array, examples: Batch, rows: int) -> Batch:
-    """The batch of a step, [B, ...]; see `draw_rows`."""
+    """The batch of a step; see `draw_rows`.
+
+    Args:
+        key: [] typed random key of the order.
+        step: [] int32, the number of the step.
+        examples: all of them, leaves [n, ...].
+        rows: B, static.
+
+    Returns:
+        Leaves [B, ...].
+    """
     places = draw_rows(key, step, examples, rows)
     return jax.tree.map(lambda leaf: leaf[places], examples)
 

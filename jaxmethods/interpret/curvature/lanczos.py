@@ -69,7 +69,21 @@ def lanczos(
 def recurrence(
     product: Any, start: Vector, steps: int, key: jax.Array | None = None
 ) -> Tridiagonal:
-    """`lanczos` of a prepared product, for programs that share it between starts."""
+    """`lanczos` of a prepared product, for programs that share it between starts.
+
+    Args:
+        product: a vector -> A times it.
+        start: the first vector, any pytree.
+        steps: of the recurrence, at most; static.
+        key: typed random key of the vectors that go on where the recurrence breaks off; None: it
+            ends.
+
+    Returns:
+        The tridiagonal matrix, its basis, and how many steps were done.
+
+    Raises:
+        ValueError: no step.
+    """
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, got {steps}")
     kind = trees.dtype(start)

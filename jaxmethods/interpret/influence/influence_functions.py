@@ -36,7 +36,17 @@ class Influence(NamedTuple):
 def solve(
     product: Product, right: Vector, iterations: int, tolerance: float
 ) -> tuple[Vector, jax.Array]:
-    """x with A x = b by conjugate gradients, and |A x - b| / |b|; A positive definite."""
+    """A x = b by conjugate gradients.
+
+    Args:
+        product: x -> A x, A positive definite.
+        right: b, any pytree.
+        iterations: at most.
+        tolerance: of |A x - b| / |b|, which ends the iteration.
+
+    Returns:
+        x, and |A x - b| / |b| [], computed anew.
+    """
     squared = trees.vdot(right, right)
 
     def unfinished(carry: tuple) -> jax.Array:

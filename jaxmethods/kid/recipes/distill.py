@@ -75,7 +75,18 @@ def recipe(run: Run) -> Recipe:
 def ready(
     run: Run, models: Models, material: Material, results: Results, seed: int
 ) -> Callable[..., Any]:
-    """The last student, as a function."""
+    """The last student, as a function.
+
+    Args:
+        run: the run's config.
+        models: student and teacher.
+        material: questions and tokenizer.
+        results: of the run's stages.
+        seed: index into the run's seeds.
+
+    Returns:
+        (SQLite file, questions) -> SQL for each question.
+    """
     learned = results[run.students[-1].title]
     params = jax.tree.map(lambda leaf: leaf[seed], learned.params)
     texts = material.texts(results)

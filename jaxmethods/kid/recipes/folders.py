@@ -37,6 +37,12 @@ def save_models(
 def save_model(folder: Path, model: Model, learned: Learned, tokenizer: Tokenizer) -> None:
     """Writes a model with its tokenizer, or its adapters alone where the config says so.
 
+    Args:
+        folder: of the model, new.
+        model: its config, and its adapters if it has some.
+        learned: parameters, and those of the adapters.
+        tokenizer: of the model.
+
     Raises:
         HubError: the family can't keep adapters apart.
         FileError: the folder can't be written.

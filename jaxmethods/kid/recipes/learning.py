@@ -87,7 +87,17 @@ def teacher_stage(run: DistillRun, models: Models, material: Material) -> Train:
 def student_stage(
     run: DistillRun, models: Models, material: Material, student: StudentConfig
 ) -> Train:
-    """A student learns by its objective; all begin with the same weights and see one order."""
+    """A student learns by its objective; all begin with the same weights and see one order.
+
+    Args:
+        run: the run's config.
+        models: student and teacher.
+        material: questions and tokenizer.
+        student: the objective, its data and its name.
+
+    Returns:
+        A stage that bears the student's title.
+    """
     steps = student.steps or run.fit.steps
     fit = run.fit.model_copy(update={"steps": steps})
     other = models.teacher if uses_teacher(student) else None

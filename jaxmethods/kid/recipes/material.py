@@ -137,13 +137,16 @@ def batch_of(
     length: int,
     max_output: int,
 ) -> Batch:
-    """Examples [n, ...] of numpy.
+    """Examples as arrays.
 
     Args:
         prompts: ids, at most `length` each.
         responses: ids with their end token; what is longer than `max_output` loses its end.
         length: P.
         max_output: R at the most.
+
+    Returns:
+        Leaves [n, ...] of numpy.
     """
     longest = min(max_output, _bucket(max(map(len, responses))))
     ids = np.zeros((len(responses), longest), np.int32)

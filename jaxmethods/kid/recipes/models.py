@@ -22,7 +22,7 @@ from jaxmethods.models.hub import open_folder
 
 USUAL_DEVIATION = 0.02
 KERNEL_AXES = 3
-"""Of kernels with a leading axis of layers; scales and biases have fewer."""
+"""Axes of kernels, the first one of layers; scales and biases have fewer."""
 
 
 class Model(NamedTuple):

@@ -29,7 +29,15 @@ GOOD_TEACHER, ABOVE_SFT = 80.0, 15.0
 def report(
     run: DistillRun, models: Models, material: Material, results: Results, folder: Path
 ) -> None:
-    """Writes table.md, figures, answers.jsonl, and all trained models."""
+    """Writes table.md, figures, answers.jsonl, and all trained models.
+
+    Args:
+        run: the run's config.
+        models: student and teacher.
+        material: questions and tokenizer.
+        results: of the run's stages.
+        folder: of the run.
+    """
     judged: Judged = results[JUDGED]
     texts = material.texts(results)
     rows = read_rows(folder.parent)

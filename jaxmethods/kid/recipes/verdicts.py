@@ -64,7 +64,17 @@ def judge_answers(texts: Texts, examples: Sequence[Example], answers: Any) -> Ve
 def judge_queries(
     texts: Texts, examples: Sequence[Example], queries: Sequence[Sequence[str]], ended: np.ndarray
 ) -> Verdicts:
-    """Verdicts on queries [S][Q]."""
+    """Verdicts on the queries of all seeds.
+
+    Args:
+        texts: with what judges them.
+        examples: Q questions with their gold queries.
+        queries: SQL of S seeds for Q questions.
+        ended: [S, Q] bool, whether an answer came to its end.
+
+    Returns:
+        Arrays [S, Q] bool, with the queries.
+    """
     judge = texts.questions.judge()
     reports = [judge.report(examples, own).verdicts for own in queries]
     columns = {
