@@ -10,7 +10,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-MODULES = ("environments", "commformer", "bilevel", "obd", "decoder", "novo", "merging", "vqcd")
+MODULES = (
+    "environments",
+    "commformer",
+    "bilevel",
+    "obd",
+    "decoder",
+    "novo",
+    "merging",
+    "vqcd",
+    "kid",
+)
 ON_REQUEST = ("time_to_99",)
 """Slow ones, measured only when named."""
 

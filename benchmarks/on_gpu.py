@@ -24,13 +24,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks import bilevel, commformer, decoder, environments, merging, novo, obd, vqcd
+from benchmarks import bilevel, commformer, decoder, environments, kid, merging, novo, obd, vqcd
 from benchmarks import merging_inputs as inputs
 from benchmarks.__main__ import describe
 from benchmarks.harness import Row, Settings, available_bytes, prepare_jax, time_in_turns
 from jaxmethods import envs
 from jaxmethods.files import write_atomically
-from jaxmethods.merging.adaptive import experts
+from jaxmethods.merging.adaptive import merged_modules
 from jaxmethods.models.clip import vit
 from jaxmethods.obd.config import OBDConfig
 from jaxmethods.records.provenance import describe_environment
@@ -57,6 +57,7 @@ class Sizes(NamedTuple):
     """Widths of VQ-CD's U-Net."""
     episodes: tuple[int, ...] = (30, 1, 1024)
     """Plans at once."""
+    distilled: kid.Sizes = kid.GPU
     inner: bilevel.Sizes = bilevel.Sizes()
     inner_steps: int = 100
     dtype: Any = jnp.bfloat16
@@ -78,6 +79,7 @@ TINY = Sizes(
     scoring=novo.Sizes(questions=4, batch_tokens=512, naive=2, one=2, torch_one=1, torch_batched=2),
     planners=(8,),
     episodes=(2,),
+    distilled=kid.Sizes(kid.small(16, 1, 32), kid.small(16, 1, 32), 2, 8, 4),
     inner=bilevel.Sizes(width=8, hidden=1, pairs=8, judged=16),
     inner_steps=24,
     dtype=jnp.float32,
@@ -130,6 +132,11 @@ def language_model(settings: Settings, sizes: Sizes) -> Iterator[Row]:
     yield from decoder.family(settings, sizes.model, sizes.decoding, sizes.dtype)
 
 
+def text_to_sql(settings: Settings, sizes: Sizes) -> Iterator[Row]:
+    """A step of fine-tuning, plain distillation, KID and on-policy distillation."""
+    yield from kid.steps(settings, sizes.distilled, ("sft", "rkd", "kid", "gkd"))
+
+
 def hypergradients(settings: Settings, sizes: Sizes) -> Iterator[Row]:
     """Every mode of `bilevel.solve`."""
     yield from bilevel.modes(settings, sizes.inner, sizes.inner_steps)
@@ -159,7 +166,7 @@ def kernel(settings: Settings, sizes: Sizes) -> Iterator[Row]:
         h, c = inputs.tokens(images, **shape)
 
         def run(base: Any, tau: Any, h: jax.Array, c: jax.Array, name: Any) -> jax.Array:
-            return experts.merged_mlp(vit.activation("quick_gelu"), base, tau, h, c, name)
+            return merged_modules.merged_mlp(vit.activation("quick_gelu"), base, tau, h, c, name)
 
         names = ("fused", "blocks", "merge", "expertwise")
         works = [prepare_jax(partial(run, name=name), base, tau, h, c) for name in names]
@@ -187,6 +194,7 @@ PLAN: dict[str, Callable[[Settings, Sizes], Iterator[Row]]] = {
     "distillation": distillation,
     "routed_towers": routed_towers,
     "planning": planning,
+    "text_to_sql": text_to_sql,
     "kernel": kernel,
     "hypergradients": hypergradients,
     "language_model": language_model,

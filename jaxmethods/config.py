@@ -191,6 +191,15 @@ def refusal(
     """What pydantic found wrong with the values of a `model`, one line a problem.
 
     There are `MOST_LINES` at most, and one for a field, whatever it is a union of.
+
+    Args:
+        error: what pydantic raised.
+        model: the config's class.
+        values: what was parsed.
+        source: where they come from, for the message.
+
+    Returns:
+        An error to be raised.
     """
     problems = error.errors(include_url=False)
     lines: dict[str, str] = {}

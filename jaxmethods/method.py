@@ -35,6 +35,16 @@ class Method(NamedTuple):
 def gradient_step(
     optimizer: optax.GradientTransformation, gradient: Any, moments: Any, params: Any
 ) -> tuple[Any, Any]:
-    """(params, moments) after one update of an optax optimizer; dtypes stay those of `params`."""
+    """One update of an optax optimizer; dtypes stay those of `params`.
+
+    Args:
+        optimizer: the transformation.
+        gradient: in the structure of `params`.
+        moments: the optimizer's state.
+        params: what is updated.
+
+    Returns:
+        (params, moments) after it.
+    """
     updates, moments = optimizer.update(gradient, moments, params)
     return optax.apply_updates(params, updates), moments

@@ -26,6 +26,10 @@ METHODS = {
         "jaxmethods.commformer.recipes.train",
         "Train a team that learns whom to listen to.",
     ),
+    "kid": Entry(
+        "jaxmethods.kid.recipes.distill",
+        "Distill a text-to-SQL model by any of a dozen objectives, and execute its answers.",
+    ),
     "merge": Entry(
         "jaxmethods.merging.recipes.merge",
         "Merge checkpoints into a new model folder.",

@@ -50,7 +50,8 @@ class LoadedRun:
         Returns:
             A jitted function: of CommFormer observation -> actions of the team, of a distillation
             observations -> actions of a student that is trained on the distilled set, of
-            misconceptions token ids -> logits.
+            misconceptions token ids -> logits, of KID (SQLite file, questions) -> the queries of
+            the last student (not jitted: texts).
 
         Raises:
             ValueError: no such seed, or a method whose results are no function.
@@ -93,7 +94,7 @@ class LoadedRun:
 
 
 def run(
-    config: str | Path | Mapping[str, Any],
+    config: str | Path | Mapping[str, Any] | RunConfig,
     out: str | Path,
     *,
     resume: bool = False,
@@ -103,18 +104,23 @@ def run(
     """Runs what a config describes, as `jaxmethods run` does, and returns what it found.
 
     Args:
-        config: a YAML file, or its content.
+        config: a YAML file, its content, or the config of a run.
         out: the run folder; new or empty, unless `resume`.
         resume: go on with the run that is there.
         quiet: show no progress.
-        **changes: fields of the config laid over it; nested ones as mappings:
-            `ppo={"epochs": 5}`.
+        **changes: fields of the config laid over it; nested ones as mappings: `ppo={"epochs": 5}`.
+
+    Returns:
+        The finished run: config, results, metrics, and what it trained.
 
     Raises:
         UserError: one of its kinds, with one line that says what is wrong.
     """
-    source = "given" if isinstance(config, Mapping) else str(config)
-    values = dict(config) if isinstance(config, Mapping) else read_yaml(Path(config))
+    source = str(config) if isinstance(config, str | Path) else "given"
+    if isinstance(config, RunConfig):
+        values: dict[str, Any] = config.model_dump(mode="json")
+    else:
+        values = dict(config) if isinstance(config, Mapping) else read_yaml(Path(config))
     parsed, recipe = registry.parse(merge(values, changes), source)
     folder = RunFolder(Path(out))
     progress = Progress(quiet=quiet, headline=recipe.headline)

@@ -17,10 +17,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmethods import bilevel, commformer, language, novo, obd
+from jaxmethods import bilevel, commformer, kid, language, novo, obd
 from jaxmethods.numerics import linalg
 
-PACKAGES = ["bilevel", "commformer", "language", "obd", "novo", "numerics.linalg"]
+PACKAGES = ["bilevel", "commformer", "kid", "language", "obd", "novo", "numerics.linalg", "sql"]
 TYPES = ["float64", "float32", "bfloat16", "float16"]
 
 
@@ -239,6 +239,27 @@ ENTRIES = {  # name: (call of a type, roundings)
         of(lambda logits: language.next_token_loss(logits, ROWS), draw(9, 2, 3, 5)),
         8,
     ),
+    "kid.exposure.excess_accumulated_error": (
+        of(kid.exposure.excess_accumulated_error, NORMS[..., 0], NORMS[..., 1]),
+        32,
+    ),
+    "kid.imperfect.predicted": (of(kid.imperfect.predicted, NORMS), 0),
+    "kid.imperfect.token_entropies": (of(kid.imperfect.token_entropies, NORMS), 8),
+    "kid.imperfect.select_tokens": (
+        lambda t: kid.imperfect.select_tokens(
+            None, jnp.asarray(MASK), 0.5, "hard", entropies=jnp.asarray(NORMS[..., 0], t)
+        ),
+        0,
+    ),
+    "kid.loss.of_divergence": (
+        lambda t: kid.loss.of_divergence(
+            jnp.asarray(NORMS[:, 0], t),
+            jnp.asarray(NORMS[:, 1], t),
+            jnp.asarray(LABELS),
+            kid.DivergenceConfig(name="jsd"),
+        ),
+        16,
+    ),
     "novo.heads.choices": (of(novo.heads.choices, NORMS, MASK), 0),
     "novo.heads.correct_counts": (of(novo.heads.correct_counts, NORMS, MASK, LABELS), 0),
     "novo.heads.fit": (of(novo.heads.fit, NORMS, MASK, LABELS), 0),
@@ -276,7 +297,9 @@ ELSEWHERE = {
         novo.norms.run_root novo.norms.row_norms novo.norms.row_log_likelihoods
         novo.norms.sequence_norms novo.bootstrap novo.resample.bootstrap novo.transfer
         novo.resample.transfer novo.resample.elect novo.baselines.probe
-        novo.baselines.probe_predict""",
+        novo.baselines.probe_predict kid.distiller kid.kid_loss kid.loss.kid_loss kid.loss.states_of
+        kid.loss.make_imperfect kid.exposure.token_divergences kid.responses.choose_responses
+        kid.responses.replayed kid.responses.validated""",
     "density, tested in tests/obd/test_density.py": """obd.density.init_flow
         obd.density.flow_log_prob obd.density.to_noise obd.density.made
         obd.density.neighbor_density obd.density.state_log_prob obd.density.sdw_weights""",
@@ -287,7 +310,7 @@ ELSEWHERE = {
     "makes functions or modules": """obd.deterministic obd.tanh_gaussian
         offline_rl.policies.deterministic offline_rl.policies.tanh_gaussian obd.students.selected
         obd.students.ensemble_mode obd.meta_gradient.mode_of commformer.policy.make_network
-        commformer.clean commformer.reference commformer.attention.has_relation""",
+        kid.of_decoder commformer.clean commformer.reference commformer.attention.has_relation""",
     "files, text and numbers of the host": """obd.load obd.load_corl_calql obd.load_offline
         obd.load_teacher obd.offline_data obd.save obd.save_teacher obd.normalized_score
         offline_rl.scores.reference_returns offline_rl.scores.normalized_score
@@ -297,8 +320,16 @@ ELSEWHERE = {
         language.prompts.tokenize_questions language.prompts.canonical_labels
         language.prompts.common_prefix novo.heads_to_json novo.heads_from_json
         novo.heads.heads_to_json novo.heads.heads_from_json novo.misconceptions.words
-        novo.misconceptions.questions_in_words novo.misconceptions.tokenizer_of""",
-    "integers, rows and masks": """obd.baselines.random_rows obd.baselines.top_rows
+        novo.misconceptions.questions_in_words novo.misconceptions.tokenizer_of
+        kid.world.write_world kid.world.draw_questions kid.world.held_out sql.bird_equal
+        sql.build_prompt sql.compact_schema sql.exact_match sql.first_executable
+        sql.fuzz_databases sql.hardness sql.match_contents sql.read_bird sql.read_predictions
+        sql.read_schema sql.read_spider sql.read_tables sql.results_equal sql.schema_sequence
+        sql.vote""",
+    "integers, rows and masks": """kid.imperfect.num_masked kid.imperfect.mask_tokens
+        kid.imperfect.rewrite kid.imperfect.fill_accuracy kid.imperfect.row_keys
+        kid.imperfect.purpose kid.loss.totals kid.loss.rewrites kid.responses.begin_replay
+        kid.responses.with_responses obd.baselines.random_rows obd.baselines.top_rows
         obd.baselines.cluster_rows novo.build_tree novo.tree.build_tree
         novo.tree.candidate_starts commformer.graph.whole_part novo.tree.plan_batches
         novo.select_heads novo.heads.select_heads novo.heads.count_votes novo.heads_from_indices
@@ -326,7 +357,7 @@ def leaves(tree):
     return [np.asarray(leaf).astype(float) for leaf in jax.tree.leaves(tree)]
 
 
-@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("dtype", [*TYPES[:-1], pytest.param(TYPES[-1], marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ENTRIES)
 def test_the_value_is_that_of_float64(name, dtype):
     """With float64 switched on, and off where the type is another."""

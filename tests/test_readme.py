@@ -19,6 +19,7 @@ SNIPPETS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("snippet", SNIPPETS)
 def test_a_snippet_prints_what_it_promises(snippet):
     promised = re.findall(r"print\(.*\)  # (.*)", snippet)

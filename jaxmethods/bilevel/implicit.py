@@ -36,6 +36,17 @@ def implicit(
 
     The loss is that of the last batch. Gradients reach `hyper`, the floating leaves of that batch
     and what the loss closes over; those of the optimizer state and the losses are zero.
+
+    Args:
+        problem: the loss and the optimizer's arithmetic.
+        params: the parameters it starts from, any pytree.
+        opt_state: the optimizer's state at the start.
+        hyper: the outer variable, any pytree.
+        batches: what the T steps are given.
+        mode: the linear solver, its steps and damping.
+
+    Returns:
+        The same `Solution` as `inner.loop`, with losses [T].
     """
     solution = jax.lax.stop_gradient(loop(problem, params, opt_state, hyper, batches))
     batch = jax.tree.map(lambda x: x[-1], batches.each)

@@ -51,14 +51,35 @@ class Batches(NamedTuple):
 def step(
     problem: Problem, hyper: Any, carry: tuple[Any, Any], batch: Any
 ) -> tuple[tuple[Any, Any], jax.Array]:
-    """One step from (params, opt_state); also the loss before it."""
+    """One step from (params, opt_state); also the loss before it.
+
+    Args:
+        problem: the loss and the optimizer's arithmetic.
+        hyper: the outer variable, any pytree.
+        carry: (params, opt_state).
+        batch: what this step is given, or None.
+
+    Returns:
+        (params, opt_state) after the step, and the loss before it, [].
+    """
     params, opt_state = carry
     loss, gradient = jax.value_and_grad(problem.loss)(params, hyper, batch)
     return problem.update(gradient, opt_state, params, hyper), loss
 
 
 def loop(problem: Problem, params: Any, opt_state: Any, hyper: Any, batches: Batches) -> Solution:
-    """All steps; differentiating through it is plain reverse mode."""
+    """All steps; differentiating through it is plain reverse mode.
+
+    Args:
+        problem: the loss and the optimizer's arithmetic.
+        params: theta_0, any pytree.
+        opt_state: s_0.
+        hyper: the outer variable, any pytree.
+        batches: what the T steps are given.
+
+    Returns:
+        theta_T, s_T and the losses [T].
+    """
 
     def body(carry: tuple[Any, Any], batch: Any) -> tuple[tuple[Any, Any], jax.Array]:
         return step(problem, hyper, carry, batch)

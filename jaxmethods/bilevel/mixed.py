@@ -50,6 +50,19 @@ def mixed(
 
     Gradients reach the initial parameters and optimizer state, `hyper`, the floating leaves of the
     batches (without `backward_batches`) and what the problem's functions close over.
+
+    Args:
+        problem: the loss and the optimizer's arithmetic.
+        params: theta_0, any pytree.
+        opt_state: s_0.
+        hyper: the outer variable, any pytree.
+        batches: what the T steps are given.
+        backward_batches: what the backward pass takes for `batches.each`, with leading axis T;
+            None: the same.
+        save: keep what the forward pass has linearized (see `modes.Mixed`); static.
+
+    Returns:
+        theta_T, s_T and the losses [T].
     """
     problem, outer = _hoisted(problem, params, opt_state, hyper, batches)
     each = (batches.each, backward_batches)
@@ -70,6 +83,19 @@ def truncated(
 
     Constants are what the others made of parameters and gradients; what the optimizer merely keeps
     in its state, such as a learning rate, is as much a variable as if its functions closed over it.
+
+    Args:
+        problem: the loss and the optimizer's arithmetic.
+        params: theta_0, any pytree.
+        opt_state: s_0.
+        hyper: the outer variable, any pytree.
+        batches: what the T steps are given.
+        backward_batches: as in `mixed`, of all T steps.
+        last: how many steps are differentiated through, 0 to T; static.
+        save: as in `mixed`.
+
+    Returns:
+        theta_T, s_T and the losses [T].
     """
     first = batches.steps - last
     start, losses = (params, opt_state), jnp.zeros((0,))

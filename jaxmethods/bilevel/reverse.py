@@ -24,7 +24,22 @@ CARRY = "bilevel_carry"
 def reverse(
     problem: Problem, params: Any, opt_state: Any, hyper: Any, batches: Batches, remat: Remat
 ) -> Solution:
-    """`inner.loop` that `jax.grad` goes through as `remat` says (see `modes.Reverse`)."""
+    """`inner.loop` that `jax.grad` goes through as `remat` says (see `modes.Reverse`).
+
+    Args:
+        problem: the loss and the optimizer's arithmetic.
+        params: theta_0, any pytree.
+        opt_state: s_0.
+        hyper: the outer variable, any pytree.
+        batches: what the T steps are given.
+        remat: what is kept for the backward pass; static.
+
+    Returns:
+        theta_T, s_T and the losses [T].
+
+    Raises:
+        ValueError: `offload` on a device without host memory of its own.
+    """
     if remat == "none":
         return loop(problem, params, opt_state, hyper, batches)
     if remat == "sqrt":

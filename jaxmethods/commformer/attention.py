@@ -71,7 +71,7 @@ def edges_of(graph: jax.Array, config: NetworkConfig) -> Edges:
     if not config.reads_graph:
         return Edges(types=None, mask=None)
     n_agents = graph.shape[-1]
-    graph = graph.reshape(-1, 1, n_agents, n_agents)
+    graph = graph.reshape(-1, 1, n_agents, n_agents)  # [1 or B, 1, N, N]
     eye = jnp.eye(n_agents, dtype=graph.dtype)
     mask = graph + eye if config.self_loop == "add" else graph * (1 - eye) + eye
     types = edge_types(graph, config.relation_transpose) if has_relation(config) else None
@@ -129,7 +129,18 @@ class RelationAttention(nn.Module):
         edge_embedding: jax.Array | None = None,
         deterministic: bool = True,
     ) -> tuple[jax.Array, jax.Array]:
-        """Like `__call__`; also returns the weights [B, H, N, N] float32, times the mask."""
+        """`__call__` that also returns the attention weights.
+
+        Args:
+            query: [B, N, E] of the receivers.
+            key_value: [B, N, E] of the senders.
+            edges: the graph.
+            edge_embedding: [2, E], one row for each edge type; None without relation term.
+            deterministic: False applies dropout and needs a "dropout" random key.
+
+        Returns:
+            What the agents heard [B, N, E], and the weights times the mask, [B, H, N, N] float32.
+        """
         q, k, v = self._project(query, key_value)
         relation = self._relation(edge_embedding)
         if relation is not None:
@@ -209,6 +220,7 @@ class RelationAttention(nn.Module):
             raise ValueError(
                 "edge_embedding must be a [2, E] array with the relation term, got None"
             )
+        # [type, a or b, H, d]
         terms = self.relation(edge_embedding).reshape(2, 2, self.config.heads, -1)
         (query, key), (other_query, other_key) = terms
         return _Relation(query, key, other_query - query, other_key - key)
@@ -236,8 +248,8 @@ class _Relation(NamedTuple):
 
 def _type_change(query: jax.Array, key: jax.Array, relation: _Relation) -> jax.Array:
     """What type 1 adds to the unscaled scores of type 0: [B, N, H, d] twice -> [B, H, N, N]."""
-    of_query = jnp.swapaxes(_inner(query, relation.key_change), 1, 2)[..., None]
-    of_key = jnp.swapaxes(_inner(key, relation.query_change), 1, 2)[..., None, :]
+    of_query = jnp.swapaxes(_inner(query, relation.key_change), 1, 2)[..., None]  # [B, H, N, 1]
+    of_key = jnp.swapaxes(_inner(key, relation.query_change), 1, 2)[..., None, :]  # [B, H, 1, N]
     constant = _inner(relation.query_change, relation.key_change)[:, None, None]
     return of_query + of_key + constant
 
@@ -252,7 +264,7 @@ def _inner(tokens: jax.Array, vector: jax.Array) -> jax.Array:
     blocks = vector[..., None] * jnp.eye(heads, dtype=vector.dtype)[:, None]  # [H, d, H]
     flat, blocks = tokens.reshape(-1, heads * width), blocks.reshape(heads * width, heads)
     products = jnp.matmul(flat, blocks, preferred_element_type=jnp.float32)
-    return products.reshape(*tokens.shape[:-2], heads)
+    return products.reshape(*tokens.shape[:-2], heads)  # [..., H]
 
 
 def _matvec(matrix: jax.Array, vector: jax.Array) -> jax.Array:
@@ -290,7 +302,7 @@ def _attend(
 
 
 def _attend_forward(query, key, value, bias, mask, scale):
-    scores = _einsum("bihd,bjhd->bhij", query, key) * scale + bias
+    scores = _einsum("bihd,bjhd->bhij", query, key) * scale + bias  # [B, H, I, J]
     probabilities = jax.nn.softmax(scores, axis=-1)
     weights = probabilities * mask
     residuals = (query, key, value, probabilities, mask)
@@ -308,8 +320,8 @@ def _attend_backward(scale, residuals, cotangents):
     of_scores = weighted - probabilities * jnp.matmul(weighted, ones, precision="highest")
     return (
         _mix(of_scores * scale, key),
-        _mix(jnp.swapaxes(of_scores * scale, -1, -2), query),
-        _mix(jnp.swapaxes(probabilities * mask, -1, -2), of_context),
+        _mix(jnp.swapaxes(of_scores * scale, -1, -2), query),  # [B, H, J, I] -> [B, J, H, d]
+        _mix(jnp.swapaxes(probabilities * mask, -1, -2), of_context),  # [B, J, H, d]
         of_scores,
         of_weights * probabilities,
     )

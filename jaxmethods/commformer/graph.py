@@ -145,6 +145,13 @@ def fixed_graph(
 ) -> jax.Array:
     """A graph that does not learn: every edge, none, or k random senders per receiver.
 
+    Args:
+        kind: "full", "none" or "random".
+        key: [] typed random key; read by "random" only.
+        n_agents: N.
+        k: senders that each receiver of a random graph hears, static.
+        self_edges: whether an agent may be its own sender in a random graph.
+
     Returns:
         G [N, N] float32 of 0 and 1. An agent hears itself whatever the graph says.
 

@@ -28,7 +28,7 @@ class Dense(nn.Dense):
     """
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        tokens = inputs.reshape(-1, inputs.shape[-1])
+        tokens = inputs.reshape(-1, inputs.shape[-1])  # [B N, in]
         return super().__call__(tokens).reshape(*inputs.shape[:-1], self.features)
 
 
@@ -42,7 +42,7 @@ class LayerNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
-        tokens = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+        tokens = x.reshape(-1, x.shape[-1]).astype(jnp.float32)  # [B N, E]
         return layer_norm(tokens, scale, bias).astype(self.dtype).reshape(x.shape)
 
 
@@ -72,7 +72,7 @@ class NormalizedDense(nn.Module):
         # One-byte types, and their distances from an integer among them, are exact in reduced
         # precision; anything else may lose its variation when it is rounded.
         exact = x.dtype.itemsize == 1 and not jnp.issubdtype(x.dtype, jnp.floating)
-        tokens = x.reshape(-1, width).astype(jnp.float32)
+        tokens = x.reshape(-1, width).astype(jnp.float32)  # [B N, D]
         center = jnp.round(jnp.mean(tokens, axis=-1, keepdims=True))
         tokens = tokens - jax.lax.stop_gradient(center)
         inverse_std = jax.lax.rsqrt(jnp.var(tokens, axis=-1, keepdims=True) + EPSILON)
@@ -84,7 +84,7 @@ class NormalizedDense(nn.Module):
             preferred_element_type=jnp.float32,
         )
         out = product * inverse_std + (shift @ kernel + bias)
-        return out.astype(self.dtype).reshape(*x.shape[:-1], self.features)
+        return out.astype(self.dtype).reshape(*x.shape[:-1], self.features)  # [B, N, E]
 
 
 @jax.custom_vjp

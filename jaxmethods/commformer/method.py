@@ -211,7 +211,18 @@ def update(
 def collect(
     training: CommFormerTraining, state: State, noise: jax.Array, key: jax.Array
 ) -> tuple[State, Trajectory, Experience]:
-    """Acts for T steps in R environments; advantages by GAE on denormalized values (section 7)."""
+    """Acts for T steps in R environments; advantages by GAE on denormalized values (section 7).
+
+    Args:
+        training: the fixed facts of the training.
+        state: with the environments, where they stand.
+        noise: [N, N] Gumbel noise of the update's sampled graph.
+        key: [] typed random key of acting.
+
+    Returns:
+        The state with environments T steps later; the trajectory, leaves [T, R, ...]; and the
+        samples to learn from, leaves [T R, ...].
+    """
     ppo, network = training.ppo, training.network
     graph = acting_graph(training, state.levels.upper, noise, state.update)
     parameters = state.levels.lower
@@ -239,6 +250,7 @@ def collect(
     reward = own_rewards(trajectory)
     if ppo.bootstrap_truncated:
         reached = value_of(_flatten(trajectory.extras["next_obs"].agents_view))
+        # [R T, N] -> [T, R, N]
         reached = jnp.swapaxes(reached.reshape(ppo.environments, ppo.rollout, -1), 0, 1)
         cut = trajectory.last[..., None] & (trajectory.discount > 0)
         reward = reward + ppo.discount * jnp.where(cut, reached, 0.0)
@@ -335,7 +347,20 @@ def train_epochs(
     noise: jax.Array,
     key: jax.Array,
 ) -> tuple[AlternatingState, objectives.ValueNormState, Metrics]:
-    """All epochs on one roll-out; metrics are means over the epochs."""
+    """All epochs on one roll-out, lower and upper level in the order of the schedule.
+
+    Args:
+        training: the fixed facts of the training.
+        levels: the two levels' loss and optimizers.
+        state: as `collect` leaves it.
+        experience: M samples.
+        noise: [N, N] Gumbel noise of the update's sampled graph.
+        key: [] typed random key of shuffling and dropout.
+
+    Returns:
+        Both levels' parameters and optimizer states, the statistics of the value's normalization,
+        and metrics [], means over the epochs.
+    """
     ppo = training.ppo
     scheduled, move_upper = upper_epochs(training), moves_upper(training, state.update)
 
@@ -383,7 +408,17 @@ def train_epochs(
 def unrolled_edge_gradient(
     training: CommFormerTraining, levels: AlternatingState, minibatch: Experience, rest: tuple
 ) -> jax.Array:
-    """[N, N]: the gradient of the edge logits through one gradient step of the network."""
+    """The gradient of the edge logits through one gradient step of the network.
+
+    Args:
+        training: the fixed facts of the training.
+        levels: parameters of both levels.
+        minibatch: samples; each level takes those that are its own.
+        rest: what `minibatch_loss` takes behind the minibatch.
+
+    Returns:
+        [N, N] float32.
+    """
     rate = training.graph.unroll_rate
     _, gradient = one_step_gradient(
         lambda lower, upper, *args: minibatch_loss(training, lower, upper, *args),
@@ -402,6 +437,15 @@ def shuffled_minibatches(
     """Splits M samples at random into [count, M // count, ...]; a remainder is left out.
 
     With several `shares` the samples, in as many equal parts, are shuffled within each part.
+
+    Args:
+        key: [] typed random key.
+        experience: M samples.
+        count: how many minibatches; static.
+        shares: parts of the samples that are shuffled apart; static.
+
+    Returns:
+        The samples with leaves [count, M // count, ...].
     """
     samples = experience.action.shape[0] // shares
     size = samples // count
@@ -410,7 +454,8 @@ def shuffled_minibatches(
 
     def split(x: jax.Array) -> jax.Array:
         x = jax.vmap(lambda x, order: x[order])(x.reshape(shares, samples, *x.shape[1:]), order)
-        x = x.reshape(shares, count, size, *x.shape[2:])
+        x = x.reshape(shares, count, size, *x.shape[2:])  # [shares, count, size, ...]
+        # [count, shares size, ...]
         return jnp.swapaxes(x, 0, 1).reshape(count, shares * size, *x.shape[3:])
 
     return jax.tree.map(split, experience)
@@ -426,7 +471,22 @@ def minibatch_loss(
     update: jax.Array,
     key: jax.Array,
 ) -> tuple[jax.Array, tuple[objectives.ValueNormState, Metrics]]:
-    """The objective of both levels: the PPO loss of a minibatch on the training graph."""
+    """The objective of both levels: the PPO loss of a minibatch on the training graph.
+
+    Args:
+        training: the fixed facts of the training.
+        parameters: the network's: the lower level.
+        edges: [N, N] edge logits, or the graph itself where it is fixed: the upper level.
+        minibatch: samples.
+        value_norm: running statistics of the returns.
+        noise: [N, N] Gumbel noise of the update's sampled graph.
+        update: [] int32, the number of this update.
+        key: [] typed random key of dropout, and of noise that is drawn anew.
+
+    Returns:
+        The loss [] float32, and (statistics of the returns with this minibatch in them, metrics
+        []).
+    """
     noise_key, dropout_key = jax.random.split(key)
     if training.graph.training_graph == "resample":
         noise = jax.random.gumbel(noise_key, noise.shape, noise.dtype)

@@ -60,13 +60,24 @@ class IndependentActors(nn.Module):
         deterministic: bool = True,
         gate_noise: jax.Array | None = None,
     ) -> Encoding:
-        """Values of observations [B, N, D], and each actor's features [B, N, E]."""
+        """Values of observations, and each actor's features.
+
+        Args:
+            obs: [B, N, D] of any real or integer type.
+            graph: handed on; nobody hears anybody.
+            deterministic: not read.
+            gate_noise: not read.
+
+        Returns:
+            Values [B, N] float32, features [B, N, E], the graph as it came, and no gate.
+        """
         del deterministic, gate_noise
         obs = obs.astype(jnp.float32)  # reduced only when they are normalized
         index = jnp.broadcast_to(
             jnp.eye(self.n_agents, dtype=obs.dtype), (*obs.shape[:-1], self.n_agents)
         )
         own = jnp.concatenate([obs, index], axis=-1)
+        # [B, N D] of the whole team, or [B, N, D + N]
         seen = obs.reshape(*obs.shape[:-2], -1) if self.config.model == "mappo" else own
         value = self.value_out(self.critic(seen)).astype(jnp.float32)
         value = value if self.config.model == "mappo" else value[..., 0]
@@ -85,7 +96,18 @@ class IndependentActors(nn.Module):
         cache: tuple[()],
         index: jax.Array,
     ) -> tuple[jax.Array, tuple[()]]:
-        """Row `index` of `decode` from its features [B, E]."""
+        """Logits (or means) of one agent, for a decoder's interface.
+
+        Args:
+            shifted_action: not read: actors are independent.
+            rep: [B, E] features of the agent.
+            graph: not read either.
+            cache: empty.
+            index: [] int32 of the agent.
+
+        Returns:
+            [B, A] float32, and the empty cache.
+        """
         del index
         return self.decode(shifted_action, rep, graph), cache
 

@@ -129,6 +129,10 @@ class CommFormer(nn.Module):
             graph: [N, N] or [B, N, N], rows receive.
             deterministic: False applies dropout and needs a "dropout" random key.
             gate_noise: [B, N] standard logistic noise of a sampled gate; None for none.
+
+        Returns:
+            Values [B, N] float32, representations [B, N, E], the graph that messages took, and the
+            gate.
         """
         x, gate = self.encoder.embed(obs), None
         if self.gate is not None:
@@ -281,6 +285,20 @@ class Decoder(nn.Module):
         cache: DecoderCache,
         index: jax.Array,
     ) -> tuple[jax.Array, DecoderCache]:
+        """One agent's row of the decoder, with the keys and values of those before it.
+
+        Args:
+            shifted_action: [B, A + 1] one-hot of the action of the agent before, or [B, A] if
+                continuous.
+            rep: [B, E] representation of the agent.
+            edges: the graph.
+            edge_embedding: [2, E]; None without relation term.
+            cache: of the agents before.
+            index: [] int32 of the agent.
+
+        Returns:
+            [B, E] of the agent, and the cache with its keys and values.
+        """
         x = self._embed(shifted_action)
         return self.blocks.step(x, cache, rep, edges, edge_embedding, index)
 
@@ -320,6 +338,19 @@ class DecoderBlock(nn.Module):
         edge_embedding: jax.Array | None,
         index: jax.Array,
     ) -> tuple[jax.Array, DecoderCache]:
+        """One agent's row of a block.
+
+        Args:
+            x: [B, E] of the agent.
+            cache: keys and values of the agents before, of this block.
+            rep: [B, E] representation of the agent.
+            edges: the graph.
+            edge_embedding: [2, E]; None without relation term.
+            index: [] int32 of the agent.
+
+        Returns:
+            [B, E], and the cache with the agent's keys and values.
+        """
         heard, actions = self.self_attention.step(x, x, edges, edge_embedding, cache.actions, index)
         x = self.self_norm(x + heard)
         heard, representations = self.cross_attention.step(

@@ -59,7 +59,17 @@ class EvaluateOutput(NamedTuple):
 def make_network(
     config: NetworkConfig, n_agents: int, n_actions: int, continuous: bool = False
 ) -> Network:
-    """The module of `config.model` for a team of N agents with A actions (or dimensions)."""
+    """The module of `config.model` for a team of N agents with A actions (or dimensions).
+
+    Args:
+        config: kind and sizes.
+        n_agents: N.
+        n_actions: A.
+        continuous: whether actions are A numbers, not one of A.
+
+    Returns:
+        A Flax module; its `init` makes the parameters.
+    """
     module = IndependentActors if config.model in ("ippo", "mappo") else CommFormer
     return module(config, n_agents, n_actions, continuous)
 
@@ -93,6 +103,10 @@ def act(
         graph: [N, N] or [B, N, N], rows receive.
         greedy: take every agent's most probable action (or the mean), and leave a sampled gate
             without noise; static.
+
+    Returns:
+        Actions [B, N] int32 (or [B, N, A] float32), their log-probabilities, values, gate and its
+        noise.
     """
     batch, n_agents = obs.shape[:2]
     gate_noise = None
@@ -128,12 +142,12 @@ def act(
     cache = _run(network, "init_cache", params, batch)
     by_agent = (
         jnp.arange(n_agents),
-        jnp.moveaxis(encoding.rep, 1, 0),
-        jnp.moveaxis(action_mask, 1, 0).astype(bool),
+        jnp.moveaxis(encoding.rep, 1, 0),  # [N, B, E]
+        jnp.moveaxis(action_mask, 1, 0).astype(bool),  # [N, B, A]
         noise,
     )
     _, (action, log_prob) = jax.lax.scan(one_agent, (start, cache), by_agent)
-    action, log_prob = jnp.moveaxis(action, 0, 1), jnp.moveaxis(log_prob, 0, 1)
+    action, log_prob = jnp.moveaxis(action, 0, 1), jnp.moveaxis(log_prob, 0, 1)  # [B, N, ...]
     return ActOutput(action, log_prob, encoding.value, encoding.gate, gate_noise)
 
 
@@ -164,6 +178,10 @@ def evaluate_actions(
         graph: [N, N] or [B, N, N], rows receive.
         dropout_key: random key of the encoder's dropout; None for none.
         gate_noise: [B, N] that `act` returned; None for none.
+
+    Returns:
+        Log-probabilities, entropies and values [B, N] float32 (the first two [B, N, A] if
+        continuous), and the gate.
     """
     encoding = _encode(network, params, obs, graph, dropout_key, gate_noise)
     tokens = shift_actions(action, network.n_actions, network.continuous)

@@ -50,6 +50,16 @@ def prepare(
 ) -> CommFormerTraining:
     """Builds the network for an environment and checks that the graph fits its team.
 
+    Args:
+        env: the team's environment.
+        network: kind and sizes of the policy.
+        graph: how the graph is learned, or which one is fixed.
+        ppo: sizes and coefficients of the updates.
+        updates: planned number of updates, for annealing and schedules.
+
+    Returns:
+        The fixed facts of a training, hashable.
+
     Raises:
         ValueError: `graph.edges` has another number of agents.
     """
@@ -62,7 +72,17 @@ def prepare(
 def training_graph(
     training: CommFormerTraining, edges: jax.Array, noise: jax.Array, update: jax.Array
 ) -> jax.Array:
-    """[N, N]: the graph of a training forward (raw, sampled or exact; section 3 of the paper)."""
+    """The graph of a training forward: raw, sampled or exact (section 3 of the paper).
+
+    Args:
+        training: the fixed facts of the training.
+        edges: [N, N] edge logits, or the graph itself where it is fixed.
+        noise: [N, N] Gumbel noise of the sampled graph.
+        update: [] int32, the number of this update.
+
+    Returns:
+        [N, N] float32, rows receive.
+    """
     if training.graph_kind != "learned":
         return edges
     return graphs.scheduled_graph(
@@ -73,7 +93,17 @@ def training_graph(
 def acting_graph(
     training: CommFormerTraining, edges: jax.Array, noise: jax.Array, update: jax.Array
 ) -> jax.Array:
-    """[N, N]: the graph of a roll-out: the update's training graph, or the exact one."""
+    """The graph of a roll-out: the update's training graph, or the exact one.
+
+    Args:
+        training: the fixed facts of the training.
+        edges: [N, N] edge logits, or the graph itself where it is fixed.
+        noise: [N, N] Gumbel noise of the sampled graph.
+        update: [] int32, the number of this update.
+
+    Returns:
+        [N, N] float32, rows receive.
+    """
     if training.graph.training_graph == "rollout":
         return training_graph(training, edges, noise, update)
     return hardened_graph(training, edges)

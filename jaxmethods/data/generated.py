@@ -48,6 +48,12 @@ def mixed_quality(
         key: [] typed random key; the same key gives the same data.
         episodes: of each behavior.
         quality: one of `QUALITIES`.
+
+    Returns:
+        episodes x behaviors x `env.time_limit` rows on the host, in float32; flags are bool.
+
+    Raises:
+        KeyError: an unknown `quality`.
     """
     behaviors = jnp.array(QUALITIES[quality])
     play_key, order_key = jax.random.split(key)
@@ -79,7 +85,17 @@ def mixed_quality(
 
 
 def disturbed(key: jax.Array, action: jax.Array, noise: jax.Array, chance: jax.Array) -> jax.Array:
-    """Actions [E, A] + N(0, noise^2), or uniform ones with probability `chance`; in [-1, 1]."""
+    """Actions with noise, or in their place uniform ones, within [-1, 1].
+
+    Args:
+        key: [] typed random key.
+        action: [E, A].
+        noise: [] standard deviation.
+        chance: [] probability that an episode's action is replaced by a uniform one.
+
+    Returns:
+        [E, A].
+    """
     noise_key, uniform_key, chance_key = jax.random.split(key, 3)
     noisy = action + noise * jax.random.normal(noise_key, action.shape)
     uniform = jax.random.uniform(uniform_key, action.shape, minval=-1.0, maxval=1.0)

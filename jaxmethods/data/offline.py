@@ -212,7 +212,20 @@ def q_learning_rows(flat: FlatDataset) -> Rows:
 def matrix(
     arrays: Mapping[str, Any], name: str, source: str, length: int | None = None
 ) -> np.ndarray:
-    """[rows, dimensions] float32, finite. Raises `DataError`."""
+    """A field of a file that has a row for every step.
+
+    Args:
+        arrays: the file's content by name.
+        name: of the field.
+        source: the file, for messages.
+        length: how many rows there have to be; None: any number.
+
+    Returns:
+        [rows, dimensions] float32, finite.
+
+    Raises:
+        DataError: another shape or type, or numbers that are not finite.
+    """
     values = np.asarray(arrays[name])
     if values.ndim != 2 or not values.shape[1] or length not in (None, len(values)):
         rows = "rows" if length is None else length
@@ -225,7 +238,20 @@ def matrix(
 
 
 def column(arrays: Mapping[str, Any], name: str, source: str, length: int) -> np.ndarray:
-    """[length] numbers of the file's type. Raises `DataError`."""
+    """A field of a file that has a number for every step.
+
+    Args:
+        arrays: the file's content by name.
+        name: of the field.
+        source: the file, for messages.
+        length: how many there have to be.
+
+    Returns:
+        [length] of the file's type.
+
+    Raises:
+        DataError: another shape, or no numbers.
+    """
     values = np.asarray(arrays[name])
     if values.shape not in ((length,), (length, 1)):
         raise DataError(f"data {source}: {name}: expected shape ({length},), got {values.shape}")
@@ -235,7 +261,20 @@ def column(arrays: Mapping[str, Any], name: str, source: str, length: int) -> np
 
 
 def flags(arrays: Mapping[str, Any], name: str, source: str, length: int) -> np.ndarray:
-    """[length] bool. Raises `DataError` for anything but 0 and 1."""
+    """A field of a file that has a yes or no for every step.
+
+    Args:
+        arrays: the file's content by name.
+        name: of the field.
+        source: the file, for messages.
+        length: how many there have to be.
+
+    Returns:
+        [length] bool.
+
+    Raises:
+        DataError: another shape, or anything but 0 and 1.
+    """
     values = column(arrays, name, source, length)
     wrong = values[(values != 0) & (values != 1)]
     if wrong.size:

@@ -1,17 +1,19 @@
-"""From texts to token ids: a model's own `tokenizer.json`, or plain bytes."""
+"""From texts to token ids and back: a model's own `tokenizer.json`, our own pairs, plain bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
+from jaxmethods.data.bpe import BEGIN, END, Bpe, Codec
 from jaxmethods.errors import UserError, import_extra
+from jaxmethods.files import is_file, refusals
 
 Tokenize: TypeAlias = Callable[[Sequence[str]], list[list[int]]]
 """Texts -> token ids of each, with what the tokenizer adds by default (a first token, say)."""
 
-BYTE_VOCABULARY = 259
 BYTE_BEGIN = 1
 _FIRST_BYTE = 3
 
@@ -34,13 +36,7 @@ def load_tokenizer(folder: str | Path) -> Tokenize:
             f"model {folder}: holds no tokenizer.json; write one with "
             "AutoTokenizer.from_pretrained(folder).save_pretrained(folder) of transformers"
         )
-    tokenizers: Any = import_extra("tokenizers", "lm")
-    try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the package raises plain exceptions
-        raise TokenizerError(f"tokenizer {file}: cannot be read ({error})") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+    tokenizer = _read(file)
 
     def tokenize(texts: Sequence[str]) -> list[list[int]]:
         try:
@@ -54,3 +50,116 @@ def load_tokenizer(folder: str | Path) -> Tokenize:
 def byte_tokenizer(texts: Sequence[str]) -> list[list[int]]:
     """UTF-8 bytes behind a first token: ids in [0, 259), where 0 to 2 are special."""
     return [[BYTE_BEGIN, *(_FIRST_BYTE + byte for byte in text.encode())] for text in texts]
+
+
+class Tokenizer(NamedTuple):
+    """Texts in and out of a language model."""
+
+    encode: Callable[[Sequence[str]], list[list[int]]]
+    """Texts -> ids, without special tokens."""
+    decode: Callable[[Sequence[Sequence[int]]], list[str]]
+    """Ids -> texts, without special tokens."""
+    tokens: Mapping[str, int]
+    """All tokens and their ids."""
+    begin: int | None
+    """What a text begins with; None: nothing."""
+    end: int
+    """What ends an answer."""
+    files: Mapping[str, str]
+    """What a model's folder holds of it."""
+
+
+def own_tokenizer(bpe: Bpe) -> Tokenizer:
+    """Our own pairs, which need no package.
+
+    Args:
+        bpe: trained with `train_bpe`.
+
+    Returns:
+        The tokenizer, with the files that `transformers` reads.
+    """
+    codec = Codec(bpe)
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
+    return Tokenizer(
+        lambda texts: [codec.encode(text) for text in texts],
+        lambda rows: [codec.decode(row) for row in rows],
+        codec.tokens,
+        BEGIN,
+        END,
+        {
+            "tokenizer.json": bpe.as_json() + "\n",
+            "tokenizer_config.json": json.dumps(settings, indent=2) + "\n",
+        },
+    )
+
+
+def folder_tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokenizer of a model folder, with the tokens that begin a text and end an answer.
+
+    Args:
+        folder: holds `tokenizer.json`; `config.json`, `generation_config.json` or
+            `tokenizer_config.json` says which token ends.
+
+    Returns:
+        The tokenizer, through the package `tokenizers`.
+
+    Raises:
+        TokenizerError: there is none, it can't be read, or nothing says which token ends.
+        MissingExtraError: `tokenizers` is not installed.
+    """
+    folder = Path(folder)
+    load_tokenizer(folder)  # says what is wrong
+    tokenizer = _read(folder / "tokenizer.json")
+    tokens = tokenizer.get_vocab(with_added_tokens=True)
+
+    def encode(texts: Sequence[str]) -> list[list[int]]:
+        return [x.ids for x in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+    def decode(rows: Sequence[Sequence[int]]) -> list[str]:
+        return tokenizer.decode_batch([list(row) for row in rows], skip_special_tokens=True)
+
+    first = tokenizer.encode("", add_special_tokens=True).ids
+    names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+    files = {name: (folder / name).read_text() for name in names if is_file(folder / name)}
+    return Tokenizer(
+        encode, decode, tokens, first[0] if first else None, _end(folder, tokens), files
+    )
+
+
+def _read(file: Path) -> Any:
+    tokenizers: Any = import_extra("tokenizers", "lm")
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the package raises plain exceptions
+        raise TokenizerError(f"tokenizer {file}: cannot be read ({error})") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _end(folder: Path, tokens: Mapping[str, int]) -> int:
+    """The token that ends an answer, where one of a model's files says it."""
+    places = (
+        ("generation_config.json", "eos_token_id"),
+        ("config.json", "eos_token_id"),
+        ("tokenizer_config.json", "eos_token"),
+    )
+    for name, field in places:
+        if not is_file(folder / name):
+            continue
+        with refusals(folder / name, "read"):
+            text = (folder / name).read_text()
+        try:
+            value = json.loads(text).get(field)
+        except (ValueError, AttributeError) as error:
+            raise TokenizerError(f"model {folder / name}: is not a JSON object") from error
+        value = value[0] if isinstance(value, list) and value else value
+        value = value.get("content") if isinstance(value, dict) else value
+        value = tokens.get(value) if isinstance(value, str) else value
+        if isinstance(value, int):
+            return value
+    raise TokenizerError(
+        f"model {folder}: nothing says which token ends an answer; write eos_token_id into its "
+        "config.json"
+    )

@@ -55,8 +55,15 @@ def shardings(tree: Any, rules: Sequence[Rule], seeds: int, mesh: Mesh, seed_axe
     then needs all of that. Otherwise each seed is split by the rules.
 
     Args:
-        seed_axes: which leaves have a leading axis of seeds, as `jax.vmap`'s `in_axes`: a prefix
-            of the tree with 0 and None.
+        tree: a state or batch, of arrays or their shapes.
+        rules: the first whose pattern is found in a leaf's path says how it is split.
+        seeds: how many the state has.
+        mesh: with the axes `data`, `fsdp` and `tensor`.
+        seed_axes: which leaves have a leading axis of seeds, as `jax.vmap`'s `in_axes`: a prefix of
+            the tree with 0 and None.
+
+    Returns:
+        A `NamedSharding` for every leaf, in the tree's structure.
     """
     by_seed = seeds > 1 and seeds % mesh.shape["data"] == 0
     seeded = jax.tree.map(

@@ -10,7 +10,20 @@ import numpy as np
 
 
 def check_integer(name: str, value: Any, minimum: int, maximum: int | None = None) -> int:
-    """Returns `value` as an int in [minimum, maximum]; raises ValueError otherwise."""
+    """An argument as an int, if it is one within its bounds.
+
+    Args:
+        name: of the argument, for the message.
+        value: what came.
+        minimum: the smallest that is allowed.
+        maximum: the largest; None: any.
+
+    Returns:
+        `value` as a Python int.
+
+    Raises:
+        ValueError: no integer (a bool isn't one), or out of bounds.
+    """
     expected = f"an integer >= {minimum}" if maximum is None else f"in [{minimum}, {maximum}]"
     is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not is_integer or value < minimum or (maximum is not None and value > maximum):

@@ -15,15 +15,20 @@ Autoregressive Language Models for Text-to-SQL", EMNLP 2024 Findings, arXiv 2410
 
 `imperfect` makes the data, `loss` is a batch's, `method` the step, `model` what they need of a
 network, `exposure` measures how a student stands its own mistakes, `world` is a place to try it
-in. Divergences are in `language.divergences`, SQL and its judge in `sql`.
+in. Other ways to distil are settings of the same step: `objectives` names them, `responses` lets
+the student or the teacher write what is learned from. Divergences are in `language.divergences`,
+SQL and its judge in `sql`; `jaxmethods run configs/kid/quickstart.yaml` runs it all.
 """
 
 from __future__ import annotations
 
-from jaxmethods.kid import exposure, imperfect, loss, world
+from jaxmethods.kid import exposure, imperfect, loss, objectives, responses, world
 from jaxmethods.kid.config import DivergenceConfig as DivergenceConfig
 from jaxmethods.kid.config import ImperfectConfig as ImperfectConfig
 from jaxmethods.kid.config import KIDConfig as KIDConfig
+from jaxmethods.kid.config import ReplayConfig as ReplayConfig
+from jaxmethods.kid.config import SourceConfig as SourceConfig
+from jaxmethods.kid.config import StudentConfig as StudentConfig
 from jaxmethods.kid.loss import Batch as Batch
 from jaxmethods.kid.loss import kid_loss
 from jaxmethods.kid.method import Data as Data
@@ -38,6 +43,8 @@ __all__ = [
     "imperfect",
     "kid_loss",
     "loss",
+    "objectives",
     "of_decoder",
+    "responses",
     "world",
 ]

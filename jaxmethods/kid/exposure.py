@@ -30,6 +30,7 @@ def token_divergences(
 
     Args:
         student, teacher: models of one vocabulary.
+        student_params, teacher_params: their parameters.
         batch: prompts, and responses that one of the models sampled.
         logit_chunk: tokens whose logits are there at one time.
 

@@ -116,6 +116,7 @@ def mask_tokens(
         key: typed random key, or one for each row [B]; for `mask_token: random`.
         ids: [B, T] int.
         selected: [B, T] bool.
+        config: which mask token.
         vocabulary: random tokens are below this.
 
     Returns:

@@ -43,6 +43,9 @@ class Batch(NamedTuple):
     """[B, R], 1 on the response's tokens, its end token included: those are counted."""
     maskable: jax.Array
     """[B, R], 1 on what may be masked: the response without its end token."""
+    teacher_states: jax.Array | None = None
+    """[B, R, D]: what the teacher's logits on these very responses are made of (`states_of`), where
+    it was run over them before; None: it is run now."""
 
 
 class Totals(NamedTuple):
@@ -97,7 +100,8 @@ def kid_loss(
         loss [] float32, and its terms. A batch that counts no token has loss 0.
 
     Raises:
-        ValueError: a divergence without a teacher, a key that fits neither.
+        ValueError: a divergence without a teacher, a key that fits neither, states of the teacher
+            on other responses than those that are compared.
     """
     teaches = config.divergence.name != "none"
     if teaches and teacher is None:
@@ -105,7 +109,8 @@ def kid_loss(
     whole = totals(batch) if whole is None else whole
     keys = imperfect.row_keys(key, batch.prompts.shape[0])
     prefix = None
-    if config.share_prefix:
+    # One response alone is run with its prompt in one piece.
+    if config.share_prefix and rewrites(config.imperfect):
         room = batch.responses.shape[1]
         prefix = student.prefix(student_params, batch.prompts, batch.prompt_mask, room)
     states = states_of(student, student_params, batch, prefix)
@@ -121,7 +126,7 @@ def kid_loss(
     if teaches:
         assert teacher is not None
         teacher_params = lax.stop_gradient(teacher_params)
-        inputs["teacher"] = states_of(teacher, teacher_params, batch)(written, everything)
+        inputs["teacher"] = _teacher_states(teacher, teacher_params, batch, written)
 
     def of_tokens(tokens: dict[str, jax.Array]) -> dict[str, Any]:
         logits = student.logits(student_params, tokens["student"])
@@ -138,8 +143,13 @@ def kid_loss(
     shape = batch.responses.shape
     flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), inputs)  # [B R, ...]
     found = divergences.over_chunks(of_tokens, flat, config.logit_chunk)
-    found = jax.tree.map(lambda leaf: leaf.reshape(shape), found)
+    found = jax.tree.map(lambda leaf: leaf.reshape(shape), found)  # [B, R]
     return _sum_up(found, batch, written, selected, config, whole)
+
+
+def rewrites(how: ImperfectConfig) -> bool:
+    """Whether anything of the responses is replaced."""
+    return how.rewrite != "vanilla" and how.alpha > 0
 
 
 def make_imperfect(
@@ -164,7 +174,7 @@ def make_imperfect(
         responses themselves, and no pass is made.
     """
     ids, how = batch.responses, config.imperfect
-    if how.rewrite == "vanilla" or how.alpha == 0:
+    if not rewrites(how):
         return ids, jnp.zeros(ids.shape, bool)
 
     def by_token(function: Callable[..., jax.Array], found: jax.Array, *more: jax.Array) -> Any:
@@ -172,7 +182,7 @@ def make_imperfect(
         values = divergences.over_chunks(
             lambda x: function(student.logits(params, x[0]), *x[1:]), flat, config.logit_chunk
         )
-        return values.reshape(found.shape[:2])
+        return values.reshape(found.shape[:2])  # [B, N]
 
     entropies = None
     if how.strategy in ("hard", "easy"):
@@ -209,7 +219,7 @@ def states_of(
     """A function of response ids [B, R] that gives the states predicting each of them.
 
     Args:
-        model, params: whose.
+        model, params: the model that reads, and its parameters.
         batch: with the prompts.
         prefix: of the model, for the prompts; None runs prompt and response as one sequence.
 
@@ -251,6 +261,10 @@ def of_divergence(
     Args:
         student, teacher: logits [N, V].
         targets: [N] int.
+        config: which divergence, and its parameters.
+
+    Returns:
+        "divergence" -> [N] nats, or the fields of `divergences.Decoupled` -> [N].
     """
     tau = config.temperature
     if config.name == "atkd":
@@ -264,6 +278,17 @@ def of_divergence(
     }.get(config.name, ())
     function = getattr(divergences, config.name)
     return {"divergence": function(student, teacher, *options, temperature=tau)}
+
+
+def _teacher_states(
+    teacher: LanguageModel, params: Params, batch: Batch, written: jax.Array
+) -> jax.Array:
+    """The teacher's states [B, R, D] on what was written, or those that were kept."""
+    if batch.teacher_states is None:
+        return states_of(teacher, params, batch)(written, jnp.ones(written.shape, bool))
+    if written is not batch.responses:
+        raise ValueError("teacher_states: expected None where responses are rewritten")
+    return batch.teacher_states
 
 
 def _sum_up(

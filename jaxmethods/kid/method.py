@@ -20,9 +20,17 @@ import optax
 from jax import lax
 
 from jaxmethods.kid import imperfect
-from jaxmethods.kid.config import KIDConfig
+from jaxmethods.kid.config import DivergenceConfig, ImperfectConfig, KIDConfig, SourceConfig
 from jaxmethods.kid.loss import Batch, Terms, kid_loss, totals
 from jaxmethods.kid.model import LanguageModel, Params
+from jaxmethods.kid.responses import (
+    Replay,
+    Responses,
+    begin_replay,
+    choose_responses,
+    replayed,
+    validated,
+)
 from jaxmethods.method import Method, Metrics, gradient_step
 from jaxmethods.numerics.keys import named
 
@@ -34,6 +42,17 @@ class Data(NamedTuple):
     """All of them, [N, ...] in place of [B, ...]."""
     teacher: Params
     """The frozen teacher's parameters; None where nothing is compared with them."""
+    taught: Responses | None = None
+    """The teacher's responses to all prompts [N, R], where a source has a share of them."""
+    held_back: Batch | None = None
+    """[N', ...]: examples whose loss says how often the student's kept responses are shown."""
+    base: Params = None
+    """Frozen parameters of the student, to which `assemble` adds those that are trained."""
+    slots: jax.Array | None = None
+    """[B] int32, 0 to B - 1: split it over a mesh, and batches are split."""
+    key: jax.Array | None = None
+    """Typed: where given, the run's key in place of that of `init`, so that several students have
+    the same first weights and batches."""
 
 
 class DistillState(NamedTuple):
@@ -46,6 +65,13 @@ class DistillState(NamedTuple):
     """[] int32."""
     key: jax.Array
     """The run's; never changed, but folded with the step."""
+    replay: Replay | None = None
+    """What it has written, where it is shown that again."""
+
+
+Assemble = Callable[[Params, Data], Params]
+"""(trained parameters, data) -> the whole student's."""
+GOLD = SourceConfig()
 
 
 def distiller(
@@ -55,7 +81,10 @@ def distiller(
     config: KIDConfig,
     *,
     rows: int,
-    init: Callable[[jax.Array], Params],
+    init: Callable[..., Params],
+    source: SourceConfig = GOLD,
+    steps: int = 0,
+    assemble: Assemble | None = None,
 ) -> Method:
     """A method that trains a student.
 
@@ -64,27 +93,46 @@ def distiller(
         optimizer: of the student's parameters.
         config: static.
         rows: B, of a batch.
-        init: typed key -> the student's first parameters.
+        init: typed key -> the student's first parameters; with `assemble`, (key, data) -> those
+            that are trained.
+        source: whose responses are learned from, static.
+        steps: of the whole training; only `source.replay` asks for it.
+        assemble: (trained parameters, data) -> the whole student's, where only a part is trained.
 
     Returns:
         init and step, for `Data`.
 
     Raises:
         ValueError: vocabularies of different sizes, rows that don't divide into micro-batches, a
-            loss whose parts don't add up with micro-batches; in `step`, fewer examples than rows.
+            loss whose parts don't add up with micro-batches, a source that needs what isn't there;
+            in `step`, fewer examples than rows.
     """
     _check(student, teacher, config, rows)
+    _check_source(student, source, rows, steps)
+    whole: Assemble = assemble or (lambda params, data: params)
 
     def start(key: jax.Array, data: Data) -> DistillState:
-        del data
-        params = init(named(key, "student"))
-        return DistillState(params, optimizer.init(params), jnp.int32(0), key)
+        key = key if data.key is None else data.key
+        own = named(key, "student")
+        params = init(own) if assemble is None else init(own, data)
+        length = data.examples.responses.shape[1]
+        replay = None if source.replay is None else begin_replay(source.replay, length)
+        return DistillState(params, optimizer.init(params), jnp.int32(0), key, replay)
 
     def step(state: DistillState, data: Data) -> tuple[DistillState, Metrics]:
         key = jax.random.fold_in(named(state.key, "steps"), state.step)
-        batch = draw_batch(state.key, state.step, data.examples, rows)
+        places = draw_rows(state.key, state.step, data.examples, rows, data.slots)
+        full = whole(state.params, data)
+        batch, replay, own = _responses(key, places, full, state, data)
         loss, terms, gradient = loss_and_gradient(
-            state.params, data.teacher, batch, key, student, teacher, config
+            state.params,
+            data.teacher,
+            batch,
+            key,
+            student,
+            teacher,
+            config,
+            lambda params: whole(params, data),
         )
         params, moments = gradient_step(optimizer, gradient, state.moments, state.params)
         metrics = {
@@ -95,9 +143,58 @@ def distiller(
             "filled": terms.fills / jnp.maximum(jnp.sum(batch.response_mask), 1),
             "gradient_norm": optax.global_norm(gradient),
         }
-        return DistillState(params, moments, state.step + 1, state.key), metrics
+        if source.student or replay is not None:
+            metrics["own_responses"] = own
+        if replay is not None:
+            metrics["replay_threshold"] = replay.threshold
+        return DistillState(params, moments, state.step + 1, state.key, replay), metrics
+
+    def _responses(
+        key: jax.Array, places: jax.Array, params: Params, state: DistillState, data: Data
+    ) -> tuple[Batch, Replay | None, jax.Array]:
+        """The batch of a step, what is kept then, and the share that the student wrote."""
+        gold = jax.tree.map(lambda leaf: leaf[places], data.examples)
+        frozen, length = lax.stop_gradient(params), gold.responses.shape[1]
+
+        def write(prompts: jax.Array, mask: jax.Array, key: jax.Array) -> Responses:
+            assert student.generate is not None
+            found = student.generate(frozen, prompts, mask, key, length, source.temperature)
+            return Responses(*found)
+
+        if source.replay is not None and state.replay is not None:
+
+            def held_back_loss() -> jax.Array:
+                assert data.held_back is not None
+                return likelihood(frozen, data.held_back, student, config.logit_chunk)
+
+            seen = validated(state.replay, state.step, held_back_loss, source.replay)
+            done = state.step / steps
+            return replayed(key, gold, places, data.examples, seen, write, done)
+        taught = None
+        if data.taught is not None:
+            taught = jax.tree.map(lambda leaf: leaf[places], data.taught)
+        batch, own = choose_responses(key, gold, taught, write, source)
+        return batch, None, own
 
     return Method(start, step)
+
+
+def likelihood(params: Params, batch: Batch, model: LanguageModel, chunk: int) -> jax.Array:
+    """Mean of -log q(token) over a batch's responses, [] float32.
+
+    Args:
+        params: of the model.
+        batch: prompts and responses.
+        model: whose likelihood.
+        chunk: tokens whose logits are there at one time.
+    """
+    settings = KIDConfig(
+        imperfect=ImperfectConfig(rewrite="vanilla"),
+        divergence=DivergenceConfig(name="none"),
+        share_prefix=False,
+        logit_chunk=chunk,
+    )
+    return kid_loss(params, None, batch, jax.random.key(0), model, None, settings)[0]
 
 
 def loss_and_gradient(
@@ -108,11 +205,18 @@ def loss_and_gradient(
     student: LanguageModel,
     teacher: LanguageModel | None,
     config: KIDConfig,
+    whole_student: Callable[[Params], Params] = lambda params: params,
 ) -> tuple[jax.Array, Terms, Params]:
     """Loss, terms and gradient of a batch, in `config.micro_batches` parts.
 
     Args:
+        params: that are trained.
+        teacher_params: frozen.
+        batch: prompts and responses.
         key: typed random key, of which every row gets its own, whatever part it is in.
+        student, teacher: models of one vocabulary.
+        config: static.
+        whole_student: makes the student's parameters of those that are trained.
 
     Returns:
         loss [] float32, its terms, and the gradient to `params`.
@@ -122,7 +226,8 @@ def loss_and_gradient(
 
     def part(given: tuple[Batch, jax.Array]) -> tuple[jax.Array, Terms, Params]:
         def loss(params: Params) -> tuple[jax.Array, Terms]:
-            return kid_loss(params, teacher_params, *given, student, teacher, config, whole)
+            full = whole_student(params)
+            return kid_loss(full, teacher_params, *given, student, teacher, config, whole)
 
         (value, terms), gradient = jax.value_and_grad(loss, has_aux=True)(params)
         return value, terms, gradient
@@ -143,16 +248,29 @@ def loss_and_gradient(
 
 
 def draw_batch(key: jax.Array, step: jax.Array, examples: Batch, rows: int) -> Batch:
-    """The batch of a step: rows of this epoch's order, the last incomplete batch left out.
+    """The batch of a step, [B, ...]; see `draw_rows`."""
+    places = draw_rows(key, step, examples, rows)
+    return jax.tree.map(lambda leaf: leaf[places], examples)
+
+
+def draw_rows(
+    key: jax.Array,
+    step: jax.Array,
+    examples: Batch,
+    rows: int,
+    slots: jax.Array | None = None,
+) -> jax.Array:
+    """The examples of a step: rows of this epoch's order, the last incomplete batch left out.
 
     Args:
         key: typed, the run's.
         step: [] int32.
         examples: [N, ...].
         rows: B.
+        slots: [B] int32, 0 to B - 1; how it is split over devices decides how the batch is.
 
     Returns:
-        [B, ...].
+        [B] int32.
 
     Raises:
         ValueError: fewer examples than rows.
@@ -163,8 +281,8 @@ def draw_batch(key: jax.Array, step: jax.Array, examples: Batch, rows: int) -> B
     steps = number // rows
     order_key = jax.random.fold_in(named(key, "epochs"), step // steps)
     order = jax.random.permutation(order_key, number)
-    chosen = lax.dynamic_slice(order, (step % steps * rows,), (rows,))
-    return jax.tree.map(lambda leaf: leaf[chosen], examples)
+    slots = jnp.arange(rows) if slots is None else slots
+    return order[step % steps * rows + slots]
 
 
 def _check(
@@ -185,4 +303,18 @@ def _check(
         raise ValueError(
             "micro_batches: expected 1 with the divergence 'atkd', whose threshold is the median "
             f"of the whole batch, got {config.micro_batches}"
+        )
+
+
+def _check_source(student: LanguageModel, source: SourceConfig, rows: int, steps: int) -> None:
+    if (source.student or source.replay is not None) and student.generate is None:
+        raise ValueError("student: expected a model that generates, for a share of its responses")
+    if source.replay is None:
+        return
+    if steps < 1:
+        raise ValueError(f"steps: expected the number of all steps with a replay, got {steps}")
+    if source.replay.capacity < rows:
+        raise ValueError(
+            f"replay.capacity: expected at least the {rows} rows of a batch, "
+            f"got {source.replay.capacity}"
         )

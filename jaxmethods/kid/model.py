@@ -1,6 +1,6 @@
 """What the loss needs of a language model, and a decoder as such a model.
 
-A model is four pure functions and a size, so that any network fits. Logits are apart from states,
+A model is a few pure functions and a size, so that any network fits. Logits are apart from states,
 because a vocabulary of 150,000 makes them hundreds of times as large: the loss applies the head to
 a few tokens at a time.
 """
@@ -19,6 +19,9 @@ from jaxmethods.models.decoder.attention import reserve
 Params: TypeAlias = Any
 Prefix: TypeAlias = Any
 """What is kept of a prompt: keys and values."""
+UNSTACKED = 12
+"""Layers up to which a program for CPU that decodes has them one by one: it compiles longer and
+decodes twice as fast."""
 
 
 class LanguageModel(NamedTuple):
@@ -35,6 +38,9 @@ class LanguageModel(NamedTuple):
     """(params, states [N, D]) -> logits [N, V] float32."""
     vocabulary: int
     """V."""
+    generate: Callable[[Params, jax.Array, jax.Array, jax.Array, int, float], Any] | None = None
+    """(params, ids [B, P], mask, typed key, R, temperature) -> `decoder.Generated` responses; only
+    those who let a model write need it."""
 
 
 def of_decoder(
@@ -43,6 +49,7 @@ def of_decoder(
     dtype: Any = None,
     remat: bool = False,
     vocabulary: int | None = None,
+    end: int | None = None,
 ) -> LanguageModel:
     """A decoder as a language model.
 
@@ -51,9 +58,10 @@ def of_decoder(
         dtype: of the computation; default: of the parameters.
         remat: recompute layers in the backward pass.
         vocabulary: keep this many leading logits (see `language.vocabularies`).
+        end: the token that ends a response that the model generates.
 
     Returns:
-        four functions of the decoder's parameters.
+        functions of the decoder's parameters.
 
     Raises:
         ValueError: a vocabulary larger than the decoder's.
@@ -84,7 +92,26 @@ def of_decoder(
         compute = dtype or params["embed"]["tokens"].dtype
         return decoder.logits_of(params, config, states, compute)
 
-    return LanguageModel(prefix, proceed, whole, logits, size)
+    def generate(
+        params: Params, ids: jax.Array, mask: jax.Array, key: jax.Array, length: int, heat: float
+    ) -> decoder.Generated:
+        params, sampling = _first_tokens(params, config, size), decoder.Sampling(temperature=heat)
+        own = config.model_copy(update={"vocab_size": size})
+        if config.layers <= UNSTACKED and jax.default_backend() == "cpu":
+            params = decoder.unstack_layers(params)
+        return decoder.generate(
+            params,
+            own,
+            ids,
+            key,
+            new_tokens=length,
+            mask=mask.astype(bool),
+            sampling=sampling,
+            end=end,
+            dtype=dtype,
+        )
+
+    return LanguageModel(prefix, proceed, whole, logits, size, generate)
 
 
 def last_tokens(mask: jax.Array) -> jax.Array:

@@ -45,13 +45,21 @@ class Sizes(NamedTuple):
 WHOLE = Sizes()
 
 
-def write_world(folder: str | Path, seed: int = 0, sizes: Sizes = WHOLE) -> dict[str, int]:
+def write_world(
+    folder: str | Path,
+    seed: int = 0,
+    sizes: Sizes = WHOLE,
+    trained: int | None = None,
+    shapes: int | None = None,
+) -> dict[str, int]:
     """Writes databases, `tables.json` and a file of questions for each split.
 
     Args:
         folder: gets Spider's layout, whole or not at all; `sql.read_spider` reads it.
         seed: the same seed gives the same files.
         sizes: how many questions.
+        trained: a smaller world has only this many databases beside the unseen ones.
+        shapes: and only this many shapes of queries, evenly spaced among all.
 
     Returns:
         split -> questions.
@@ -61,13 +69,14 @@ def write_world(folder: str | Path, seed: int = 0, sizes: Sizes = WHOLE) -> dict
         ValueError: more questions than the world has.
     """
     every = databases()
+    every = every[: len(every) - UNSEEN][:trained] + every[-UNSEEN:]
     with staged(Path(folder)) as place:
         for database in every:
             path = place / "database" / database.id / f"{database.id}.sqlite"
             path.parent.mkdir(parents=True)
             write_database(database, path, seed)
         runs = {one.id: place / "database" / one.id / f"{one.id}.sqlite" for one in every}
-        splits = draw_questions(every, runs, seed, sizes)
+        splits = draw_questions(every, runs, seed, sizes, shapes)
         for name, rows in splits.items():
             (place / f"{name}.json").write_text(json.dumps(rows, indent=1))
         (place / "tables.json").write_text(json.dumps([_record(one) for one in every], indent=1))
@@ -75,15 +84,28 @@ def write_world(folder: str | Path, seed: int = 0, sizes: Sizes = WHOLE) -> dict
 
 
 def draw_questions(
-    every: list[Database], paths: dict[str, Path], seed: int, sizes: Sizes
+    every: list[Database],
+    paths: dict[str, Path],
+    seed: int,
+    sizes: Sizes,
+    shapes: int | None = None,
 ) -> dict[str, list[dict[str, str]]]:
     """Questions of all splits, each once, as rows of Spider's files.
 
     Args:
         every: the databases; the last three are unseen.
         paths: id -> SQLite file, to see what a query finds.
-        seed, sizes: see `write_world`.
+        seed, sizes, shapes: see `write_world`.
+
+    Returns:
+        Split -> rows with `db_id`, `question` and `query`.
+
+    Raises:
+        ValueError: a split larger than what can be asked.
     """
+    names = list(SHAPES)
+    count = len(names) if shapes is None else shapes
+    names = [names[place * len(names) // count] for place in range(count)]
     seen, unseen = every[:-UNSEEN], every[-UNSEEN:]
     known: set[tuple[str, str]] = set()
 
@@ -91,7 +113,7 @@ def draw_questions(
         chance, found, idle = random.Random(f"{seed}/{name}"), [], 0
         while len(found) < size:
             database = chance.choice(own)
-            asked = ask(database, chance.choice(list(SHAPES)), chance)
+            asked = ask(database, chance.choice(names), chance)
             idle += 1
             if idle > TRIES:
                 raise ValueError(f"sizes.{name}: expected fewer than {size}, got all {len(found)}")

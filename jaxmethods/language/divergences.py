@@ -56,6 +56,7 @@ def jsd(
         student, teacher: logits [..., V].
         beta: weight of the teacher in the mixture, static; 0 is the forward and 1 the reverse KL,
             by definition: the formula itself tends to 0 at both ends.
+        temperature: tau, which divides both models' logits.
 
     Returns:
         [...] nats, at most log 2 for beta = 1/2.
@@ -85,6 +86,7 @@ def skew_forward_kl(
     Args:
         student, teacher: logits [..., V].
         skew: static, in [0, 1]; 0 is the forward KL, 1 gives 0.
+        temperature: tau, which divides both models' logits.
 
     Returns:
         [...] nats, at most -log(skew).
@@ -105,6 +107,7 @@ def skew_reverse_kl(
     Args:
         student, teacher: logits [..., V].
         skew: static, in [0, 1]; 0 is the reverse KL, 1 gives 0.
+        temperature: tau, which divides both models' logits.
 
     Returns:
         [...] nats, at most -log(skew).
@@ -126,6 +129,7 @@ def adaptive_kl(
         student, teacher: logits [..., V].
         head_mass: mu; the head is the most likely token and those up to which the teacher's
             cumulative probability is at most this.
+        temperature: tau, which divides both models' logits.
 
     Returns:
         [...] nats. No gradient flows through the weights.
@@ -166,6 +170,11 @@ def decouple(
     Args:
         student, teacher: logits [..., V].
         targets: [...] int, the gold tokens.
+        temperature: tau, which divides both models' logits.
+
+    Returns:
+        TCKD, NCKD and the teacher's probability of the rest, [...] each; no gradient flows through
+        the last.
     """
     gold = jnp.arange(student.shape[-1]) == targets[..., None]
     sides = []
@@ -192,6 +201,9 @@ def decoupled(
     Args:
         student, teacher: logits [..., V].
         targets: [...] int, the gold tokens.
+        alpha: weight of target against the rest.
+        beta: weight of the rest without the target.
+        temperature: tau, which divides both models' logits.
 
     Returns:
         [...] nats.
@@ -233,6 +245,8 @@ def atkd(
         student, teacher: logits [..., V].
         targets: [...] int, the gold tokens.
         mask: [...], which tokens count.
+        alpha: see `atkd_loss`.
+        temperature: tau, which divides both models' logits.
 
     Returns:
         a scalar, the loss of the whole batch.

@@ -87,6 +87,17 @@ def tokenize_questions(
 ) -> Tokenized:
     """Token ids of all sequences, checked against the model before any of them is run.
 
+    Args:
+        tokenize: texts -> token ids of each.
+        spec: template and instruction.
+        questions: with their candidates.
+        vocab_size: tokens that the model has.
+        max_positions: the longest sequence that it takes.
+
+    Returns:
+        Ids of every candidate's sequence by question, and how many tokens all of a question's share
+        with its prompt.
+
     Raises:
         UserError: a token that the model doesn't have, a sequence that is longer than its
             positions, or none at all; names the question.

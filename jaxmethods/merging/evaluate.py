@@ -103,7 +103,18 @@ def metrics(results: Results) -> dict[str, jax.Array]:
 def encode(
     tower: Tree, projection: jax.Array, vision: VisionConfig, pixels: jax.Array, **options: Any
 ) -> tuple[jax.Array, jax.Array]:
-    """Features [b, P] and token means [N, b, D] of pixels [b, H, W, 3]."""
+    """Features and token means of images.
+
+    Args:
+        tower: a vision tower's parameters.
+        projection: [P, D].
+        vision: the tower's sizes; static.
+        pixels: [b, H, W, 3] normalized.
+        options: further ones of `vit.forward`.
+
+    Returns:
+        Features [b, P] and token means [N, b, D].
+    """
     out = vit.forward(
         tower, vision, pixels, projection=projection, taps=("token_means",), **options
     )
@@ -121,9 +132,14 @@ def measure(
     """Runs all contestants on all test images.
 
     Args:
+        batch: the models and the test images.
+        vision: sizes of the towers; static.
         routed: name of `ROUTED` -> its config.
         size: images of each task that are encoded (and, in batch routing, routed) together.
         logit_scale: exp(s), what cosines are multiplied by.
+
+    Returns:
+        Means over each task's test images.
     """
     longest = batch.test.labels.shape[1]
     counts = batch.test.counts[:, None]

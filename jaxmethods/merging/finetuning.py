@@ -267,7 +267,17 @@ def encode(base: Base, vision: VisionConfig, pixels: jax.Array) -> jax.Array:
 
 
 def prototypes(base: Base, vision: VisionConfig, images: Images, chunk: int = 64) -> Heads:
-    """Heads [T, C, P] of class means, see above; zeros for classes that a task doesn't have."""
+    """Heads of class means, see above.
+
+    Args:
+        base: the tower and its projection.
+        vision: the tower's sizes; static.
+        images: labeled images of all tasks.
+        chunk: images of each task that are encoded together; static.
+
+    Returns:
+        [T, C, P]; zeros for classes that a task doesn't have.
+    """
     tasks, longest = images.labels.shape
     classes = images.classes.shape[1]
     chunks = -(-longest // chunk)

@@ -115,7 +115,7 @@ def _convolve_by_matmul(
     last = conv.stride * (conv.length_out - 1) + 1
     seen = [padded[:, tap : tap + last : conv.stride] for tap in range(taps)]
     patches = jnp.concatenate(seen, axis=-1)  # [B, T_out, taps in]
-    return patches @ weight.reshape(-1, outputs)
+    return patches @ weight.reshape(-1, outputs)  # [B, T_out, out]
 
 
 def _upsample_by_matmul(

@@ -204,7 +204,18 @@ def embed(
     condition: jax.Array,
     keep: jax.Array,
 ) -> jax.Array:
-    """Embeddings of step and condition side by side, [B, 2 dim]."""
+    """Embeddings of diffusion step and condition, side by side.
+
+    Args:
+        params: the network's.
+        config: sizes; static.
+        step: [B] int32.
+        condition: [B, 1] the return, or the number of a task.
+        keep: [B, 1] factor of the condition's embedding; 0 is the null condition.
+
+    Returns:
+        [B, 2 dim].
+    """
     time, value = params["time_embed"], params["return_embed"]
     seen = position_embedding(step, config.dim).astype(time["dense0"]["bias"].dtype)
     seen = dense(time["dense1"], mish(dense(time["dense0"], seen)))
@@ -243,7 +254,7 @@ def group_norm(layer: Mapping[str, jax.Array], x: jax.Array, groups: int) -> jax
     split = x.reshape(batch, length, groups, channels // groups)  # [B, T, G, C/G]
     centered = split - split.mean((1, 3), keepdims=True)
     variance = jnp.square(centered).mean((1, 3), keepdims=True)
-    normed = (centered * jax.lax.rsqrt(variance + EPSILON)).reshape(x.shape)
+    normed = (centered * jax.lax.rsqrt(variance + EPSILON)).reshape(x.shape)  # [B, T, C]
     return normed * layer["weight"] + layer["bias"]
 
 

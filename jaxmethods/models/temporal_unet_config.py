@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import PositiveInt, model_validator
 
 from jaxmethods.config import Config
 
 
-class TemporalNetworkConfig(Config):
-    """Sizes of a temporal network."""
+class TemporalSizesConfig(Config):
+    """Sizes of a temporal network, whatever the vectors of its sequences are."""
 
     kind: Literal["unet", "mlp"] = "unet"
     """The U-Net, or a multilayer perceptron over the flattened sequence (an ablation)."""
-    channels: PositiveInt = 20
-    """C: size of a position's vector."""
     dim: PositiveInt = 64
     """Width that the multipliers multiply; also of the embeddings of step and condition."""
     multipliers: tuple[PositiveInt, ...] = (1, 4, 8)
@@ -36,7 +34,7 @@ class TemporalNetworkConfig(Config):
     """What products are computed in; parameters and norms keep theirs."""
 
     @model_validator(mode="after")
-    def _fields_fit(self) -> TemporalNetworkConfig:
+    def _fields_fit(self) -> Self:
         if not self.multipliers:
             raise ValueError("multipliers: expected at least one, got none")
         if self.kernel % 2 == 0:
@@ -64,3 +62,10 @@ class TemporalNetworkConfig(Config):
     def lengths(self) -> tuple[int, ...]:
         """Positions on every level."""
         return tuple(self.horizon // 2**level for level in range(len(self.multipliers)))
+
+
+class TemporalNetworkConfig(TemporalSizesConfig):
+    """A temporal network."""
+
+    channels: PositiveInt = 20
+    """C: size of a position's vector."""

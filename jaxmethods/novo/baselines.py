@@ -31,7 +31,17 @@ def all_heads(counts: jax.Array) -> Heads:
 
 
 def random_heads(key: jax.Array, total: int, largest: jax.Array, smallest: jax.Array) -> Heads:
-    """So many heads for the largest and others for the smallest norm, drawn without replacement."""
+    """As many voters of each kind as were chosen, but at random, without replacement.
+
+    Args:
+        key: [] typed random key.
+        total: HL, static.
+        largest: [] int32, heads that vote for the largest norm.
+        smallest: [] int32, others that vote for the smallest.
+
+    Returns:
+        Masks [HL] bool.
+    """
     place = jax.random.permutation(key, total)
     max_mask = place < largest
     min_mask = (place >= largest) & (place < largest + smallest)
@@ -52,10 +62,20 @@ def chance(mask: jax.Array) -> jax.Array:
 def probe(
     norms: jax.Array, mask: jax.Array, labels: jax.Array, penalty: float = 1.0, steps: int = 60
 ) -> jax.Array:
-    """A linear probe [HL] on norms centered within each question.
+    """A linear probe on norms centered within each question.
 
     Minimizes, over the weights w, the cross-entropy of softmax_c(w . x_c) plus penalty / 2 |w|^2 by
     L-BFGS, with x standardized over all candidates.
+
+    Args:
+        norms: [n, C, HL].
+        mask: [n, C] bool.
+        labels: [n] int.
+        penalty: of |w|^2 / 2.
+        steps: of L-BFGS, static.
+
+    Returns:
+        w [HL], for standardized norms.
     """
     x = standardize(norms, mask)
 

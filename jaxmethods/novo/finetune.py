@@ -35,8 +35,8 @@ def differentiable_norms(head_outputs: jax.Array, eps: float = 1e-6) -> jax.Arra
     """
     wide = head_outputs.astype(jnp.promote_types(head_outputs.dtype, jnp.float32))
     squares = jnp.sum(jnp.square(wide), axis=-1)
-    norms = jnp.moveaxis(jnp.sqrt(squares + eps), 0, -2)
-    return norms.reshape(*norms.shape[:-2], -1)
+    norms = jnp.moveaxis(jnp.sqrt(squares + eps), 0, -2)  # [..., L, H]
+    return norms.reshape(*norms.shape[:-2], -1)  # [..., L H]
 
 
 def candidate_logits(
@@ -46,11 +46,16 @@ def candidate_logits(
     key: jax.Array | None = None,
     dropout: tuple[float, float] = (0.0, 0.0),
 ) -> jax.Array:
-    """Logits [..., C] of candidates with norms [..., C, HL].
+    """Logits of candidates.
 
     Args:
+        params: of the head.
+        norms: [..., C, HL].
         key: of dropout; None: none (evaluation).
         dropout: rates before the hidden and before the last layer.
+
+    Returns:
+        [..., C].
     """
     keys = (None, None) if key is None else jax.random.split(key)
     x = _dropped(norms, keys[0], dropout[0])

@@ -140,7 +140,18 @@ def vote(
 def count_votes(
     chosen: Choices, mask: jax.Array, heads: Heads, weights: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """As `vote`, from the heads' choices: what many elections on the same norms share."""
+    """As `vote`, from the heads' choices: what many elections on the same norms share.
+
+    Args:
+        chosen: [..., HL], each head's choices.
+        mask: [..., C] bool: which candidates there are.
+        heads: who votes.
+        weights: [HL] of the votes; None: one each.
+
+    Returns:
+        Votes [..., C] (int32 without weights) and the elected candidate [...] int32, -1 without
+        voters.
+    """
     candidates = jnp.arange(mask.shape[-1])[:, None]
     for_largest = (chosen.largest == candidates).astype(jnp.float32)  # [C, HL]
     for_smallest = (chosen.smallest == candidates).astype(jnp.float32)

@@ -23,7 +23,17 @@ RANDOM_DRAWS = 16
 def accuracies(
     judged: Questions, chosen: Heads, predictions: jax.Array, seed: int
 ) -> dict[str, float]:
-    """Norm voting with Wilson's 95 % interval, under another order of candidates, random heads."""
+    """Norm voting with Wilson's 95 % interval, under another order of candidates, random heads.
+
+    Args:
+        judged: the questions that are judged, with norms and labels.
+        chosen: who votes.
+        predictions: [n] int, the election's.
+        seed: of shuffling and of the random heads.
+
+    Returns:
+        Metric -> number; accuracies are shares in [0, 1].
+    """
     right = np.asarray(predictions) == np.asarray(judged.labels)
     interval = binomtest(int(right.sum()), len(right)).proportion_ci(0.95, method="wilson")
     shuffled = np.random.default_rng(seed + 1).random(judged.mask.shape)

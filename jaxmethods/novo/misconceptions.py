@@ -58,7 +58,17 @@ def draw_facts(key: jax.Array, world: World) -> Facts:
 
 
 def draw_sentences(key: jax.Array, facts: Facts, world: World, number: int) -> jax.Array:
-    """Sentences about random facts, [number, T] int32."""
+    """Sentences about random facts, as the model is trained on.
+
+    Args:
+        key: [] typed random key.
+        facts: true values and myths.
+        world: sizes and shares; static.
+        number: of sentences, static.
+
+    Returns:
+        [number, T] int32 tokens.
+    """
     keys = jax.random.split(key, 4)
     entity = jax.random.randint(keys[0], (number,), 0, world.entities)
     relation = jax.random.randint(keys[1], (number,), 0, world.relations)
@@ -86,11 +96,12 @@ def draw_items(key: jax.Array, facts: Facts, world: World) -> Items:
         return jnp.concatenate([jnp.stack([true, myth]), others])[order], jnp.argmin(order)
 
     keys = jax.random.split(key, facts.true.size)
+    # [F, 4], [F]
     values, labels = jax.vmap(candidates)(keys, facts.true.reshape(-1), facts.myth.reshape(-1))
     entity, relation = jnp.divmod(jnp.arange(facts.true.size), world.relations)
     entity, relation = (jnp.repeat(x, 4) for x in (entity, relation))
-    ids = _statement(world, entity, relation, values.reshape(-1))
-    return Items(ids.reshape(*values.shape, -1), labels.astype(jnp.int32))
+    ids = _statement(world, entity, relation, values.reshape(-1))  # [F 4, T]
+    return Items(ids.reshape(*values.shape, -1), labels.astype(jnp.int32))  # [F, 4, T]
 
 
 def words(world: World) -> list[str]:

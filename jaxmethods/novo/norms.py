@@ -61,10 +61,19 @@ def run_root(
     dtype: Any = None,
     kernel: Kernel | None = None,
 ) -> Root:
-    """Keys and values of the shared tokens, ids [S] of which `length` are real.
+    """Keys and values of the tokens that all sequences share.
 
     Args:
+        params: the decoder's.
+        config: the decoder's; static.
+        ids: [S] int32, padded on the right.
+        length: [] int32: how many of them are real.
         residual: also what predicts the next token (needed for likelihoods only).
+        dtype: of the computation; None: the embeddings'.
+        kernel: of attention; None: JAX chooses.
+
+    Returns:
+        Keys and values [L, S, K, d], with the residual stream [D] if it was asked for.
     """
     dtype = jnp.dtype(dtype or params["embed"]["tokens"].dtype)
     positions = _within(ids.shape[0], length)[None]
@@ -110,8 +119,17 @@ def row_norms(
     Where a row has no such candidate, the values mean nothing.
 
     Args:
+        params: the decoder's.
+        config: the decoder's; static.
+        root: as `run_root` leaves it.
+        rows: [B, T] of questions and candidates.
         order: of the norm.
         tokens: read at the last token, or averaged over the candidate's own tokens.
+        dtype: of the computation; None: the embeddings'.
+        kernel: of attention; None: JAX chooses.
+
+    Returns:
+        [B, C, L H] float32.
     """
     dtype = jnp.dtype(dtype or params["embed"]["tokens"].dtype)
     x, angles, visible = _begin(params, config, root, rows, dtype)
@@ -149,10 +167,23 @@ def row_log_likelihoods(
     dtype: Any = None,
     kernel: Kernel | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probability of every candidate's tokens given the prompt, and their number, [B, C].
+    """Log-probability of every candidate's tokens given the prompt, and their number.
 
-    The sum of log p(token | all before) over the tokens from `rows.starts` on; needs a root with
-    its residual.
+    The sum of log p(token | all before) over the tokens from `rows.starts` on.
+
+    Args:
+        params: the decoder's.
+        config: the decoder's; static.
+        root: with its residual stream.
+        rows: [B, T] of questions and candidates.
+        dtype: of the computation; None: the embeddings'.
+        kernel: of attention; None: JAX chooses.
+
+    Returns:
+        Nats and numbers of tokens, [B, C] each.
+
+    Raises:
+        ValueError: a root without its residual stream.
     """
     if root.residual is None:
         raise ValueError("root: expected one that was run with residual=True")
@@ -190,9 +221,21 @@ def sequence_norms(
     dtype: Any = None,
     kernel: Kernel | None = None,
 ) -> jax.Array:
-    """Norms at the end of whole sequences, ids [B, T] padded on the right: float32 [B, L H].
+    """Norms at the end of whole sequences.
 
     One row for each candidate, nothing shared, the whole model run: what the others must equal.
+
+    Args:
+        params: the decoder's.
+        config: the decoder's; static.
+        ids: [B, T] int32, padded on the right.
+        lengths: [B] int32.
+        order: of the norm.
+        dtype: of the computation; None: the embeddings'.
+        kernel: of attention; None: JAX chooses.
+
+    Returns:
+        [B, L H] float32.
     """
     outputs = forward(
         params,
@@ -206,7 +249,7 @@ def sequence_norms(
         kernel=kernel,
     )
     norms = _norm(outputs.head_outputs[:, :, 0], order)  # [L, B, H]
-    return jnp.moveaxis(norms, 0, 1).reshape(ids.shape[0], -1)
+    return jnp.moveaxis(norms, 0, 1).reshape(ids.shape[0], -1)  # [B, L H]
 
 
 def _within(slots: int, length: jax.Array) -> jax.Array:
@@ -256,7 +299,7 @@ def _reader(rows: Rows, order: Order, tokens: Tokens) -> Callable[[jax.Array], j
         return lambda heads: _norm(at(heads, rows.ends), order)
     member = _membership(rows) & (rows.positions >= rows.starts[:, None])[:, None]
     weights = member / jnp.maximum(jnp.sum(member, axis=-1, keepdims=True), 1)
-    return lambda heads: jnp.einsum("bct,bth->bch", weights, _norm(heads, order))
+    return lambda heads: jnp.einsum("bct,bth->bch", weights, _norm(heads, order))  # [B, C, H]
 
 
 def _norm(heads: jax.Array, order: Order) -> jax.Array:

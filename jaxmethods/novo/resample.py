@@ -84,7 +84,7 @@ def bootstrap(
 
     def one(key: jax.Array) -> Draws:
         drawn = (jax.random.permutation(key, number) < samples).astype(jnp.float32)
-        counts = jnp.einsum("n,knh->kh", drawn, right).astype(jnp.int32)
+        counts = jnp.einsum("n,knh->kh", drawn, right).astype(jnp.int32)  # [2, HL]
         heads = select_heads(counts, q, rule=rule, voters=voters)
         counted = 1 - drawn if judged is None else None
         return Draws(elect(of_others, others.mask, others.labels, heads, counted), heads)
@@ -102,7 +102,14 @@ def elect(
     """Accuracy of one election for every question, from the heads' choices.
 
     Args:
+        chosen: [n, HL], each head's choices.
+        mask: [n, C] bool.
+        labels: [n] int.
+        heads: who votes.
         counted: [n] weights of the questions; default: all alike.
+
+    Returns:
+        [] in [0, 1].
     """
     _, predictions = jax.vmap(count_votes, (0, 0, None))(chosen, mask, heads)
     return jnp.average(predictions == labels, weights=counted)

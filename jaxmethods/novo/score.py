@@ -126,6 +126,20 @@ def score_batches(
 ) -> Iterator[Part]:
     """The scores of the tree's batches, from batch `first` on, as they are dispatched.
 
+    Args:
+        params: the decoder's.
+        config: the decoder's.
+        tree: the sequences, as batches of rows.
+        likelihood: also the candidates' log-likelihoods.
+        order: of the norm.
+        tokens: read at the last token, or averaged over the candidate's own.
+        dtype: of the computation; None: the embeddings'.
+        mesh: rows are split over its axis `data`, where it divides them.
+        first: the batch to begin with.
+
+    Yields:
+        Norms [B, C, L H] float32 of each batch, and its log-likelihoods [B, C].
+
     Raises:
         ValueError: candidates that share tokens whose frequencies depend on their lengths.
     """
@@ -169,6 +183,7 @@ def _gather(tree: Tree, parts: Sequence[Part]) -> Scores:
         for where, value in zip(tree.questions, values, strict=True):
             distinct[where[where >= 0]] = value[where >= 0]
         spread = distinct[np.arange(questions)[:, None], place]
+        # [Q, C, ...]
         return np.where(mask.reshape(mask.shape + (1,) * (spread.ndim - 2)), spread, 0)
 
     norms = gather("norms")

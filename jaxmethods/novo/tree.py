@@ -139,10 +139,19 @@ def candidate_starts(
 def plan_batches(
     lengths: np.ndarray, batch_tokens: int, shapes: int, buckets: Sequence[int] = BUCKETS
 ) -> list[tuple[np.ndarray, int, int]]:
-    """Which rows share a batch, of how many rows and which length: [(rows, B, T), ...].
+    """Which rows share a batch, how many rows it has and how long they are.
 
     The longest rows left choose the length, and the batch is filled with the next shorter ones, so
     that only the last batch of all is not full.
+
+    Args:
+        lengths: [rows] int, in tokens.
+        batch_tokens: of a batch, at most; a single row may have more.
+        shapes: how many lengths there may be.
+        buckets: lengths to choose from.
+
+    Returns:
+        [(numbers of the rows, B, T), ...].
     """
     sizes = _bucket_sizes(lengths, shapes, buckets)
     order = np.argsort(-lengths, kind="stable")

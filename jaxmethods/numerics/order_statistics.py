@@ -84,6 +84,9 @@ def sum_over_entries(
         arrays: [T or 1, ...], equal but for the leading axis.
         unpack: [T, n] -> [..., T, n], where an integer of `function` holds several counters.
         most: how many of its values may be added before they are unpacked.
+
+    Returns:
+        [..., T] in the dtype that `unpack` gives.
     """
     rows = [array.reshape(array.shape[0], -1) for array in arrays]
     size = rows[0].shape[1]

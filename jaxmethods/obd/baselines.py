@@ -58,8 +58,14 @@ def top_rows(
     """`count` different rows, uniformly among the `share` of the data with the highest scores.
 
     Args:
+        key: [] typed random key.
+        data: L rows.
         score: [L], for instance the return of each row's episode or q(s, a).
+        count: how many, static.
         share: in (0, 1], static. At least `count` rows are drawn from.
+
+    Returns:
+        `count` pairs.
     """
     best = jax.lax.top_k(score, max(count, round(share * len(score))))[1]
     return _rows(data, best[distinct_rows(key, len(best), count)])

@@ -90,7 +90,17 @@ def fit_density(key: jax.Array, states: jax.Array, config: FlowConfig) -> Densit
 
 
 def init_flow(key: jax.Array, size: int, blocks: int, hidden: int) -> FlowParams:
-    """Random hidden layers; last layers near 0, so that the flow begins as the identity."""
+    """A fresh flow: random hidden layers; last layers near 0, so that it begins as the identity.
+
+    Args:
+        key: [] typed random key.
+        size: S of the states.
+        blocks: how many MADE blocks.
+        hidden: units of each hidden layer.
+
+    Returns:
+        Leaves [blocks, ...] in float32.
+    """
 
     def block(key: jax.Array) -> tuple[Layer, Layer, Layer]:
         keys = jax.random.split(key, 3)
@@ -147,10 +157,19 @@ def made(layers: tuple[Layer, Layer, Layer], values: jax.Array) -> tuple[jax.Arr
 def neighbor_density(
     states: jax.Array, neighbors: int = 10, sample: int = 4096, key: jax.Array | None = None
 ) -> Density:
-    """-S log d_k, d_k the distance to the k-th nearest of at most `sample` of the states [L, S].
+    """The log-density by the distance d_k to the k-th nearest neighbor, -S log d_k.
 
-    With the whole data as sample (sample >= L) a state of the data is its own first neighbor,
-    which counts. Distances are floored at 1e-6, for data with repeated states.
+    With the whole data as sample (sample >= L) a state of the data is its own first neighbor, which
+    counts. Distances are floored at 1e-6, for data with repeated states.
+
+    Args:
+        states: [L, S].
+        neighbors: k.
+        sample: the number of states, drawn once, among which neighbors are looked for.
+        key: typed random key of the sample; None: key 0.
+
+    Returns:
+        states [..., S] -> log-densities [...], up to a constant.
 
     Raises:
         ValueError: fewer states than neighbors.

@@ -135,7 +135,17 @@ def judge_sets(
 
 
 def measure_policy(play: Player, params: Any, norm: Norm, key: jax.Array) -> Any:
-    """Lets one policy play; pure."""
+    """Lets one policy play; pure.
+
+    Args:
+        play: who lets it play.
+        params: of one policy.
+        norm: of the states the policy was trained on.
+        key: [] typed random key.
+
+    Returns:
+        What `play.scores` is given, of one seed and one policy.
+    """
     return play.measure(jax.tree.map(lambda leaf: leaf[None], params), norm, key)
 
 
@@ -146,7 +156,17 @@ def judge_policies(play: Player, measures: Any) -> dict[str, np.ndarray]:
 
 @compiled("config", "students")
 def trained_students(config: OBDConfig, students: int, key: jax.Array, syn: SynSet) -> Any:
-    """Parameters, leading axis [students], cloned from a set with the distillation's inner loop."""
+    """Students cloned from a set with the distillation's inner loop.
+
+    Args:
+        config: architecture, rate, momentum, noise and steps; static.
+        students: how many; static.
+        key: [] typed random key.
+        syn: the set.
+
+    Returns:
+        Parameters, leaves [students, ...].
+    """
     optimizer = optax.sgd(config.inner_lr, config.inner_momentum or None)
     policy = make_student(config.student)
     return train_students(

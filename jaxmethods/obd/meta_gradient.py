@@ -67,9 +67,11 @@ def inner_train(
 
     Args:
         params: theta_0 of the student whose `sample` is given.
+        syn: D, the N synthetic pairs.
         noise: [T, N, A] of the sampled actions.
         lr: alpha_0; may be traced.
         momentum: beta_0; may be traced. None saves the velocity's memory.
+        sample: (params, states, noise) -> sampled actions; static.
         size: clone only this many of the first pairs; may be traced.
         mode: how to differentiate; see `bilevel.solve`.
         backward_noise: [T, N, A]; makes the gradient that of the published code.
@@ -108,7 +110,15 @@ def meta_gradient(
 ) -> MetaGradient:
     """The outer loss of the clone and its gradient in the synthetic set.
 
-    The arguments are those of `inner_train`, and the `batch` of the outer loss.
+    Args:
+        syn: D, the N synthetic pairs.
+        params: theta_0 of the student.
+        noise: [T, N, A] of the sampled actions.
+        batch: B rows that the clone is judged on.
+        lr, momentum, sample, size, mode, backward_noise: see `inner_train`.
+
+    Returns:
+        H [], dH/dD in the structure of `syn`, and the inner losses [T].
     """
 
     def outer(syn: SynSet) -> tuple[jax.Array, jax.Array]:

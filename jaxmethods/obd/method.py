@@ -87,7 +87,17 @@ def make_student(config: StudentConfig) -> Policy:
 
 
 def init_pool(key: jax.Array, config: OBDConfig, source: Source, student: Policy) -> Any:
-    """`config.init_pool` initial students with a leading axis, for `Source.init_pool`."""
+    """Initial students to draw from, for `Source.init_pool`.
+
+    Args:
+        key: [] typed random key.
+        config: how many; static.
+        source: the data, which say the sizes.
+        student: the architecture.
+
+    Returns:
+        Parameters, leaves [config.init_pool, ...].
+    """
     sizes = source.data.states.shape[1], source.data.actions.shape[1]
     # One after the other: orthogonalization doesn't gain from being mapped.
     return jax.lax.map(lambda k: student.init(k, *sizes), jax.random.split(key, config.init_pool))
@@ -148,7 +158,17 @@ def outer_optimizer(
 def outer_step(
     config: OBDConfig, student: Policy, state: State, source: Source
 ) -> tuple[State, Metrics]:
-    """One update of the synthetic set."""
+    """One update of the synthetic set.
+
+    Args:
+        config: sizes and switches; static.
+        student: the architecture.
+        state: set, moments, key and rates.
+        source: offline data and teacher.
+
+    Returns:
+        The state after it, and metrics [].
+    """
     key, batch_key, student_key = jax.random.split(state.key, 3)
     rates = state.rates
     batch = make_outer_batch(batch_key, source, config, rates.beta_w)
@@ -173,7 +193,19 @@ def average_gradient(
     batch: OuterBatch,
     key: jax.Array,
 ) -> MetaGradient:
-    """The mean over `config.n_inits` fresh students, each with noise of its own."""
+    """The mean over `config.n_inits` fresh students, each with noise of its own.
+
+    Args:
+        config: sizes and switches; static.
+        student: the architecture.
+        state: with the set and the rates.
+        source: with the pool of initial students, if there is one.
+        batch: B rows that clones are judged on.
+        key: [] typed random key.
+
+    Returns:
+        Loss [], gradient in the structure of the set and inner losses [T], means over the students.
+    """
 
     def one(key: jax.Array) -> MetaGradient:
         init_key, inner_key, outer_key, backward_key = jax.random.split(key, 4)

@@ -60,8 +60,14 @@ def bc_loss(
     """l_BC, [].
 
     Args:
+        params: theta.
+        syn: D, N pairs.
         noise: [N, A].
+        sample: (params, states, noise) -> sampled actions; static.
         size: use only this many of the first of the N pairs; may be traced.
+
+    Returns:
+        [], in the dtype of the set.
     """
     error = _squared_error(sample(params, syn.states, noise), syn.actions)
     if size is None:
@@ -80,6 +86,15 @@ def make_outer_batch(
     key: jax.Array, source: Source, config: OBDConfig, beta_w: jax.Array | float
 ) -> OuterBatch:
     """Draws `config.batch` rows, the teacher's actions on them, weights and the student's noise.
+
+    Args:
+        key: [] typed random key.
+        source: offline data and teacher.
+        config: objective and batch size; static.
+        beta_w: what a weight is multiplied by; may be traced.
+
+    Returns:
+        B states, their targets and weights, and the noise [B, A] of the student's actions.
 
     Raises:
         ValueError: an objective other than `dbc` without a teacher; fewer rows than `batch`.

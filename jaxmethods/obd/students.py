@@ -71,7 +71,19 @@ def train_student(
     steps: int,
     noise: float = 1.0,
 ) -> Any:
-    """One student's parameters after `steps` full-batch steps."""
+    """One student, trained from scratch.
+
+    Args:
+        key: [] typed random key of its initial parameters and noise.
+        syn: the set it clones.
+        policy: its architecture.
+        optimizer: from optax.
+        steps: full-batch steps, static.
+        noise: standard deviation of the actions' noise.
+
+    Returns:
+        Its parameters.
+    """
     init_key, noise_key = jax.random.split(key)
     params = policy.init(init_key, syn.states.shape[-1], syn.actions.shape[-1])
 
@@ -96,6 +108,17 @@ def cross_optimizers(
     """Students of every optimizer in one program, leaves [len(optimizers), K, ...].
 
     Students of the same number start from the same parameters under every optimizer.
+
+    Args:
+        key: [] typed random key.
+        syn: the set they clone.
+        optimizers: from optax.
+        policy: the architecture; None: the paper's.
+        n_students: K of every optimizer, static.
+        steps: full-batch steps, static.
+
+    Returns:
+        Parameters, leaves [len(optimizers), K, ...].
     """
 
     def train(index: jax.Array) -> Any:
@@ -144,9 +167,19 @@ def offline_loss(
     sample: Sample = policy_sample,
     chunk: int = 4096,
 ) -> jax.Array:
-    """Mean squared error of one student's sampled actions against all of the data's, [].
+    """Mean squared error of one student's sampled actions against all of the data's.
 
     Rows are visited `chunk` at a time, so that memory doesn't grow with the data.
+
+    Args:
+        key: [] typed random key of the actions' noise.
+        params: of the student.
+        data: L rows.
+        sample: (params, states, noise) -> sampled actions; static.
+        chunk: rows at a time, static.
+
+    Returns:
+        [] float32.
     """
     rows = len(data.states)
     starts = jnp.arange(0, rows, chunk)

@@ -38,10 +38,19 @@ def init_syn(key: jax.Array, source: Source, config: OBDConfig) -> SynSet:
 
 
 def best_of_clusters(key: jax.Array, states: jax.Array, score: jax.Array, count: int) -> jax.Array:
-    """The best row of each of `count` clusters of states, [count] int32.
+    """The best row of each cluster of states.
 
     One iteration of k-means from random rows: assign, move the centers, assign again. A cluster
     that came out empty is represented by the row it started from.
+
+    Args:
+        key: [] typed random key.
+        states: [L, S].
+        score: [L], of which a cluster's largest is its best.
+        count: of clusters, static.
+
+    Returns:
+        [count] int32 numbers of rows.
     """
     start = distinct_rows(key, len(states), count).astype(jnp.int32)
     cluster = _nearest(states, states[start])

@@ -101,6 +101,15 @@ def cross_architectures(
 ) -> Any:
     """Students of every architecture in one program.
 
+    Args:
+        key: [] typed random key.
+        syn: the set they clone.
+        architectures: depth and residual connection of each.
+        n_students: K of every architecture, static.
+        optimizer: from optax; None: that of `train_students`.
+        steps: full-batch steps, static.
+        hidden: width of all layers, static.
+
     Returns:
         Padded parameters [len(architectures), K, ...]; `plain` makes one architecture's policy of
         a slice, `padded_policy` evaluates them all at once.

@@ -89,7 +89,17 @@ def teacher(state: State) -> Teacher:
 
 
 def init_state(config: CalQLConfig, optimizers: Any, key: jax.Array, data: Transitions) -> State:
-    """Fresh networks for the data's sizes."""
+    """Fresh networks for the data's sizes.
+
+    Args:
+        config: sizes; static.
+        optimizers: one for every network.
+        key: [] typed random key.
+        data: transitions, which say the sizes.
+
+    Returns:
+        Networks, their targets and optimizer states.
+    """
     key, policy_key, critic_key = jax.random.split(key, 3)
     n_states, n_actions = data.states.shape[-1], data.actions.shape[-1]
     networks = Networks(
@@ -106,7 +116,17 @@ def update(
     config: CalQLConfig, optimizers: Any, state: State, data: Transitions
 ) -> tuple[State, Metrics]:
     """One minibatch: the entropy's temperature, the policy and the critics, all from the same
-    networks."""
+    networks.
+
+    Args:
+        config: the losses; static.
+        optimizers: one for every network.
+        state: networks, targets, moments and key.
+        data: all transitions, of which a minibatch is drawn.
+
+    Returns:
+        The state after it, and metrics [].
+    """
     key, draw, policy_key, critic_key = jax.random.split(state.key, 4)
     batch = minibatch(draw, data, config.batch)
     networks = state.networks
@@ -161,12 +181,18 @@ def critic_loss(
     networks: Networks,
     batch: Transitions,
 ) -> tuple[jax.Array, Metrics]:
-    """Bellman error plus alpha times the calibrated conservative term, [], and metrics.
+    """Bellman error plus alpha times the calibrated conservative term (eq. 5.1).
 
     Args:
+        config: the loss; static.
+        key: [] typed random key of the actions.
         critics: what is differentiated; `networks` holds the policy and its temperature.
         target: the target critics.
+        networks: policy and temperature, which are constants here.
         batch: rows [B].
+
+    Returns:
+        The loss [] float32, and metrics [].
     """
     next_key, actions_key = jax.random.split(key)
     policy = networks.policy
@@ -190,10 +216,20 @@ def critic_loss(
 def values_at_actions(
     config: CalQLConfig, key: jax.Array, critics: QParams, policy: PolicyParams, batch: Transitions
 ) -> jax.Array:
-    """Values at s of M uniform actions, M of the policy at s and M of it at s', [2, 3 M, B].
+    """Values at s of M uniform actions, M of the policy at s and M of it at s'.
 
     Those of the policy's actions are calibrated; with importance sampling the log-density each
     action was drawn with is subtracted.
+
+    Args:
+        config: M and switches; static.
+        key: [] typed random key of the actions.
+        critics: leaves [2, ...].
+        policy: a tanh-Gaussian one.
+        batch: B rows.
+
+    Returns:
+        [2, 3 M, B].
     """
     here_key, there_key, uniform_key = jax.random.split(key, 3)
     shape = (config.n_actions, *batch.actions.shape)

@@ -1,10 +1,24 @@
-"""Configurations of the offline RL that makes a teacher; the defaults are the published ones."""
+"""Configurations of the offline RL that makes a teacher, and of where its policies play.
+
+The defaults are the published ones.
+"""
 
 from __future__ import annotations
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from typing import Any
 
-from jaxmethods.config import Config, Fraction, OpenFraction
+from pydantic import (
+    ConfigDict,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+)
+
+from jaxmethods.config import Config, Fraction, OpenFraction, nearest
+from jaxmethods.envs.control.episodes import BRAX, CONTROL, make_control
+from jaxmethods.offline_rl.mujoco_returns import ENVIRONMENTS
 
 
 class IQLConfig(Config):
@@ -56,3 +70,30 @@ class CalQLConfig(Config):
     """Entropy the temperature is tuned to; None: -A."""
     cloning_steps: NonNegativeInt = 0
     """First steps in which the policy maximizes the data's likelihood instead of the critics."""
+
+
+class PlayedEnvironmentConfig(Config):
+    """Which environment; every further field is an argument of its constructor."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    """hopper, walker2d, halfcheetah or reacher (MuJoCo, extra `rl`); pendulum, point_mass, arm or
+    linear (ours, in JAX); or brax:TASK with one of brax's tasks (in JAX; extra `brax`)."""
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        known = {*ENVIRONMENTS, *CONTROL}
+        if not name.startswith(BRAX) and name not in known:
+            raise ValueError(f"unknown environment {name!r}{nearest(name, known)}")
+        return name
+
+    @property
+    def in_jax(self) -> bool:
+        """Whether episodes are played inside of a compiled program."""
+        return self.name.startswith(BRAX) or self.name in CONTROL
+
+    def make(self) -> Any:
+        """An environment in JAX. Raises `ValueError` for an unknown name or argument."""
+        return make_control(self.name, **(self.model_extra or {}))

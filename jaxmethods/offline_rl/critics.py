@@ -15,7 +15,17 @@ from jaxmethods.offline_rl.policies import QParams, init_q, q_value
 
 
 def init_twins(key: jax.Array, n_states: int, n_actions: int, hidden: int) -> QParams:
-    """Two fresh critics, leaves [2, ...]."""
+    """Two fresh critics.
+
+    Args:
+        key: [] typed random key.
+        n_states: S.
+        n_actions: A.
+        hidden: units of the hidden layers.
+
+    Returns:
+        Parameters, leaves [2, ...].
+    """
     keys = jax.random.split(key, 2)
     return jax.vmap(lambda one: init_q(one, n_states, n_actions, hidden))(keys)
 
@@ -41,7 +51,17 @@ def moving_average(old: Any, new: Any, rate: float) -> Any:
 def bootstrapped(
     rewards: jax.Array, terminals: jax.Array, next_values: jax.Array, discount: float
 ) -> jax.Array:
-    """r + gamma (1 - terminal) V(s'), without gradient."""
+    """r + gamma (1 - terminal) V(s'), without gradient.
+
+    Args:
+        rewards: r [B].
+        terminals: [B], 1 where the episode ended.
+        next_values: V(s') [B].
+        discount: gamma.
+
+    Returns:
+        [B].
+    """
     return jax.lax.stop_gradient(rewards + discount * (1.0 - terminals) * next_values)
 
 
@@ -51,7 +71,17 @@ def squared_error(values: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def apply_each(optimizers: Any, gradients: Any, moments: Any, networks: Any) -> tuple[Any, Any]:
-    """Steps every network of a NamedTuple with its own optimizer: (networks, optimizer states)."""
+    """Steps every network of a NamedTuple with its own optimizer.
+
+    Args:
+        optimizers: one for every network, in their order.
+        gradients: in the structure of `networks`.
+        moments: the optimizers' states.
+        networks: what is updated.
+
+    Returns:
+        (networks, optimizer states) after it.
+    """
     updated, states = [], []
     for optimizer, gradient, moment, network in zip(
         optimizers, gradients, moments, networks, strict=True

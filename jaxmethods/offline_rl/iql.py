@@ -91,7 +91,17 @@ def teacher(state: State) -> Teacher:
 
 
 def init_state(config: IQLConfig, optimizers: Any, key: jax.Array, data: Transitions) -> State:
-    """Fresh networks for the data's sizes."""
+    """Fresh networks for the data's sizes.
+
+    Args:
+        config: sizes; static.
+        optimizers: one for every network.
+        key: [] typed random key.
+        data: transitions, which say the sizes and the scale of rewards.
+
+    Returns:
+        Networks, their targets and optimizer states.
+    """
     key, policy_key, critic_key, value_key = jax.random.split(key, 4)
     n_states, n_actions = data.states.shape[-1], data.actions.shape[-1]
     networks = Networks(
@@ -107,7 +117,17 @@ def init_state(config: IQLConfig, optimizers: Any, key: jax.Array, data: Transit
 def update(
     config: IQLConfig, optimizers: Any, state: State, data: Transitions
 ) -> tuple[State, Metrics]:
-    """One minibatch: value function and policy against the target critics, then the critics."""
+    """One minibatch: value function and policy against the target critics, then the critics.
+
+    Args:
+        config: the losses; static.
+        optimizers: one for every network.
+        state: networks, targets, moments and key.
+        data: all transitions, of which a minibatch is drawn.
+
+    Returns:
+        The state after it, and metrics [].
+    """
     key, draw = jax.random.split(state.key)
     batch = minibatch(draw, data, config.batch)
     batch = batch._replace(rewards=batch.rewards * state.reward_scale)

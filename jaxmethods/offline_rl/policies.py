@@ -122,7 +122,18 @@ def _deterministic(hidden: tuple[int, ...]) -> Policy:
 def init_policy(
     key: jax.Array, n_states: int, n_actions: int, hidden: int = 256, n_layers: int = 4
 ) -> PolicyParams:
-    """A fresh tanh-Gaussian policy: orthogonal weights of gain sqrt(2), last layer included."""
+    """A fresh tanh-Gaussian policy: orthogonal weights of gain sqrt(2), last layer included.
+
+    Args:
+        key: [] typed random key.
+        n_states: S.
+        n_actions: A.
+        hidden: units of the hidden layers.
+        n_layers: how many layers, the last included.
+
+    Returns:
+        Parameters in float32.
+    """
     sizes = [n_states, *[hidden] * (n_layers - 1), 2 * n_actions]
     return PolicyParams(_orthogonal_layers(key, sizes), jnp.ones(()), -jnp.ones(()))
 
@@ -130,9 +141,19 @@ def init_policy(
 def init_deterministic(
     key: jax.Array, n_states: int, n_actions: int, hidden: Sequence[int] = (400, 300)
 ) -> tuple[Layer, ...]:
-    """Hidden weights U(+-1/sqrt(out)), hidden biases 0.1, last layer U(+-0.003).
+    """A fresh deterministic policy.
 
-    The published code takes the number of outputs for the fan-in; so do we.
+    Hidden weights are U(+-1/sqrt(out)), hidden biases 0.1, the last layer U(+-0.003). The published
+    code takes the number of outputs for the fan-in; so do we.
+
+    Args:
+        key: [] typed random key.
+        n_states: S.
+        n_actions: A.
+        hidden: units of the hidden layers.
+
+    Returns:
+        (weights [in, out], biases [out]) of every layer, float32.
     """
     sizes = [n_states, *hidden, n_actions]
     *hidden_keys, last_key, bias_key = jax.random.split(key, len(sizes))
@@ -158,7 +179,17 @@ def policy_heads(
 def policy_sample(
     params: PolicyParams, states: jax.Array, noise: jax.Array, residual: bool = False
 ) -> jax.Array:
-    """tanh(m + std * noise), [..., A]: a sampled action where the noise is N(0, I)."""
+    """tanh(m + std * noise): a sampled action where the noise is N(0, I).
+
+    Args:
+        params: the policy's.
+        states: [..., S] normalized.
+        noise: [..., A].
+        residual: whether the policy has a residual connection; static.
+
+    Returns:
+        [..., A] in [-1, 1].
+    """
     mean, log_std = policy_heads(params, states, residual)
     return jnp.tanh(mean + jnp.exp(log_std) * noise)
 
@@ -171,9 +202,18 @@ def policy_mode(params: PolicyParams, states: jax.Array, residual: bool = False)
 def policy_log_prob(
     params: PolicyParams, states: jax.Array, noise: jax.Array, residual: bool = False
 ) -> jax.Array:
-    """Log-density [...] of the action `policy_sample` makes of the same noise [..., A].
+    """Log-density of the action that `policy_sample` makes of the same noise.
 
     The tanh's log-derivative is 2 (log 2 - z - softplus(-2 z)), which doesn't overflow.
+
+    Args:
+        params: the policy's.
+        states: [..., S] normalized.
+        noise: [..., A].
+        residual: whether the policy has a residual connection; static.
+
+    Returns:
+        [...] nats, float32 at least.
     """
     wide = jnp.promote_types(states.dtype, jnp.float32)
     heads = policy_heads(params, states, residual)
@@ -184,7 +224,17 @@ def policy_log_prob(
 
 
 def init_q(key: jax.Array, n_states: int, n_actions: int, hidden: int = 256) -> QParams:
-    """A fresh critic of three layers: orthogonal weights of gain sqrt(2), zero biases."""
+    """A fresh critic of three layers: orthogonal weights of gain sqrt(2), zero biases.
+
+    Args:
+        key: [] typed random key.
+        n_states: S.
+        n_actions: A; 0 gives a value function.
+        hidden: units of the hidden layers.
+
+    Returns:
+        (weights [in, out], biases [out]) of every layer, float32.
+    """
     return _orthogonal_layers(key, [n_states + n_actions, hidden, hidden, 1])
 
 

@@ -81,6 +81,9 @@ def describe(
         headline: the metrics that are the result.
         judged: stage -> when and how it was judged.
         environment: of the process that judged.
+
+    Returns:
+        A mapping that JSON can hold, as this module's page shows it.
     """
     config = folder.read_config()
     first, seeds = config.get("seed", 0), config.get("seeds", 1)

@@ -49,7 +49,16 @@ class Refusal(Exception):
 
 
 def authorize(action: int, first: Any, second: Any, database: Any, trigger: Any) -> int:
-    """Allows what a SELECT needs."""
+    """SQLite's authorizer: allows what a SELECT needs.
+
+    Args:
+        action: what the query wants to do, one of SQLite's codes.
+        first, second: what it is done to; `second` is a function's name.
+        database, trigger: not read.
+
+    Returns:
+        `SQLITE_OK` or `SQLITE_DENY`.
+    """
     del first, database, trigger
     function = action == sqlite3.SQLITE_FUNCTION
     if action not in ALLOWED or (function and str(second).lower() in REFUSED_FUNCTIONS):

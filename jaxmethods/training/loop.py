@@ -52,8 +52,15 @@ def init_state(
 ) -> State:
     """Initial states of all seeds, with a leading seed axis and no weakly typed leaf.
 
-    `place` maps the abstract state to its leaves' shardings; by default JAX decides. `batch_axes`
-    says which leaves of the batch have an axis of seeds, as `jax.vmap`'s `in_axes`.
+    Args:
+        method: what is trained.
+        keys: [seeds] typed random keys.
+        batch: the data.
+        place: the abstract state -> shardings of its leaves; by default JAX decides.
+        batch_axes: which leaves of the batch have an axis of seeds, as `jax.vmap`'s `in_axes`.
+
+    Returns:
+        The method's state, leaves [seeds, ...], on their devices.
     """
 
     def init(keys: jax.Array, batch: Batch) -> State:
@@ -72,8 +79,17 @@ def compile_chunk(
 ) -> Chunk:
     """Compiles up to `length` steps of all seeds into one program; `step` is traced once.
 
-    The state keeps its shardings; metrics come out whole on every device. `batch_axes` is
-    that of `init_state`.
+    The state keeps its shardings; metrics come out whole on every device.
+
+    Args:
+        method: what is trained.
+        state: leaves [seeds, ...], on their devices.
+        batch: the data.
+        length: the most steps of a chunk.
+        batch_axes: as in `init_state`.
+
+    Returns:
+        The program, and the seconds that compiling it took.
     """
     start = time.perf_counter()
     leaves, structure = jax.tree.flatten(batch_axes, is_leaf=lambda axis: axis is None)

@@ -217,9 +217,15 @@ def evaluate(
     Only reads, so that the run may train meanwhile; a stage that has not begun ends the sequence.
 
     Args:
+        recipe: the run's stages.
+        config: the run's.
+        folder: of the run.
         checkpoint: `best`, `latest` or a step of the last training stage; earlier ones take their
             latest.
         seed: of the evaluation's randomness.
+
+    Yields:
+        Stage, its step, and metric -> [seeds] on the host.
     """
     mesh = make_mesh(mesh_of(config))
     trained = [stage for stage in recipe.stages if isinstance(stage, Train)]
@@ -281,7 +287,18 @@ def write_results(folder: RunFolder, headline: Sequence[str]) -> None:
 def restore(
     kept: Trained, config: RunConfig, mesh: Mesh, results: Mapping[str, Any], checkpoint: str
 ) -> tuple[int, Any, Any]:
-    """Step, state and batch of a checkpoint of a stage."""
+    """A checkpoint of a stage, and the data it goes with.
+
+    Args:
+        kept: the stage's part of the run folder.
+        config: the run's.
+        mesh: on which state and batch are placed.
+        results: of the stages before.
+        checkpoint: `best`, `latest` or a step.
+
+    Returns:
+        Its step, the state [seeds, ...] and the batch.
+    """
     stage, layout = kept.stage, kept.stage.layout
     batch = Placer(mesh, seeds_of(config))(stage.data(results), layout)
     axes = seed_axes(batch, layout.per_seed)

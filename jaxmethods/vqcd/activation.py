@@ -195,7 +195,7 @@ def claim(key: jax.Array, owner: Params, task: int, share: float) -> Params:
             return None
         wanted = int(own.size * share + 1e-6)
         drawn = jax.random.uniform(named(key, path_name(path)), own.shape)
-        order = jnp.argsort(jnp.where(own == FREE, drawn, 2.0).reshape(-1))
+        order = jnp.argsort(jnp.where(own == FREE, drawn, 2.0).reshape(-1))  # [n], free ones first
         rank = jnp.zeros(own.size, jnp.int32).at[order].set(jnp.arange(own.size))
         mine = (rank.reshape(own.shape) < wanted) & (own == FREE)
         return jnp.where(mine, jnp.int8(task), own)
@@ -244,6 +244,6 @@ def owned_counts(owner: Params, tasks: int) -> Params:
     """How many entries every task [I] owns in each array that is shared out."""
 
     def count(own: jax.Array) -> jax.Array:
-        return (own.reshape(-1) == jnp.arange(tasks)[:, None]).sum(-1)
+        return (own.reshape(-1) == jnp.arange(tasks)[:, None]).sum(-1)  # [I, n] -> [I]
 
     return jax.tree.map(count, owner)

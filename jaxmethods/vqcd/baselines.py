@@ -184,6 +184,7 @@ def keep_largest(config: PlannerConfig, bank: Bank, task: int) -> Bank:
         if own is None:
             return None
         mine = own == task
+        # [n], largest first
         order = jnp.argsort(jnp.where(mine, -jnp.abs(leaf), jnp.inf).reshape(-1))
         rank = jnp.zeros(leaf.size, jnp.int32).at[order].set(jnp.arange(leaf.size))
         kept = rank.reshape(leaf.shape) < jnp.round(mine.sum() * share)
@@ -231,7 +232,7 @@ def generated_windows(
     actions = jnp.concatenate([actions, actions[:, -1:]], axis=1)
     return TaskData(
         states=plans.reshape(episodes * horizon, -1),  # [E T, C]
-        actions=actions.reshape(episodes * horizon, -1),
+        actions=actions.reshape(episodes * horizon, -1),  # [E T, A]
         state_table=None,
         action_table=None,
         starts=jnp.arange(episodes, dtype=jnp.int32) * horizon,

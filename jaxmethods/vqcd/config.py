@@ -1,23 +1,61 @@
-"""Configurations of VQ-CD's mathematics; the defaults are the paper's or those of its code."""
+"""Configs of VQ-CD: of its mathematics, then of a continual run (`Run`).
+
+The defaults are the paper's or those of its code.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
-from jaxmethods.config import Config, Fraction, Momentum
-from jaxmethods.models.temporal_unet_config import TemporalNetworkConfig
+from jaxmethods.config import (
+    Config,
+    Fraction,
+    Momentum,
+    OpenFraction,
+    TrainingRunConfig,
+    nearest,
+)
+from jaxmethods.data.generated import QUALITIES
+from jaxmethods.envs.control.episodes import CONTROLLERS
+from jaxmethods.models.temporal_unet_config import TemporalNetworkConfig, TemporalSizesConfig
+from jaxmethods.offline_rl.config import PlayedEnvironmentConfig
 
 AlignmentKind = Literal["vq", "ae", "vae", "fsq", "pad", "none"]
+NAME = re.compile("[a-z0-9_]+")
+Kind = Literal[
+    "vqcd",
+    "finetune",
+    "multitask",
+    "single",
+    "single_quarter",
+    "cod",
+    "cod_rcr",
+    "cod_lora",
+    "rehearsal",
+    "ewc",
+    "l2",
+    "mas",
+    "packnet",
+    "generative_replay",
+]
+
+
+# The mathematics
 
 
 class AlignmentConfig(Config):
@@ -32,8 +70,8 @@ class AlignmentConfig(Config):
     """d: size of a latent vector."""
     codes: Annotated[int, Field(ge=2, le=32767)] = 512
     """N: entries of the codebook, shared by the n latents."""
-    padded_size: PositiveInt = 1
-    """Size of the common space of `pad` and `none`: that of the widest task."""
+    padded_size: PositiveInt | None = None
+    """Size of the common space of `pad` and `none`; null: a run takes that of its widest task."""
     encoder: tuple[PositiveInt, ...] = (256, 256)
     decoder: tuple[PositiveInt, ...] = (256, 256)
     activation: Literal["relu", "leaky_relu"] = "relu"
@@ -72,8 +110,16 @@ class AlignmentConfig(Config):
 
     @property
     def channels(self) -> int:
-        """Size of the common space."""
-        return self.padded_size if self.kind in ("pad", "none") else self.latents * self.width
+        """Size of the common space.
+
+        Raises:
+            ValueError: `pad` or `none` without `padded_size`.
+        """
+        if self.trained:
+            return self.latents * self.width
+        if self.padded_size is None:
+            raise ValueError(f"padded_size: expected a size with {self.kind!r}, got None")
+        return self.padded_size
 
     @property
     def levels(self) -> int:
@@ -117,16 +163,11 @@ class DiffusionConfig(Config):
         return self
 
 
-class PlannerConfig(Config):
-    """The continual planner: its networks, who owns which weights, and its training."""
+class PlannerChoices(Config):
+    """What is chosen of a planner, whatever the tasks are: networks, owners, training."""
 
-    network: TemporalNetworkConfig = TemporalNetworkConfig()
-    """Its `channels` are those of an aligned state, plus an action's with `behavior: diffused`."""
+    network: TemporalSizesConfig = TemporalSizesConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
-    tasks: PositiveInt = 1
-    """I"""
-    action_channels: PositiveInt = 10
-    """A: size of an aligned action."""
     condition: Literal["return", "task"] = "return"
     """What the network is given beside the step: a window's return, or its task's number."""
     behavior: Literal["inverse", "diffused", "cloned"] = "inverse"
@@ -160,7 +201,7 @@ class PlannerConfig(Config):
     penalty: NonNegativeFloat = 0.0
     """Weight of the quadratic penalty around earlier tasks' weights (EWC, L2, MAS)."""
     replay_every: NonNegativeInt = 0
-    """Every so-manieth step trains on an earlier task's kept windows; 0: none does."""
+    """Every n-th step trains on an earlier task's kept windows; 0: none does."""
     lr: PositiveFloat = 3e-4
     batch: PositiveInt = 32
     accumulate: PositiveInt = 1
@@ -173,13 +214,28 @@ class PlannerConfig(Config):
     """Until this step the average is a copy."""
 
     @model_validator(mode="after")
+    def _shares_fit(self) -> Self:
+        if sum(self.shares) > 1 + 1e-9:
+            raise ValueError(f"shares: expected a sum of at most 1, got {sum(self.shares):.4g}")
+        return self
+
+
+class PlannerConfig(PlannerChoices):
+    """The continual planner: its networks, who owns which weights, and its training."""
+
+    network: TemporalNetworkConfig = TemporalNetworkConfig()
+    """Its `channels` are those of an aligned state, plus an action's with `behavior: diffused`."""
+    tasks: PositiveInt = 1
+    """I"""
+    action_channels: PositiveInt = 10
+    """A: size of an aligned action."""
+
+    @model_validator(mode="after")
     def _fields_fit(self) -> PlannerConfig:
         if self.shares and len(self.shares) != self.tasks:
             raise ValueError(
                 f"shares: expected one for each of the {self.tasks} tasks, got {len(self.shares)}"
             )
-        if sum(self.shares) > 1 + 1e-9:
-            raise ValueError(f"shares: expected a sum of at most 1, got {sum(self.shares):.4g}")
         if self.tasks > 127:
             raise ValueError(f"tasks: expected at most 127, got {self.tasks}")
         if self.behavior == "diffused" and self.network.channels <= self.action_channels:
@@ -233,3 +289,199 @@ class PolicyConfig(Config):
                 f"warm_start: expected at most the {calls} sampling steps, got {self.warm_start}"
             )
         return self
+
+
+# A run
+
+
+class TargetConfig(Config):
+    """The return that plans aim at, on the scale of the task's own returns-to-go, 0 to 1."""
+
+    quantile: Fraction | None = 0.9
+    """A quantile of the normalized returns of the task's windows."""
+    value: Fraction | None = None
+    """Instead of a quantile: the same number for whatever data (the paper's is 0.8)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("value") is not None:
+            if values.get("quantile") is not None:
+                raise ValueError("value: expected either a quantile or a value, got both")
+            return values | {"quantile": None}
+        return values
+
+
+class TaskConfig(Config):
+    """One task: data, and where its policy plays."""
+
+    name: str
+    """Lower-case letters, digits and underscores; names stages and files."""
+    path: Path | None = None
+    """npz with D4RL's names, D4RL HDF5 or Minari HDF5. Not opened before the task's turn."""
+    generate: str | None = None
+    """Instead of a file: a mixture of disturbed controllers plays the environment (mixed, expert,
+    medium, medium_expert, random)."""
+    episodes: PositiveInt = 20
+    """Generated episodes of each behavior of the mixture."""
+    data_seed: NonNegativeInt = 0
+    """Seed of the generated data."""
+    environment: PlayedEnvironmentConfig | None = None
+    """Where episodes are played; None: nowhere, and the task has no score."""
+    quality: str = ""
+    """A word on the data for tables; generated data have that of `generate`."""
+    low: float | None = None
+    """The return that scores 0, where it is not known of the environment."""
+    high: float | None = None
+    """The return that scores 100."""
+    target: TargetConfig | None = None
+    """The target of this task alone."""
+
+    @field_validator("environment", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _fields_fit(self) -> TaskConfig:
+        if not NAME.fullmatch(self.name):
+            raise ValueError(
+                f"name: expected lower-case letters, digits and underscores, got {self.name!r}"
+            )
+        if (self.path is None) == (self.generate is None):
+            raise ValueError("path: expected either a file or `generate`")
+        if self.generate is not None:
+            if self.generate not in QUALITIES:
+                hint = nearest(self.generate, QUALITIES)
+                raise ValueError(f"generate: unknown mixture {self.generate!r}{hint}")
+            if self.environment is None or self.environment.name not in CONTROLLERS:
+                raise ValueError(
+                    "environment: expected one with a scripted controller to generate data "
+                    f"({', '.join(CONTROLLERS)})"
+                )
+        if (self.low is None) != (self.high is None) or (
+            self.low is not None and self.high is not None and self.low >= self.high
+        ):
+            raise ValueError(
+                f"high: expected a return above `low`, got low {self.low} and high {self.high}"
+            )
+        return self
+
+
+class SpacesConfig(Config):
+    """How states and actions are aligned, and the data they are aligned from prepared."""
+
+    states: AlignmentConfig = AlignmentConfig()
+    actions: AlignmentConfig = AlignmentConfig(latents=5)
+    together: bool = False
+    """Train the modules of all tasks first, side by side in one program. Nothing is shared, so
+    results are the same, but all files are opened before the first task."""
+    stretch: bool = True
+    """Scale the trained codes up until aligned rows have root mean square 1 (or a code is at rho):
+    the same modules, but diffusion separates them from noise sooner. Not in the paper, whose codes
+    grow by themselves in its 500,000 steps."""
+    normalizer: Literal["gaussian", "limits", "none"] = "gaussian"
+    discount: Annotated[float, Field(gt=0.0, le=1.0)] = 0.99
+    """gamma of the returns-to-go; the predecessor's code sums without (1)."""
+    termination_penalty: float = 0.0
+    """Added to the last reward of an episode that fails."""
+    held_out: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Share of the episodes that nothing is trained on, to measure on."""
+
+
+class LearnerConfig(Config):
+    """Who learns the sequence; every further field replaces one of `planner`'s."""
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: Kind = "vqcd"
+    name: str = ""
+    """The name of its stages and rows; the kind's where empty."""
+
+    @model_validator(mode="after")
+    def _named(self) -> LearnerConfig:
+        if self.name and not NAME.fullmatch(self.name):
+            raise ValueError(
+                f"name: expected lower-case letters, digits and underscores, got {self.name!r}"
+            )
+        return self
+
+    @property
+    def title(self) -> str:
+        """What its stages are named after."""
+        return self.name or self.kind
+
+
+class PlayConfig(Config):
+    """How episodes are played."""
+
+    episodes: PositiveInt = 10
+    replan_every: PositiveInt = 1
+    """Environment steps that one plan serves."""
+    warm_start: NonNegativeInt = 0
+    """Sampling steps that renew the last plan; 0: plans begin from noise."""
+    requantize_action: bool = False
+    steps: PositiveInt | None = None
+    """Cap on the steps of an episode, below the environment's own."""
+    play_unchanged: bool = False
+    """Play again where a task's weights are, bit for bit, those that it was last played with; else
+    its returns are taken over."""
+
+
+class Run(TrainingRunConfig):
+    """A sequence of offline tasks of different sizes."""
+
+    method: Literal["vqcd"]
+    tasks: tuple[TaskConfig, ...]
+    """Their places here number them: keys and owned weights follow from the number."""
+    order: tuple[str, ...] = ()
+    """Names in the order of learning; empty: as listed."""
+    alignment: SpacesConfig = SpacesConfig()
+    planner: PlannerChoices = PlannerChoices()
+    steps: PositiveInt = 5000
+    """Training steps a task."""
+    curve: PositiveInt = 1
+    """Equal parts of a task's training after each of which the task is played; from 2 on, forward
+    transfer against `single` can be said."""
+    learners: tuple[LearnerConfig, ...] = (LearnerConfig(),)
+    """The first is the run's own, whose planners are saved; the others are compared with it."""
+    replay_share: OpenFraction = 0.01
+    """Share of a task's windows, the last ones, that learners with replay keep (at least two
+    batches)."""
+    penalty_batches: PositiveInt = 100
+    """Batches that the importance of weights is estimated from (EWC, MAS)."""
+    target: TargetConfig = TargetConfig()
+    evaluation: PlayConfig = PlayConfig()
+
+    @field_validator("learners", mode="before")
+    @classmethod
+    def _kinds(cls, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [{"kind": one} if isinstance(one, str) else one for one in value]
+        return value
+
+    @model_validator(mode="after")
+    def _fields_fit(self) -> Run:
+        names = [task.name for task in self.tasks]
+        for given, what in ((names, "tasks"), ([x.title for x in self.learners], "learners")):
+            if not given:
+                raise ValueError(f"{what}: expected at least one")
+            for name, count in Counter(given).items():
+                if count > 1:
+                    raise ValueError(f"{what}: expected different names, got {name!r} twice")
+        for name in self.order:
+            if name not in names:
+                raise ValueError(f"order: unknown task {name!r}{nearest(name, names)}")
+        if self.order and sorted(self.order) != sorted(names):
+            raise ValueError(
+                f"order: expected each of {', '.join(names)} once, got {', '.join(self.order)}"
+            )
+        if self.steps < self.curve:
+            raise ValueError(f"curve: expected at most the {self.steps} steps, got {self.curve}")
+        return self
+
+    @property
+    def sequence(self) -> tuple[int, ...]:
+        """Numbers of the tasks in the order of learning."""
+        places = {task.name: place for place, task in enumerate(self.tasks)}
+        return tuple(places[name] for name in self.order) or tuple(range(len(self.tasks)))

@@ -36,13 +36,33 @@ Bounds: TypeAlias = tuple[Array | float, Array | float]
 
 
 def q_sample(schedule: Schedule, x0: jax.Array, k: jax.Array, noise: jax.Array) -> jax.Array:
-    """x_k [B, T, C] of data x0 at steps k [B]."""
+    """x_k of data: the forward process.
+
+    Args:
+        schedule: tables of the K steps.
+        x0: [B, T, C].
+        k: [B] int32.
+        noise: eps [B, T, C].
+
+    Returns:
+        [B, T, C].
+    """
     signal, sigma = (jnp.asarray(t)[k][:, None, None] for t in (schedule.signal, schedule.sigma))
     return signal * x0 + sigma * noise
 
 
 def data_from_noise(schedule: Schedule, x: jax.Array, k: jax.Array, noise: jax.Array) -> jax.Array:
-    """The data that x_k [B, T, C] is made of if `noise` is what was added; meaningless at k ~ K."""
+    """The data that x_k is made of if `noise` is what was added; meaningless at k ~ K.
+
+    Args:
+        schedule: tables of the K steps.
+        x: x_k [B, T, C].
+        k: [B] int32.
+        noise: eps [B, T, C].
+
+    Returns:
+        x_0 [B, T, C].
+    """
     tables = schedule.inverse_signal, schedule.inverse_snr
     scale, share = (jnp.asarray(table)[k][:, None, None] for table in tables)
     return scale * x - share * noise
@@ -51,7 +71,17 @@ def data_from_noise(schedule: Schedule, x: jax.Array, k: jax.Array, noise: jax.A
 def posterior(
     schedule: Schedule, x0: jax.Array, x: jax.Array, k: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean [B, T, C] and log variance [B, 1, 1] of x_{k-1} given x_0 and x_k."""
+    """q(x_{k-1} | x_0, x_k), a Gaussian.
+
+    Args:
+        schedule: tables of the K steps.
+        x0: [B, T, C].
+        x: x_k [B, T, C].
+        k: [B] int32.
+
+    Returns:
+        Mean [B, T, C] and log variance [B, 1, 1].
+    """
     coef1 = jnp.asarray(schedule.mean_coef1)[k][:, None, None]
     coef2 = jnp.asarray(schedule.mean_coef2)[k][:, None, None]
     log_variance = jnp.asarray(schedule.posterior_log_variance)[k][:, None, None]
@@ -162,7 +192,17 @@ def grid_size(config: DiffusionConfig) -> int:
 
 
 def noised(config: DiffusionConfig, x0: jax.Array, noise: jax.Array, calls: int) -> jax.Array:
-    """Data as noisy as `denoise` expects them before its last `calls` steps (a warm start)."""
+    """Data as noisy as `denoise` expects them before its last `calls` steps (a warm start).
+
+    Args:
+        config: sampler and its stride; static.
+        x0: [B, T, C].
+        noise: eps [B, T, C].
+        calls: of the network that are left, static.
+
+    Returns:
+        [B, T, C].
+    """
     step = (calls - 1) * (1 if config.sampler == "ddpm" else config.stride)
     k = jnp.full(x0.shape[0], step, jnp.int32)
     return q_sample(cosine_schedule(config.steps), x0, k, noise)

@@ -166,7 +166,17 @@ def _gradient(
 
 
 def draw(config: PlannerConfig, key: jax.Array, number: jax.Array, feed: Feed) -> Windows:
-    """The windows of batch `number` []: the task's, or now and then an earlier task's."""
+    """The windows of a batch: the task's, or now and then an earlier task's.
+
+    Args:
+        config: horizon, batch size and order of windows; static.
+        key: [] typed random key of the task's windows.
+        number: [] int32 of the batch.
+        feed: the task's data, and what is replayed of earlier tasks.
+
+    Returns:
+        `config.batch` windows.
+    """
     horizon, size = config.network.horizon, config.batch
     permute = config.windows == "permute"
     index = draw_windows(key, size, feed.data.count, number, permute)

@@ -184,7 +184,7 @@ MUTATIONS = [
         "clip/test_network.py ../merging/adaptive/test_surgery.py ../merging/test_golden.py",
     ),
     (
-        "clip/network.py",
+        "clip/zero_shot.py",
         "jnp.mean(normalize(features), axis=1)",
         "jnp.mean(features, axis=1)",
         "prompts of a class count by their length",
@@ -198,14 +198,14 @@ MUTATIONS = [
         "clip/test_network.py",
     ),
     (
-        "clip/network.py",
+        "clip/tokenizer.py",
         "[*row[: longest - 1], row[-1]]",
         "row[:longest]",
         "a text that is cut loses its end mark",
         "clip/test_network.py",
     ),
     (
-        "clip/network.py",
+        "clip/zero_shot.py",
         "jnp.exp(logit_scale) * normalize(features) @ head.T",
         "jnp.exp(logit_scale) * features @ head.T",
         "logits of features that are not normalized",

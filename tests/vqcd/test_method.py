@@ -152,6 +152,7 @@ def stacked_feed(bank):
 FEED_AXES = vqcd.Feed(0, 0, None, None, None)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_tasks_side_by_side_equal_tasks_in_sequence(start, sequence):
     method = vqcd.planner(CONFIG)
     feed = stacked_feed(start)

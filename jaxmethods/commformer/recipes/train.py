@@ -93,7 +93,14 @@ def recipe(run: Run) -> Recipe:
 def draw_team(
     training: schedule.CommFormerTraining, team: Team, max_steps: int, folder: Path
 ) -> None:
-    """Writes the graph and one greedy episode (a strip of frames and an animation)."""
+    """Writes the graph and one greedy episode (a strip of frames and an animation).
+
+    Args:
+        training: the fixed facts of the training.
+        team: parameters and edge logits of one seed.
+        max_steps: the length of the episode that is drawn, at most.
+        folder: of the figures.
+    """
     graph = schedule.hardened_graph(training, team.edges)
     learned = training.graph_kind == "learned"
     edges = graphs.selectable(team.edges, training.graph.self_edges)

@@ -87,6 +87,15 @@ def episode_returns(env: Any, act: Act, key: jax.Array, episodes: int) -> jax.Ar
     batched policy call a step; it ends when the last episode does. An episode in which an action,
     an observation or a reward isn't finite ends there, and its return is NaN: comparisons with NaN
     are false, so that a simulator may take what is broken for standing upright.
+
+    Args:
+        env: a control environment.
+        act: (key, observations [E, S]) -> actions [E, A], clipped to [-1, 1] here.
+        key: [] typed random key.
+        episodes: E, static.
+
+    Returns:
+        [E] float32.
     """
     reset_key, key = jax.random.split(key)
     state, timestep = jax.vmap(env.reset)(jax.random.split(reset_key, episodes))
@@ -114,6 +123,15 @@ def record_episodes(env: Any, act: Act, key: jax.Array, episodes: int) -> Transi
 
     T is `env.time_limit`. An environment that can terminate would need episodes of unequal
     length, which arrays cannot hold.
+
+    Args:
+        env: a control environment that never terminates.
+        act: (key, observations [E, S]) -> actions [E, A], clipped to [-1, 1] here.
+        key: [] typed random key.
+        episodes: E, static.
+
+    Returns:
+        Every transition, leaves [E, T, ...]; of flags, `timeout` is set at each episode's last.
     """
     reset_key, key = jax.random.split(key)
     state, timestep = jax.vmap(env.reset)(jax.random.split(reset_key, episodes))

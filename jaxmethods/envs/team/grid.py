@@ -94,7 +94,16 @@ def window_cells(centers: jax.Array, vision: int) -> tuple[jax.Array, jax.Array]
 def window_classes(
     rows: jax.Array, columns: jax.Array, height: int, width: int, outside: int
 ) -> jax.Array:
-    """Cell numbers row * width + column, or `outside` off the grid: [N, W] int32."""
+    """Numbers of the cells of windows, row * width + column.
+
+    Args:
+        rows, columns: [N, W] int32 of the windows' cells.
+        height, width: of the grid.
+        outside: the number of cells off the grid.
+
+    Returns:
+        [N, W] int32.
+    """
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
     return jnp.where(inside, rows * width + columns, outside)
 

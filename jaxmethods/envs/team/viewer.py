@@ -169,7 +169,14 @@ class GridViewer(Viewer[Any]):
         axes.hlines(np.arange(1, self.height) - 0.5, -0.5, self.width - 0.5, **bounds)
 
     def draw_window(self, axes: Axes, position: np.ndarray, vision: int, color: str) -> None:
-        """Shades the part of an agent's window that lies on the grid."""
+        """Shades the part of an agent's window that lies on the grid.
+
+        Args:
+            axes: what is drawn on.
+            position: [2] row and column of the agent.
+            vision: cells seen to each side.
+            color: of the agent.
+        """
         top, left = np.maximum(position - vision, 0) - 0.5
         bottom, right = np.minimum(position + vision, [self.height - 1, self.width - 1]) + 0.5
         corner, size = (left, top), (right - left, bottom - top)
@@ -189,7 +196,17 @@ class GridViewer(Viewer[Any]):
         square: bool = False,
         ring: str | None = None,
     ) -> None:
-        """A disc (or rounded square) with a label; `ring` is the color of its rim."""
+        """A disc or rounded square with a label in it.
+
+        Args:
+            axes: what is drawn on.
+            center: row and column, in cells.
+            radius: in cells.
+            color: that of the disc.
+            label: a letter or two.
+            square: draw a square, not a disc.
+            ring: color of its rim; None: a thin white one.
+        """
         row, column = center
         rim = {"facecolor": color, "edgecolor": ring or "white", "zorder": 5}
         points = 72 * radius * self._inches / max(self.height, self.width)

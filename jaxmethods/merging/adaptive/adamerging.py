@@ -107,7 +107,18 @@ def loss(
     apply: Callable[[Tree, jax.Array, Any], jax.Array],
     config: AdaMergingConfig,
 ) -> tuple[jax.Array, jax.Array]:
-    """The sum over tasks of `adaptation.objective`, and its terms [T]; inputs [T, b, ...]."""
+    """The sum over tasks of `adaptation.objective`.
+
+    Args:
+        coefficients: Lambda, as the method's state holds it.
+        batch: base, task vectors and heads.
+        inputs: [T, b, ...] without labels.
+        apply: (parameters, inputs [b, ...], the task's head) -> logits [b, C].
+        config: which terms; static.
+
+    Returns:
+        The sum [], and its terms [T].
+    """
     params = merged(coefficients, batch, config)
     logits = jax.vmap(apply, (None, 0, 0))(params, inputs, batch.heads)
     of_tasks = objective(logits, None, config.entropy_epsilon, config.diversity)

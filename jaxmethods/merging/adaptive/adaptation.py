@@ -107,15 +107,20 @@ def objective(
     epsilon: float | None = None,
     diversity: float = 0.0,
 ) -> jax.Array:
-    """[T]: mean_x H(p(x)) - diversity * H(mean_x p(x)) of logits [T, b, C].
+    """mean_x H(p(x)) - diversity * H(mean_x p(x)) of every task.
 
     The second term is not in the merging papers (diversity 0). It is information maximization
     (Liang et al., "SHOT", ICML 2020, arXiv 2002.08546), which keeps a weak start from giving one
     answer to everything: the entropy's trivial minimum.
 
     Args:
+        logits: [T, b, C].
         classes: bool, broadcasts to the logits; others don't take part.
         epsilon: see `entropy`.
+        diversity: weight of the second term, static.
+
+    Returns:
+        [T] nats, float32 at least.
     """
     value = jnp.mean(entropy(logits, classes, epsilon), axis=-1)
     if diversity == 0.0:
@@ -138,7 +143,7 @@ def classify(features: jax.Array, heads: Heads, logit_scale: jax.Array) -> jax.A
     features, weights = features.astype(dtype), heads.weights.astype(dtype)
     norms = jnp.linalg.norm(features, axis=-1, keepdims=True)
     units = features / jnp.where(norms > 0, norms, 1)
-    logits = jnp.exp(logit_scale) * jnp.einsum("tbp,tcp->tbc", units, weights)
+    logits = jnp.exp(logit_scale) * jnp.einsum("tbp,tcp->tbc", units, weights)  # [T, b, C]
     return jnp.where(heads.classes[:, None], logits, -jnp.inf)
 
 

@@ -7,7 +7,8 @@ expert once, forms each group's merged tile in registers and multiplies the grou
 so that merged weights never exist in memory.
 
 Written in Pallas for GPUs (Triton) and TPUs (Mosaic). Verified in interpret mode, and that it
-lowers for both; it has not been timed on either, which is why `experts.choose` doesn't choose it.
+lowers for both; it has not been timed on either, which is why `merged_modules.choose` doesn't
+choose it.
 """
 
 from __future__ import annotations
@@ -105,11 +106,11 @@ def merged_linear(
         # On GPU Triton, whose blocks are only pointers until they are read.
         compiler_params=triton.CompilerParams() if platform == "gpu" else None,
     )(
-        _pad(coefficients.astype(jnp.float32), (many, 1)).reshape(-1, many, tasks),
+        _pad(coefficients.astype(jnp.float32), (many, 1)).reshape(-1, many, tasks),  # [G / g, g, T]
         x,
         weight,
         vectors,
-        _pad(bias, (many, tile)).reshape(-1, many, len(weight)),
+        _pad(bias, (many, tile)).reshape(-1, many, len(weight)),  # [G / g, g, out]
     )
     return out[:groups, :tokens, :outputs]
 

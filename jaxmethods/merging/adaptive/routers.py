@@ -48,7 +48,22 @@ def init(
     coefficient: float = 0.3,
     encoding: int = 0,
 ) -> Router:
-    """Weights from Normal(0, 0.01^2), last bias `coefficient`: close to task arithmetic."""
+    """Weights from Normal(0, 0.01^2), last bias `coefficient`: close to task arithmetic.
+
+    Args:
+        key: [] typed random key.
+        width: D of the tokens.
+        tasks: T.
+        depth: maps of the router, 0 to 2.
+        coefficient: its output at the start.
+        encoding: width of the block's encoding, which is put beside the tokens; 0: none.
+
+    Returns:
+        Parameters in float32; those that a depth doesn't have are None.
+
+    Raises:
+        ValueError: another depth.
+    """
     if depth not in (0, 1, 2):
         raise ValueError(f"depth: expected 0, 1 or 2, got {depth}")
     width = width + encoding
@@ -75,15 +90,24 @@ def apply(router: Router, h: jax.Array, encoding: jax.Array | None = None) -> ja
         mean = jnp.mean(h, axis=1, dtype=jnp.promote_types(h.dtype, jnp.float32))
         return mean @ router.weight[:, width:].T + _encoded(router.bias, router.weight, encoding)
     bias = _encoded(router.hidden_bias, router.hidden_weight, encoding)
-    hidden = jax.nn.relu(h @ router.hidden_weight[:, width:].T + bias)
+    hidden = jax.nn.relu(h @ router.hidden_weight[:, width:].T + bias)  # [B, L, D + E]
     mean = jnp.mean(hidden, axis=1, dtype=jnp.promote_types(h.dtype, jnp.float32))
-    return mean @ router.weight.T + router.bias
+    return mean @ router.weight.T + router.bias  # [B, T]
 
 
 def coefficients(
     router: Router, h: jax.Array, groups: Groups = None, encoding: jax.Array | None = None
 ) -> jax.Array:
-    """[G, T]: coefficients of each of G groups of consecutive samples, G a divisor of B.
+    """The coefficients of each group of samples: the mean of what the router gives them.
+
+    Args:
+        router: its parameters.
+        h: [B, L, D], what the module is given.
+        groups: see `Groups`.
+        encoding: of the block's number, put beside every token; None without one.
+
+    Returns:
+        [G, T]; G is 1 for a router without input, and B where every sample has a row.
 
     Raises:
         ValueError: B is no multiple of `groups`.
@@ -96,6 +120,7 @@ def coefficients(
     if isinstance(groups, int):
         if groups < 1 or len(h) % groups:
             raise ValueError(f"groups: expected a divisor of the {len(h)} samples, got {groups}")
+        # [G, B / G, T] -> [G, T]
         return jnp.mean(samples.reshape(groups, -1, samples.shape[-1]), axis=1)
     total = jax.ops.segment_sum(samples, groups, len(h))
     size = jax.ops.segment_sum(jnp.ones(len(h), total.dtype), groups, len(h))

@@ -97,8 +97,14 @@ def init(
     """A uniform in ±1/sqrt(width), U zero: no correction at all.
 
     Args:
+        key: [] typed random key.
+        tasks: T.
         width: P, of the features.
+        rank: r.
         blocks, block_width: N and D for SurgeryV2.
+
+    Returns:
+        A [T, r, P] and U [T, P, r] in float32, and those of N blocks for SurgeryV2.
     """
     one, two = jax.random.split(key)
 
@@ -130,9 +136,18 @@ def correct_features(modules: Modules, features: jax.Array) -> jax.Array:
 def encode_corrected(
     encode: Encode, model: Any, modules: Modules, inputs: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """SurgeryV2's corrected features [T, b, P] and token means [T, N, b, D] of inputs [T, b, ...].
+    """SurgeryV2's corrected features and token means.
 
     The model is the same for all tasks: its weights aren't copied.
+
+    Args:
+        encode: runs the model with a correction after every block.
+        model: parameters of the merged model.
+        modules: with those of the blocks.
+        inputs: [T, b, ...].
+
+    Returns:
+        Features [T, b, P] and means over tokens [T, N, b, D].
     """
 
     def of_block(x: jax.Array, down_up: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -196,17 +211,24 @@ def loss(
     config: SurgeryConfig,
     encode: Encode | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """The sum of all tasks' losses, and their terms: [T, N + 1] (the features' last), or [T, 1].
+    """The sum of all tasks' losses (V1 or V2, see above), and their terms.
 
     Args:
+        modules: what is trained.
+        model: parameters of the merged model; not read for V1.
         inputs: [T, b, ...]: features of V1, inputs of V2.
         targets: of those inputs, [T, b, ...].
+        config: V1 or V2, L1 or squared error; static.
+        encode: runs the model; for V2.
+
+    Returns:
+        The sum [], and its terms [T, N + 1] (the features' last), or [T, 1] for V1.
     """
 
     def distance(one: jax.Array, other: jax.Array, axes: tuple[int, ...]) -> jax.Array:
         dtype = compute_dtype(one, other)  # means of many small errors
         error = one.astype(dtype) - jax.lax.stop_gradient(other.astype(dtype))
-        # Not `abs`, whose derivative at 0 is 1 here: an error of 0 shall move nothing.
+        # Not `abs`, whose derivative at 0 is 1 here: an error of 0 must move nothing.
         sign = jax.lax.stop_gradient(jnp.sign(error))
         return jnp.mean(error * (sign if config.loss == "l1" else error), axis=axes)
 

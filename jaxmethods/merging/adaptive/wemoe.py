@@ -33,7 +33,12 @@ import optax
 from jaxmethods.layout import Rule
 from jaxmethods.merging.adaptive import routers as routing
 from jaxmethods.merging.adaptive.adaptation import Heads, Unlabeled, classify, draw, objective
-from jaxmethods.merging.adaptive.experts import apply_merged, choose, merge_weights, merged_mlp
+from jaxmethods.merging.adaptive.merged_modules import (
+    apply_merged,
+    choose,
+    merge_weights,
+    merged_mlp,
+)
 from jaxmethods.merging.adaptive.routers import Groups, Router
 from jaxmethods.merging.config import WEMoEConfig
 from jaxmethods.merging.static.arithmetic import task_arithmetic
@@ -116,11 +121,22 @@ def upcycle(base: Tree, stack: Tree, config: WEMoEConfig) -> Upcycled:
     tau = task_vectors(origin, {name: stack["encoder"]["layers"][name] for name in config.modules})
     if config.prune is not None:
         tau = magnitude_prune(tau, config.prune, stacked=2)
+    # [T, N, ...] -> [N, T, ...]
     return Upcycled(merged, origin, jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), tau))
 
 
 def init_routers(key: jax.Array, vision: VisionConfig, tasks: int, config: WEMoEConfig) -> Routers:
-    """Module -> a router, with a leading layer axis unless it is shared."""
+    """Fresh routers of every module.
+
+    Args:
+        key: [] typed random key.
+        vision: sizes of the tower.
+        tasks: T.
+        config: which modules, and the routers' kind.
+
+    Returns:
+        Module -> a router in float32, with a leading layer axis unless it is shared.
+    """
 
     def one(key: jax.Array) -> Router:
         return routing.init(
@@ -158,10 +174,16 @@ def forward(
     """Encodes images, every module with weights merged for the image or its group.
 
     Args:
+        model: what `upcycle` makes.
+        routers: of every module.
+        vision, config: sizes and strategy; static.
         pixels: [B, H, W, C].
         groups: which images share coefficients (see `routers.Groups`); None: nobody.
         after, per_layer, taps, projection, remat: see `vit.forward`. Without `after` and taps the
             last block computes the class token alone (routers read all tokens there too).
+
+    Returns:
+        What `vit.forward` gives, and the coefficients of every module.
     """
     layers = vision.num_hidden_layers
     width = config.layer_encoding
@@ -288,10 +310,16 @@ def loss(
     vision: VisionConfig,
     config: WEMoEConfig,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """The sum over tasks of `adaptation.objective`, and (its terms [T], logits [T, b, C]).
+    """The sum over tasks of `adaptation.objective`, with every image's weights merged for it.
 
     Args:
+        routers: what is trained.
+        batch: model, heads and the scale of logits.
         pixels: [T, b, H, W, C]; with batch routing each task's b images share coefficients.
+        vision, config: sizes, routing and strategy; static.
+
+    Returns:
+        The sum [], and (its terms [T], logits [T, b, C]).
     """
     tasks, size = pixels.shape[:2]
     groups = tasks if config.routing == "batch" else None
@@ -300,11 +328,12 @@ def loss(
         routers,
         vision,
         config,
-        pixels.reshape(-1, *pixels.shape[2:]),
+        pixels.reshape(-1, *pixels.shape[2:]),  # [T b, H, W, C]
         groups=groups,
         projection=batch.projection,
         remat=True,
     ).vision.features
+    # [T, b, C]
     logits = classify(features.reshape(tasks, size, -1), batch.heads, batch.logit_scale)
     classes = batch.heads.classes[:, None]
     of_tasks = objective(logits, classes, config.entropy_epsilon, config.diversity)

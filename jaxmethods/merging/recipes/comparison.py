@@ -257,7 +257,17 @@ def adamerging_stage(run: Run, inputs: Inputs) -> Train:
 
 
 def wemoe_stage(name: str, config: WEMoEConfig, run: Run, inputs: Inputs) -> Train:
-    """Routers, from unlabeled test images."""
+    """The stage that trains routers, on unlabeled test images.
+
+    Args:
+        name: of the stage.
+        config: WEMoE's or E-WEMoE's.
+        run: the run's config.
+        inputs: the images.
+
+    Returns:
+        A stage with trained routers for its result; it takes those of "base" and "experts".
+    """
 
     def data(results: Results) -> Batch:
         (base, heads), stack = results["base"], results["experts"]

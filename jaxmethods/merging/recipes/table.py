@@ -16,7 +16,14 @@ from jaxmethods.numerics.statistics import markdown_table, summarize
 
 
 def write(states: Results, tasks: Sequence[str], seeds: Sequence[int], folder: Path) -> None:
-    """Writes table and figures of `Results` with a leading seed axis into a run folder."""
+    """Writes table and figures into a run folder.
+
+    Args:
+        states: with a leading seed axis.
+        tasks: their names.
+        seeds: their numbers.
+        folder: of the run.
+    """
     content = as_dict(states, tasks, seeds)
     write_atomically(folder / "table.json", json.dumps(content, indent=1))
     write_atomically(folder / "table.md", markdown(content))

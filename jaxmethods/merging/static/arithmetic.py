@@ -144,7 +144,7 @@ def model_stock(base: Tree, stack: Tree) -> Tree:
         if not is_merged(origin) or tasks == 1:
             return jnp.full(tasks, 1 / tasks, jnp.float32)
         dtype = compute_dtype(origin, experts)
-        vectors = (experts.astype(dtype) - origin.astype(dtype)).reshape(tasks, -1)
+        vectors = (experts.astype(dtype) - origin.astype(dtype)).reshape(tasks, -1)  # [T, n]
         norms = jnp.linalg.norm(vectors, axis=1, keepdims=True)
         units = vectors / jnp.where(norms > 0, norms, 1)
         total = jnp.square(jnp.linalg.norm(jnp.sum(units, 0))) - jnp.sum(norms > 0, dtype=dtype)

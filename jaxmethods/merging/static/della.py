@@ -62,7 +62,18 @@ def check_probabilities(density: float, epsilon: float) -> None:
 def della_leaf(
     key: jax.Array, vectors: jax.Array, density: Any, epsilon: Any, rescale: bool = True
 ) -> jax.Array:
-    """`della` of one leaf [T, ...]."""
+    """`della` of one leaf [T, ...].
+
+    Args:
+        key: [] typed random key.
+        vectors: [T, ...] task vectors of the leaf.
+        density: rho, the share that is kept on average; may be traced.
+        epsilon: half the range of the probabilities; may be traced.
+        rescale: multiply what is kept so that each task's sum of magnitudes stays; static.
+
+    Returns:
+        [T, ...] in the dtype of `vectors`.
+    """
     rows = vectors if vectors.ndim > 1 else vectors[:, None]  # a number is a row of its own
     row = rows.shape[-1]
     rank = jnp.argsort(jnp.argsort(jnp.abs(rows), axis=-1), axis=-1).reshape(vectors.shape)

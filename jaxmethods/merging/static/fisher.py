@@ -109,7 +109,7 @@ def fisher_diagonal(
     """
     if chunk < 1 or not len(inputs) or len(inputs) % chunk:
         raise ValueError(f"chunk: expected a divisor of {len(inputs)} inputs, got {chunk}")
-    batches = inputs.reshape(-1, chunk, *inputs.shape[1:])
+    batches = inputs.reshape(-1, chunk, *inputs.shape[1:])  # [n / chunk, chunk, ...]
     of_chunk = _exact if kind == "exact" else _of_batch
 
     def add(total: Tree, batch: jax.Array) -> tuple[Tree, None]:

@@ -41,7 +41,7 @@ def magnitude_prune(tree: Tree, ratio: float, stacked: int = 1) -> Tree:
     def prune(leaf: jax.Array) -> jax.Array:
         if not is_merged(leaf) or not leaf.size:
             return leaf
-        tensors = leaf.reshape(-1, *leaf.shape[stacked:])
+        tensors = leaf.reshape(-1, *leaf.shape[stacked:])  # [T or T N, ...]
         rank = count(ratio, tensors[0].size - 1) + 1
         limit = kth_smallest([jnp.abs(tensors)], rank)
         keep = jnp.abs(tensors) > limit.reshape(-1, *(1,) * (tensors.ndim - 1))

@@ -46,7 +46,9 @@ def gram(inputs: jax.Array) -> jax.Array:
     if not inputs.shape[-2]:
         raise ValueError(f"inputs: expected at least one row, got shape {inputs.shape}")
     x = inputs.astype(compute_dtype(inputs))
-    return jnp.einsum("...ni,...nj->...ij", x, x, precision="highest") / x.shape[-2]
+    return (
+        jnp.einsum("...ni,...nj->...ij", x, x, precision="highest") / x.shape[-2]
+    )  # [..., in, in]
 
 
 @compiled("layout")

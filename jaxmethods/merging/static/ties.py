@@ -100,7 +100,21 @@ def merge_elected(
     merge: Merge,
     scope: Scope,
 ) -> Tree:
-    """TIES of the experts, or of what DARE's masks and rescaling leave of their task vectors."""
+    """TIES of the experts, or of what DARE's masks and rescaling leave of their task vectors.
+
+    Args:
+        base: theta_0.
+        stack: the experts, leaves [T, ...].
+        masks: what DARE keeps, bool in the shape of `stack`; None: everything.
+        drop: DARE's drop rate; not read without masks.
+        density: rho, static.
+        coefficients: lambda: a number, [T], or a tree of them.
+        merge: how what agrees is merged; static.
+        scope: what a share is taken of; static.
+
+    Returns:
+        The merged parameters, each leaf in the base's dtype.
+    """
     names = [name for name, _ in leaves_with_names(base)]
     origins, structure = jax.tree.flatten(base)
     stacks = jax.tree.leaves(stack)
@@ -232,7 +246,13 @@ def merge_leaf(
     Tasks are written out one by one: then all of it is one pass over memory.
 
     Args:
+        experts: of the leaf, with its base.
+        election: threshold and signs.
         coefficient: lambda, [T, ...] that broadcasts over the stack.
+        merge: how what agrees is merged; static.
+
+    Returns:
+        The merged leaf in the base's shape and dtype.
     """
     tasks = range(len(experts.stack))
     vectors = [_vectors_of(experts, t) for t in tasks]
@@ -331,7 +351,7 @@ def largest(vectors: jax.Array, count: int) -> jax.Array:
     """[T, ...] bool: exactly the `count` largest magnitudes of every task, first of equal ones."""
     if count <= 0:
         return jnp.zeros(vectors.shape, bool)
-    flat = jnp.abs(vectors.reshape(vectors.shape[0], -1))
+    flat = jnp.abs(vectors.reshape(vectors.shape[0], -1))  # [T, n]
     threshold = kth_smallest([flat], flat.shape[1] - count + 1)[:, None]
     above = flat > threshold
     equal = flat == threshold

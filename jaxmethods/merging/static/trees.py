@@ -60,7 +60,15 @@ def stack_trees(trees: Sequence[Tree], names: Sequence[str] | None = None) -> Tr
 
 
 def check_same_structure(one: Tree, other: Tree, one_name: str, other_name: str) -> None:
-    """Raises `ValueError` naming the leaves that only one tree has, or that differ in shape."""
+    """Refuses trees that differ in leaves or their shapes.
+
+    Args:
+        one, other: the trees.
+        one_name, other_name: what the message calls them.
+
+    Raises:
+        ValueError: names the leaves that only one tree has, or that differ in shape.
+    """
     shapes, others = _shapes(one), _shapes(other)
     for here, there, name in [(shapes, others, other_name), (others, shapes, one_name)]:
         missing = sorted(here.keys() - there.keys())
@@ -257,10 +265,19 @@ def spread(coefficients: Coefficients, base: Tree) -> Tree:
 
 
 def per_entry(coefficient: Any, stacked: jax.Array, path: str, dtype: Any = None) -> jax.Array:
-    """A coefficient [], [T] or [T, leading axes of the leaf] made to broadcast over [T, ...].
+    """A coefficient made to broadcast over the experts of a leaf.
 
     Args:
+        coefficient: [], [T] or [T, leading axes of the leaf].
+        stacked: [T, ...] the leaf of all experts.
+        path: of the leaf, for the message.
         dtype: None for `compute_dtype(stacked)`.
+
+    Returns:
+        [T, ...] with axes of length 1 behind its own.
+
+    Raises:
+        ValueError: another shape.
     """
     value = jnp.asarray(coefficient).astype(compute_dtype(stacked) if dtype is None else dtype)
     if value.ndim == 0:

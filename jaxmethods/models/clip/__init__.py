@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from jaxmethods.models.clip.network import PROJECTION as PROJECTION
-from jaxmethods.models.clip.network import TOWERS as TOWERS
+from jaxmethods.models.clip.checkpoint import PROJECTION as PROJECTION
+from jaxmethods.models.clip.checkpoint import TOWERS as TOWERS
+from jaxmethods.models.clip.checkpoint import Loaded as Loaded
+from jaxmethods.models.clip.checkpoint import config_of, load, save
 from jaxmethods.models.clip.network import CLIPConfig as CLIPConfig
-from jaxmethods.models.clip.network import Loaded as Loaded
 from jaxmethods.models.clip.network import Text as Text
 from jaxmethods.models.clip.network import TextConfig as TextConfig
 from jaxmethods.models.clip.network import (
-    classify,
-    config_of,
-    head_from_templates,
     image_features,
     init,
-    load,
-    load_tokenizer,
     normalize,
-    save,
     similarity,
     text_features,
-    tokenize,
-    zero_shot_head,
 )
+from jaxmethods.models.clip.tokenizer import load_tokenizer, tokenize
+from jaxmethods.models.clip.zero_shot import classify, head_from_templates, zero_shot_head
 
 __all__ = [
     "classify",

@@ -134,13 +134,17 @@ def forward(
 
     Args:
         params: the tree that `init` makes.
+        config: sizes; static.
         pixels: [B, H, W, C] float, normalized as the model expects.
         projection: [P, D], the visual projection.
         hooks, per_layer: see `Hooks`.
         taps: what to return besides: "hidden", "token_means", "inputs" (see `Encoded`).
         remat: compute blocks again in the backward pass instead of storing their insides.
-        pooled_only: the last block computes the class token alone, which is all that `features`
-            and `pooled` need.
+        pooled_only: the last block computes the class token alone, which is all that `features` and
+            `pooled` need.
+
+    Returns:
+        Features, the pooled token, and what the blocks returned.
 
     Raises:
         ValueError: images of another size, an unknown tap, or taps and `hooks.after` with
@@ -174,9 +178,11 @@ def embed(params: Any, config: VisionConfig, pixels: jax.Array) -> jax.Array:
     weight = embeddings["patch_embedding"]["weight"]  # [D, C, p, p]
     patch, grid = config.patch_size, config.image_size // config.patch_size
     # A convolution of stride p is a matrix product of patches, and much faster as one on CPU.
+    # [B, g, p, g, p, C]
     patches = pixels.reshape(-1, grid, patch, grid, patch, config.num_channels)
+    # [B, g g, C p p]
     patches = patches.transpose(0, 1, 3, 5, 2, 4).reshape(len(pixels), grid * grid, -1)
-    tokens = patches.astype(weight.dtype) @ weight.reshape(len(weight), -1).T
+    tokens = patches.astype(weight.dtype) @ weight.reshape(len(weight), -1).T  # [B, g g, D]
     first = jnp.broadcast_to(embeddings["class_embedding"], (len(pixels), 1, len(weight)))
     x = jnp.concatenate([first, tokens], axis=1)
     return x + embeddings["position_embedding"]["weight"]
@@ -198,9 +204,19 @@ def encode(
 
     Args:
         layers: stacked parameters of the blocks, [N, ...] each.
+        config: sizes; static.
         x: [B, L, D].
         mask: [B or 1, 1, L, L] bool, True where row may look at column; None: everywhere.
+        hooks, per_layer: see `Hooks`.
+        taps: what to return besides, see `forward`.
+        remat: compute blocks again in the backward pass.
         first_only: `last` is the first token's, [B, 1, D]; the last block computes no other.
+
+    Returns:
+        The tokens after the last block, and what was asked for.
+
+    Raises:
+        ValueError: an unknown tap, or what reads all tokens together with `first_only`.
     """
     if first_only and (taps or hooks.after is not None):
         raise ValueError(
@@ -254,7 +270,19 @@ def block(
     hooks: Hooks = NO_HOOKS,
     extra: Any = None,
 ) -> tuple[jax.Array, dict[str, jax.Array], dict[str, Any]]:
-    """One block: the residual stream after it, inputs of its linear maps, what hooks read."""
+    """One block.
+
+    Args:
+        layer: its parameters.
+        config: sizes; static.
+        x: [B, L, D].
+        mask: [B or 1, 1, L, L] bool, True where row may look at column; None: everywhere.
+        hooks: replacements of its parts.
+        extra: this block's part of `per_layer`, for the hooks.
+
+    Returns:
+        The residual stream [B, L, D] after it, inputs of its linear maps, and what hooks read.
+    """
     inputs: dict[str, jax.Array] = {}
     read: dict[str, Any] = {}
     h = layer_norm(layer["layer_norm1"], x, config.layer_norm_eps)
@@ -283,7 +311,19 @@ def first_token_block(
     hooks: Hooks,
     extra: Any,
 ) -> tuple[jax.Array, dict[str, Any]]:
-    """The first token after a block, [B, 1, D], and what hooks read."""
+    """A block that computes its first token alone.
+
+    Args:
+        layer: its parameters.
+        config: sizes; static.
+        x: [B, L, D], all tokens.
+        mask: [B or 1, 1, L, L] bool, True where row may look at column; None: everywhere.
+        hooks: replacements of its parts.
+        extra: this block's part of `per_layer`, for the hooks.
+
+    Returns:
+        The first token after it, [B, 1, D], and what hooks read.
+    """
     read: dict[str, Any] = {}
     h = layer_norm(layer["layer_norm1"], x, config.layer_norm_eps)
     # A hook of the MLP may read all tokens, so they all must have attended.
@@ -306,7 +346,17 @@ def first_token_block(
 def self_attention(
     params: Any, config: EncoderConfig, h: jax.Array, mask: jax.Array | None = None
 ) -> jax.Array:
-    """softmax(q k^T / sqrt(d)) v of every head, put together by `out_proj`; [B, L, D]."""
+    """softmax(q k^T / sqrt(d)) v of every head, put together by `out_proj`.
+
+    Args:
+        params: of the four maps.
+        config: the number of heads; static.
+        h: [B, L, D].
+        mask: [B or 1, 1, L, L] bool, True where row may look at column; None: everywhere.
+
+    Returns:
+        [B, L, D].
+    """
     return linear(params["out_proj"], attend(params, config, h, mask))
 
 
@@ -317,7 +367,18 @@ def attend(
     mask: jax.Array | None,
     rows: int | None = None,
 ) -> jax.Array:
-    """The heads' outputs side by side, [B, L, D], or of the first rows."""
+    """The heads' outputs side by side, before `out_proj`.
+
+    Args:
+        params: of the maps to queries, keys and values.
+        config: the number of heads; static.
+        h: [B, L, D].
+        mask: [B or 1, 1, L, L] bool, True where row may look at column; None: everywhere.
+        rows: how many of the first tokens ask; None: all.
+
+    Returns:
+        [B, L or rows, D]; the softmax is in float32 at least.
+    """
     heads = config.num_attention_heads
 
     def split(name: str, h: jax.Array) -> jax.Array:
@@ -325,12 +386,12 @@ def attend(
         return y.reshape(*y.shape[:-1], heads, -1)  # [B, L, H, d]
 
     q, k, v = split("q_proj", h[:, :rows]), split("k_proj", h), split("v_proj", h)
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k)
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k)  # [B, H, L, L]
     if mask is not None:
         scores = jnp.where(mask[:, :, :rows], scores, jnp.finfo(scores.dtype).min)
     wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
     weights = jax.nn.softmax(wide, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(*q.shape[:2], -1)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(*q.shape[:2], -1)  # [B, L, D]
 
 
 def mlp(params: Any, config: EncoderConfig, h: jax.Array) -> jax.Array:
@@ -385,7 +446,17 @@ def init(key: jax.Array, config: VisionConfig) -> Any:
 
 
 def init_layers(key: jax.Array, layers: int, width: int, inner: int) -> Any:
-    """Stacked blocks [N, ...]: input maps with std (2 N D)^-1/2, output maps D^-1/2, biases 0."""
+    """Fresh stacked blocks: input maps with std (2 N D)^-1/2, output maps D^-1/2, biases 0.
+
+    Args:
+        key: [] typed random key.
+        layers: N.
+        width: D.
+        inner: hidden units of the MLP.
+
+    Returns:
+        Leaves [N, ...] in float32.
+    """
     names = {
         **dict.fromkeys(("q_proj", "k_proj", "v_proj", "out_proj"), (width, width)),
         "fc1": (inner, width),

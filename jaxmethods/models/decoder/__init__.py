@@ -7,6 +7,7 @@ tokens = decoder.generate(params, config, ids, 64, key=key).tokens
 
 from __future__ import annotations
 
+from jaxmethods.models.decoder import lora, peft
 from jaxmethods.models.decoder.checkpoint import load, read_config, save, shardings
 from jaxmethods.models.decoder.config import DecoderConfig as DecoderConfig
 from jaxmethods.models.decoder.config import RopeScaling as RopeScaling
@@ -33,7 +34,9 @@ __all__ = [
     "init_params",
     "load",
     "logits_of",
+    "lora",
     "norms_of",
+    "peft",
     "read_config",
     "save",
     "shardings",

@@ -46,9 +46,12 @@ def causal_attention(
     """Attention of `new` tokens to themselves and the cache.
 
     Args:
+        batch: B.
+        new: T.
         mask: [B, T] bool, False on padding; None: none that a token could see.
-        window: a token sees itself and `window - 1` tokens before it. Padding, between tokens or
-            in the cache, is not counted.
+        cache: what was seen before; None: nothing.
+        window: a token sees itself and `window - 1` tokens before it. Padding, between tokens or in
+            the cache, is not counted.
         kernel: of attention without a cache.
 
     Returns:
@@ -83,7 +86,8 @@ def causal_attention(
     visible = jnp.concatenate([cached, fresh_visible], axis=-1)  # [B, T, S + T]
 
     def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, past: Past) -> jax.Array:
-        return _attend_beside(visible, past, q, k, v)  # type: ignore[arg-type]
+        assert past is not None
+        return _attend_beside(visible, past, q, k, v)
 
     return cached_attention
 
@@ -102,15 +106,16 @@ def _attend_beside(
             *grouped.shape[:4], keys.shape[2]
         )
 
+    # [B, K, G, T, S + T]
     scores = jnp.concatenate([products(past[0]), products(jnp.swapaxes(k, 1, 2))], axis=-1)
     scores = scores * width**-0.5
     # Finite, so that a row that sees nothing isn't NaN.
     scores = jnp.where(visible[:, None, None], scores, -0.7 * jnp.finfo(scores.dtype).max)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    weights = weights.reshape(batch, heads, group * new, size + new)
-    found = _each_head(weights[..., :size], past[1].astype(v.dtype), 2)
+    weights = weights.reshape(batch, heads, group * new, size + new)  # [B, K, G T, S + T]
+    found = _each_head(weights[..., :size], past[1].astype(v.dtype), 2)  # [B, K, G T, d]
     found = found + _each_head(weights[..., size:], jnp.swapaxes(v, 1, 2), 2)
-    return jnp.moveaxis(found.reshape(grouped.shape), 3, 1).reshape(q.shape)
+    return jnp.moveaxis(found.reshape(grouped.shape), 3, 1).reshape(q.shape)  # [B, T, H, d]
 
 
 def _each_head(rows: jax.Array, tokens: jax.Array, axis: int, dtype: Any = None) -> jax.Array:
@@ -123,7 +128,15 @@ def _each_head(rows: jax.Array, tokens: jax.Array, axis: int, dtype: Any = None)
 
 
 def grow(cache: Cache | None, mask: jax.Array | None, keys: jax.Array, values: jax.Array) -> Cache:
-    """The cache with the keys and values [L, B, T, K, d] of new tokens written behind the old.
+    """The cache with the keys and values of new tokens written behind the old.
+
+    Args:
+        cache: None: one that has exactly these tokens is made.
+        mask: [B, T] bool, False on padding; None: all are tokens.
+        keys, values: [L, B, T, K, d] of the new tokens.
+
+    Returns:
+        A cache of the same shapes.
 
     Raises:
         ValueError: no room for them. Where a program is compiled, which cannot raise, the keys
@@ -131,7 +144,7 @@ def grow(cache: Cache | None, mask: jax.Array | None, keys: jax.Array, values: j
     """
     batch, new = keys.shape[1:3]
     mask = _ones(batch, new) if mask is None else mask
-    keys, values = jnp.swapaxes(keys, 2, 3), jnp.swapaxes(values, 2, 3)
+    keys, values = jnp.swapaxes(keys, 2, 3), jnp.swapaxes(values, 2, 3)  # [L, B, K, T, d]
     if cache is None:
         return Cache(keys, values, mask, jnp.int32(new))
     room = cache.mask.shape[1]
@@ -163,7 +176,17 @@ def reserve(cache: Cache, more: int) -> Cache:
 
 
 def token_positions(batch: int, new: int, mask: jax.Array | None, cache: Cache | None) -> jax.Array:
-    """How many tokens come before each, [B, T] int32; 0 on padding before the first."""
+    """How many tokens come before each.
+
+    Args:
+        batch: B.
+        new: T.
+        mask: [B, T] bool, False on padding; None: all are tokens.
+        cache: what came before; None: nothing.
+
+    Returns:
+        [B, T] int32; 0 on padding before the first.
+    """
     return jnp.maximum(_ordinals(_ones(batch, new) if mask is None else mask, cache)[0] - 1, 0)
 
 

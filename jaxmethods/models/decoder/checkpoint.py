@@ -16,26 +16,16 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmethods.config import nearest, validate
+from jaxmethods.layout import path_name
 from jaxmethods.models.decoder.config import DecoderConfig, RopeScaling
-from jaxmethods.models.decoder.families import (
-    CODEGEN_NAMES,
-    FAMILIES,
-    NEOX_HEAD,
-    embedding_name,
-    head_name,
-)
+from jaxmethods.models.decoder.families.codegen import CODEGEN_NAMES
+from jaxmethods.models.decoder.families.family import NEOX_HEAD, head_name
+from jaxmethods.models.decoder.families.known import FAMILIES, embedding_name
 from jaxmethods.models.decoder.layer import Params
 from jaxmethods.models.decoder.network import RULES, init_params
 from jaxmethods.models.hub.config import Fields
-from jaxmethods.models.hub.folders import (
-    Folder,
-    HubError,
-    common_type,
-    open_folder,
-    path_of,
-    read_params,
-    write_folder,
-)
+from jaxmethods.models.hub.folders import Folder, HubError, open_folder
+from jaxmethods.models.hub.parameters import common_type, read_params, write_folder
 
 BUFFERS = re.compile(
     r"rotary_emb\.inv_freq$|attn\.(causal_mask|masked_bias|bias)$|attention\.(bias|masked_bias)$"
@@ -215,7 +205,7 @@ def shardings(config: DecoderConfig, params: Any, mesh: Mesh) -> Any:
     """
 
     def one(path: Any, leaf: Any) -> NamedSharding:
-        name = path_of(path)
+        name = path_name(path)
         spec = next((rule.spec for rule in RULES if re.search(rule.pattern, name)), ())
         axes = []
         for axis, size in zip(spec, leaf.shape, strict=False):

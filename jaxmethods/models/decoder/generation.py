@@ -140,10 +140,16 @@ class _Decoding(NamedTuple):
 
 
 def pick(logits: jax.Array, keys: Any, step: Any, sampling: Sampling) -> jax.Array:
-    """The next token of every row, [B] int32, from logits [B, V].
+    """The next token of every row.
 
     Args:
+        logits: [B, V].
         keys: one key for each row, folded with `step`; unused where the most likely is taken.
+        step: [] int, the number of the token.
+        sampling: how it is chosen; static.
+
+    Returns:
+        [B] int32.
     """
     if sampling.temperature == 0:
         return jnp.argmax(logits, -1).astype(jnp.int32)

@@ -35,12 +35,24 @@ class Inside(NamedTuple):
 def run_layer(
     config: DecoderConfig, layer: Params, x: jax.Array, angles: Angles, attend: Attend, dtype: Any
 ) -> tuple[jax.Array, Inside]:
-    """One layer: residual stream [B, T, D] -> the same after it, and what was computed inside."""
+    """One layer, from residual stream to residual stream.
+
+    Args:
+        config: sizes and switches; static.
+        layer: its parameters.
+        x: [B, T, D].
+        angles: cosine and sine of rotary positions [B, T, r / 2], or None.
+        attend: attention of the queries to keys and values.
+        dtype: of the computation.
+
+    Returns:
+        [B, T, D] after it, and what was computed inside.
+    """
     normed = normalize(config, layer["attention_norm"], x, dtype)
     keys, values = project_keys(config, layer["attention"], normed, angles)
     queries = project_queries(config, layer["attention"], normed, angles)
     heads = attend(queries, keys, values)
-    together = heads.reshape(*heads.shape[:2], config.heads * config.head_dim)
+    together = heads.reshape(*heads.shape[:2], config.heads * config.head_dim)  # [B, T, H d]
     attended = dense(layer["attention"]["out"], together)
     if config.residual == "sequential":
         x = x + attended
@@ -54,7 +66,17 @@ def run_layer(
 def project_queries(
     config: DecoderConfig, attention: Params, normed: jax.Array, angles: Angles
 ) -> jax.Array:
-    """Rotated queries [B, T, H, d] of normed inputs [B, T, D]."""
+    """Queries, rotated where positions are.
+
+    Args:
+        config: sizes and switches; static.
+        attention: parameters of the attention.
+        normed: [B, T, D].
+        angles: cosine and sine of rotary positions [B, T, r / 2], or None.
+
+    Returns:
+        [B, T, H, d].
+    """
     queries = split_heads(config, dense(attention["query"], normed))
     if config.qk_norm:
         queries = normalize(config, attention["query_norm"], queries, queries.dtype, kind="rms")
@@ -64,7 +86,17 @@ def project_queries(
 def project_keys(
     config: DecoderConfig, attention: Params, normed: jax.Array, angles: Angles
 ) -> tuple[jax.Array, jax.Array]:
-    """Rotated keys, and values, [B, T, K, d], of normed inputs [B, T, D]."""
+    """Keys, rotated where positions are, and values.
+
+    Args:
+        config: sizes and switches; static.
+        attention: parameters of the attention.
+        normed: [B, T, D].
+        angles: cosine and sine of rotary positions [B, T, r / 2], or None.
+
+    Returns:
+        Keys and values, [B, T, K, d] each.
+    """
     keys = split_heads(config, dense(attention["key"], normed))
     values = split_heads(config, dense(attention["value"], normed))
     if config.qk_norm:
@@ -88,7 +120,18 @@ def mlp(config: DecoderConfig, params: Params, x: jax.Array) -> jax.Array:
 def normalize(
     config: DecoderConfig, params: Params, x: jax.Array, dtype: Any, kind: str | None = None
 ) -> jax.Array:
-    """RMS or layer norm over the last axis: statistics in float32, scale in `dtype`."""
+    """RMS or layer norm over the last axis: statistics in float32, scale in `dtype`.
+
+    Args:
+        config: kind of norm and its epsilon; static.
+        params: "scale" and maybe "bias", [D].
+        x: [..., D].
+        dtype: of scale, bias and result.
+        kind: "layer" or "rms"; None: the config's.
+
+    Returns:
+        [..., D] in `dtype`.
+    """
     x = x.astype(jnp.float32)
     if (kind or config.norm) == "layer":
         x = x - jnp.mean(x, -1, keepdims=True)
@@ -98,8 +141,10 @@ def normalize(
 
 
 def dense(params: Params, x: jax.Array) -> jax.Array:
-    """x W + b in the type of x."""
+    """x W + b in the type of x; with adapters (`lora`), x W + (x A) B + b."""
     y = x @ params["kernel"].astype(x.dtype)
+    if "lora_a" in params:
+        y = y + (x @ params["lora_a"].astype(x.dtype)) @ params["lora_b"].astype(x.dtype)
     return y + params["bias"].astype(x.dtype) if "bias" in params else y
 
 
@@ -114,10 +159,16 @@ def over_layers(
     """Like `lax.scan(body, carry, (layers, per_layer))`, for stacked or unstacked layers.
 
     Args:
+        body: (carry, (layer, its `per_layer`)) -> (carry, output).
+        carry: what goes from layer to layer.
         layers: leaves with a leading layer axis, or a tuple of layers (then the loop is unrolled).
         per_layer: further inputs, with a leading layer axis.
         first: the number of layers to run. The stack is indexed, not cut: cutting would copy it.
             Not meant to be differentiated.
+
+    Returns:
+        The last carry, and the outputs with a leading layer axis; None where no unstacked layer
+        ran.
     """
     if first is None and not isinstance(layers, tuple):
         return lax.scan(body, carry, (layers, per_layer))

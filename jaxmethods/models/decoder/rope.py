@@ -33,7 +33,16 @@ def rotation(
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, config: DecoderConfig) -> jax.Array:
-    """Turns the first `rotary_dim` dimensions of x [B, T, H, d] by the angles [B, T, r / 2]."""
+    """Turns the first `rotary_dim` dimensions of every head by the angles of its position.
+
+    Args:
+        x: [B, T, H, d].
+        cos, sin: [B, T, r / 2].
+        config: how many dimensions, and which are pairs; static.
+
+    Returns:
+        [B, T, H, d] in the dtype of `x`.
+    """
     cos, sin = (angle[..., None, :].astype(x.dtype) for angle in (cos, sin))  # [B, T, 1, r / 2]
     turned, rest = x[..., : config.rotary_dim], x[..., config.rotary_dim :]
     if config.rotary_pairs == "halves":
@@ -44,7 +53,7 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array, config: DecoderConfig) 
     if config.rotary_pairs == "halves":
         turned = jnp.concatenate([first, second], axis=-1)
     else:
-        turned = jnp.stack([first, second], axis=-1).reshape(turned.shape)
+        turned = jnp.stack([first, second], axis=-1).reshape(turned.shape)  # [B, T, H, r]
     return jnp.concatenate([turned, rest], axis=-1)
 
 

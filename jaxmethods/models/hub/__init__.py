@@ -1,4 +1,8 @@
-"""Hugging Face model folders: `config.json` and safetensors, in and out, for any model family."""
+"""Hugging Face model folders: `config.json` and safetensors, in and out, for any model family.
+
+A family says once which tensors a checkpoint has and which leaves of our parameter tree they hold,
+as a table of `Tensor`s (`tensors`); reading and writing both follow that table (`parameters`).
+"""
 
 from __future__ import annotations
 
@@ -6,19 +10,10 @@ from jaxmethods.models.hub.folders import INDEX as INDEX
 from jaxmethods.models.hub.folders import Folder as Folder
 from jaxmethods.models.hub.folders import HubError as HubError
 from jaxmethods.models.hub.folders import Stored as Stored
-from jaxmethods.models.hub.folders import Tensor as Tensor
-from jaxmethods.models.hub.folders import (
-    common_type,
-    companions,
-    linear,
-    open_file,
-    open_folder,
-    path_of,
-    read_params,
-    weight_files,
-    whole,
-    write_folder,
-)
+from jaxmethods.models.hub.folders import companions, open_file, open_folder, weight_files
+from jaxmethods.models.hub.parameters import common_type, read_params, write_folder
+from jaxmethods.models.hub.tensors import Tensor as Tensor
+from jaxmethods.models.hub.tensors import linear, whole
 
 __all__ = [
     "common_type",
@@ -26,7 +21,6 @@ __all__ = [
     "linear",
     "open_file",
     "open_folder",
-    "path_of",
     "read_params",
     "weight_files",
     "whole",

@@ -35,7 +35,17 @@ def draw(
     metrics: Mapping[str, float],
     heads: int,
 ) -> None:
-    """Writes all figures of an evaluation into a folder."""
+    """Writes all figures of an evaluation into a folder.
+
+    Args:
+        folder: of the figures.
+        voters: numbers of the heads that vote for the largest, and for the smallest norm.
+        layers: those that are shown.
+        votes: [n, C] that each candidate got.
+        labels: [n] int.
+        metrics: accuracies by name.
+        heads: H of a layer.
+    """
     draw_heads(folder / "voting_heads_by_layer.png", voters, layers, heads)
     draw_accuracies(folder / "accuracies.png", metrics)
     draw_margins(folder / "margin_of_the_votes.png", votes, labels)
@@ -44,7 +54,14 @@ def draw(
 def draw_heads(
     path: Path, voters: tuple[Sequence[int], Sequence[int]], layers: range, heads: int
 ) -> None:
-    """A square for every head, layers from left to right, and how many vote in each layer."""
+    """A square for every head, layers from left to right, and how many vote in each layer.
+
+    Args:
+        path: of the PNG.
+        voters: numbers of the heads that vote for the largest, and for the smallest norm.
+        layers: those that are shown.
+        heads: H of a layer.
+    """
     grid = np.zeros(len(layers) * heads, int)
     grid[list(voters[0])], grid[list(voters[1])] = 1, 2
     grid = grid.reshape(len(layers), heads)

@@ -152,19 +152,30 @@ def trainer(run: Run) -> Method:
 def evaluate(
     state: State, key: jax.Array, model: DecoderConfig, world: World, selection: SelectionConfig
 ) -> Metrics:
-    """Accuracies on the facts that did not choose the heads; all of them share these items."""
+    """Accuracies on the facts that did not choose the heads; all of them share these items.
+
+    Args:
+        state: with the model and the facts.
+        key: [] typed random key.
+        model: the decoder's sizes; static.
+        world: sizes and shares; static.
+        selection: how heads are chosen, and on how many facts; static.
+
+    Returns:
+        Metric -> []: accuracies as shares, and the number of voters.
+    """
     items_key, order_key, random_key = jax.random.split(key, 3)
     items = draw_items(items_key, state.facts, world)
     number, candidates, length = items.ids.shape
-    ids = items.ids.reshape(-1, length)
+    ids = items.ids.reshape(-1, length)  # [F C, T]
     last = jnp.full((ids.shape[0], 1), length - 1)
     outputs = decoder.forward(state.learner.params, model, ids, taps=("head_norms",), taps_at=last)
     norms = jnp.moveaxis(outputs.head_norms[:, :, 0], 0, 1)  # [F C, L, H]
-    norms = norms.reshape(number, candidates, -1)
+    norms = norms.reshape(number, candidates, -1)  # [F, C, L H]
     log_probabilities = jax.nn.log_softmax(outputs.logits)
     said = jnp.take_along_axis(log_probabilities[:, 4:-1], ids[:, 5:, None], -1)
-    likelihood = jnp.sum(said[..., 0], axis=1).reshape(number, candidates)
-    verdict = log_probabilities[:, -1, TRUE].reshape(number, candidates)
+    likelihood = jnp.sum(said[..., 0], axis=1).reshape(number, candidates)  # [F, C]
+    verdict = log_probabilities[:, -1, TRUE].reshape(number, candidates)  # [F, C]
 
     order = jax.random.permutation(order_key, number)
     train, test = order[: selection.samples], order[selection.samples :]

@@ -1,9 +1,9 @@
 """What closes a pipeline: students of the distilled set against everything simpler.
 
-Of the distilled set, of as many random real pairs, of random pairs from the best episodes and of
-one pair from each cluster of states, K students each are trained at once, one step of cloning a
-step of the method. Then all of them play, beside the teacher and, if there is one, the policy that
-was cloned from all the data.
+K students are trained on each of four sets at once, one step of cloning a step of the method: the
+distilled set, as many random real pairs, random pairs from the best episodes, and one pair from
+each cluster of states. Then all of them play, beside the teacher and, if there is one, the policy
+that was cloned from all the data.
 """
 
 from __future__ import annotations
@@ -60,7 +60,13 @@ def real_sets(
     """The selections of `count` real pairs that a distilled set of that size has to beat.
 
     Args:
+        key: [] typed random key.
+        data: L rows.
         episode_returns: [L], of the episode each row belongs to.
+        count: N, static.
+
+    Returns:
+        Name of a selection -> N pairs.
     """
     keys = jax.random.split(key, 3)
     return {
@@ -115,8 +121,13 @@ def score_parts(
     """A part for every competitor: its `scores` [seeds, K, E].
 
     Args:
+        competitors: who plays.
         norm: of the states in all sets.
         keys: [seeds]; all competitors of a seed play with the same.
+        place: puts host values on the mesh.
+
+    Returns:
+        Parts for a `Compute` stage.
     """
 
     def compute(one: Competitor) -> Arrays:
@@ -158,7 +169,14 @@ def over_seeds(scores: Mapping[str, np.ndarray]) -> dict[str, Summary]:
 
 
 def draw_scores(summaries: Mapping[str, Summary], path: Path, title: str, measure: str) -> None:
-    """A bar for each competitor, best on top, with its standard error."""
+    """A bar for each competitor, best on top, with its standard error.
+
+    Args:
+        summaries: competitor -> mean and standard error.
+        path: of the PNG.
+        title: of the figure.
+        measure: what a score is called.
+    """
     ordered = sorted(summaries.items(), key=lambda item: item[1].mean)
     names = [name.replace("_", " ") for name, _ in ordered]
     figure = new_figure(6.4, 0.5 * len(ordered) + 1.0)

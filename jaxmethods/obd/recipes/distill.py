@@ -65,14 +65,13 @@ def recipe(run: Run) -> Recipe:
         MissingExtraError: the environment's simulator is not installed.
     """
     inputs = Inputs(run)
-    plays = run.evaluation.environment is not None
     stages: list[Train | Compute] = []
     if run.teacher.learn is not None:
         stages.append(offline_rl_stage(run, inputs))
     if run.density.tau > 0:
         stages.append(density_stage(run, inputs))
     stages.append(distillation_stage(run, inputs))
-    measure = "score" if plays else "offline_loss"
+    measure = "offline_loss" if run.evaluation.environment is None else "score"
     headline = [f"distillation/{measure}"]
     if run.evaluation.random_selection:
         headline.append(f"distillation/random_{measure}")
@@ -80,7 +79,7 @@ def recipe(run: Run) -> Recipe:
         if run.comparison.cloning_steps:
             stages.append(cloning_stage(run, run.comparison, inputs))
         stages.append(comparison_stage(run, inputs))
-    if run.comparison is not None and plays:
+    if closes_with_scores(run):
         stages.append(scores_stage(run, inputs))
         shown = ("distilled", "random", *(["teacher"] if has_teacher(run) else []))
         headline = [f"scores/score_{name}" for name in shown]
@@ -93,7 +92,17 @@ def recipe(run: Run) -> Recipe:
 def ready(
     run: Run, inputs: Inputs, results: Results, seed: int
 ) -> Callable[[jax.Array], jax.Array]:
-    """A student that is trained on the distilled set now, as in the inner loop."""
+    """A student that is trained on the distilled set now, as in the inner loop.
+
+    Args:
+        run: the run's config.
+        inputs: the data.
+        results: of the run's stages.
+        seed: index into the run's seeds.
+
+    Returns:
+        Observations [..., S] as the environment gives them -> deterministic actions [..., A].
+    """
     syn: SynSet = jax.tree.map(lambda leaf: leaf[seed], results["distillation"].syn)
     key = named(jax.random.key(run.seed + seed), "ready")
     students = trained_students(run.distillation, 1, key, syn)
@@ -106,6 +115,11 @@ def ready(
         return mode(student, norm.apply(observations))
 
     return policy
+
+
+def closes_with_scores(run: Run) -> bool:
+    """Whether everybody plays at the end, which is then the one place where scores are measured."""
+    return run.comparison is not None and run.evaluation.environment is not None
 
 
 def has_teacher(run: Run) -> bool:
@@ -139,7 +153,8 @@ def policy_evaluation(run: Run, policy: Callable[[State], Any]) -> Evaluation | 
     def measure(state: State, batch: Batch, key: jax.Array) -> Any:
         return measure_policy(play, policy(state), batch.norm, key)
 
-    return Evaluation(measure, partial(judge_policies, play))
+    along = ("score",) if closes_with_scores(run) else ()
+    return Evaluation(measure, partial(judge_policies, play), along=along)
 
 
 def density_stage(run: Run, inputs: Inputs) -> Train:
@@ -166,6 +181,10 @@ def distillation_stage(run: Run, inputs: Inputs) -> Train:
     def measure(state: State, source: Source, key: jax.Array) -> Any:
         return measure_set(evaluation, config, state.syn, source, key)
 
+    along: list[str] = []
+    if closes_with_scores(run):
+        prefixes = ["", "random_"] if evaluation.random_selection else [""]
+        along = [f"{prefix}{name}" for prefix in prefixes for name in ("score", "score_error")]
     per_seed = []
     if run.density.tau > 0:
         per_seed.append("^data/density_weights$")
@@ -181,6 +200,7 @@ def distillation_stage(run: Run, inputs: Inputs) -> Train:
             measure,
             partial(judge_sets, evaluation, config),
             score=None if evaluation.environment is None else "score",
+            along=along,
         ),
         layout=Layout(state=RULES, per_seed=per_seed),
         main=True,
@@ -285,7 +305,14 @@ def _keys(run: Run, name: str) -> jax.Array:
 
 
 def report(run: Run, inputs: Inputs, results: Results, folder: Path) -> None:
-    """Writes every seed's set and draws the first; and the scores of all who competed."""
+    """Writes every seed's set and draws the first; and the scores of all who competed.
+
+    Args:
+        run: the run's config.
+        inputs: the data.
+        results: of the run's stages.
+        folder: of the run.
+    """
     found: Found = results["distillation"]
     write_sets(run, inputs, found, folder)
     first = jax.tree.map(lambda leaf: leaf[0], found.syn)
@@ -301,7 +328,14 @@ def report(run: Run, inputs: Inputs, results: Results, folder: Path) -> None:
 
 
 def write_sets(run: Run, inputs: Inputs, found: Found, folder: Path) -> None:
-    """Writes every seed's set: syn.npz and its card, or syn-seed3.npz where there are several."""
+    """Writes every seed's set: syn.npz and its card, or syn-seed3.npz where there are several.
+
+    Args:
+        run: the run's config.
+        inputs: the data, and hashes of the files they came from.
+        found: leaves [seeds, ...].
+        folder: of the run.
+    """
     for place in range(run.seeds):
         own = jax.tree.map(lambda leaf, i=place: leaf[i], found)
         seed = run.seed + place

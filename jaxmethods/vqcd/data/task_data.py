@@ -94,7 +94,7 @@ def _values(rows: jax.Array, table: jax.Array | None) -> jax.Array:
     if table is None:
         return rows
     found = table[rows.astype(jnp.int32)]  # [B, T, n, d]
-    return found.reshape(*rows.shape[:-1], -1)
+    return found.reshape(*rows.shape[:-1], -1)  # [B, T, n d]
 
 
 def bounds(data: TaskData, rho: float) -> tuple[jax.Array, jax.Array]:

@@ -13,8 +13,8 @@ from __future__ import annotations
 from functools import partial
 
 from jaxmethods.stages import Compute, Recipe, Train
+from jaxmethods.vqcd.config import Run
 from jaxmethods.vqcd.recipes.between import IMPORTANCE, imagined_stage, penalty_stage
-from jaxmethods.vqcd.recipes.inputs import Run
 from jaxmethods.vqcd.recipes.learners import Learner
 from jaxmethods.vqcd.recipes.play import policy_config
 from jaxmethods.vqcd.recipes.report import report
@@ -76,7 +76,7 @@ def _with_sizes(run: Run) -> Run:
     changes = {}
     for side, place in (("states", 0), ("actions", 1)):
         config = getattr(run.alignment, side)
-        if config.trained or "padded_size" in config.model_fields_set:
+        if config.trained or config.padded_size is not None:
             continue
         sizes = [Tasks(run).sizes(number) for number in range(len(run.tasks))]
         known = [size[place] for size in sizes if size is not None]

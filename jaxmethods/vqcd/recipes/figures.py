@@ -48,7 +48,14 @@ def draw_final(
     behaviors: Mapping[str, tuple[float, float]],
     path: Path,
 ) -> None:
-    """Bars of final scores [seeds, I], with lines where the data's own behavior is."""
+    """Bars of final scores, with lines where the data's own behavior is.
+
+    Args:
+        names: of the tasks, in the order of learning.
+        scores: learner -> [seeds, I].
+        behaviors: task -> scores of the lower and the upper half of the data's episodes.
+        path: of the PNG.
+    """
     shown = {title: each for title, each in scores.items() if np.isfinite(each).any()}
     if not shown:
         return
@@ -107,7 +114,14 @@ def draw_spaces(
     differences: Mapping[str, np.ndarray],
     path: Path,
 ) -> None:
-    """Restoring errors, codes used and distances between tasks, for states and actions."""
+    """Restoring errors, codes used and distances between tasks, for states and actions.
+
+    Args:
+        names: of the tasks, in the order of learning.
+        quality: task -> name of a measure -> [seeds].
+        differences: "states" and "actions" -> distances between tasks.
+        path: of the PNG.
+    """
     figure = new_figure(9.6, 3.2)
     panels = figure.subplots(1, 3)
     at = np.arange(len(names))

@@ -33,9 +33,9 @@ from jaxmethods.vqcd import (
     planner,
     stack_tasks,
 )
+from jaxmethods.vqcd.config import LearnerConfig, PlannerChoices, Run
 from jaxmethods.vqcd.method import begin_task
 from jaxmethods.vqcd.recipes.between import IMPORTANCE
-from jaxmethods.vqcd.recipes.inputs import LearnerConfig, Run
 from jaxmethods.vqcd.recipes.spaces import Aligned
 from jaxmethods.vqcd.types import Penalty
 
@@ -234,9 +234,10 @@ def planner_config(run: Run, learner: LearnerConfig) -> PlannerConfig:
         raise ValueError(f"curve: expected 1 with packnet, got {run.curve}")
     values = run.planner.model_dump(exclude_unset=True)
     values = merge(merge(values, SETTINGS[learner.kind]), learner.model_extra or {})
-    network = dict(values.get("network", {}))
+    chosen = PlannerChoices.model_validate(values)
+    network = chosen.network.model_dump(exclude_unset=True)
     network["channels"] = spaces.states.channels
-    if values.get("behavior") == "diffused":
+    if chosen.behavior == "diffused":
         network["channels"] += spaces.actions.channels
     if learner.kind == "single_quarter":
         network["dim"] = run.planner.network.dim // 2

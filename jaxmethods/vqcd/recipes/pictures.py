@@ -28,7 +28,14 @@ DIMENSIONS = 3
 
 
 def draw_plays(tasks: Tasks, learner: Learner, results: Results, folder: Path) -> None:
-    """`plans.png` and `episodes.png`: the first seed's first episode of every task at the end."""
+    """`plans.png` and `episodes.png`: the first seed's first episode of every task at the end.
+
+    Args:
+        tasks: the run's tasks.
+        learner: the one that plays.
+        results: of the run's stages.
+        folder: of the figures.
+    """
     last = len(tasks.run.tasks) - 1
     episodes, plans = {}, {}
     config = policy_config(tasks.run, learner.planner)

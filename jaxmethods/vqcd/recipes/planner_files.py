@@ -93,6 +93,9 @@ class Planner:
             key: [] typed key of this step.
             target: what to plan for; None: what the card says.
 
+        Returns:
+            The actions, and the memory for the next step.
+
         Raises:
             ValueError: an unknown task, or observations of another size.
         """
@@ -104,7 +107,14 @@ class Planner:
 
 
 def save_planners(tasks: Tasks, learner: Learner, results: Results, folder: Path) -> None:
-    """Writes the planner of every seed: `planner`, or `planner-seed3` where there are several."""
+    """Writes the planner of every seed: `planner`, or `planner-seed3` where there are several.
+
+    Args:
+        tasks: the run's tasks.
+        learner: the one that was trained.
+        results: of the run's stages.
+        folder: of the run.
+    """
     run = tasks.run
     bank = jax.device_get(learner.bank(results, len(run.tasks) - 1)._replace(key=None))
     spaces = {task.name: space_of(run, results, n) for n, task in enumerate(run.tasks)}

@@ -17,8 +17,8 @@ from jaxmethods.envs.finite import finite
 from jaxmethods.errors import import_extra
 from jaxmethods.offline_rl.mujoco_returns import MAX_STEPS, make_environment, quiet
 from jaxmethods.vqcd import PlannerConfig, PolicyConfig, TaskSpace, TaskWeights, act, begin
-from jaxmethods.vqcd.recipes.inputs import PlayConfig, Run
-from jaxmethods.vqcd.recipes.spaces import SPACE_AXES, of_seed
+from jaxmethods.vqcd.config import PlayConfig, Run
+from jaxmethods.vqcd.recipes.spaces import of_seed, space_axes
 from jaxmethods.vqcd.recipes.tasks import Tasks
 
 
@@ -77,6 +77,9 @@ def play(
         space: the task's, modules and bounds [seeds, ...].
         target: what plans aim at.
         keys: [seeds]; the same keys, weights and task give the same episodes.
+
+    Returns:
+        Returns and lengths [seeds, E], and each seed's first episode with its plans.
     """
     episodes, env = tasks.run.evaluation, tasks.environment(number)
     if env is not None:
@@ -144,7 +147,7 @@ def _in_jax(
         (_, _, _, _, returned, lengths), seen = jax.lax.scan(step, start, jnp.arange(length))
         return Played(returned, lengths, *seen)
 
-    return jax.vmap(one, (0, SPACE_AXES, 0))(weights, space, keys)
+    return jax.vmap(one, (0, space_axes(space), 0))(weights, space, keys)
 
 
 _act = jax.jit(act, static_argnums=0)

@@ -30,7 +30,14 @@ DIFFERENCE_ROWS = 4096
 
 
 def report(tasks: Tasks, learners: Sequence[Learner], results: Results, folder: Path) -> None:
-    """Writes table.md, the figures, and the first learner's planner of every seed."""
+    """Writes table.md, the figures, and the first learner's planner of every seed.
+
+    Args:
+        tasks: the run's tasks.
+        learners: all that were trained.
+        results: of the run's stages.
+        folder: of the run.
+    """
     summary = results[SUMMARY]
     seconds = training_seconds(folder.parent, tasks, learners)
     text = "\n".join(
@@ -135,7 +142,17 @@ def matrices(tasks: Tasks, learners: Sequence[Learner], summary: Any) -> str:
 def costs(
     tasks: Tasks, learners: Sequence[Learner], results: Results, seconds: dict[str, float]
 ) -> str:
-    """Parameters of a task's planner and seconds of its training."""
+    """Parameters of a task's planner and seconds of its training.
+
+    Args:
+        tasks: the run's tasks.
+        learners: all that were trained.
+        results: of the run's stages.
+        seconds: learner -> seconds of its training.
+
+    Returns:
+        A table in Markdown.
+    """
     lines = ["| learner | numbers a task plans with | of these its own | training, s a task |"]
     lines.append("| --- | --- | --- | --- |")
     count = len(tasks.run.tasks)
@@ -155,14 +172,14 @@ def parameters(learner: Learner, params: Any, owner: Any) -> tuple[int, int]:
     whole = own = 0
     leaves = jax.tree_util.tree_leaves_with_path(params)
     owners = jax.tree.leaves(owner, is_leaf=lambda leaf: leaf is None)
-    for (path, leaf), whose in zip(leaves, owners, strict=True):
+    for (path, leaf), labels in zip(leaves, owners, strict=True):
         of = kind(config, path_name(path))
         size = leaf.size // (config.tasks if of == "private" else 1)
         if of == "private":
             own += size
-        elif whose is not None:
-            own += int((np.asarray(whose) == 0).sum())
-            size = int((np.asarray(whose) == 0).sum())
+        elif labels is not None:
+            size = int((np.asarray(labels) == 0).sum())
+            own += size
         elif config.tasks == 1:
             own += size
         whole += size

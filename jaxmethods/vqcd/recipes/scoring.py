@@ -32,7 +32,7 @@ from jaxmethods.vqcd.inverse_dynamics import inverse_dynamics
 from jaxmethods.vqcd.policy import align_states
 from jaxmethods.vqcd.recipes.learners import Learner, seed_keys
 from jaxmethods.vqcd.recipes.play import Played, play, policy_config
-from jaxmethods.vqcd.recipes.spaces import OWN_OF_SEEDS, SPACE_AXES, Aligned, space_of
+from jaxmethods.vqcd.recipes.spaces import OWN_OF_SEEDS, Aligned, space_axes, space_of
 from jaxmethods.vqcd.recipes.tasks import Tasks
 from jaxmethods.vqcd.spaces import alignment
 from jaxmethods.vqcd.types import TaskData
@@ -63,8 +63,14 @@ def score_stage(tasks: Tasks, learner: Learner, place: int, part: int | None = N
     """Judges a learner after the task at a place of the sequence.
 
     Args:
+        tasks: the run's tasks.
+        learner: who is judged.
+        place: in the sequence.
         part: None: at the task's end, on all tasks seen so far (of learners of one task alone, and
             within its training, on this one only).
+
+    Returns:
+        A stage with the result task's name -> `Judged`.
     """
     run = tasks.run
     own = run.sequence[place]
@@ -189,7 +195,7 @@ def _probe_plans(
         present = align_states(config, space, probes)
         return plan(config.planner, weights, space, target, present, key)
 
-    return jax.vmap(of_seed, (0, SPACE_AXES, 0))(weights, space, keys)
+    return jax.vmap(of_seed, (0, space_axes(space), 0))(weights, space, keys)
 
 
 def _determination(
@@ -221,7 +227,7 @@ def _determinations(
             values = data.states[rows]
             if data.state_table is None:
                 return values
-            return data.state_table[values.astype(jnp.int32)].reshape(len(rows), -1)
+            return data.state_table[values.astype(jnp.int32)].reshape(len(rows), -1)  # [B, n d]
 
         def determination(after: jax.Array) -> jax.Array:
             latent = inverse_dynamics(weights.inverse, aligned(starts), aligned(after))
@@ -232,7 +238,9 @@ def _determinations(
 
         return jnp.stack([determination(starts + 1), determination(other + 1)])
 
-    return jax.vmap(of_seed, (0, SPACE_AXES, seed_axes(data, OWN_OF_SEEDS)))(weights, space, data)
+    return jax.vmap(of_seed, (0, space_axes(space), seed_axes(data, OWN_OF_SEEDS)))(
+        weights, space, data
+    )
 
 
 def _to_arrays(judged: Judged) -> Arrays:

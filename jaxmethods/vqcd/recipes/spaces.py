@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmethods.layout import seed_axes
 from jaxmethods.method import Method, Metrics
 from jaxmethods.stages import Arrays, Compute, Part, Place, Results, Train
 from jaxmethods.vqcd import (
@@ -23,8 +24,8 @@ from jaxmethods.vqcd import (
     parallel,
     trimmed,
 )
+from jaxmethods.vqcd.config import Run
 from jaxmethods.vqcd.data.windows import normalize
-from jaxmethods.vqcd.recipes.inputs import Run
 from jaxmethods.vqcd.recipes.tasks import Tasks
 from jaxmethods.vqcd.spaces import aligner, alignment
 
@@ -157,7 +158,17 @@ def stretched(params: Any, data: AlignmentRows, config: AlignmentConfig) -> Any:
 
 
 def modules_of(run: Run, results: Results, number: int, sizes: tuple[int, int]) -> dict[str, Any]:
-    """A task's modules by side, leaves [seeds, ...]; {} where nothing is trained."""
+    """A task's alignment modules by side.
+
+    Args:
+        run: the run's config.
+        results: of the run's stages.
+        number: the task's.
+        sizes: dimensions of its states and of its actions.
+
+    Returns:
+        "states" and "actions" -> parameters [seeds, ...]; {} where nothing is trained.
+    """
     found: dict[str, Any] = {side: {} for side in SIDES}
     for side, size in zip(SIDES, sizes, strict=True):
         config: AlignmentConfig = getattr(run.alignment, side)
@@ -339,16 +350,19 @@ def space_of(run: Run, results: Results, number: int) -> TaskSpace:
 
 OWN_OF_SEEDS = ("^(states|actions|state_table|action_table)$",)
 """Leaves of aligned data that depend on a seed's modules."""
-SPACE_AXES: Any = TaskSpace(None, None, 0, 0, 0, 0)  # pyright: ignore[reportArgumentType]
-"""`jax.vmap`'s axes of what `space_of` returns."""
+SPACES_OF_SEEDS = ("^(state_module|action_module)/|^(low|high)$",)
+"""The same of what `space_of` returns."""
+
+
+def space_axes(space: TaskSpace) -> TaskSpace:
+    """`jax.vmap`'s axes of what `space_of` returns."""
+    return seed_axes(space, SPACES_OF_SEEDS)
 
 
 def of_seed(space: TaskSpace, seed: int) -> TaskSpace:
     """One seed's part of what `space_of` returns, on the host."""
 
-    def pick(tree: Any) -> Any:
-        return jax.tree.map(lambda leaf: np.asarray(leaf)[seed], tree)
+    def pick(axis: int | None, leaf: Any) -> Any:
+        return leaf if axis is None else np.asarray(leaf)[seed]
 
-    parts = zip(space, SPACE_AXES, strict=True)
-    own: list[Any] = [pick(part) if axis == 0 else part for part, axis in parts]
-    return TaskSpace(*own)
+    return jax.tree.map(pick, space_axes(space), space, is_leaf=lambda axis: axis is None)

@@ -23,7 +23,18 @@ SUMMARY = "summary"
 
 
 def judged(tasks: Tasks, learner: Learner, results: Results, row: int, column: int) -> Judged:
-    """What was found of the task at place `row` after the one at place `column`."""
+    """What was found of one task after another was learned.
+
+    Args:
+        tasks: the run's tasks.
+        learner: who is judged.
+        results: of the run's stages.
+        row: place of the task that is judged.
+        column: place of the task after which it is.
+
+    Returns:
+        Leaves [seeds, ...].
+    """
     name = tasks.run.tasks[tasks.run.sequence[row]].name
     return results[score_name(learner.stage(column, tasks.run.curve - 1))][name]
 
@@ -81,7 +92,7 @@ def plans_kept(tasks: Tasks, learner: Learner, results: Results) -> np.ndarray:
     kept = np.ones(tasks.run.seeds, bool)
     for row in range(count):
         then, now = (judged(tasks, learner, results, row, at) for at in (row, count - 1))
-        same = (then.probe_plans == now.probe_plans).reshape(len(kept), -1).all(1)
+        same = (then.probe_plans == now.probe_plans).reshape(len(kept), -1).all(1)  # [seeds]
         kept &= same & (then.digest == now.digest).all(1)
     return kept
 

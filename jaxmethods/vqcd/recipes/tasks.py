@@ -20,8 +20,8 @@ from jaxmethods.numerics.keys import named
 from jaxmethods.offline_rl.mujoco_returns import SPACES, check_mujoco
 from jaxmethods.offline_rl.scores import REFERENCE, ReferenceReturns
 from jaxmethods.vqcd import Statistics, returns_to_go, statistics, window_starts
+from jaxmethods.vqcd.config import Run, TaskConfig
 from jaxmethods.vqcd.data.windows import min_max
-from jaxmethods.vqcd.recipes.inputs import Run, TaskConfig
 
 REFERENCE_EPISODES = 200
 """Episodes of uniform actions, and of the controller, that set the scale of scores where an

@@ -214,9 +214,9 @@ def _restarted(
     forward: alignment.Forward,
 ) -> tuple[Averages | None, jax.Array, jax.Array]:
     """Averages, idle counts and codebook after unused codes were moved."""
-    used = jnp.zeros(config.codes, bool).at[forward.index.reshape(-1)].set(True)
+    used = jnp.zeros(config.codes, bool).at[forward.index.reshape(-1)].set(True)  # [N]
     idle = jnp.where(used, 0, idle + 1)
-    z = forward.encoded.reshape(-1, config.width)
+    z = forward.encoded.reshape(-1, config.width)  # [B n, d]
     codebook, moved = restart(key, codebook, idle, z, config)
     if averages is not None:
         averages = Averages(

@@ -90,7 +90,7 @@ def init(
     columns = _padded_rows(
         jax.random.fold_in(decoder_key, 1 << 31), (padded, width + 1), size
     ) / jnp.sqrt(float(width))
-    last["weight"], last["bias"] = columns[:, :-1].T, columns[:, -1]
+    last["weight"], last["bias"] = columns[:, :-1].T, columns[:, -1]  # [in, out], [out]
     params = {"encoder": encoder, "decoder": decoder}
     if config.kind == "vq":
         bound = 1.0 / config.codes
@@ -161,17 +161,17 @@ def encode(params: Params, config: AlignmentConfig, x: jax.Array) -> Encoded:
         ValueError: `pad` or `none` with rows wider than, or not as wide as, `padded_size`.
     """
     if not config.trained:
-        missing = config.padded_size - x.shape[-1]
+        missing = config.channels - x.shape[-1]
         if missing < 0 or (missing and config.kind == "none"):
             raise ValueError(
-                f"x: expected {config.padded_size} columns with {config.kind!r}, got {x.shape[-1]}"
+                f"x: expected {config.channels} columns with {config.kind!r}, got {x.shape[-1]}"
             )
         return Encoded(jnp.pad(x, ((0, 0), (0, missing))), None)
     z = encoder_output(params, config, x)[..., : config.channels]
     if not config.discrete:
         return Encoded(z, None)
     codes, index = quantize(params, config, _latents(config, z))
-    return Encoded(codes.reshape(z.shape), index)
+    return Encoded(codes.reshape(z.shape), index)  # [B, C], [B, n]
 
 
 def _latents(config: AlignmentConfig, z: jax.Array) -> jax.Array:

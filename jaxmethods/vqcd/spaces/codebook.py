@@ -65,10 +65,10 @@ def update_averages(
         falls to is not divided by 0.
     """
     codes, width = averages.total.shape
-    flat = z.reshape(-1, width)
+    flat = z.reshape(-1, width)  # [n, d]
     decay = config.ema_decay
     count = decay * averages.count + (1 - decay) * use_counts(index, codes)
-    fallen = jnp.zeros((codes, width), flat.dtype).at[index.reshape(-1)].add(flat)
+    fallen = jnp.zeros((codes, width), flat.dtype).at[index.reshape(-1)].add(flat)  # [N, d]
     total = decay * averages.total + (1 - decay) * fallen
     everything, smoothing = count.sum(), config.ema_smoothing
     smoothed = (count + smoothing) / (everything + codes * smoothing) * everything

@@ -24,6 +24,7 @@ from jaxmethods.models.clip import vit
 from jaxmethods.records.run_folder import RunFolder
 from jaxmethods.stages import Recipe
 from jaxmethods.training import runner
+from tests.same_numbers import check_same_numbers
 
 TASKS = ("digits", "parity")
 SEEDS = 2
@@ -97,6 +98,7 @@ def adapted(folder: RunFolder):
     return results
 
 
+@pytest.mark.slow
 def test_the_table_has_every_method_and_the_report_shows_it(runs):
     found = read_table(runs.stopped)
     assert found["tasks"] == sorted(TASKS)
@@ -121,6 +123,10 @@ def test_the_table_has_every_method_and_the_report_shows_it(runs):
     assert "<td>Task arithmetic + SurgeryV2</td>" in report
 
 
+def test_console_report_and_result_carry_the_same_numbers(runs):
+    check_same_numbers(runs.stopped.path)
+
+
 def test_a_cell_is_the_mean_and_its_standard_error():
     values = {name: [[0.5, 1.0], [0.7, 1.0]] for name in evaluate.METHODS}
     line = table.markdown({"tasks": ["a", "b"], "accuracy": values}).splitlines()[2]
@@ -129,6 +135,7 @@ def test_a_cell_is_the_mean_and_its_standard_error():
     assert "| 50.0 | 100.0 | 75.0 |" in table.markdown({"tasks": ["a", "b"], "accuracy": one})
 
 
+@pytest.mark.slow
 def test_labels_of_test_images_and_interruptions_change_nothing_that_is_adapted(runs):
     """Bit for bit; the labels differ, so that the accuracies do."""
     one, other = map(adapted, runs)
@@ -146,6 +153,7 @@ def assert_same(one, other):
     np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_frozen_things_stay_and_trained_ones_move(runs):
     found = adapted(runs.stopped)
     moved = jax.tree.map(lambda leaf, origin: np.abs(leaf - origin[:, None]).max(),

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from jaxmethods.errors import UserError
 from jaxmethods.models import decoder
 from jaxmethods.models.decoder.config import RopeScaling
-from jaxmethods.models.decoder.families import FAMILIES
+from jaxmethods.models.decoder.families.known import FAMILIES
 from jaxmethods.models.hub.folders import Folder, HubError
 from tests.models.decoder.decoders import CONFIGS, LLAMA, random_ids, random_params
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from jaxmethods.models.hub.folders import (
+from jaxmethods.models.hub import (
     HubError,
     companions,
     open_file,

@@ -132,10 +132,12 @@ def check_table(folder, name):
         assert line == f"| {title} | {found[score]:.1f} ± {error:.1f} |"
 
 
+@pytest.mark.slow
 def test_a_cross_table_has_a_row_for_each_kind_of_student(crossed):
     check_table(crossed[0], "optimizers")
 
 
+@pytest.mark.slow
 def test_rows_that_are_there_do_not_play_again(crossed, monkeypatch):
     folder, command = crossed
     monkeypatch.setattr(evaluate, "_control_returns", lambda *a: pytest.fail("played again"))

@@ -1,8 +1,12 @@
-"""A sequence of three generated tasks of different sizes, tiny, through the command line."""
+"""A sequence of three generated tasks of different sizes, tiny; its planner opens again."""
 
 from __future__ import annotations
 
 import json
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -12,9 +16,25 @@ import yaml
 
 import jaxmethods
 from jaxmethods import cli, registry
+from jaxmethods.data.offline import DataError
+from jaxmethods.training import loop
+from jaxmethods.vqcd.recipes import continual, planner_files
+from jaxmethods.vqcd.recipes.learners import Learner
+from jaxmethods.vqcd.recipes.scoring import _weights
 from jaxmethods.vqcd.recipes.summary import judged
 from jaxmethods.vqcd.recipes.tasks import Tasks
+from tests.permissions import check_others_can_read
+from tests.same_numbers import check_same_numbers
 from tests.vqcd.recipes.tiny import NAMES, parts, values
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(run, how many programs were compiled and found again)."""
+    folder = tmp_path_factory.mktemp("tiny") / "run"
+    loop._program.cache_clear()
+    run = jaxmethods.run(values(), folder)
+    return run, loop._program.cache_info()
 
 
 def test_stages_run_task_by_task(finished):
@@ -92,6 +112,7 @@ def reversed_run(tmp_path_factory):
         return jaxmethods.run(values(**changes), folder), opened
 
 
+@pytest.mark.slow
 def test_the_next_task_is_not_opened_before_the_last_one_ends(reversed_run):
     assert reversed_run[1] == {
         "system": [],
@@ -100,6 +121,7 @@ def test_the_next_task_is_not_opened_before_the_last_one_ends(reversed_run):
     }
 
 
+@pytest.mark.slow
 def test_the_order_of_tasks_changes_no_task(finished, reversed_run):
     _, (own, _) = parts(finished[0])
     _, (other,) = parts(reversed_run[0])
@@ -108,6 +130,7 @@ def test_the_order_of_tasks_changes_no_task(finished, reversed_run):
         np.testing.assert_array_equal(one, two)
 
 
+@pytest.mark.slow
 def test_unchanged_weights_play_again_alike(finished, reversed_run):
     """What is taken over for unchanged weights is what playing again finds."""
     tasks, (own, _) = parts(finished[0])
@@ -118,24 +141,39 @@ def test_unchanged_weights_play_again_alike(finished, reversed_run):
         np.testing.assert_array_equal(once.played.returns, twice.played.returns)
 
 
-def test_a_stopped_run_ends_in_the_same_bits(finished, tmp_path, monkeypatch):
+KILLED = """
+import os, signal, sys
+import jaxmethods
+from jaxmethods.training.checkpoints import Checkpoints
+from tests import programs
+from tests.vqcd.recipes.tiny import values
+
+programs.compile_fast()
+save = Checkpoints.save
+
+def save_and_die(self, step, *rest):
+    save(self, step, *rest)
+    if step == 2 and "vqcd_system" in str(self.path(step)):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Checkpoints.save = save_and_die
+training = {"log_every": 2, "evaluate_every": 2, "checkpoint_every": 2}
+jaxmethods.run(values(learners=["vqcd"], training=training), sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_the_third_task_ends_in_the_same_bits(finished, tmp_path):
     run, _ = finished
-    from jaxmethods.training.stopping import Interrupted
-    from jaxmethods.vqcd.recipes import scoring
-
-    folder = tmp_path / "stopped"
-    judge = scoring._judged
-
-    def stop(tasks, learner, config, place, *rest):
-        if place == 2:
-            raise Interrupted("stopped", 15)
-        return judge(tasks, learner, config, place, *rest)
-
-    monkeypatch.setattr(scoring, "_judged", stop)
-    with pytest.raises(Interrupted):
-        jaxmethods.run(values(learners=["vqcd"]), folder)
-    monkeypatch.setattr(scoring, "_judged", judge)
-    resumed = jaxmethods.run(values(learners=["vqcd"]), folder, resume=True)
+    folder = tmp_path / "killed"
+    root = Path(__file__).parents[3]
+    process = subprocess.run(
+        [sys.executable, "-c", KILLED, str(folder)], cwd=root, capture_output=True, text=True
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    assert (folder / "results" / "vqcd_point").exists()
+    assert not (folder / "results" / "vqcd_system").exists()
+    resumed = jaxmethods.run(jaxmethods.load_run(folder).config, folder, resume=True)
     _, (own, _) = parts(run)
     banks = own.bank(run.results, 2), own.bank(resumed.results, 2)
     for one, two in zip(*(jax.tree.leaves(bank.params) for bank in banks), strict=True):
@@ -161,6 +199,58 @@ def test_the_run_leaves_tables_figures_and_a_planner(finished):
     for seed in (3, 4):
         left = sorted(path.name for path in (folder / f"planner-seed{seed}").iterdir())
         assert left == ["card.json", "planner.npz"]
+        check_others_can_read(folder / f"planner-seed{seed}")
+
+
+def test_console_report_and_result_carry_the_same_numbers(finished):
+    check_same_numbers(finished[0].folder)
+
+
+@pytest.fixture(scope="module")
+def planner(finished):
+    return planner_files.load_planner(finished[0].folder / "planner-seed3")
+
+
+def test_a_planners_weights_are_those_of_the_run(finished, planner):
+    run, _ = finished
+    learner = Learner(run.config, run.config.learners[0])
+    for number, task in enumerate(("pendulum", "point")):
+        own = _weights(learner.planner, learner.bank(run.results, 2), np.int32(number))
+        for a, b in zip(jax.tree.leaves(own), jax.tree.leaves(planner.weights(task)), strict=True):
+            np.testing.assert_array_equal(a[0], b)
+
+
+def test_a_planner_acts_in_every_task(planner):
+    for task, (states, actions) in {"pendulum": (3, 1), "point": (6, 2)}.items():
+        observations = np.ones((2, states), np.float32)
+        acted, memory = planner.act(task, observations, planner.begin(2), jax.random.key(0))
+        assert acted.shape == (2, actions)
+        assert np.all(np.abs(acted) < 1)
+        assert int(memory.age) == 0
+
+
+def test_unknown_tasks_and_other_sizes_are_refused(planner):
+    with pytest.raises(ValueError, match="unknown task 'pont' \\(did you mean 'point'"):
+        planner.weights("pont")
+    with pytest.raises(ValueError, match="expected \\[E, 6\\], got \\[2, 3\\]"):
+        planner.act("point", np.ones((2, 3)), planner.begin(2), jax.random.key(0))
+
+
+def test_a_damaged_planner_is_refused(finished, tmp_path):
+    folder = tmp_path / "planner"
+    shutil.copytree(finished[0].folder / "planner-seed3", folder)
+    content = bytearray((folder / "planner.npz").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "planner.npz").write_bytes(content)
+    with pytest.raises(DataError, match="is not that of the card"):
+        planner_files.load_planner(folder)
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps(card | {"version": 99}))
+    with pytest.raises(DataError, match="version 99"):
+        planner_files.load_planner(folder)
+    (folder / "card.json").unlink()
+    with pytest.raises(DataError, match=r"its card\.json is missing"):
+        planner_files.load_planner(folder)
 
 
 def test_a_resumed_run_with_other_tasks_is_refused(finished, capsys, tmp_path):
@@ -201,8 +291,11 @@ def nan_row(arrays):
         ({"order": ["pendulum", "pont", "system"]}, "unknown task 'pont' (did you mean 'point'?)"),
         ({"order": ["pendulum"]}, "expected each of pendulum, point, system once"),
         ({"planner": {"network": {"horizon": 6, "multipliers": [1, 2, 4]}}}, "multiple of 4"),
-        ({"planner": {"tasks": 3, "shares": [0.5, 0.5, 0.5]}}, "sum of at most 1, got 1.5"),
-        ({"planner": {"tasks": 2}}, "tasks follows from tasks"),
+        ({"planner": {"shares": [0.5, 0.5, 0.5]}}, "sum of at most 1, got 1.5"),
+        ({"planner": {"shares": [0.5, 0.5]}}, "one for each of the 3 tasks, got 2"),
+        ({"planner": {"tasks": 2}}, "planner.tasks: unknown field"),
+        ({"planner": {"network": {"channels": 2}}}, "planner.network.channels: unknown field"),
+        ({"learners": [{"kind": "vqcd", "action_channels": 2}]}, "action_channels: unknown field"),
         ({"planner": {"batch": 10000}}, "expected at least a batch of 10000 windows"),
         ({"learners": []}, "learners: expected at least one"),
         ({"learners": ["vqcd", "vqcd"]}, "different names, got 'vqcd' twice"),
@@ -246,6 +339,12 @@ def test_a_file_that_does_not_fit_is_refused_in_one_line(
 
 
 def test_the_width_of_padding_is_that_of_the_widest_task():
+    """Also of a run that goes on from the config it has written."""
     alignment = {"states": {"kind": "pad"}, "actions": {"kind": "pad"}}
-    _, recipe = registry.parse(values(alignment=alignment), "tiny.yaml")
+    run, recipe = registry.parse(values(alignment=alignment), "tiny.yaml")
     assert [stage.name for stage in recipe.stages][:2] == ["codes_pendulum", "vqcd_pendulum"]
+    written, _ = registry.parse(run.model_dump(mode="json"), "config.yaml")
+    assert written == run
+    for config in (run, written):
+        spaces = continual._with_sizes(config).alignment
+        assert (spaces.states.channels, spaces.actions.channels) == (6, 2)

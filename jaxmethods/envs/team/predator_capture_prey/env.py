@@ -147,7 +147,17 @@ class PredatorCapturePrey(TeamEnvironment):
     def reset_from(
         self, perception: jax.Array, capture: jax.Array, prey: jax.Array, key: jax.Array
     ) -> tuple[State, TimeStep[Observation]]:
-        """Begins an episode with agents [P, 2], [C, 2] and prey [1, 2] in given places."""
+        """Begins an episode with everybody in given places.
+
+        Args:
+            perception: [P, 2] (row, column) of the perception agents.
+            capture: [C, 2] of the capture agents.
+            prey: [1, 2].
+            key: [] typed random key that the state carries.
+
+        Returns:
+            The first state and its time step.
+        """
         return self._begin(initial_state(perception, capture, prey, key))
 
     def step(self, state: State, action: jax.Array) -> tuple[State, TimeStep[Observation]]:

@@ -31,7 +31,17 @@ class RandomGenerator:
 def initial_state(
     perception: jax.Array, capture: jax.Array, prey: jax.Array, key: jax.Array
 ) -> State:
-    """The first state with agents [P, 2] and [C, 2] and prey [1, 2] in these places."""
+    """The first state with everybody in given places.
+
+    Args:
+        perception: [P, 2] (row, column) of the perception agents.
+        capture: [C, 2] of the capture agents.
+        prey: [1, 2].
+        key: [] typed random key that the state carries.
+
+    Returns:
+        Nobody has reached or captured anything, step 0.
+    """
     return State(
         perception=jnp.asarray(perception, jnp.int32),
         capture=jnp.asarray(capture, jnp.int32),

@@ -14,11 +14,20 @@ BLIND = -1
 
 
 def agents_view(state: State, dim: int, vision: int, capture_vision: int) -> jax.Array:
-    """The window around each agent: [P + C, (2v+1)^2 (dim^2+4)] int8.
+    """The window around each agent.
 
-    Channels of a cell: its number one-hot in [0, dim^2), or dim^2 + 1 off the grid; at dim^2
-    the number of capture agents, at dim^2 + 2 that of prey and at dim^2 + 3 that of perception
-    agents. What a capture agent can't see is -1, see `hidden_from_capture`.
+    Channels of a cell: its number one-hot in [0, dim^2), or dim^2 + 1 off the grid; at dim^2 the
+    number of capture agents, at dim^2 + 2 that of prey and at dim^2 + 3 that of perception agents.
+    What a capture agent can't see is -1, see `hidden_from_capture`.
+
+    Args:
+        state: where everybody is.
+        dim: side of the grid.
+        vision: v of the perception agents: cells seen to each side.
+        capture_vision: that of the capture agents, at most v.
+
+    Returns:
+        [P + C, (2v + 1)^2 (dim^2 + 4)] int8.
     """
     channels = dim**2 + 4
     rows, columns = grid.window_cells(jnp.concatenate([state.perception, state.capture]), vision)

@@ -15,11 +15,20 @@ def observation_size(dim: int, vision: int) -> int:
 
 
 def agents_view(state: State, dim: int, vision: int, prey_communicate: bool) -> jax.Array:
-    """The window around each predator (and prey, if it communicates): [N, D] int8.
+    """The window around each predator (and prey, if it communicates).
 
-    Channels of a cell: its number one-hot in [0, dim^2), or dim^2 + 1 off the grid; at
-    dim^2 + 2 the number of prey and at dim^2 + 3 that of predators, the observer included.
-    Channel dim^2 stays empty.
+    Channels of a cell: its number one-hot in [0, dim^2), or dim^2 + 1 off the grid; at dim^2 + 2
+    the number of prey and at dim^2 + 3 that of predators, the observer included. Channel dim^2
+    stays empty.
+
+    Args:
+        state: where everybody is.
+        dim: side of the grid.
+        vision: v, cells seen to each side.
+        prey_communicate: whether prey are agents too, behind the predators.
+
+    Returns:
+        [N, (2v + 1)^2 (dim^2 + 4)] int8.
     """
     centers = state.predators
     if prey_communicate:

@@ -40,6 +40,10 @@ def draw_arrivals(
         add_rate: [] float32.
         entries: G.
         routes_per_entry: routes that begin at each entry.
+
+    Returns:
+        For each entry, the slot of the car that enters, -1 for none, and its route's number there:
+        [G] int32 each.
     """
     chance, slot, path = jax.random.bits(key, (3, entries), jnp.uint32)
     # 24 bits are what float32 holds exactly: a rate of 1 always lets a car in, 0 never.

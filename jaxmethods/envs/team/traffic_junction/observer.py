@@ -20,12 +20,21 @@ def observation_size(roads: Roads, vision: int, vocabulary: str) -> int:
 
 
 def agents_view(state: State, roads: Roads, vision: int, vocabulary: str) -> jax.Array:
-    """What each car sees: [n, D] float32, all 0 while it is outside.
+    """What each car sees; all 0 while it is outside.
 
-    First the car's last action and route / (npath - 1), with the scalar vocabulary also
-    row / (side - 1) and column / (side - 1); then the window around it. A cell of the window is
-    its class one-hot plus, at `roads.car_class`, the number of cars ("bool"), or whether it is
-    road and the number of cars ("scalar"). Cars outside count as standing at (0, 0).
+    First the car's last action and route / (npath - 1), with the scalar vocabulary also row / (side
+    - 1) and column / (side - 1); then the window around it. A cell of the window is its class
+    one-hot plus, at `roads.car_class`, the number of cars ("bool"), or whether it is road and the
+    number of cars ("scalar"). Cars outside count as standing at (0, 0).
+
+    Args:
+        state: where the cars are.
+        roads: the map.
+        vision: v, cells seen to each side.
+        vocabulary: "bool" or "scalar".
+
+    Returns:
+        [n, D] float32.
     """
     header = [state.last_action, state.route / (len(roads.lengths) - 1)]
     if vocabulary == "scalar":

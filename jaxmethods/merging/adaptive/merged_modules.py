@@ -67,6 +67,18 @@ def choose(
 
     Expertwise costs M T more multiply-adds per weight and saves moving it about twice, so it wins
     where M T < itemsize x FLOPS_PER_BYTE. One group is merged at once, several block by block.
+
+    Args:
+        groups: G.
+        tokens: M, in each group.
+        tasks: T.
+        weights: W, entries of the MLP's matrices.
+        units: I, hidden.
+        itemsize: bytes of a weight.
+        device: "cpu", "gpu" or "tpu"; None: JAX's default.
+
+    Returns:
+        The strategy, with the sizes of its parts.
     """
     device = device or jax.default_backend()
     scratch = max(1, SCRATCH_BYTES // (weights * itemsize))  # groups whose merged weights fit
@@ -113,6 +125,7 @@ def apply_merged(
         base, tau: W_0 and the task vectors [T, ...].
         h: [B, L, D].
         coefficients: [G, T], of G equal groups of consecutive samples.
+        chunk: groups that are merged and run at once; static.
 
     Returns:
         [B, L, D]. Differentiable in everything; of several groups only h and the coefficients are
@@ -127,13 +140,13 @@ def apply_merged(
         # One set of merged weights is small enough to be kept, which saves a third of the time.
         return once(h, coefficients[0])
     one = jax.checkpoint(once)
-    grouped = h.reshape(groups, -1, *h.shape[1:])
+    grouped = h.reshape(groups, -1, *h.shape[1:])  # [G, B / G, L, D]
     if chunk >= groups:
         out = jax.vmap(one)(grouped, coefficients)
     else:
         size = chunk if chunk > 1 else None
         out = jax.lax.map(lambda x: one(*x), (grouped, coefficients), batch_size=size)
-    return out.reshape(h.shape[0], *out.shape[2:])
+    return out.reshape(h.shape[0], *out.shape[2:])  # [B, L, D]
 
 
 def merged_mlp(
@@ -150,15 +163,21 @@ def merged_mlp(
     """W_2(c) act(W_1(c) h + b_1(c)) + b_2(c) of {"fc1", "fc2"} with (out, in) weights and biases.
 
     Args:
+        activation: between the two maps.
+        base: {"fc1", "fc2"} -> {"weight", "bias"} of the base model.
+        tau: the task vectors of the same, with a leading axis T (behind that of layers).
         h: [B, L, D].
         coefficients: [G, T], of G equal groups of consecutive samples.
         strategy: "auto" is `choose`.
         chunk, block: see `Choice`; None: what `choose` says.
-        layer: index into a leading layer axis that all leaves of `base` and `tau` then have.
-            Slices are read where they are needed, without a copy of the whole layer.
+        layer: index into a leading layer axis that all leaves of `base` and `tau` then have. Slices
+            are read where they are needed, without a copy of the whole layer.
 
     Returns:
         [B, L, D']. Differentiable in everything; what isn't asked for isn't computed.
+
+    Raises:
+        ValueError: an unknown strategy.
     """
     groups, tasks = coefficients.shape
     tokens = h.shape[0] * h.shape[1] // groups
@@ -173,10 +192,10 @@ def merged_mlp(
         if layer is None:
             base, tau = jax.tree.map(lambda leaf: leaf[None], (base, tau))
         index = jnp.int32(0) if layer is None else layer
-        grouped = h.reshape(groups, tokens, width)
+        grouped = h.reshape(groups, tokens, width)  # [G, M, D]
         way = in_blocks if strategy == "blocks" else fused_mlp
         out = way(activation, block, base, tau, grouped, coefficients, index)
-        return out.reshape(*h.shape[:-1], out.shape[-1])
+        return out.reshape(*h.shape[:-1], out.shape[-1])  # [B, L, D']
     if layer is not None:
         base, tau = jax.tree.map(lambda leaf: leaf[layer], (base, tau))
     if strategy == "expertwise":
@@ -207,9 +226,12 @@ def in_blocks(
     the cache; the backward pass, and accelerators, take all groups at once.
 
     Args:
+        activation: between the two maps.
+        block: hidden units at a time, static.
         base, tau: with a leading layer axis, as `layer` chooses one.
         x: [G, M, D].
         coefficients: [G, T].
+        layer: [] int, the layer's index.
 
     Returns:
         [G, M, D']
@@ -229,7 +251,19 @@ def fused_mlp(
     coefficients: jax.Array,
     layer: jax.Array,
 ) -> jax.Array:
-    """`in_blocks` with its values from a kernel (`fused.merged_linear`)."""
+    """`in_blocks` with its values from a kernel (`fused.merged_linear`).
+
+    Args:
+        activation: between the two maps.
+        block: hidden units at a time in the backward pass, static.
+        base, tau: with a leading layer axis, as `layer` chooses one.
+        x: [G, M, D].
+        coefficients: [G, T].
+        layer: [] int, the layer's index.
+
+    Returns:
+        [G, M, D'].
+    """
 
     def forward(base: Any, tau: Any, x: jax.Array, c: jax.Array, layer: jax.Array) -> jax.Array:
         base, tau = jax.tree.map(lambda leaf: leaf[layer], (base, tau))
@@ -291,7 +325,20 @@ def sum_of_blocks(
     c: jax.Array,
     layer: jax.Array,
 ) -> jax.Array:
-    """`in_blocks`, of groups one after the other or all at once."""
+    """`in_blocks`, of groups one after the other or all at once.
+
+    Args:
+        activation: between the two maps.
+        block: hidden units at a time, static.
+        in_turn: one group after the other, not all at once; static.
+        base, tau: with a leading layer axis, as `layer` chooses one.
+        x: [G, M, D].
+        c: coefficients [G, T].
+        layer: [] int, the layer's index.
+
+    Returns:
+        [G, M, D'], summed up in float32 at least.
+    """
 
     def contribution(start: Any, x: jax.Array, c: jax.Array, size: int) -> jax.Array:
         """The output of hidden units start, ..., start + size - 1; [G, M, D']."""
@@ -315,7 +362,7 @@ def sum_of_blocks(
     origin, vectors = base["fc2"]["bias"][layer], tau["fc2"]["bias"][layer]
     bias = (origin + mix(c, vectors)).astype(origin.dtype)
     dtype = jnp.result_type(x, *jax.tree.leaves(base))
-    total = jnp.broadcast_to(bias[:, None], (*x.shape[:2], bias.shape[-1]))
+    total = jnp.broadcast_to(bias[:, None], (*x.shape[:2], bias.shape[-1]))  # [G, M, D']
     total = total.astype(jnp.promote_types(dtype, jnp.float32))  # a sum of many blocks
     whole, rest = divmod(base["fc1"]["bias"].shape[-1], block)
     total, _ = jax.lax.scan(add, total, block * jnp.arange(whole, dtype=layer.dtype))
@@ -337,13 +384,14 @@ def _expertwise(
     def layer(name: str, x: jax.Array) -> jax.Array:
         """x [G, M, in]; all experts in one product over (t, in)."""
         scaled = coefficients[:, :, None, None] * x[:, None]  # [G, T, M, in]
+        # [G, M, out]
         changed = jnp.einsum("gtmi,toi->gmo", scaled.astype(x.dtype), tau[name]["weight"])
         bias = base[name]["bias"] + mix(coefficients, tau[name]["bias"])  # [G, out]
         return (x @ base[name]["weight"].T + changed + bias[:, None]).astype(x.dtype)
 
-    x = h.reshape(len(coefficients), -1, h.shape[-1])
+    x = h.reshape(len(coefficients), -1, h.shape[-1])  # [G, M, D]
     out = layer("fc2", activation(layer("fc1", x)))
-    return out.reshape(*h.shape[:-1], out.shape[-1])
+    return out.reshape(*h.shape[:-1], out.shape[-1])  # [B, L, D']
 
 
 def _linear(params: Any, x: jax.Array) -> jax.Array:

@@ -1,0 +1,1 @@
+"""What `jaxmethods run` runs of KID: questions, teacher, students, the judge, all files."""

@@ -1,0 +1,127 @@
+"""Models answer prompts on the mesh, some rows at a time."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmethods.kid.exposure import token_divergences
+from jaxmethods.kid.loss import Batch
+from jaxmethods.kid.model import LanguageModel
+from jaxmethods.kid.responses import Responses, with_responses
+from jaxmethods.layout import Layout, Rule
+from jaxmethods.models.decoder import Generated
+from jaxmethods.stages import Place
+
+SPLIT = Layout(batch=(Rule("", ("data",)),))
+"""Rows are split over the mesh."""
+
+
+def answer(
+    language: LanguageModel,
+    params: Any,
+    asked: tuple[Any, Any],
+    keys: jax.Array,
+    place: Place,
+    *,
+    rows: int,
+    length: int,
+    temperature: float,
+    per_seed: bool,
+) -> Generated:
+    """Answers to all prompts, of numpy, [S, Q, R] and [S, Q].
+
+    Args:
+        language: the model.
+        params: on the mesh; with an axis of seeds where `per_seed`.
+        asked: prompts [Q, P] and their mask.
+        keys: [S] typed.
+        place: puts rows on the mesh.
+        rows: prompts that are answered at one time.
+        length: R.
+        temperature: 0 takes the most likely tokens.
+        per_seed: whether every seed has parameters of its own.
+    """
+    program = _program(language, length, temperature, per_seed)
+    prompts, mask = (np.asarray(leaf) for leaf in asked)
+    whole = Layout()
+    found = []
+    for number, start in enumerate(range(0, len(prompts), rows)):
+        own = [leaf[start : start + rows] for leaf in (prompts, mask)]
+        count = len(own[0])
+        # Rows without a token are not answered.
+        own = [np.pad(leaf, [(0, rows - count), (0, 0)]) for leaf in own]
+        folded = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+        answers = program(params, *place(own, SPLIT), place(folded, whole))
+        host = jax.device_get(place(answers, whole))
+        found.append(jax.tree.map(lambda leaf, count=count: leaf[:, :count], host))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves, axis=1), *found)
+
+
+@lru_cache(maxsize=8)
+def _program(language: LanguageModel, length: int, temperature: float, per_seed: bool) -> Any:
+    """(parameters, prompts, mask, keys [S]) -> answers [S, ...]."""
+    generate = language.generate
+    assert generate is not None
+
+    def one(params: Any, prompts: jax.Array, mask: jax.Array, key: jax.Array) -> Generated:
+        return generate(params, prompts, mask, key, length, temperature)
+
+    return jax.jit(jax.vmap(one, (0 if per_seed else None, None, None, 0)))
+
+
+def exposure_of(
+    student: LanguageModel,
+    student_params: Any,
+    teacher: LanguageModel,
+    teacher_params: Any,
+    asked: tuple[Any, Any],
+    keys: jax.Array,
+    place: Place,
+    *,
+    length: int,
+    per_seed: bool,
+) -> dict[str, Any]:
+    """KL of teacher and student on sampled responses of each, [S, E, R].
+
+    Args:
+        student, student_params: with an axis of seeds.
+        teacher, teacher_params: with one where `per_seed`.
+        asked: prompts [E, P] and their mask.
+        keys: [S] typed.
+        place: puts rows on the mesh.
+        length: R.
+        per_seed: whether every seed has a teacher of its own.
+    """
+    program = _exposure_program(student, teacher, length, per_seed)
+    own = place([np.asarray(leaf) for leaf in asked], SPLIT)
+    found = program(student_params, teacher_params, *own, place(keys, Layout()))
+    return {name: place(value, Layout()) for name, value in found.items()}
+
+
+@lru_cache(maxsize=4)
+def _exposure_program(
+    student: LanguageModel, teacher: LanguageModel, length: int, per_seed: bool
+) -> Any:
+    """(student's, teacher's parameters, prompts, mask, keys [S]) -> divergences [S, E, R]."""
+    assert student.generate is not None
+    assert teacher.generate is not None
+    writers = {"on_student": student.generate, "on_teacher": teacher.generate}
+
+    def one(own: Any, other: Any, prompts: jax.Array, mask: jax.Array, key: jax.Array) -> Any:
+        found = {}
+        for number, (name, params) in enumerate((("on_student", own), ("on_teacher", other))):
+            sampled = writers[name](
+                params, prompts, mask, jax.random.fold_in(key, number), length, 1.0
+            )
+            empty = jnp.zeros(sampled.tokens.shape, jnp.int32)
+            batch = Batch(prompts, mask, empty, empty, empty)
+            batch = with_responses(batch, Responses(*sampled))
+            found[name] = token_divergences(student, own, teacher, other, batch)
+        return found
+
+    return jax.jit(jax.vmap(one, (0, 0 if per_seed else None, None, None, 0)))

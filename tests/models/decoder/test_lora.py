@@ -1,0 +1,91 @@
+"""Low-rank adapters: beside a kernel or in it, fresh ones, and as PEFT names them."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from jaxmethods.models import decoder
+from jaxmethods.models.decoder import lora, peft
+from jaxmethods.models.hub import HubError
+
+CONFIG = decoder.DecoderConfig(
+    family="llama",
+    vocab_size=19,
+    width=8,
+    mlp_width=12,
+    layers=2,
+    heads=2,
+    kv_heads=1,
+    head_dim=4,
+    max_positions=32,
+    rotary_dim=4,
+)
+IDS = jnp.arange(10).reshape(2, 5)
+TARGETS = ("query", "value", "down")
+SCALE = 0.5
+
+
+@pytest.fixture(scope="module")
+def found():
+    """Logits with adapters attached, merged and fresh, and without any; and the adapters."""
+
+    def logits(params):
+        return decoder.forward(params, CONFIG, IDS).logits
+
+    @jax.jit
+    def make(key):
+        params = decoder.init_params(key, CONFIG)
+        fresh = lora.init(key, CONFIG, 3, TARGETS)
+        trained = jax.tree.map(lambda leaf: leaf + jax.random.normal(key, leaf.shape), fresh)
+        changed = [decoder.lora.attach(params, one, SCALE) for one in (trained, fresh)]
+        changed += [decoder.lora.merge(params, trained, SCALE), params]
+        return [logits(one) for one in changed], trained
+
+    return make(jax.random.key(0))
+
+
+def test_beside_a_kernel_or_in_it_adapters_are_the_same(found):
+    (attached, _, merged, plain), _ = found
+    np.testing.assert_allclose(attached, merged, rtol=1e-4, atol=1e-5)
+    assert np.abs(attached - plain).max() > 1e-3
+
+
+def test_fresh_adapters_change_nothing(found):
+    (_, fresh, _, plain), _ = found
+    np.testing.assert_array_equal(fresh, plain)
+
+
+def test_the_folder_has_the_names_and_shapes_of_peft(found, tmp_path):
+    adapters = jax.device_get(found[1])
+    peft.save_adapter(tmp_path / "adapter", CONFIG, adapters, alpha=1.5, base="the/model")
+    settings = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert settings["target_modules"] == ["down_proj", "q_proj", "v_proj"]
+    assert (settings["r"], settings["lora_alpha"]) == (3, 1.5)
+    stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert len(stored) == 2 * len(TARGETS) * CONFIG.layers
+    name = "base_model.model.model.layers.1.self_attn.q_proj.lora_{}.weight"
+    first, second = stored[name.format("A")], stored[name.format("B")]
+    assert (first.shape, second.shape) == ((3, 8), (8, 3))
+    own = adapters["attention/query"]
+    np.testing.assert_allclose(second @ first, (own["a"] @ own["b"])[1].T, rtol=1e-5)
+
+
+def test_what_a_decoder_does_not_have_is_refused():
+    plain = CONFIG.model_copy(update={"gated": False})
+    with pytest.raises(ValueError, match="query, key, value, out, up, down, got 'gate'"):
+        lora.init(jax.random.key(0), plain, 2, ("gate",))
+    with pytest.raises(ValueError, match="got 'head'"):
+        lora.init(jax.random.key(0), CONFIG, 2, ("head",))
+
+
+def test_a_part_of_a_tensor_is_not_saved_apart(found, tmp_path):
+    neox = CONFIG.model_copy(update={"family": "gpt_neox", "kv_heads": 2})
+    with pytest.raises(HubError, match=r"gpt_neox keeps attention/query in .* with 2 others"):
+        peft.save_adapter(tmp_path / "a", neox, found[1], alpha=1.0)
+    assert not (tmp_path / "a").exists()
