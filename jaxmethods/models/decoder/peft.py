@@ -16,7 +16,7 @@ from safetensors.numpy import save
 
 from jaxmethods.files import staged, write_atomically
 from jaxmethods.models.decoder.config import DecoderConfig
-from jaxmethods.models.decoder.families import FAMILIES
+from jaxmethods.models.decoder.families.known import FAMILIES
 from jaxmethods.models.decoder.lora import Adapters
 from jaxmethods.models.hub.folders import HubError
 
