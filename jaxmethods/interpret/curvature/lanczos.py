@@ -69,7 +69,20 @@ def lanczos(
 def recurrence(
     product: Any, start: Vector, steps: int, key: jax.Array | None = None
 ) -> Tridiagonal:
-    """`lanczos` of a prepared product, for programs that share it between starts."""
+    """`lanczos` of a prepared product, for programs that share it between starts.
+
+    Args:
+        product: vector -> A vector, traced as it is.
+        start: pytree; its direction is the first vector of the basis.
+        steps: size of the tridiagonal matrix.
+        key: typed, for fresh directions where the space is exhausted; None ends there.
+
+    Returns:
+        The tridiagonal matrix and the basis.
+
+    Raises:
+        ValueError: fewer steps than one.
+    """
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, got {steps}")
     kind = trees.dtype(start)

@@ -36,7 +36,17 @@ class Influence(NamedTuple):
 def solve(
     product: Product, right: Vector, iterations: int, tolerance: float
 ) -> tuple[Vector, jax.Array]:
-    """x with A x = b by conjugate gradients, and |A x - b| / |b|; A positive definite."""
+    """Solves A x = b by conjugate gradients; A is positive definite.
+
+    Args:
+        product: vector -> A vector.
+        right: pytree b.
+        iterations: at the most.
+        tolerance: stops at |A x - b| <= tolerance |b|.
+
+    Returns:
+        x, and its relative residual |A x - b| / |b| [].
+    """
     squared = trees.vdot(right, right)
 
     def unfinished(carry: tuple) -> jax.Array:
