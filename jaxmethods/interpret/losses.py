@@ -43,13 +43,13 @@ def output_hessian(loss: Loss, outputs: Any, targets: Any, tangents: Any) -> Any
     """Products of every example's Hessian in its outputs with its tangent.
 
     Args:
-        loss: what is differentiated.
-        outputs: of a model, for a batch.
-        targets: of the batch.
-        tangents: shaped as the outputs.
+        loss: with its Hessian in closed form, or without: then by differentiation.
+        outputs: [N, ...] of the network.
+        targets: [N, ...].
+        tangents: shaped as `outputs`.
 
     Returns:
-        Shaped as the outputs.
+        Shaped as `outputs`.
     """
     if loss.hessian is not None:
         return loss.hessian(outputs, targets, tangents)

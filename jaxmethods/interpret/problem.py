@@ -209,7 +209,15 @@ def mean_over(problem: Problem, total: Callable[[Data], Any]) -> Any:
 
 
 def mean_loss(problem: Problem, vector: Vector | None = None) -> jax.Array:
-    """L at the problem's own or other parameters, []."""
+    """The mean loss L.
+
+    Args:
+        problem: what is evaluated.
+        vector: other parameters; None: the problem's own.
+
+    Returns:
+        [].
+    """
     vector = problem.floats if vector is None else vector
     return mean_over(problem, lambda batch: _weighted(problem, vector, batch))
 
@@ -220,7 +228,15 @@ def _weighted(problem: Problem, vector: Vector, batch: Data) -> jax.Array:
 
 
 def mean_gradient(problem: Problem, vector: Vector | None = None) -> Vector:
-    """grad L at the problem's own or other parameters."""
+    """The gradient of the mean loss.
+
+    Args:
+        problem: what is differentiated.
+        vector: other parameters; None: the problem's own.
+
+    Returns:
+        A vector.
+    """
     vector = problem.floats if vector is None else vector
     gradient = jax.grad(lambda vector, batch: _weighted(problem, vector, batch))
     return mean_over(problem, lambda batch: gradient(vector, batch))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +33,9 @@ def symmetric(values, seed=0):
     return jnp.asarray((q * np.asarray(values)) @ q.T, jnp.float32)
 
 
-@once
+@cache
 def problem():
-    return classification(jax.random.key(0))
+    return classification(0)
 
 
 SPECTRA = {
@@ -140,17 +141,18 @@ def _matrices():
     made = {
         "hessian": operators.hessian(own),
         "ggn": operators.ggn(own),
-        "fisher": operators.fisher(own, key, 400),
+        "fisher": operators.fisher(own, key, 2000),
         "empirical": operators.empirical_fisher(own),
     }
     return {name: operators.to_matrix(operator) for name, operator in made.items()}
 
 
+@pytest.mark.slow
 def test_ggn_is_positive_and_is_the_fisher_information_in_the_mean():
     own = _matrices()
     assert np.linalg.eigvalsh(own["ggn"]).min() > -1e-6
     apart = np.linalg.norm(own["fisher"] - own["ggn"]) / np.linalg.norm(own["ggn"])
-    assert apart < 0.1
+    assert apart < 0.05
     assert np.linalg.norm(own["hessian"] - own["ggn"]) > 0.1 * np.linalg.norm(own["ggn"])
     assert np.linalg.norm(own["empirical"] - own["ggn"]) > 0.1 * np.linalg.norm(own["ggn"])
 

@@ -63,10 +63,6 @@ def close_to_reference(problem):
         np.testing.assert_allclose(a, b, atol=1e-4 * float(np.max(np.abs(b))))
 
 
-def test_the_product_of_a_decoder_is_that_of_nested_derivatives():
-    close_to_reference(language_problem(32, 5, 2))
-
-
 @pytest.mark.slow
 def test_a_vocabulary_of_32000_needs_at_most_four_arrays_of_logits():
     problem = language_problem(32_000, 128, 4)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxmethods.interpret import trees
+from jaxmethods.interpret.generalization.leave_one_out import ridge_leave_one_out
 from jaxmethods.interpret.gradients import per_example
 from jaxmethods.interpret.honesty import best_of_n, calibration, fairness, good_turing
 from jaxmethods.interpret.influence import influence_functions, memorization, tracin, trak
-from jaxmethods.interpret.losses import squared_error
+from jaxmethods.interpret.losses import cross_entropy, squared_error
 from jaxmethods.interpret.privacy import audit, dp_sgd, lira, membership, rdp_accounting
 from jaxmethods.interpret.problem import Data, make_problem
 from tests.interpret.networks import classification, relu_mlp
 from tests.interpret.training import clusters, mlp_learner
-from tests.programs import once
 
 
 def linear(params, x):
@@ -35,8 +37,6 @@ def _ridge(w, x, y):
 
 
 def test_influence_on_ridge_weights_is_the_first_order_of_the_exact_change():
-    from jaxmethods.interpret.generalization.leave_one_out import ridge_leave_one_out
-
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(10, 3)).astype(np.float32), rng.normal(size=10).astype(np.float32)
     exact = ridge_leave_one_out(x, y, 0.3)
@@ -47,9 +47,9 @@ def test_influence_on_ridge_weights_is_the_first_order_of_the_exact_change():
     )
 
 
-@once
+@cache
 def problem():
-    return classification(jax.random.key(0), 12)
+    return classification(0, 12)
 
 
 @jax.jit
@@ -307,3 +307,90 @@ def test_a_planted_duplicate_and_mislabeled_examples_are_found():
     correct = jnp.argmax(logits, axis=2) == y
     scores = memorization.memorization(correct, subsets).value
     assert scores[1] >= np.sort(scores)[-10]
+
+
+def softmax(params, x):
+    return x @ params[0] + params[1]
+
+
+@jax.jit
+def _deletions(x, y, held_x, held_y):
+    """Summed test losses without each of 100 examples, and what influence functions predict."""
+    decay, count = 0.02, len(y)
+
+    def train(weights):
+        def loss(params):
+            squares = sum(jnp.sum(leaf**2) for leaf in params)
+            return jnp.mean(weights * cross_entropy.value(softmax(params, x), y)) + (
+                decay * squares / 2
+            )
+
+        start = jnp.zeros((x.shape[1], 3)), jnp.zeros(3)
+        step = lambda p, _: (jax.tree.map(lambda a, g: a - 0.5 * g, p, jax.grad(loss)(p)), None)  # noqa: E731
+        return jax.lax.scan(step, start, None, length=800)[0]
+
+    def tested(params):
+        return jnp.sum(cross_entropy.value(softmax(params, held_x), held_y))
+
+    whole = train(jnp.ones(count))
+    without = jax.lax.map(
+        lambda i: tested(train(jnp.ones(count).at[i].set(0.0))), jnp.arange(100), batch_size=50
+    )
+    problem = make_problem(softmax, cross_entropy, whole, (x, y))
+    queries = make_problem(softmax, cross_entropy, whole, (held_x, held_y))
+    found = influence_functions.influence(problem, queries, decay, iterations=60, tolerance=1e-6)
+    predicted = -jnp.sum(found.values, axis=1)[:100] / count
+    return trak.spearman(without - tested(whole), predicted), found.residuals
+
+
+@pytest.mark.slow
+def test_influence_predicts_the_retraining_of_softmax_regression():
+    held = clusters(7, 40, 5, 3, 2.0)
+    agreement, residuals = _deletions(*clusters(6, 120, 5, 3, 2.0), *held)
+    assert np.all(residuals < 1e-4)
+    assert agreement > 0.95
+
+
+@pytest.mark.slow
+def test_the_most_influential_other_example_is_a_planted_duplicate():
+    x, y = clusters(8, 40, 6, 3, 2.0)
+    x, y = x.at[7].set(x[31]), y.at[7].set(y[31])
+    params = jax.jit(mlp_learner(x, y, 12, 200, 0.3, 3))(jax.random.key(0), jnp.ones(40))
+    problem = make_problem(relu_mlp, cross_entropy, params, (x, y))
+    found = influence_functions.influence(problem, problem, 1e-2)
+    others = np.where(np.eye(40, dtype=bool), 0, found.values)
+    assert np.argmin(others[:, 31]) == 7
+    assert np.argmin(others[:, 7]) == 31
+    own = influence_functions.self_influence(problem, 1e-2)
+    np.testing.assert_allclose(own, -np.diag(found.values), rtol=1e-2, atol=1e-4)
+
+
+@jax.jit
+def _attributions(x, y, held_x, held_y, subsets, key):
+    """Spearman correlations with 20 retrained models of TRAK and of TracIn."""
+    train = mlp_learner(x, y, 24, 150, 0.5, 10)
+    retrained = memorization.train_on_subsets(train, jax.random.fold_in(key, 0), subsets, 20)
+    margins = jax.vmap(lambda p: trak.label_margin(relu_mlp(p, held_x), held_y))(retrained)
+    keys = jax.random.split(jax.random.fold_in(key, 1), 6)
+    models = jax.vmap(lambda key: train(key, jnp.ones(len(y))))(keys)
+
+    def scores(params):
+        own = make_problem(relu_mlp, cross_entropy, params, (x, y))
+        queries = make_problem(relu_mlp, cross_entropy, params, (held_x, held_y))
+        projected = [trak.project(p, key, 128) for p in (own, queries)]
+        one = jax.tree.map(lambda leaf: leaf[None], own.floats)
+        return trak.scores(*projected, 1e-2), tracin.tracin(own, queries, one, jnp.ones(1))
+
+    found = [jnp.mean(own, axis=0) for own in jax.lax.map(scores, models)]
+    return [jnp.mean(trak.linear_datamodel_score(own, subsets, margins)) for own in found]
+
+
+@pytest.mark.slow
+def test_trak_predicts_models_of_subsets_better_than_tracin():
+    digits = pytest.importorskip("sklearn.datasets").load_digits()
+    x, y = jnp.asarray(digits.data / 16, jnp.float32), jnp.asarray(digits.target)
+    subsets = memorization.half_subsets(jax.random.key(1), 20, 200)
+    held = x[300:340], y[300:340]
+    by_trak, by_tracin = _attributions(x[:200], y[:200], *held, subsets, jax.random.key(2))
+    assert by_trak > 0.2
+    assert by_trak > by_tracin

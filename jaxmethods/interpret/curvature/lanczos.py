@@ -72,17 +72,16 @@ def recurrence(
     """`lanczos` of a prepared product, for programs that share it between starts.
 
     Args:
-        product: a vector -> A times it.
-        start: the first vector, any pytree.
-        steps: of the recurrence, at most; static.
-        key: typed random key of the vectors that go on where the recurrence breaks off; None: it
-            ends.
+        product: vector -> A vector, traced as it is.
+        start: pytree; its direction is the first vector of the basis.
+        steps: size of the tridiagonal matrix.
+        key: typed, for fresh directions where the space is exhausted; None ends there.
 
     Returns:
-        The tridiagonal matrix, its basis, and how many steps were done.
+        The tridiagonal matrix and the basis.
 
     Raises:
-        ValueError: no step.
+        ValueError: fewer steps than one.
     """
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, got {steps}")

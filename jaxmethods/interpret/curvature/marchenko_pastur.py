@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 
 
-def edges(ratio: jax.Array, variance: jax.Array | float = 1.0) -> tuple[jax.Array, jax.Array]:
+def edges(
+    ratio: jax.Array | float, variance: jax.Array | float = 1.0
+) -> tuple[jax.Array, jax.Array]:
     """The bulk's smallest and largest eigenvalue."""
     root = jnp.sqrt(ratio)
     return variance * (1 - root) ** 2, variance * (1 + root) ** 2

@@ -108,6 +108,7 @@ def barrier(problem: Problem, other: Vector, points: int = 25, together: int = 4
     return Barrier(jnp.max(losses - line), losses, positions)
 
 
+@compiled()
 def trajectory_plane(checkpoints: Vector) -> tuple[tuple[Vector, Vector], jax.Array, jax.Array]:
     """The plane through the last of stacked checkpoints in which training moved most.
 

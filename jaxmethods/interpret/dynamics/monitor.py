@@ -1,8 +1,8 @@
 """Diagnostics inside a jitted training loop, at a small share of its time.
 
-    monitor = train_monitor(every=100)
+    monitor = train_monitor(every=200)
     state = monitor.init(key, problem)
-    state = monitor.update(state, problem)       # in the step; computes every 100th time
+    state = monitor.update(state, problem)       # in the step; computes every 200th time
 
 Each time it takes one Hessian product along a vector that it keeps (power iteration, warm, so that
 it follows the eigenvector through training), gradients of two halves of the batch, and norms:
@@ -12,7 +12,7 @@ it follows the eigenvector through training), gradients of two halves of the bat
                    (McCandlish et al. 2018)
     weight norm, distance from the start, loss, gradient norm
 
-A row that is not due costs a predicate. The default cadence adds about 5 gradients in 100 steps.
+A row that is not due costs a predicate, one that is due about as much as six steps.
 """
 
 from __future__ import annotations
@@ -56,8 +56,6 @@ class MonitorState(NamedTuple):
     """Running mean of tr(Sigma), []."""
     square: jax.Array
     """Running mean of |g|^2, []."""
-    seen: jax.Array
-    """Sum of the running means' weights, []."""
     row: MonitorRow
 
 
@@ -68,7 +66,7 @@ class Monitor(NamedTuple):
     update: Callable[[MonitorState, Problem], MonitorState]
 
 
-def train_monitor(every: int = 100, iterations: int = 1, decay: float = 0.9) -> Monitor:
+def train_monitor(every: int = 200, iterations: int = 1, decay: float = 0.9) -> Monitor:
     """A monitor that computes at every `every`-th update, the first one included.
 
     Args:
@@ -92,7 +90,7 @@ def train_monitor(every: int = 100, iterations: int = 1, decay: float = 0.9) -> 
         nan = jnp.full_like(zero, jnp.nan)
         direction = trees.scale(1 / trees.norm(drawn), drawn)
         row = MonitorRow(*[nan] * len(MonitorRow._fields))
-        return MonitorState(jnp.int32(0), direction, vector, zero, zero, zero, row)
+        return MonitorState(jnp.int32(0), direction, vector, zero, zero, row)
 
     def update(state: MonitorState, problem: Problem) -> MonitorState:
         due = state.step % every == 0
@@ -106,7 +104,12 @@ def train_monitor(every: int = 100, iterations: int = 1, decay: float = 0.9) -> 
 
 def _measure(state: MonitorState, problem: Problem, iterations: int, decay: float) -> MonitorState:
     vector = problem.floats
-    gradient, product = jax.linearize(lambda at: mean_gradient(problem, at), vector)
+
+    def gradient_and_loss(at: Vector) -> tuple[Vector, jax.Array]:
+        loss, gradient = jax.value_and_grad(lambda v: mean_loss(problem, v))(at)
+        return gradient, loss
+
+    gradient, product, loss = jax.linearize(gradient_and_loss, vector, has_aux=True)
     direction = state.direction
     sharpness = residual = jnp.zeros_like(state.trace)
     for _ in range(iterations):
@@ -118,36 +121,35 @@ def _measure(state: MonitorState, problem: Problem, iterations: int, decay: floa
         direction = jax.tree.map(
             lambda new, old, n=length, s=safe: jnp.where(n > 0, new / s, old), image, direction
         )
-    square = trees.vdot(gradient, gradient)
-    trace, signal = _halves(problem, vector, square)
+    trace, signal = _two_batches(problem, vector, gradient)
     trace = decay * state.trace + (1 - decay) * trace
     signal = decay * state.square + (1 - decay) * signal
     scale = jnp.where(signal > 0, trace / jnp.where(signal > 0, signal, 1), jnp.nan)
     away = jax.tree.map(jnp.subtract, vector, state.start)
     row = MonitorRow(
-        mean_loss(problem, vector),
-        jnp.sqrt(square),
+        loss,
+        trees.norm(gradient),
         sharpness,
         residual,
         scale,
         trees.norm(vector),
         trees.norm(away),
     )
-    seen = decay * state.seen + 1 - decay
-    return state._replace(direction=direction, trace=trace, square=signal, seen=seen, row=row)
+    return state._replace(direction=direction, trace=trace, square=signal, row=row)
 
 
-def _halves(problem: Problem, vector: Vector, square: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _two_batches(problem: Problem, vector: Vector, gradient: Vector) -> tuple[jax.Array, jax.Array]:
     """tr(Sigma) and |g|^2 from the batch and its halves; NaN for a batch of one."""
     if problem.microbatched:
         raise ValueError("problem: expected one batch, got microbatches")
-    count = number_of_examples(problem.data)
+    count, square = number_of_examples(problem.data), trees.vdot(gradient, gradient)
     if count < 2:
         return jnp.full_like(square, jnp.nan), jnp.full_like(square, jnp.nan)
     half = count // 2
-    # The second half's gradient follows from the first's only where both are as large; an odd
-    # example is left out of the halves.
-    parts = [jax.tree.map(lambda x, s=s: x[s : s + half], problem.data) for s in (0, half)]
-    gradients = [mean_gradient(replace(problem, data=part), vector) for part in parts]
-    small = sum(trees.vdot(g, g) for g in gradients) / 2
+    first = jax.tree.map(lambda x: x[:half], problem.data)
+    one = mean_gradient(replace(problem, data=first), vector)
+    small = trees.vdot(one, one)
+    if problem.data.weight is None and count % 2 == 0:
+        other = jax.tree.map(lambda g, own: 2 * g - own, gradient, one)  # of the second half
+        small = (small + trees.vdot(other, other)) / 2
     return from_two_batches(small, square, half, count)

@@ -72,7 +72,7 @@ class Flatness(NamedTuple):
     sigma: jax.Array
     """The largest noise that the loss bears; at `most` where it bears all."""
     rise: Estimate
-    """How much the loss rises at that noise."""
+    """The loss at that noise."""
 
 
 @compiled("draws", "magnitude_aware", "steps", "together")

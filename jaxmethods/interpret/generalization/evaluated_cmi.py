@@ -17,6 +17,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmethods.numerics.compiled import compiled
+
 
 class EvaluatedCmi(NamedTuple):
     """A bound and what it bounds."""
@@ -29,6 +31,7 @@ class EvaluatedCmi(NamedTuple):
     """[n], nats, at most log 2."""
 
 
+@compiled()
 def evaluated_cmi(wrong: jax.Array, chosen: jax.Array) -> EvaluatedCmi:
     """The bound from M trainings.
 

@@ -67,16 +67,18 @@ def _kl_above(q: jax.Array, d: jax.Array) -> jax.Array:
 def gaussian_kl(
     mean: jax.Array, scale: jax.Array, prior_mean: jax.Array, prior_scale: jax.Array
 ) -> jax.Array:
-    """KL of diagonal Gaussians N(mean, scale^2) from N(prior_mean, prior_scale^2).
+    """KL(N(mean, scale^2) || N(prior_mean, prior_scale^2)) of diagonal Gaussians.
 
     sum of (s^2 / s0^2 + (w - w0)^2 / s0^2 - 1 - log(s^2 / s0^2)) / 2.
 
     Args:
-        mean, prior_mean: w and w0, arrays that broadcast.
-        scale, prior_scale: s and s0, positive.
+        mean: [...] of the first.
+        scale: [...] its standard deviations, positive.
+        prior_mean: [...] of the second.
+        prior_scale: [...] its standard deviations, positive.
 
     Returns:
-        [] nats, summed.
+        Summed over all numbers, [].
     """
     ratio = (scale / prior_scale) ** 2
     shift = ((mean - prior_mean) / prior_scale) ** 2

@@ -2,10 +2,11 @@
 
     Q = N(w, diag s^2),    P = N(w_0, lambda I),    lambda = c exp(-j / b),  c = 0.1, b = 100
 
-minimize    surrogate risk(Q) + sqrt((KL(Q, P) + 2 log(b log(c / lambda)) + log(pi^2 n / (6 delta)))
-                                     / (2 (n - 1)))
+minimize    R + sqrt(B)    or    (sqrt(R + B) + sqrt(B))^2,    R the surrogate risk of Q,
+            B = (KL(Q, P) + 2 log(b log(c / lambda)) + log(pi^2 n / (6 delta))) / (2 (n - 1))
 
-over w, s and lambda; then j is rounded to an integer, KL recomputed, and with M draws from Q
+over w, s and lambda (the second by Perez-Ortiz et al. 2021: nearer to (2) where the risk is small).
+Then j is rounded to an integer, KL recomputed, and with M draws from Q
 
     empirical risk <= kl^-1(mean 0-1 error of the draws, log(2 / delta') / M)                  (1)
     risk <= kl^-1((1), (KL + log(2 sqrt n / delta_j)) / n),    delta_j = 6 delta / (pi^2 j^2)  (2)
@@ -24,7 +25,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxmethods.interpret import trees
@@ -100,31 +100,31 @@ def prior_of_other_examples(center: Any, used: jax.Array) -> Prior:
     Raises:
         ValueError: all examples were used, so that none is left for the bound.
     """
-    used = np.asarray(used, bool)
-    if used.all():
+    count = len(used)
+    if bool(jnp.all(used)):
         raise ValueError(
-            f"used: expected examples that the center doesn't depend on, got {used.size} of "
-            f"{used.size} used; center the prior at the initialization or at a model of one half"
+            f"used: expected examples that the center doesn't depend on, got {count} of {count} "
+            "used; center the prior at the initialization or at a model of one half"
         )
-    return Prior(trees.floats(center), jnp.asarray(used))
+    return Prior(trees.floats(center), jnp.asarray(used, bool))
 
 
-def initial_posterior(params: Any, relative_scale: float = 0.1) -> Posterior:
-    """Q around trained parameters with s = |w| / 10, at least a thousandth of the prior's.
+def initial_posterior(params: Any, log_variance: float = -3.5) -> Posterior:
+    """Q around trained parameters, as wide as its prior at the start.
+
+    Scales of |w| / 10, as Dziugaite and Roy start, cost log(lambda / s^2) / 2 of KL a parameter,
+    which many steps of Adam are then spent on.
 
     Args:
         params: w.
-        relative_scale: s over |w|.
+        log_variance: log lambda, and twice the logarithm of every s.
 
     Returns:
         A posterior to be optimized.
     """
     mean = trees.floats(params)
-    floor = 1e-3 * LARGEST**0.5
-    log_scale = jax.tree.map(
-        lambda w: jnp.log(jnp.maximum(relative_scale * jnp.abs(w), floor)), mean
-    )
-    return Posterior(mean, log_scale, jnp.asarray(-6.0, trees.dtype(mean)))
+    log_scale = jax.tree.map(lambda w: jnp.full_like(w, log_variance / 2), mean)
+    return Posterior(mean, log_scale, jnp.asarray(log_variance, trees.dtype(mean)))
 
 
 def draw(posterior: Posterior, key: jax.Array) -> Vector:
@@ -152,7 +152,12 @@ def _grid_index(log_variance: jax.Array) -> jax.Array:
 
 
 def objective(
-    posterior: Posterior, problem: Problem, prior: Prior, key: jax.Array, delta: float = 0.025
+    posterior: Posterior,
+    problem: Problem,
+    prior: Prior,
+    key: jax.Array,
+    delta: float = 0.025,
+    form: str = "quadratic",
 ) -> jax.Array:
     """The surrogate bound at one draw from Q; its gradient is an unbiased one.
 
@@ -162,10 +167,16 @@ def objective(
         prior: its used examples don't count.
         key: of the draw.
         delta: probability that the bound fails.
+        form: "quadratic" or "square root".
 
     Returns:
         [].
+
+    Raises:
+        ValueError: an unknown form.
     """
+    if form not in ("quadratic", "square root"):
+        raise ValueError(f'form: expected "quadratic" or "square root", got {form!r}')
     fresh = 1.0 - prior.used
     n = jnp.sum(fresh)
     losses = problem.losses(draw(posterior, key), problem.data)
@@ -173,10 +184,13 @@ def objective(
     j = _grid_index(posterior.log_variance)
     kl = divergence(posterior, prior.center, posterior.log_variance)
     union = 2 * jnp.log(j) + jnp.log(jnp.pi**2 * n / (6 * delta))
-    return risk + jnp.sqrt((kl + union) / (2 * (n - 1)))
+    price = (kl + union) / (2 * (n - 1))
+    if form == "square root":
+        return risk + jnp.sqrt(price)
+    return (jnp.sqrt(risk + price) + jnp.sqrt(price)) ** 2
 
 
-@compiled("steps", "rate")
+@compiled("steps", "rate", "form")
 def optimize(
     posterior: Posterior,
     problem: Problem,
@@ -185,6 +199,7 @@ def optimize(
     steps: int = 1000,
     rate: float = 1e-3,
     delta: float = 0.025,
+    form: str = "quadratic",
 ) -> tuple[Posterior, jax.Array]:
     """Adam on the surrogate bound, one draw a step.
 
@@ -196,6 +211,7 @@ def optimize(
         steps: how many.
         rate: Adam's.
         delta: probability that the bound fails.
+        form: of the objective, "quadratic" or "square root".
 
     Returns:
         The posterior and the objectives [steps].
@@ -205,7 +221,7 @@ def optimize(
 
     def step(carry: tuple, key: jax.Array) -> tuple[tuple, jax.Array]:
         own, state = carry
-        value, gradient = value_and_gradient(own, problem, prior, key, delta)
+        value, gradient = value_and_gradient(own, problem, prior, key, delta, form)
         return gradient_step(optimizer, gradient, state, own), value
 
     start = posterior, optimizer.init(posterior)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.interpret import trees
-from jaxmethods.interpret.problem import Data, Problem, number_of_examples, one_batch
+from jaxmethods.interpret.problem import Data, Problem, number_of_examples, one_batch, weights
 from jaxmethods.interpret.trees import Vector
 from jaxmethods.numerics.compiled import compiled
 
@@ -78,7 +78,7 @@ def stiffness(problem: Problem, labels: jax.Array, chunk: int = 64) -> dict[str,
     (Fort et al., "Stiffness: a new perspective on generalization in neural networks", 2019.)
 
     Args:
-        problem: any; its N P gradients must fit into memory.
+        problem: any; its N P gradients must fit into memory. Examples of weight 0 are left out.
         labels: class of every example, int [N].
         chunk: examples that are differentiated together.
 
@@ -94,10 +94,11 @@ def stiffness(problem: Problem, labels: jax.Array, chunk: int = 64) -> dict[str,
     product = lengths[:, None] * lengths
     cosines = jnp.where(product > 0, gram / jnp.where(product > 0, product, 1), 0)
     labels = labels.reshape(-1)
-    other = ~jnp.eye(len(labels), dtype=bool)
+    there = weights(one_batch(problem).data, cosines.dtype) > 0  # padding is in no pair
+    other = ~jnp.eye(len(labels), dtype=bool) & there[:, None] & there
     same = labels[:, None] == labels
 
     def mean(pairs: jax.Array) -> jax.Array:
         return jnp.sum(jnp.where(pairs, cosines, 0)) / jnp.sum(pairs)
 
-    return {"within": mean(same & other), "between": mean(~same), "all": mean(other)}
+    return {"within": mean(same & other), "between": mean(~same & other), "all": mean(other)}

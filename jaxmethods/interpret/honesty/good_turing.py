@@ -21,8 +21,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.interpret.problem import Estimate
+from jaxmethods.numerics.compiled import compiled
 
 
+@compiled()
 def good_turing(counts: jax.Array) -> Estimate:
     """n_1 / n and its standard error (Esty 1983).
 
@@ -50,6 +52,7 @@ class Hallucination(NamedTuple):
     """The model's own probability of facts that are not true."""
 
 
+@compiled("bins")
 def hallucination(
     counts: jax.Array, model: jax.Array, truth: jax.Array, bins: int = 20
 ) -> Hallucination:

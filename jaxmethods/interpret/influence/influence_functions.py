@@ -36,16 +36,16 @@ class Influence(NamedTuple):
 def solve(
     product: Product, right: Vector, iterations: int, tolerance: float
 ) -> tuple[Vector, jax.Array]:
-    """A x = b by conjugate gradients.
+    """Solves A x = b by conjugate gradients; A is positive definite.
 
     Args:
-        product: x -> A x, A positive definite.
-        right: b, any pytree.
-        iterations: at most.
-        tolerance: of |A x - b| / |b|, which ends the iteration.
+        product: vector -> A vector.
+        right: pytree b.
+        iterations: at the most.
+        tolerance: stops at |A x - b| <= tolerance |b|.
 
     Returns:
-        x, and |A x - b| / |b| [], computed anew.
+        x, and its relative residual |A x - b| / |b| [].
     """
     squared = trees.vdot(right, right)
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.interpret.problem import Estimate
+from jaxmethods.numerics.compiled import compiled
 
 Train = Callable[[jax.Array, jax.Array], Any]
 """(key, weights [N] of the examples) -> a trained model, any pytree; pure."""
@@ -45,6 +46,7 @@ def train_on_subsets(train: Train, key: jax.Array, subsets: jax.Array, together:
     return jax.lax.map(lambda x: train(*x), (keys, weights), batch_size=min(together, len(subsets)))
 
 
+@compiled()
 def memorization(correct: jax.Array, subsets: jax.Array) -> Estimate:
     """Scores of every example.
 
