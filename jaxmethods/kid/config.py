@@ -299,6 +299,9 @@ class EvaluationConfig(Config):
     """Prompts on which accumulated errors are measured; 0: they aren't."""
     seconds: PositiveFloat = 30.0
     """Longest time of a query."""
+    vote: NonNegativeInt = 0
+    """Samples of every answer to the first judged split, whose results elect one; 0: none."""
+    vote_temperature: PositiveFloat = 0.8
     shown: NonNegativeInt = 10
     """Answers that the report shows beside gold ones."""
 

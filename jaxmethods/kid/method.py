@@ -180,16 +180,16 @@ def distiller(
 
 
 def likelihood(params: Params, batch: Batch, model: LanguageModel, chunk: int) -> jax.Array:
-    """Mean of -log q(token) over a batch's responses, [] float32.
+    """Mean of -log q(token) over a batch's responses.
 
     Args:
         params: of the model.
         batch: prompts and responses.
-        model: the one whose parameters they are; static.
+        model: whose likelihood.
         chunk: tokens whose logits are there at one time.
 
     Returns:
-        [] float32 nats.
+        [] float32.
     """
     settings = KIDConfig(
         imperfect=ImperfectConfig(rewrite="vanilla"),
@@ -251,16 +251,13 @@ def loss_and_gradient(
 
 
 def draw_batch(key: jax.Array, step: jax.Array, examples: Batch, rows: int) -> Batch:
-    """The batch of a step; see `draw_rows`.
+    """The batch of a step.
 
     Args:
-        key: [] typed random key of the order.
-        step: [] int32, the number of the step.
-        examples: all of them, leaves [n, ...].
-        rows: B, static.
+        key, step, examples, rows: those of `draw_rows`.
 
     Returns:
-        Leaves [B, ...].
+        The examples, [B, ...].
     """
     places = draw_rows(key, step, examples, rows)
     return jax.tree.map(lambda leaf: leaf[places], examples)

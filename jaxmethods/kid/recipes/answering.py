@@ -33,7 +33,7 @@ def answer(
     temperature: float,
     per_seed: bool,
 ) -> Generated:
-    """Answers to all prompts.
+    """Answers all prompts, some rows at a time.
 
     Args:
         language: the model.
@@ -47,7 +47,7 @@ def answer(
         per_seed: whether every seed has parameters of its own.
 
     Returns:
-        Tokens [S, Q, R] and lengths [S, Q] of numpy.
+        tokens [S, Q, R] and lengths [S, Q], of numpy.
     """
     program = _program(language, length, temperature, per_seed)
     prompts, mask = (np.asarray(leaf) for leaf in asked)
@@ -89,7 +89,7 @@ def exposure_of(
     length: int,
     per_seed: bool,
 ) -> dict[str, Any]:
-    """KL of teacher and student on sampled responses of each.
+    """Measures KL of teacher and student on sampled responses of each.
 
     Args:
         student, student_params: with an axis of seeds.
@@ -101,7 +101,7 @@ def exposure_of(
         per_seed: whether every seed has a teacher of its own.
 
     Returns:
-        Name of who sampled -> nats [S, E, R].
+        `on_student` and `on_teacher`, [S, E, R] each.
     """
     program = _exposure_program(student, teacher, length, per_seed)
     own = place([np.asarray(leaf) for leaf in asked], SPLIT)

@@ -78,14 +78,14 @@ def ready(
     """The last student, as a function.
 
     Args:
-        run: the run's config.
+        run: the config.
         models: student and teacher.
-        material: questions and tokenizer.
-        results: of the run's stages.
-        seed: index into the run's seeds.
+        material: questions as texts and arrays.
+        results: of all stages.
+        seed: its place among the run's.
 
     Returns:
-        (SQLite file, questions) -> SQL for each question.
+        (SQLite file, questions) -> queries.
     """
     learned = results[run.students[-1].title]
     params = jax.tree.map(lambda leaf: leaf[seed], learned.params)

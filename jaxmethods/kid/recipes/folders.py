@@ -38,10 +38,10 @@ def save_model(folder: Path, model: Model, learned: Learned, tokenizer: Tokenize
     """Writes a model with its tokenizer, or its adapters alone where the config says so.
 
     Args:
-        folder: of the model, new.
-        model: its config, and its adapters if it has some.
-        learned: parameters, and those of the adapters.
-        tokenizer: of the model.
+        folder: must not exist, or be empty.
+        model: what was trained.
+        learned: of one seed.
+        tokenizer: what the model reads and writes.
 
     Raises:
         HubError: the family can't keep adapters apart.

@@ -90,13 +90,16 @@ def student_stage(
     """A student learns by its objective; all begin with the same weights and see one order.
 
     Args:
-        run: the run's config.
+        run: the config.
         models: student and teacher.
-        material: questions and tokenizer.
-        student: the objective, its data and its name.
+        material: questions as texts and arrays.
+        student: one of the run's.
 
     Returns:
-        A stage that bears the student's title.
+        The stage, with the student's title.
+
+    Raises:
+        ValueError: a loss or a source that doesn't fit.
     """
     steps = student.steps or run.fit.steps
     fit = run.fit.model_copy(update={"steps": steps})

@@ -137,7 +137,7 @@ def batch_of(
     length: int,
     max_output: int,
 ) -> Batch:
-    """Examples as arrays.
+    """Examples [n, ...] of numpy.
 
     Args:
         prompts: ids, at most `length` each.
@@ -146,7 +146,7 @@ def batch_of(
         max_output: R at the most.
 
     Returns:
-        Leaves [n, ...] of numpy.
+        prompts padded on the left, responses on the right.
     """
     longest = min(max_output, _bucket(max(map(len, responses))))
     ids = np.zeros((len(responses), longest), np.int32)
