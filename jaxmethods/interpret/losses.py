@@ -40,7 +40,17 @@ def as_loss(loss: Loss | Callable[[Any, Any], jax.Array]) -> Loss:
 
 
 def output_hessian(loss: Loss, outputs: Any, targets: Any, tangents: Any) -> Any:
-    """Products of every example's Hessian in its outputs with its tangent, shaped as outputs."""
+    """Products of every example's Hessian in its outputs with its tangent.
+
+    Args:
+        loss: with or without a closed form.
+        outputs: [N, ...].
+        targets: of the loss.
+        tangents: as outputs.
+
+    Returns:
+        As outputs.
+    """
     if loss.hessian is not None:
         return loss.hessian(outputs, targets, tangents)
     gradient = jax.grad(lambda outputs: jnp.sum(loss.value(outputs, targets)))

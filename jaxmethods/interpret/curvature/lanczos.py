@@ -69,7 +69,17 @@ def lanczos(
 def recurrence(
     product: Any, start: Vector, steps: int, key: jax.Array | None = None
 ) -> Tridiagonal:
-    """`lanczos` of a prepared product, for programs that share it between starts."""
+    """`lanczos` of a prepared product, for programs that share it between starts.
+
+    Args:
+        product: v -> A v.
+        start: any vector but zero; it is normalized.
+        steps: m.
+        key: of restarts after a breakdown; None: stop there.
+
+    Returns:
+        T_m, its basis and the number of vectors found.
+    """
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, got {steps}")
     kind = trees.dtype(start)

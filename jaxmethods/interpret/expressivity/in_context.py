@@ -72,7 +72,17 @@ def in_context_descent(
 
 
 def gradient_descent(inputs: jax.Array, targets: jax.Array, rate: float, steps: int) -> jax.Array:
-    """Weights [steps + 1, d] of gradient descent from 0 on mean squared error / 2."""
+    """Gradient descent from 0 on mean squared error / 2.
+
+    Args:
+        inputs: [n, d].
+        targets: [n].
+        rate: eta.
+        steps: how many.
+
+    Returns:
+        Weights before the first and after every step, [steps + 1, d].
+    """
 
     def step(w: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
         return w - rate * inputs.T @ (inputs @ w - targets) / len(inputs), w

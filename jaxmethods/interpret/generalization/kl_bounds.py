@@ -70,10 +70,18 @@ def gaussian_kl(
     """KL of diagonal Gaussians N(mean, scale^2) from N(prior_mean, prior_scale^2), summed, [].
 
     sum of (s^2 / s0^2 + (w - w0)^2 / s0^2 - 1 - log(s^2 / s0^2)) / 2.
+
+    Args:
+        mean: w, [...].
+        scale: s > 0, [...].
+        prior_mean: w0, [...].
+        prior_scale: s0 > 0, [...] or [].
+
+    Returns:
+        [], 0 for equal distributions.
     """
     ratio = (scale / prior_scale) ** 2
     shift = ((mean - prior_mean) / prior_scale) ** 2
-    # ratio - 1 - log(ratio) without losing what is left of it near 1
     return jnp.sum(ratio - 1 - jnp.log(ratio) + shift) / 2
 
 

@@ -36,7 +36,17 @@ class Influence(NamedTuple):
 def solve(
     product: Product, right: Vector, iterations: int, tolerance: float
 ) -> tuple[Vector, jax.Array]:
-    """x with A x = b by conjugate gradients, and |A x - b| / |b|; A positive definite."""
+    """A x = b by conjugate gradients.
+
+    Args:
+        product: v -> A v, positive definite.
+        right: b.
+        iterations: at most.
+        tolerance: relative residual at which they stop.
+
+    Returns:
+        x and |A x - b| / |b| [], computed anew and not by recurrence.
+    """
     squared = trees.vdot(right, right)
 
     def unfinished(carry: tuple) -> jax.Array:
