@@ -43,13 +43,13 @@ def output_hessian(loss: Loss, outputs: Any, targets: Any, tangents: Any) -> Any
     """Products of every example's Hessian in its outputs with its tangent.
 
     Args:
-        loss: with its Hessian in closed form, or without: then by differentiation.
-        outputs: [N, ...] of the network.
-        targets: [N, ...].
-        tangents: shaped as `outputs`.
+        loss: with or without a closed form.
+        outputs: [N, ...].
+        targets: of the loss.
+        tangents: as outputs.
 
     Returns:
-        Shaped as `outputs`.
+        As outputs.
     """
     if loss.hessian is not None:
         return loss.hessian(outputs, targets, tangents)

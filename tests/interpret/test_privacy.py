@@ -368,7 +368,7 @@ def test_the_most_influential_other_example_is_a_planted_duplicate():
 @jax.jit
 def _attributions(x, y, held_x, held_y, subsets, key):
     """Spearman correlations with 20 retrained models of TRAK and of TracIn."""
-    train = mlp_learner(x, y, 24, 150, 0.5, 10)
+    train = mlp_learner(x, y, 24, 400, 0.5, 10)
     retrained = memorization.train_on_subsets(train, jax.random.fold_in(key, 0), subsets, 20)
     margins = jax.vmap(lambda p: trak.label_margin(relu_mlp(p, held_x), held_y))(retrained)
     keys = jax.random.split(jax.random.fold_in(key, 1), 6)
@@ -379,7 +379,7 @@ def _attributions(x, y, held_x, held_y, subsets, key):
         queries = make_problem(relu_mlp, cross_entropy, params, (held_x, held_y))
         projected = [trak.project(p, key, 128) for p in (own, queries)]
         one = jax.tree.map(lambda leaf: leaf[None], own.floats)
-        return trak.scores(*projected, 1e-2), tracin.tracin(own, queries, one, jnp.ones(1))
+        return trak.scores(*projected), tracin.tracin(own, queries, one, jnp.ones(1))
 
     found = [jnp.mean(own, axis=0) for own in jax.lax.map(scores, models)]
     return [jnp.mean(trak.linear_datamodel_score(own, subsets, margins)) for own in found]

@@ -72,16 +72,13 @@ def recurrence(
     """`lanczos` of a prepared product, for programs that share it between starts.
 
     Args:
-        product: vector -> A vector, traced as it is.
-        start: pytree; its direction is the first vector of the basis.
-        steps: size of the tridiagonal matrix.
-        key: typed, for fresh directions where the space is exhausted; None ends there.
+        product: v -> A v.
+        start: any vector but zero; it is normalized.
+        steps: m.
+        key: of restarts after a breakdown; None: stop there.
 
     Returns:
-        The tridiagonal matrix and the basis.
-
-    Raises:
-        ValueError: fewer steps than one.
+        T_m, its basis and the number of vectors found.
     """
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, got {steps}")

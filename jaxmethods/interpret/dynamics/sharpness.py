@@ -72,7 +72,7 @@ class Flatness(NamedTuple):
     sigma: jax.Array
     """The largest noise that the loss bears; at `most` where it bears all."""
     rise: Estimate
-    """The loss at that noise."""
+    """The loss's rise at that noise."""
 
 
 @compiled("draws", "magnitude_aware", "steps", "together")

@@ -72,16 +72,16 @@ def in_context_descent(
 
 
 def gradient_descent(inputs: jax.Array, targets: jax.Array, rate: float, steps: int) -> jax.Array:
-    """Gradient descent from 0 on half of the mean squared error of a linear model.
+    """Gradient descent from 0 on mean squared error / 2.
 
     Args:
-        inputs: [N, d].
-        targets: [N].
-        rate: of every step.
+        inputs: [n, d].
+        targets: [n].
+        rate: eta.
         steps: how many.
 
     Returns:
-        Weights before every step and after the last [steps + 1, d].
+        Weights before the first and after every step, [steps + 1, d].
     """
 
     def step(w: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:

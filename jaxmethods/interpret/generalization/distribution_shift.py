@@ -23,7 +23,7 @@ class Shift(NamedTuple):
     """Two samples of features."""
 
     distance: Estimate
-    """Proxy A-distance: 0 for equal distributions, 2 for ones that are always separated."""
+    """Proxy A-distance: 0 for equal distributions, 2 for ones that never overlap."""
     weights: jax.Array
     """[n], of source examples, with mean 1."""
     effective_size: jax.Array

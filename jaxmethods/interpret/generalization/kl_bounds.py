@@ -67,22 +67,21 @@ def _kl_above(q: jax.Array, d: jax.Array) -> jax.Array:
 def gaussian_kl(
     mean: jax.Array, scale: jax.Array, prior_mean: jax.Array, prior_scale: jax.Array
 ) -> jax.Array:
-    """KL(N(mean, scale^2) || N(prior_mean, prior_scale^2)) of diagonal Gaussians.
+    """KL of diagonal Gaussians N(mean, scale^2) from N(prior_mean, prior_scale^2), summed, [].
 
     sum of (s^2 / s0^2 + (w - w0)^2 / s0^2 - 1 - log(s^2 / s0^2)) / 2.
 
     Args:
-        mean: [...] of the first.
-        scale: [...] its standard deviations, positive.
-        prior_mean: [...] of the second.
-        prior_scale: [...] its standard deviations, positive.
+        mean: w, [...].
+        scale: s > 0, [...].
+        prior_mean: w0, [...].
+        prior_scale: s0 > 0, [...] or [].
 
     Returns:
-        Summed over all numbers, [].
+        [], 0 for equal distributions.
     """
     ratio = (scale / prior_scale) ** 2
     shift = ((mean - prior_mean) / prior_scale) ** 2
-    # ratio - 1 - log(ratio) without losing what is left of it near 1
     return jnp.sum(ratio - 1 - jnp.log(ratio) + shift) / 2
 
 

@@ -36,16 +36,16 @@ class Influence(NamedTuple):
 def solve(
     product: Product, right: Vector, iterations: int, tolerance: float
 ) -> tuple[Vector, jax.Array]:
-    """Solves A x = b by conjugate gradients; A is positive definite.
+    """A x = b by conjugate gradients.
 
     Args:
-        product: vector -> A vector.
-        right: pytree b.
-        iterations: at the most.
-        tolerance: stops at |A x - b| <= tolerance |b|.
+        product: v -> A v, positive definite.
+        right: b.
+        iterations: at most.
+        tolerance: relative residual at which they stop.
 
     Returns:
-        x, and its relative residual |A x - b| / |b| [].
+        x and |A x - b| / |b| [], computed anew and not by recurrence.
     """
     squared = trees.vdot(right, right)
 
