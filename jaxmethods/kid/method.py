@@ -47,7 +47,7 @@ class Data(NamedTuple):
     held_back: Batch | None = None
     """[N', ...]: examples whose loss says how often the student's kept responses are shown."""
     base: Params = None
-    """Frozen parameters of the student, to which `assemble` adds those that are trained."""
+    """What a student begins with; stays as it is where `assemble` adds what is trained."""
     slots: jax.Array | None = None
     """[B] int32, 0 to B - 1: split it over a mesh, and batches are split."""
     key: jax.Array | None = None

@@ -87,7 +87,8 @@ def teacher_stage(run: DistillRun, models: Models, material: Material) -> Train:
 def student_stage(
     run: DistillRun, models: Models, material: Material, student: StudentConfig
 ) -> Train:
-    """A student learns by its objective; all begin with the same weights and see one order.
+    """A student learns by its objective; all see one order, and begin with the same weights but for
+    those that go on from another.
 
     Args:
         run: the config.
@@ -107,6 +108,8 @@ def student_stage(
     per_seed = ["^data/key$"]
     if learns_teacher(run) and other is not None:
         per_seed.append("^data/teacher/")
+    if student.begin:
+        per_seed.append("^data/base/")
     if learns_teacher(run) and student.source.teacher:
         per_seed.append("^data/taught/")
     if learns_teacher(run) and reads_states(run, student):
@@ -114,6 +117,8 @@ def student_stage(
 
     def data(results: Results) -> Fed:
         fed = _data(material.texts(results).train, fit, models.student)
+        if student.begin:
+            fed = fed._replace(base=results[student.begin].params)
         if other is not None:
             fed = fed._replace(teacher=teacher_params(run, models, results))
         if student.source.teacher:

@@ -110,7 +110,7 @@ def test_model_folders_learn_with_adapters_and_open_again(tmp_path):
         student={"path": str(model)},
         teacher={"path": str(model), "fit": {"steps": 0}, "cache": "float32"},
         lora={"rank": 2, "targets": ["query", "down"]},
-        students=["rkd", "seqkd"],
+        students=["rkd", "seqkd", {"objective": "sft", "name": "more", "begin": "rkd"}],
         fit={"micro_batches": 2},
         training={"log_every": 1},
         evaluation={"vote": 3, "exposure": 2},
@@ -118,7 +118,7 @@ def test_model_folders_learn_with_adapters_and_open_again(tmp_path):
     del given["data"]["world"]
     run = jaxmethods.run(given, tmp_path / "run")
     names = [stage.name for stage in run.recipe.stages]
-    assert names == ["teacher_responses", "teacher_states", "rkd", "seqkd", "judged"]
+    assert names == ["teacher_responses", "teacher_states", "rkd", "seqkd", "more", "judged"]
     first = next(row for row in rows_of(run) if row["stage"] == "rkd")
     assert abs(np.mean(first["train/divergence"])) < 1e-4, "student and teacher begin equal"
     config, params = decoder.load(run.folder / "students" / "rkd")
@@ -131,6 +131,9 @@ def test_model_folders_learn_with_adapters_and_open_again(tmp_path):
     assert not layers["attention"]["value"]["kernel"]
     assert not changed["embed"]["tokens"]
     assert config.max_positions == 256
+    later, earlier = (run.results[name].params["layers"]["attention"] for name in ("more", "rkd"))
+    assert same(later["value"], earlier["value"])
+    assert not same(later["query"], earlier["query"])
     judged = run.metrics["judged"]
     assert 0 <= judged["rkd_voted_execution"][0] <= 1
     assert np.isfinite(judged["seqkd_exposure_error"]).all()
