@@ -13,6 +13,7 @@ size.
     )
     trace = hutchinson.trace(operators.hessian(problem), key)
     print(trace.value, "+-", trace.error)
+    print(interpret.report.to_markdown(interpret.report.report(problem, held_out, key)))
 
 `curvature`, `gradients` and `kernels` are the core; `generalization`, `expressivity`,
 `representation` and `dynamics` are the survey's sections 3 to 5, `influence`, `privacy` and
@@ -31,6 +32,7 @@ from jaxmethods.interpret import (
     kernels,
     losses,
     privacy,
+    report,
     representation,
     trees,
 )
@@ -62,6 +64,7 @@ __all__ = [
     "mean_gradient",
     "mean_loss",
     "privacy",
+    "report",
     "representation",
     "trees",
 ]
