@@ -24,7 +24,7 @@ import numpy as np
 from benchmarks import merging_inputs as inputs
 from benchmarks.harness import Row, Settings, Timing, Work, prepare_jax, reference, time_in_turns
 from jaxmethods import merging
-from jaxmethods.merging.adaptive import adaptation, experts, surgery, wemoe
+from jaxmethods.merging.adaptive import adaptation, merged_modules, surgery, wemoe
 from jaxmethods.merging.adaptive.routers import Router
 from jaxmethods.merging.config import SurgeryConfig, WEMoEConfig
 from jaxmethods.models.clip import vit
@@ -59,7 +59,7 @@ def layer(settings: Settings, routing: str, backward: bool) -> Row:
 
     def run(base: Any, tau: Any, h: jax.Array, c: jax.Array) -> Any:
         activation = vit.activation("quick_gelu")
-        mlp = partial(experts.merged_mlp, activation, base, tau)
+        mlp = partial(merged_modules.merged_mlp, activation, base, tau)
         if not backward:
             return mlp(h, c)
         return jax.grad(lambda h, c: jnp.sum(jnp.square(mlp(h, c))), (1, 0))(h, c)
@@ -291,8 +291,8 @@ def strategies(settings: Settings) -> Iterator[Row]:
             def run(base: Any, tau: Any, h: jax.Array, c: jax.Array, name: str) -> jax.Array:
                 activation = vit.activation("quick_gelu")
                 if name == "once":
-                    return experts.merged_mlp(activation, base, tau, h, c[:1], "merge")
-                return experts.merged_mlp(activation, base, tau, h, c, name)  # pyright: ignore
+                    return merged_modules.merged_mlp(activation, base, tau, h, c[:1], "merge")
+                return merged_modules.merged_mlp(activation, base, tau, h, c, name)  # pyright: ignore
 
             for name in names:
                 works.append(prepare_jax(partial(run, name=name), base, tau, h, c))

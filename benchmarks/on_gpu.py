@@ -30,7 +30,7 @@ from benchmarks.__main__ import describe
 from benchmarks.harness import Row, Settings, available_bytes, prepare_jax, time_in_turns
 from jaxmethods import envs
 from jaxmethods.files import write_atomically
-from jaxmethods.merging.adaptive import experts
+from jaxmethods.merging.adaptive import merged_modules
 from jaxmethods.models.clip import vit
 from jaxmethods.obd.config import OBDConfig
 from jaxmethods.records.provenance import describe_environment
@@ -166,7 +166,7 @@ def kernel(settings: Settings, sizes: Sizes) -> Iterator[Row]:
         h, c = inputs.tokens(images, **shape)
 
         def run(base: Any, tau: Any, h: jax.Array, c: jax.Array, name: Any) -> jax.Array:
-            return experts.merged_mlp(vit.activation("quick_gelu"), base, tau, h, c, name)
+            return merged_modules.merged_mlp(vit.activation("quick_gelu"), base, tau, h, c, name)
 
         names = ("fused", "blocks", "merge", "expertwise")
         works = [prepare_jax(partial(run, name=name), base, tau, h, c) for name in names]

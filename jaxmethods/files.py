@@ -147,6 +147,32 @@ def sha256(path: Path, stop: Callable[[], bool] = lambda: False) -> str:
     return digest.hexdigest()
 
 
+def let_others_read(folder: Path) -> None:
+    """Makes a folder and all that is in it readable by others, whatever wrote it.
+
+    Temporary folders, and files of some libraries, are their owner's alone.
+    """
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into, which gets its name when it is whole; after an error it is gone.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield temporary
+        let_others_read(temporary)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 @contextmanager
 def staged(folder: Path, shared: Sequence[str] = ()) -> Iterator[Path]:
     """A folder to write into, whose files and folders take their places in `folder` at the end.
@@ -166,6 +192,7 @@ def staged(folder: Path, shared: Sequence[str] = ()) -> Iterator[Path]:
                 if written.is_file():
                     with written.open("rb+") as file:
                         os.fsync(file.fileno())
+            let_others_read(temporary)
             for written in sorted(temporary.iterdir()):
                 _take_place(written, folder / written.name, written.name in shared)
         finally:

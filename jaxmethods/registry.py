@@ -26,6 +26,14 @@ METHODS = {
         "jaxmethods.commformer.recipes.train",
         "Train a team that learns whom to listen to.",
     ),
+    "interpret": Entry(
+        "jaxmethods.interpret.recipes.language",
+        "Report on a language model: curvature, noise, kernels, bounds, privacy.",
+    ),
+    "interpret_digits": Entry(
+        "jaxmethods.interpret.recipes.digits",
+        "Train a network on digits, watched by a monitor, and report on it.",
+    ),
     "kid": Entry(
         "jaxmethods.kid.recipes.distill",
         "Distill a text-to-SQL model by any of a dozen objectives, and execute its answers.",

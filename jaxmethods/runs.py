@@ -94,7 +94,7 @@ class LoadedRun:
 
 
 def run(
-    config: str | Path | Mapping[str, Any],
+    config: str | Path | Mapping[str, Any] | RunConfig,
     out: str | Path,
     *,
     resume: bool = False,
@@ -104,7 +104,7 @@ def run(
     """Runs what a config describes, as `jaxmethods run` does, and returns what it found.
 
     Args:
-        config: a YAML file, or its content.
+        config: a YAML file, its content, or the config of a run.
         out: the run folder; new or empty, unless `resume`.
         resume: go on with the run that is there.
         quiet: show no progress.
@@ -116,8 +116,11 @@ def run(
     Raises:
         UserError: one of its kinds, with one line that says what is wrong.
     """
-    source = "given" if isinstance(config, Mapping) else str(config)
-    values = dict(config) if isinstance(config, Mapping) else read_yaml(Path(config))
+    source = str(config) if isinstance(config, str | Path) else "given"
+    if isinstance(config, RunConfig):
+        values: dict[str, Any] = config.model_dump(mode="json")
+    else:
+        values = dict(config) if isinstance(config, Mapping) else read_yaml(Path(config))
     parsed, recipe = registry.parse(merge(values, changes), source)
     folder = RunFolder(Path(out))
     progress = Progress(quiet=quiet, headline=recipe.headline)

@@ -46,6 +46,10 @@ class Evaluation(NamedTuple):
     a word error rate, a simulator outside of JAX). Every process judges its own copy."""
     score: str | None = None
     """The metric, higher is better, that picks the best checkpoint."""
+    along: Sequence[str] = ()
+    """Metrics that are measured along the way only, because a later stage measures what they come
+    to. They are points of the learning curve ("curve/NAME" in `metrics.jsonl`), not of the result,
+    so that no quantity has two values there."""
 
 
 class Train(NamedTuple):

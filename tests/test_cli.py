@@ -17,6 +17,7 @@ import pytest
 
 from jaxmethods import cli
 from jaxmethods.records.run_folder import RunFolder
+from tests.same_numbers import check_same_numbers
 
 ROOT = Path(__file__).parents[1]
 TINY = """
@@ -75,6 +76,7 @@ def test_console_report_and_result_carry_the_same_numbers(finished):
         assert re.search(rf"^ *{name} +{number} *$", printed, re.MULTILINE)
         assert f"<td>{name.replace('_', ' ')}</td><td class=number>{number}</td>" in report
         assert RunFolder(finished).read_metrics()[-1][f"evaluate/{name}"] == metrics[name]["mean"]
+    check_same_numbers(finished)
 
 
 def test_off_a_terminal_every_record_is_a_line_to_grep(finished):

@@ -6,7 +6,7 @@ Classes are the sorted names of the folders in `train`; images of a class are th
 and in folders below it, sorted by path, through links as well. Hidden files and folders, and files
 whose suffix is none of `SUFFIXES`, are ignored. Every image becomes RGB as Pillow converts it: gray
 is repeated, palettes are looked up, transparency is dropped; orientations in EXIF are not applied.
-Of an animation the first frame is taken.
+The first frame of an animation is taken.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ from jaxmethods.files import is_file, refusals
 Tokenize: TypeAlias = Callable[[Sequence[str]], list[list[int]]]
 """Texts -> token ids of each, with what the tokenizer adds by default (a first token, say)."""
 
-BYTE_VOCABULARY = 259
 BYTE_BEGIN = 1
 _FIRST_BYTE = 3
 

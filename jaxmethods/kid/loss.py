@@ -219,7 +219,7 @@ def states_of(
     """A function of response ids [B, R] that gives the states predicting each of them.
 
     Args:
-        model, params: whose.
+        model, params: the model that reads, and its parameters.
         batch: with the prompts.
         prefix: of the model, for the prompts; None runs prompt and response as one sequence.
 

@@ -18,11 +18,18 @@ folders that don't fit in memory together, and so does `jaxmethods run` with `me
 What is adapted at test time is a `Method`: `init(key, batch)` and `step(state, batch)`. Papers and
 equations are named in the modules: `arithmetic`, `ties`, `dare`, `breadcrumbs`, `della`,
 `magnitude`, `concrete`, `pcb`, `fisher`, `regmean`, `tsv`, `iso_c`, `adamerging`, `routers`,
-`experts`, `wemoe`, `surgery`, `analysis`.
+`merged_modules`, `wemoe`, `surgery`, `analysis`.
 """
 
 from jaxmethods.merging import analysis
-from jaxmethods.merging.adaptive import adamerging, adaptation, experts, routers, surgery, wemoe
+from jaxmethods.merging.adaptive import (
+    adamerging,
+    adaptation,
+    merged_modules,
+    routers,
+    surgery,
+    wemoe,
+)
 from jaxmethods.merging.config import AdaMergingConfig as AdaMergingConfig
 from jaxmethods.merging.config import SurgeryConfig as SurgeryConfig
 from jaxmethods.merging.config import WEMoEConfig as WEMoEConfig
@@ -72,12 +79,12 @@ __all__ = [
     "dare_with_mask",
     "della",
     "ewemoe",
-    "experts",
     "fisher_diagonal",
     "fisher_merge",
     "gram",
     "iso_c",
     "magnitude_prune",
+    "merged_modules",
     "model_stock",
     "pcb",
     "regmean",

@@ -83,7 +83,7 @@ class WEMoEConfig(Config):
     """Coefficients in training: every image its own, or one mean for a task's batch (faster).
     Evaluation is always per image unless asked otherwise."""
     strategy: Literal["auto", "merge", "blocks", "expertwise", "fused"] = "auto"
-    """How merged modules are computed, see `experts`."""
+    """How merged modules are computed, see `merged_modules`."""
     batch_size: PositiveInt = 16
     """Images of each task in a step."""
     learning_rate: PositiveFloat = 1e-4

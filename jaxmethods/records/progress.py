@@ -83,9 +83,9 @@ class Progress:
         self._console.print(line, highlight=False, soft_wrap=True)
 
     def row(self, row: Mapping[str, Any]) -> None:
-        evaluation = self._of("evaluate/", row)
+        evaluation = self._of(("evaluate/", "curve/"), row)
         self._evaluation = evaluation or self._evaluation
-        shown = describe(self._evaluation or self._of("train/", row))
+        shown = describe(self._evaluation or self._of(("train/",), row))
         if self._task is not None:
             self._bar.update(self._task, completed=row["step"], shown=shown)
         if self._lines:
@@ -104,9 +104,9 @@ class Progress:
     def close(self) -> None:
         self._bar.stop()
 
-    def _of(self, prefix: str, row: Mapping[str, Any]) -> dict[str, Any]:
-        """Metrics of a kind, those of the headline first."""
-        found = {k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix)}
+    def _of(self, kinds: tuple[str, ...], row: Mapping[str, Any]) -> dict[str, Any]:
+        """Metrics of some kinds, those of the headline first."""
+        found = {k.partition("/")[2]: v for k, v in row.items() if k.startswith(kinds)}
         first = [name.partition("/")[2] for name in self._headline]
         order = sorted(found, key=lambda name: first.index(name) if name in first else len(first))
         return {name: found[name] for name in order}

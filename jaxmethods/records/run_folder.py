@@ -61,8 +61,8 @@ class RunFolder:
     def claim(self, config: Config, resume: bool) -> Iterator[bool]:
         """Makes the folder ours for `config`, for as long as the context lasts.
 
-        Of a resumed run those fields may differ from before that `OnResume` lets change; see
-        `update`, which writes them down.
+        A resumed run may differ in the fields that `OnResume` lets change; `update` writes them
+        down.
 
         Yields:
             Whether the run grew: a field that may only grow did.

@@ -19,7 +19,7 @@ HIDDEN = ("stage", "step", "seconds")
 def metric_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names of the metrics in the rows: evaluation first, then training, in order of appearance."""
     names = dict.fromkeys(name for row in rows for name in row if name not in HIDDEN)
-    return sorted(names, key=lambda name: not name.startswith("evaluate/"))
+    return sorted(names, key=lambda name: not name.startswith(("evaluate/", "curve/")))
 
 
 def series(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:

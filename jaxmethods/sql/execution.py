@@ -274,8 +274,16 @@ class _Process:
 
     def __init__(self) -> None:
         command = [sys.executable, "-I", "-S", str(WORKER)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen(command, bufsize=0, **pipes)  # type: ignore[call-overload]
+        self.process = subprocess.Popen(
+            command,
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.requests, self.answers = self.process.stdin, self.process.stdout
         self.alive = True
         self.fresh = True
 
@@ -284,7 +292,7 @@ class _Process:
         data = json.dumps(request).encode("ascii")
         deadline = time.monotonic() + seconds + (START if self.fresh else 0)
         try:
-            self.process.stdin.write(struct.pack("<Q", len(data)) + data)  # type: ignore[union-attr]
+            self.requests.write(struct.pack("<Q", len(data)) + data)
             head = self._read(8, deadline)
             body = self._read(struct.unpack("<Q", head)[0], deadline)
         except TimeoutError:
@@ -304,15 +312,14 @@ class _Process:
         """Ends the process, at once and for good."""
         self.alive = False
         self.process.kill()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+        for pipe in (self.requests, self.answers):
+            with contextlib.suppress(OSError):
+                pipe.close()
         self.process.wait()
 
     def _read(self, size: int, deadline: float) -> bytes:
         found = bytearray()
-        descriptor = self.process.stdout.fileno()  # type: ignore[union-attr]
+        descriptor = self.answers.fileno()
         while len(found) < size:
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([descriptor], [], [], left)[0]:

@@ -56,7 +56,7 @@ class Judge:
             keys: [seeds]; the same keys give the same metrics.
 
         Raises:
-            StageError: they cannot be computed, or the stage's score is not among them.
+            StageError: they cannot be computed, or one that the stage names is not among them.
         """
         if self._measure is None or self.stage.evaluation is None:
             return {}
@@ -72,12 +72,15 @@ class Judge:
         return metrics
 
     def _check_metrics(self, metrics: Mapping[str, Any]) -> None:
-        score = self.stage.evaluation and self.stage.evaluation.score
-        if score is not None and score not in metrics:
-            raise StageError(
-                f"stage {self.stage.name}: score: expected one of the evaluation's metrics "
-                f"({', '.join(metrics)}), got {score!r}"
-            )
+        evaluation = self.stage.evaluation
+        assert evaluation is not None
+        named = [("score", name) for name in (evaluation.score,) if name is not None]
+        for field, name in [*named, *(("along", name) for name in evaluation.along)]:
+            if name not in metrics:
+                raise StageError(
+                    f"stage {self.stage.name}: {field}: expected one of the evaluation's metrics "
+                    f"({', '.join(metrics)}), got {name!r}"
+                )
 
     def _failure(self, error: Exception) -> StageError:
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "

@@ -127,7 +127,11 @@ class TrainRun:
                 raise StageError(
                     f"{error}; the state is saved at step {step}, mend it and go on with --resume"
                 ) from error
-            named = {f"evaluate/{name}": value for name, value in evaluation.items()}
+            along = self.stage.evaluation.along if self.stage.evaluation else ()
+            named = {
+                f"{'curve' if name in along else 'evaluate'}/{name}": value
+                for name, value in evaluation.items()
+            }
             self.record.write(self.stage.name, step, row | named)
             if self._due(step, self.loop.checkpoint_every):
                 self.kept.checkpoints.save(step, state, self._score(evaluation))

@@ -63,6 +63,7 @@ class WriteRun:
         try:
             metrics = self.kept.stage.write(results, temporary / "files", self._advance)
             with files.refusals(self.kept.path):
+                files.let_others_read(temporary / "files")
                 os.replace(temporary / "files", self.kept.path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

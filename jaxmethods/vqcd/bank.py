@@ -1,4 +1,4 @@
-"""All tasks' weights as one tree: whose which leaf is, how one task's are taken out and put back.
+"""All tasks' weights as one tree: which task owns what, how its own are taken out and put back.
 
 Kernels are shared out by owners (`activation`); what is private has a leading axis of tasks; the
 rest is one for all. One tree serves all tasks: to plan for task i is to take its weights out of it.
@@ -192,12 +192,12 @@ def join_banks(config: PlannerConfig, banks: Bank) -> Bank:
     """
 
     def own(path: Any, leaf: jax.Array, owner: jax.Array | None) -> jax.Array:
-        whose = kind(config, path_name(path))
-        if whose in ("common", "base"):
+        owned = kind(config, path_name(path))
+        if owned in ("common", "base"):
             raise ValueError(
                 f"config: expected no weights that several tasks train, got {path_name(path)}"
             )
-        if whose == "private":
+        if owned == "private":
             # [I, I, ...] -> [I, ...]
             return jnp.moveaxis(jnp.diagonal(leaf, axis1=0, axis2=1), -1, 0)
         owners = jnp.clip(owner, 0)[None].astype(jnp.int32)

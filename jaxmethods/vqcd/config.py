@@ -70,8 +70,8 @@ class AlignmentConfig(Config):
     """d: size of a latent vector."""
     codes: Annotated[int, Field(ge=2, le=32767)] = 512
     """N: entries of the codebook, shared by the n latents."""
-    padded_size: PositiveInt = 1
-    """Size of the common space of `pad` and `none`: that of the widest task."""
+    padded_size: PositiveInt | None = None
+    """Size of the common space of `pad` and `none`; null: a run takes that of its widest task."""
     encoder: tuple[PositiveInt, ...] = (256, 256)
     decoder: tuple[PositiveInt, ...] = (256, 256)
     activation: Literal["relu", "leaky_relu"] = "relu"
@@ -110,8 +110,16 @@ class AlignmentConfig(Config):
 
     @property
     def channels(self) -> int:
-        """Size of the common space."""
-        return self.padded_size if self.kind in ("pad", "none") else self.latents * self.width
+        """Size of the common space.
+
+        Raises:
+            ValueError: `pad` or `none` without `padded_size`.
+        """
+        if self.trained:
+            return self.latents * self.width
+        if self.padded_size is None:
+            raise ValueError(f"padded_size: expected a size with {self.kind!r}, got None")
+        return self.padded_size
 
     @property
     def levels(self) -> int:
@@ -370,7 +378,7 @@ class SpacesConfig(Config):
     results are the same, but all files are opened before the first task."""
     stretch: bool = True
     """Scale the trained codes up until aligned rows have root mean square 1 (or a code is at rho):
-    the same modules, but diffusion tells them from noise sooner. Not in the paper, whose codes
+    the same modules, but diffusion separates them from noise sooner. Not in the paper, whose codes
     grow by themselves in its 500,000 steps."""
     normalizer: Literal["gaussian", "limits", "none"] = "gaussian"
     discount: Annotated[float, Field(gt=0.0, le=1.0)] = 0.99

@@ -300,14 +300,14 @@ MUTATIONS = [
         "10000.0 ** (-2 *",
         "10000.0 ** (-1 *",
         "the encoding's frequencies fall half as fast",
-        "adaptive/test_experts.py::test_a_blocks_encoding_is_sines_and_cosines_of_falling_frequencies",
+        "adaptive/test_merged_modules.py::test_a_blocks_encoding_is_sines_and_cosines_of_falling_frequencies",
     ),
     (
         "adaptive/routers.py",
         "(total / jnp.maximum(size, 1)[:, None])[groups]",
         "total[groups]",
         "a group's coefficients are a sum, not a mean",
-        "adaptive/test_experts.py",
+        "adaptive/test_merged_modules.py",
     ),
     (
         "adaptive/surgery.py",
@@ -338,11 +338,11 @@ MUTATIONS = [
         "test_finetuning.py",
     ),
     (
-        "adaptive/experts.py",
+        "adaptive/merged_modules.py",
         "contribution(whole * block, x, c, rest) if rest else total",
         "contribution(0, x, c, rest) if rest else total",
         "the last block of hidden units is the first again",
-        "adaptive/test_experts.py",
+        "adaptive/test_merged_modules.py",
     ),
     (
         "evaluate.py",

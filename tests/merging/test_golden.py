@@ -16,7 +16,14 @@ import numpy as np
 import pytest
 
 from jaxmethods import merging
-from jaxmethods.merging.adaptive import adamerging, adaptation, experts, routers, surgery, wemoe
+from jaxmethods.merging.adaptive import (
+    adamerging,
+    adaptation,
+    merged_modules,
+    routers,
+    surgery,
+    wemoe,
+)
 from jaxmethods.merging.adaptive.routers import Router
 from jaxmethods.merging.config import AdaMergingConfig, SurgeryConfig, WEMoEConfig
 from jaxmethods.merging.static import pcb, ties
@@ -258,7 +265,7 @@ def run_module(golden, base, tau, router, groups, strategy="merge", encoding=Non
     def run(router, h):
         def of(router, h):
             c = routers.coefficients(router, h, groups, encoding)
-            return experts.merged_mlp(act, base, tau, h, c, strategy)
+            return merged_modules.merged_mlp(act, base, tau, h, c, strategy)
 
         out, pullback = jax.vjp(of, router, h)
         return out, pullback(jnp.asarray(golden["cotangent"]))

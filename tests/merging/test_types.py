@@ -17,7 +17,14 @@ import pytest
 
 from jaxmethods import merging
 from jaxmethods.merging import analysis
-from jaxmethods.merging.adaptive import adamerging, adaptation, experts, routers, surgery, wemoe
+from jaxmethods.merging.adaptive import (
+    adamerging,
+    adaptation,
+    merged_modules,
+    routers,
+    surgery,
+    wemoe,
+)
 from jaxmethods.merging.config import AdaMergingConfig, SurgeryConfig, WEMoEConfig
 from jaxmethods.numerics import order_statistics
 from tests.merging import tiny
@@ -104,7 +111,7 @@ def grams(g):
 
 
 def mlp(strategy):
-    return lambda g: experts.merged_mlp(
+    return lambda g: merged_modules.merged_mlp(
         jax.nn.relu, g.mlp, g.mlp_tau, g.tokens, g.routing, strategy, block=3
     )
 
@@ -200,16 +207,20 @@ CALLS = {
         for name in analysis.critical_modules(g.base, g.stack, {"bias": "bias", "weight": "weight"})
     ],
     "analysis.variation": lambda g: analysis.variation(g.base, g.stack, {"all": "."}),
-    "experts.apply_merged": lambda g: experts.apply_merged(
+    "merged_modules.apply_merged": lambda g: merged_modules.apply_merged(
         lambda p, x: x @ p["fc1"]["weight"].T, g.mlp, g.mlp_tau, g.tokens, g.routing
     ),
-    "experts.choose": lambda g: experts.choose(2, 3, 4, 5, 6)[1:],
-    "experts.fused_mlp": mlp("fused"),
-    "experts.in_blocks": mlp("blocks"),
-    "experts.merge_weights": lambda g: experts.merge_weights(g.mlp, g.mlp_tau, g.routing[0]),
-    "experts.merged_mlp": lambda g: [mlp(strategy)(g) for strategy in ("merge", "expertwise")],
-    "experts.mix": lambda g: experts.mix(g.routing, g.mlp_tau["fc1"]["weight"]),
-    "experts.sum_of_blocks": lambda g: experts.sum_of_blocks(
+    "merged_modules.choose": lambda g: merged_modules.choose(2, 3, 4, 5, 6)[1:],
+    "merged_modules.fused_mlp": mlp("fused"),
+    "merged_modules.in_blocks": mlp("blocks"),
+    "merged_modules.merge_weights": lambda g: merged_modules.merge_weights(
+        g.mlp, g.mlp_tau, g.routing[0]
+    ),
+    "merged_modules.merged_mlp": lambda g: [
+        mlp(strategy)(g) for strategy in ("merge", "expertwise")
+    ],
+    "merged_modules.mix": lambda g: merged_modules.mix(g.routing, g.mlp_tau["fc1"]["weight"]),
+    "merged_modules.sum_of_blocks": lambda g: merged_modules.sum_of_blocks(
         jax.nn.relu,
         3,
         False,
@@ -219,9 +230,11 @@ CALLS = {
         g.routing,
         jnp.int32(0),
     ),
-    "experts.with_gradient_of": lambda g: jax.grad(
+    "merged_modules.with_gradient_of": lambda g: jax.grad(
         lambda c: jnp.sum(
-            experts.with_gradient_of(experts.mix, experts.mix)(c, g.mlp_tau["fc1"]["bias"])
+            merged_modules.with_gradient_of(merged_modules.mix, merged_modules.mix)(
+                c, g.mlp_tau["fc1"]["bias"]
+            )
         )
     )(g.routing),
     "routers.apply": lambda g: routers.apply(g.router, g.tokens),
@@ -255,7 +268,7 @@ CALLS = {
 }
 """Of what takes arrays; a vision tower with experts is below."""
 ON_A_TOWER = {"adapter", "fold", "forward", "init_routers", "loss", "prune_routers", "upcycle"}
-ON_THE_HOST = {"analysis.critical_modules", "check_finite", "experts.choose"}
+ON_THE_HOST = {"analysis.critical_modules", "check_finite", "merged_modules.choose"}
 LOW = {"bfloat16": jnp.bfloat16, "float16": jnp.float16}
 TOLERANCE = {"bfloat16": 2.0**-7, "float16": 2.0**-10}
 KINDS = ["float32 under x64", "float64", "bfloat16", "float16"]
@@ -453,8 +466,8 @@ def test_coefficients_of_routing_are_not_rounded_with_bfloat16_task_vectors():
     """0.3 is 0.30078 in bfloat16; sixteen equal task vectors of 16 show it."""
     tau = jnp.full((16, 1), 16.0, jnp.bfloat16)
     c = jnp.full(16, 0.3, jnp.float32)
-    np.testing.assert_allclose(experts.mix(c, tau), 0.3 * 256, rtol=1e-6)
-    merged = experts.merge_weights({"w": jnp.zeros(1, jnp.float32)}, {"w": tau}, c)["w"]
+    np.testing.assert_allclose(merged_modules.mix(c, tau), 0.3 * 256, rtol=1e-6)
+    merged = merged_modules.merge_weights({"w": jnp.zeros(1, jnp.float32)}, {"w": tau}, c)["w"]
     np.testing.assert_allclose(merged, 0.3 * 256, rtol=1e-6)
 
 
@@ -528,9 +541,9 @@ def test_one_expert_one_token_and_one_image(strategy, sizes):
     base = jax.tree.map(jnp.asarray, base)
     tau = jax.tree.map(lambda x: jnp.asarray(draw((tasks, *x.shape), 3)), base)
     x, c = jnp.asarray(draw((batch, tokens, 1), 4)), jnp.asarray(draw((batch, tasks), 5))
-    found = experts.merged_mlp(jax.nn.relu, base, tau, x, c, strategy)
+    found = merged_modules.merged_mlp(jax.nn.relu, base, tau, x, c, strategy)
     for one, inputs, own in zip(found, x, c, strict=True):
-        w = experts.merge_weights(base, tau, own)
+        w = merged_modules.merge_weights(base, tau, own)
         hidden = jax.nn.relu(inputs @ w["fc1"]["weight"].T + w["fc1"]["bias"])
         right = hidden @ w["fc2"]["weight"].T + w["fc2"]["bias"]
         np.testing.assert_allclose(one, right, atol=1e-6)

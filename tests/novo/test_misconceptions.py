@@ -13,6 +13,7 @@ from jaxmethods import cli
 from jaxmethods.novo import misconceptions as world_of
 from jaxmethods.novo.config import LearnerConfig, World
 from jaxmethods.novo.recipes.misconceptions import Run, recipe
+from tests.same_numbers import check_same_numbers
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "novo"
 WORLD = World(entities=5, relations=2, values=6)
@@ -89,6 +90,8 @@ def test_a_learned_world_is_answered_through_its_files(tmp_path, capsys):
     evaluate += ["--model", str(world / "model"), "--data"]
     files = [str(world / "questions.jsonl"), "--out", str(answers), "--draws", "0"]
     assert cli.main([*evaluate, *files, *chosen]) == 0
+    check_same_numbers(world)
+    check_same_numbers(answers)
     metrics = json.loads((answers / "result.json").read_text())["stages"]["questions"]["metrics"]
     result = {name: value["mean"] for name, value in metrics.items()}
     assert result["accuracy"] >= result["likelihood_accuracy"] + 0.4

@@ -7,7 +7,8 @@ expert once, forms each group's merged tile in registers and multiplies the grou
 so that merged weights never exist in memory.
 
 Written in Pallas for GPUs (Triton) and TPUs (Mosaic). Verified in interpret mode, and that it
-lowers for both; it has not been timed on either, which is why `experts.choose` doesn't choose it.
+lowers for both; it has not been timed on either, which is why `merged_modules.choose` doesn't
+choose it.
 """
 
 from __future__ import annotations

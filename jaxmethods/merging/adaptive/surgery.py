@@ -228,7 +228,7 @@ def loss(
     def distance(one: jax.Array, other: jax.Array, axes: tuple[int, ...]) -> jax.Array:
         dtype = compute_dtype(one, other)  # means of many small errors
         error = one.astype(dtype) - jax.lax.stop_gradient(other.astype(dtype))
-        # Not `abs`, whose derivative at 0 is 1 here: an error of 0 shall move nothing.
+        # Not `abs`, whose derivative at 0 is 1 here: an error of 0 must move nothing.
         sign = jax.lax.stop_gradient(jnp.sign(error))
         return jnp.mean(error * (sign if config.loss == "l1" else error), axis=axes)
 

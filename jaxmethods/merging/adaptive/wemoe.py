@@ -33,7 +33,12 @@ import optax
 from jaxmethods.layout import Rule
 from jaxmethods.merging.adaptive import routers as routing
 from jaxmethods.merging.adaptive.adaptation import Heads, Unlabeled, classify, draw, objective
-from jaxmethods.merging.adaptive.experts import apply_merged, choose, merge_weights, merged_mlp
+from jaxmethods.merging.adaptive.merged_modules import (
+    apply_merged,
+    choose,
+    merge_weights,
+    merged_mlp,
+)
 from jaxmethods.merging.adaptive.routers import Groups, Router
 from jaxmethods.merging.config import WEMoEConfig
 from jaxmethods.merging.static.arithmetic import task_arithmetic

@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -28,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmethods.files import new_folder
 from jaxmethods.merging.checkpoints import card
 from jaxmethods.merging.checkpoints.compatibility import is_buffer
 from jaxmethods.merging.checkpoints.inputs import (
@@ -93,19 +92,12 @@ def merge_checkpoints(config: MergeConfig, out: str | Path, advance: Advance = i
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise MergeError(f"{out}: is there already; expected a new or empty folder")
     inputs = open_inputs(config)
-    temporary = None
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-        summary = write_merged(inputs, temporary / "files", advance)
-        os.replace(temporary / "files", out)
+        with new_folder(out) as folder:
+            return write_merged(inputs, folder, advance)
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise MergeError(f"{out}: cannot be made: {error.strerror or error}{where}") from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-    return summary
 
 
 def write_merged(inputs: Inputs, folder: Path, advance: Advance = ignore) -> Summary:
@@ -118,7 +110,7 @@ def write_merged(inputs: Inputs, folder: Path, advance: Advance = ignore) -> Sum
         MergeError: values are not finite.
         OSError: a file cannot be written.
     """
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     with card.hashing(inputs.sources() if inputs.config.card else []) as hashes:
         wide = jax.enable_x64(True) if is_wide(inputs) else nullcontext()
         with wide, TensorFiles(folder, layout(inputs)) as files:

@@ -86,7 +86,8 @@ def causal_attention(
     visible = jnp.concatenate([cached, fresh_visible], axis=-1)  # [B, T, S + T]
 
     def cached_attention(q: jax.Array, k: jax.Array, v: jax.Array, past: Past) -> jax.Array:
-        return _attend_beside(visible, past, q, k, v)  # type: ignore[arg-type]
+        assert past is not None
+        return _attend_beside(visible, past, q, k, v)
 
     return cached_attention
 

@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
@@ -30,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
+from jaxmethods.files import new_folder
 from jaxmethods.layout import path_name
 from jaxmethods.models.hub.folders import INDEX, Folder, HubError, companions, some_of
 from jaxmethods.models.hub.tensors import Tensor
@@ -104,18 +103,12 @@ def write_folder(
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise HubError(f"model {path}: is there already; write to a new folder")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
+    with new_folder(path) as temporary:
         _write_weights(temporary, list(table), params, largest_file)
         (temporary / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n")
         for name in [] if extra_files is None else companions(extra_files):
             (temporary / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(Path(extra_files or "") / name, temporary / name)
-        temporary.chmod(0o755)
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def common_type(params: Any) -> np.dtype:

@@ -176,9 +176,9 @@ def answer(task: Task, parts: Sequence[Mapping[str, Any]]) -> Answers:
     source = [task.questions[place].source_order for place in task.roles.judged]
     if any(source):
         metrics["source_order_accuracy"] = measures.in_source_order(judged, chosen, source)
-    if scores.likelihood is not None:
-        likelihoods = (scores.likelihood[task.roles.judged], scores.lengths[task.roles.judged])  # type: ignore
-        metrics |= measures.likelihood_accuracies(judged, *likelihoods)
+    if scores.likelihood is not None and scores.lengths is not None:
+        own = scores.likelihood[task.roles.judged], scores.lengths[task.roles.judged]
+        metrics |= measures.likelihood_accuracies(judged, *own)
     if run.heads is None:
         metrics |= measures.baseline_accuracies(discovery, judged)
     if run.heads is None and run.draws and len(task.roles.pool) > run.selection.samples:
@@ -268,8 +268,10 @@ def _collect(task: Task, parts: Sequence[Mapping[str, Any]]) -> Scores:
     for part in parts:
         number = sum(name.endswith(".norms") for name in part)
         for place in range(number):
-            fields = (part.get(f"{place}.{name}") for name in BatchScores._fields)
-            batches.append(BatchScores(*fields))  # type: ignore[arg-type]
+            fields: dict[str, Any] = {
+                name: part.get(f"{place}.{name}") for name in BatchScores._fields
+            }
+            batches.append(BatchScores(**fields))
     return collect(task.tree, batches)
 
 

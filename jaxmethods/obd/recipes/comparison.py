@@ -1,9 +1,9 @@
 """What closes a pipeline: students of the distilled set against everything simpler.
 
-Of the distilled set, of as many random real pairs, of random pairs from the best episodes and of
-one pair from each cluster of states, K students each are trained at once, one step of cloning a
-step of the method. Then all of them play, beside the teacher and, if there is one, the policy that
-was cloned from all the data.
+K students are trained on each of four sets at once, one step of cloning a step of the method: the
+distilled set, as many random real pairs, random pairs from the best episodes, and one pair from
+each cluster of states. Then all of them play, beside the teacher and, if there is one, the policy
+that was cloned from all the data.
 """
 
 from __future__ import annotations

@@ -65,14 +65,13 @@ def recipe(run: Run) -> Recipe:
         MissingExtraError: the environment's simulator is not installed.
     """
     inputs = Inputs(run)
-    plays = run.evaluation.environment is not None
     stages: list[Train | Compute] = []
     if run.teacher.learn is not None:
         stages.append(offline_rl_stage(run, inputs))
     if run.density.tau > 0:
         stages.append(density_stage(run, inputs))
     stages.append(distillation_stage(run, inputs))
-    measure = "score" if plays else "offline_loss"
+    measure = "offline_loss" if run.evaluation.environment is None else "score"
     headline = [f"distillation/{measure}"]
     if run.evaluation.random_selection:
         headline.append(f"distillation/random_{measure}")
@@ -80,7 +79,7 @@ def recipe(run: Run) -> Recipe:
         if run.comparison.cloning_steps:
             stages.append(cloning_stage(run, run.comparison, inputs))
         stages.append(comparison_stage(run, inputs))
-    if run.comparison is not None and plays:
+    if closes_with_scores(run):
         stages.append(scores_stage(run, inputs))
         shown = ("distilled", "random", *(["teacher"] if has_teacher(run) else []))
         headline = [f"scores/score_{name}" for name in shown]
@@ -118,6 +117,11 @@ def ready(
     return policy
 
 
+def closes_with_scores(run: Run) -> bool:
+    """Whether everybody plays at the end, which is then the one place where scores are measured."""
+    return run.comparison is not None and run.evaluation.environment is not None
+
+
 def has_teacher(run: Run) -> bool:
     """Whether there is a near-expert policy."""
     return run.teacher.learn is not None or run.teacher.path is not None
@@ -149,7 +153,8 @@ def policy_evaluation(run: Run, policy: Callable[[State], Any]) -> Evaluation | 
     def measure(state: State, batch: Batch, key: jax.Array) -> Any:
         return measure_policy(play, policy(state), batch.norm, key)
 
-    return Evaluation(measure, partial(judge_policies, play))
+    along = ("score",) if closes_with_scores(run) else ()
+    return Evaluation(measure, partial(judge_policies, play), along=along)
 
 
 def density_stage(run: Run, inputs: Inputs) -> Train:
@@ -176,6 +181,10 @@ def distillation_stage(run: Run, inputs: Inputs) -> Train:
     def measure(state: State, source: Source, key: jax.Array) -> Any:
         return measure_set(evaluation, config, state.syn, source, key)
 
+    along: list[str] = []
+    if closes_with_scores(run):
+        prefixes = ["", "random_"] if evaluation.random_selection else [""]
+        along = [f"{prefix}{name}" for prefix in prefixes for name in ("score", "score_error")]
     per_seed = []
     if run.density.tau > 0:
         per_seed.append("^data/density_weights$")
@@ -191,6 +200,7 @@ def distillation_stage(run: Run, inputs: Inputs) -> Train:
             measure,
             partial(judge_sets, evaluation, config),
             score=None if evaluation.environment is None else "score",
+            along=along,
         ),
         layout=Layout(state=RULES, per_seed=per_seed),
         main=True,

@@ -81,7 +81,7 @@ def returns_to_go(rewards: jax.Array, last: jax.Array, discount: float = 0.99) -
     carried = jnp.where(last, 0.0, discount).astype(rewards.dtype)
 
     def join(later: tuple, earlier: tuple) -> tuple:
-        # Of the map G -> reward + carried G of a stretch of rows.
+        # Two stretches of rows, each a map G -> reward + carried G, one after the other.
         return later[0] * earlier[0], earlier[1] + earlier[0] * later[1]
 
     return jax.lax.associative_scan(join, (carried, rewards), reverse=True)[1]

@@ -76,7 +76,7 @@ def _with_sizes(run: Run) -> Run:
     changes = {}
     for side, place in (("states", 0), ("actions", 1)):
         config = getattr(run.alignment, side)
-        if config.trained or "padded_size" in config.model_fields_set:
+        if config.trained or config.padded_size is not None:
             continue
         sizes = [Tasks(run).sizes(number) for number in range(len(run.tasks))]
         known = [size[place] for size in sizes if size is not None]

@@ -172,14 +172,14 @@ def parameters(learner: Learner, params: Any, owner: Any) -> tuple[int, int]:
     whole = own = 0
     leaves = jax.tree_util.tree_leaves_with_path(params)
     owners = jax.tree.leaves(owner, is_leaf=lambda leaf: leaf is None)
-    for (path, leaf), whose in zip(leaves, owners, strict=True):
+    for (path, leaf), labels in zip(leaves, owners, strict=True):
         of = kind(config, path_name(path))
         size = leaf.size // (config.tasks if of == "private" else 1)
         if of == "private":
             own += size
-        elif whose is not None:
-            own += int((np.asarray(whose) == 0).sum())
-            size = int((np.asarray(whose) == 0).sum())
+        elif labels is not None:
+            size = int((np.asarray(labels) == 0).sum())
+            own += size
         elif config.tasks == 1:
             own += size
         whole += size

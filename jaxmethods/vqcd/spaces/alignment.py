@@ -161,10 +161,10 @@ def encode(params: Params, config: AlignmentConfig, x: jax.Array) -> Encoded:
         ValueError: `pad` or `none` with rows wider than, or not as wide as, `padded_size`.
     """
     if not config.trained:
-        missing = config.padded_size - x.shape[-1]
+        missing = config.channels - x.shape[-1]
         if missing < 0 or (missing and config.kind == "none"):
             raise ValueError(
-                f"x: expected {config.padded_size} columns with {config.kind!r}, got {x.shape[-1]}"
+                f"x: expected {config.channels} columns with {config.kind!r}, got {x.shape[-1]}"
             )
         return Encoded(jnp.pad(x, ((0, 0), (0, missing))), None)
     z = encoder_output(params, config, x)[..., : config.channels]

@@ -24,6 +24,7 @@ from jaxmethods.models.clip import vit
 from jaxmethods.records.run_folder import RunFolder
 from jaxmethods.stages import Recipe
 from jaxmethods.training import runner
+from tests.same_numbers import check_same_numbers
 
 TASKS = ("digits", "parity")
 SEEDS = 2
@@ -120,6 +121,10 @@ def test_the_table_has_every_method_and_the_report_shows_it(runs):
         assert f"alt='{name.replace('_', ' ')}'" in report
     assert "<th>digits</th>" in report
     assert "<td>Task arithmetic + SurgeryV2</td>" in report
+
+
+def test_console_report_and_result_carry_the_same_numbers(runs):
+    check_same_numbers(runs.stopped.path)
 
 
 def test_a_cell_is_the_mean_and_its_standard_error():

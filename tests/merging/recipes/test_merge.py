@@ -22,6 +22,8 @@ from jaxmethods.merging.recipes.merge import Run
 from jaxmethods.models import clip
 from jaxmethods.models.hub.tensor_files import TensorFiles
 from tests.golden_files import FOLDER
+from tests.permissions import check_others_can_read
+from tests.same_numbers import check_same_numbers
 
 ROOT = Path(__file__).parents[3]
 CLIP = FOLDER / "merging" / "clip_tiny"
@@ -74,6 +76,10 @@ def inputs():
     assert config.text is not None
     ids = rng.integers(3, config.text.vocab_size, (3, config.text.max_position_embeddings))
     return pixels, ids
+
+
+def test_a_merged_model_can_be_read_by_others(merged_clip):
+    check_others_can_read(merged_clip)
 
 
 def test_merged_clip_folders_are_merged_parameters(merged_clip, experts):
@@ -155,6 +161,7 @@ def test_a_merge_runs_from_python_and_is_found_again(experts, tmp_path, capsys):
     given = {"method": "merge", "algorithm": "dare", "base": CLIP, "experts": experts, "seed": 3}
     run = jaxmethods.run(given, tmp_path / "out")
     assert run.results == {"model": tmp_path / "out" / "model"}
+    check_same_numbers(tmp_path / "out")
     again = jaxmethods.load_run(tmp_path / "out")
     assert again.results == run.results
     assert again.config == run.config

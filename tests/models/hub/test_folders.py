@@ -21,6 +21,7 @@ from jaxmethods.models.hub import (
     whole,
     write_folder,
 )
+from tests.permissions import check_others_can_read
 
 LAYERS = 3
 TABLE = [
@@ -60,6 +61,10 @@ def folder(tmp_path, params):
 def assert_equal_trees(left, right):
     assert jax.tree.structure(left) == jax.tree.structure(right)
     jax.tree.map(np.testing.assert_array_equal, left, right)
+
+
+def test_a_written_folder_can_be_read_by_others(folder):
+    check_others_can_read(folder)
 
 
 @pytest.mark.parametrize("largest_file", [1, 300, 2**30])

@@ -13,6 +13,7 @@ from jaxmethods import cli
 from jaxmethods.models import decoder
 from jaxmethods.novo.recipes import questions as evaluate
 from tests.models.decoder.decoders import LLAMA, random_params
+from tests.same_numbers import check_same_numbers
 
 ROOT = Path(__file__).parents[3]
 CONFIG = ROOT / "configs" / "novo" / "multiple_choice.yaml"
@@ -61,6 +62,7 @@ def test_a_report_and_its_numbers(tmp_path, model, questions):
         *("report.html", "result.json", "metrics.jsonl", "parts"),
     }
     assert "voting_heads_by_layer.png" in {path.name for path in (out / "figures").iterdir()}
+    check_same_numbers(out)
     result = numbers(out)
     rows = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     assert result["questions"] == len(rows) == 16

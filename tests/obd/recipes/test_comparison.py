@@ -20,6 +20,7 @@ from jaxmethods.obd.recipes import comparison
 from jaxmethods.offline_rl.types import Norm
 from jaxmethods.records.run_folder import RunFolder
 from jaxmethods.reports import result
+from tests.same_numbers import check_same_numbers
 
 TINY = """
 method: obd
@@ -80,12 +81,17 @@ def test_each_seed_has_a_teacher_of_its_own(finished):
     assert scores[0] != scores[1]
 
 
-def test_policies_learned_before_are_judged_where_they_are_learned(finished):
-    judged = result.last_judged(finished[0].read_metrics())
-    for stage in ("offline_rl", "cloning"):
-        assert judged[stage].metrics["score"].shape == (2,)
-        assert np.isfinite(judged[stage].metrics["score"]).all()
-    assert "comparison" not in judged
+def test_scores_along_the_way_are_points_of_curves_and_not_of_the_result(finished):
+    rows = finished[0].read_metrics()
+    for stage in ("offline_rl", "distillation", "cloning"):
+        along = [
+            row["curve/score"] for row in rows if row["stage"] == stage and "curve/score" in row
+        ]
+        assert np.shape(along[-1]) == (2,)
+        assert np.isfinite(along[-1]).all()
+    judged = result.last_judged(rows)
+    assert list(judged) == ["distillation", "scores"]
+    assert set(judged["distillation"].metrics) == {"offline_loss", "random_offline_loss"}
 
 
 def test_a_score_is_one_number_wherever_it_is_shown(finished):
@@ -106,6 +112,10 @@ def test_a_score_is_one_number_wherever_it_is_shown(finished):
         np.testing.assert_allclose(drawn[name], (numbers["mean"], numbers["error"]), rtol=1e-6)
         shown = Summary(numbers["mean"], numbers["error"])
         assert str(shown) in folder.report.read_text()
+
+
+def test_console_report_and_result_carry_the_same_numbers(finished):
+    check_same_numbers(finished[0].path)
 
 
 def test_a_finished_run_plays_nothing_again(finished, monkeypatch):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -15,11 +18,13 @@ import jaxmethods
 from jaxmethods import cli, registry
 from jaxmethods.data.offline import DataError
 from jaxmethods.training import loop
-from jaxmethods.vqcd.recipes import planner_files
+from jaxmethods.vqcd.recipes import continual, planner_files
 from jaxmethods.vqcd.recipes.learners import Learner
 from jaxmethods.vqcd.recipes.scoring import _weights
 from jaxmethods.vqcd.recipes.summary import judged
 from jaxmethods.vqcd.recipes.tasks import Tasks
+from tests.permissions import check_others_can_read
+from tests.same_numbers import check_same_numbers
 from tests.vqcd.recipes.tiny import NAMES, parts, values
 
 
@@ -136,25 +141,39 @@ def test_unchanged_weights_play_again_alike(finished, reversed_run):
         np.testing.assert_array_equal(once.played.returns, twice.played.returns)
 
 
+KILLED = """
+import os, signal, sys
+import jaxmethods
+from jaxmethods.training.checkpoints import Checkpoints
+from tests import programs
+from tests.vqcd.recipes.tiny import values
+
+programs.compile_fast()
+save = Checkpoints.save
+
+def save_and_die(self, step, *rest):
+    save(self, step, *rest)
+    if step == 2 and "vqcd_system" in str(self.path(step)):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Checkpoints.save = save_and_die
+training = {"log_every": 2, "evaluate_every": 2, "checkpoint_every": 2}
+jaxmethods.run(values(learners=["vqcd"], training=training), sys.argv[1])
+"""
+
+
 @pytest.mark.slow
-def test_a_stopped_run_ends_in_the_same_bits(finished, tmp_path, monkeypatch):
+def test_a_run_killed_in_the_third_task_ends_in_the_same_bits(finished, tmp_path):
     run, _ = finished
-    from jaxmethods.training.stopping import Interrupted
-    from jaxmethods.vqcd.recipes import scoring
-
-    folder = tmp_path / "stopped"
-    judge = scoring._judged
-
-    def stop(tasks, learner, config, place, *rest):
-        if place == 2:
-            raise Interrupted("stopped", 15)
-        return judge(tasks, learner, config, place, *rest)
-
-    monkeypatch.setattr(scoring, "_judged", stop)
-    with pytest.raises(Interrupted):
-        jaxmethods.run(values(learners=["vqcd"]), folder)
-    monkeypatch.setattr(scoring, "_judged", judge)
-    resumed = jaxmethods.run(values(learners=["vqcd"]), folder, resume=True)
+    folder = tmp_path / "killed"
+    root = Path(__file__).parents[3]
+    process = subprocess.run(
+        [sys.executable, "-c", KILLED, str(folder)], cwd=root, capture_output=True, text=True
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    assert (folder / "results" / "vqcd_point").exists()
+    assert not (folder / "results" / "vqcd_system").exists()
+    resumed = jaxmethods.run(jaxmethods.load_run(folder).config, folder, resume=True)
     _, (own, _) = parts(run)
     banks = own.bank(run.results, 2), own.bank(resumed.results, 2)
     for one, two in zip(*(jax.tree.leaves(bank.params) for bank in banks), strict=True):
@@ -180,6 +199,11 @@ def test_the_run_leaves_tables_figures_and_a_planner(finished):
     for seed in (3, 4):
         left = sorted(path.name for path in (folder / f"planner-seed{seed}").iterdir())
         assert left == ["card.json", "planner.npz"]
+        check_others_can_read(folder / f"planner-seed{seed}")
+
+
+def test_console_report_and_result_carry_the_same_numbers(finished):
+    check_same_numbers(finished[0].folder)
 
 
 @pytest.fixture(scope="module")
@@ -315,6 +339,12 @@ def test_a_file_that_does_not_fit_is_refused_in_one_line(
 
 
 def test_the_width_of_padding_is_that_of_the_widest_task():
+    """Also of a run that goes on from the config it has written."""
     alignment = {"states": {"kind": "pad"}, "actions": {"kind": "pad"}}
-    _, recipe = registry.parse(values(alignment=alignment), "tiny.yaml")
+    run, recipe = registry.parse(values(alignment=alignment), "tiny.yaml")
     assert [stage.name for stage in recipe.stages][:2] == ["codes_pendulum", "vqcd_pendulum"]
+    written, _ = registry.parse(run.model_dump(mode="json"), "config.yaml")
+    assert written == run
+    for config in (run, written):
+        spaces = continual._with_sizes(config).alignment
+        assert (spaces.states.channels, spaces.actions.channels) == (6, 2)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmethods.merging.adaptive import experts, fused, routers
+from jaxmethods.merging.adaptive import fused, merged_modules, routers
 from jaxmethods.models.clip import vit
 
 ACT = vit.activation("quick_gelu")
@@ -58,7 +58,7 @@ def test_all_strategies_agree_in_value_and_gradient(batch, length, tasks, groups
     def run(h, c):
         def of(way):
             def call(h, c):
-                return experts.merged_mlp(ACT, base, tau, h, c, way[0], **way[1])
+                return merged_modules.merged_mlp(ACT, base, tau, h, c, way[0], **way[1])
 
             out, pullback = jax.vjp(call, h, c)
             return out, pullback(cotangent)
@@ -80,7 +80,7 @@ def test_zero_and_one_hot_coefficients_give_base_and_expert_exactly():
     step = 2.0**-10
     base, tau = jax.tree.map(lambda leaf: jnp.round(leaf / step) * step, (base, tau))
     for c, add in [(jnp.zeros(3), lambda t: 0 * t[0]), (jnp.eye(3)[1], lambda t: t[1])]:
-        merged = experts.merge_weights(base, tau, c)
+        merged = merged_modules.merge_weights(base, tau, c)
         expected = jax.tree.map(lambda w, t, add=add: w + add(t), base, tau)
         jax.tree.map(np.testing.assert_array_equal, merged, expected)
 
@@ -96,7 +96,7 @@ def test_a_sample_does_not_see_the_others_and_a_layer_is_read_out_of_a_stack(str
 
     @jax.jit
     def run(stacks, h, c, layer):
-        mlp = partial(experts.merged_mlp, ACT, strategy=strategy)
+        mlp = partial(merged_modules.merged_mlp, ACT, strategy=strategy)
         (base, tau), (bases, taus) = layers[1], stacks
         return mlp(base, tau, h, c), mlp(bases, taus, h[order], c[order], layer=layer)
 
@@ -110,7 +110,7 @@ def test_the_gradient_of_the_experts_themselves_is_that_of_merging(strategy):
     h, c = jnp.linspace(-1, 1, 24).reshape(4, 2, 3), jnp.linspace(-1, 1, 8).reshape(4, 2)
 
     def total(base, tau, strategy):
-        return jnp.sum(experts.merged_mlp(ACT, base, tau, h, c, strategy, block=2) ** 2)
+        return jnp.sum(merged_modules.merged_mlp(ACT, base, tau, h, c, strategy, block=2) ** 2)
 
     gradient = jax.jit(jax.grad(total, (0, 1)), static_argnums=2)
     jax.tree.map(
@@ -145,7 +145,7 @@ def test_the_kernel_lowers_for_accelerators(platform, dtype):
 
 def test_the_cheapest_strategy_is_chosen_by_shape():
     size = {"tasks": 8, "weights": 4_700_000, "units": 3072}
-    choose = partial(experts.choose, **size)
+    choose = partial(merged_modules.choose, **size)
     assert choose(16, 50, device="cpu").strategy == "blocks"
     assert choose(1, 800, device="cpu").strategy == "merge"
     assert choose(16, 1, device="cpu").strategy == "blocks"

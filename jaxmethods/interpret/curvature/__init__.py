@@ -1,0 +1,25 @@
+"""Hessian, GGN and Fisher as operators on pytrees: extreme eigenpairs, spectral densities, traces.
+
+operator = operators.hessian(problem)            # or ggn, fisher, empirical_fisher, block
+pairs = eigenpairs.eigenpairs(operator, key, k=5)
+spectrum = slq.spectrum(operator, key)
+trace = hutchinson.trace(operator, key)          # value, error, samples
+"""
+
+from jaxmethods.interpret.curvature import (
+    eigenpairs,
+    hutchinson,
+    lanczos,
+    marchenko_pastur,
+    operators,
+    slq,
+)
+
+__all__ = [
+    "eigenpairs",
+    "hutchinson",
+    "lanczos",
+    "marchenko_pastur",
+    "operators",
+    "slq",
+]

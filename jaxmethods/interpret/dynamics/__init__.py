@@ -1,0 +1,21 @@
+"""How training moves: sharpness, landscapes, spectra of weights, scaling laws, a monitor.
+
+monitor = monitor.train_monitor()
+way = landscape.barrier(problem, other_params)
+"""
+
+from jaxmethods.interpret.dynamics import (
+    landscape,
+    monitor,
+    scaling_law,
+    sharpness,
+    weight_spectrum,
+)
+
+__all__ = [
+    "landscape",
+    "monitor",
+    "scaling_law",
+    "sharpness",
+    "weight_spectrum",
+]

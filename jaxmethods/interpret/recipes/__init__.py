@@ -1,0 +1,1 @@
+"""What `jaxmethods run` runs of the diagnostics."""

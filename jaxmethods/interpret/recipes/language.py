@@ -1,0 +1,96 @@
+"""`method: interpret` on the command line: a report on a language model's folder and a text.
+
+Every sequence of tokens is an example, its loss the mean cross entropy of its next tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxmethods.data.tokenizer import byte_tokenizer, load_tokenizer
+from jaxmethods.errors import DataError
+from jaxmethods.files import refusals
+from jaxmethods.interpret.config import ReportRun as Run
+from jaxmethods.interpret.losses import cross_entropy
+from jaxmethods.interpret.problem import Data, Problem, make_problem
+from jaxmethods.interpret.recipes.rows import STAGE, rows_stage, write_report
+from jaxmethods.models import decoder
+from jaxmethods.models.hub import open_folder
+from jaxmethods.stages import Recipe, Results
+
+
+def recipe(run: Run) -> Recipe:
+    """One stage, a part a row."""
+    config = decoder.read_config(open_folder(run.model))
+    batches = read_texts(run, config.vocab_size)
+    apply = next_token_logits(config)
+
+    def problems(results: Results) -> list[tuple[Problem, Problem]]:
+        del results
+        params = decoder.load(run.model)[1]
+        own, held_out = (make_problem(apply, cross_entropy, params, b, True) for b in batches)
+        return [(own, held_out)]
+
+    headline = tuple(f"{STAGE}/{name}" for name in ("train_loss", "gap", "largest_eigenvalue"))
+    stage = rows_stage(problems, run.seed, run.level)
+    return Recipe([stage], write_report, reads=(STAGE,), headline=headline)
+
+
+def next_token_logits(config: decoder.DecoderConfig) -> Callable[[Any, jax.Array], jax.Array]:
+    """(params, ids [B, T]) -> logits [B, T, V]."""
+
+    def apply(params: Any, ids: jax.Array) -> jax.Array:
+        return decoder.forward(params, config, ids).logits
+
+    return apply
+
+
+def read_texts(run: Run, vocabulary: int) -> tuple[Data, Data]:
+    """Microbatches [K, B, T] of the text and of the held-out one.
+
+    Raises:
+        FileError: a text that can't be read.
+        DataError: a text that is not UTF-8, is too short for two sequences, or has tokens that
+            the model doesn't know.
+    """
+    tokenize = byte_tokenizer if run.tokenizer == "bytes" else load_tokenizer(run.model)
+    (ids,) = tokenize([_read(run.data)])
+    if run.held_out is None:
+        middle = len(ids) // 2
+        both = [(ids[:middle], run.data), (ids[middle:], run.data)]
+    else:
+        (others,) = tokenize([_read(run.held_out)])
+        both = [(ids, run.data), (others, run.held_out)]
+    own, held_out = (_batches(run, np.asarray(own), path, vocabulary) for own, path in both)
+    return own, held_out
+
+
+def _read(path: Path) -> str:
+    with refusals(f"data {path}", "read"):
+        content = path.read_bytes()
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"data {path}: expected UTF-8, got a byte at {error.start}") from error
+
+
+def _batches(run: Run, ids: np.ndarray, path: Path, vocabulary: int) -> Data:
+    length = run.tokens + 1
+    count = min(run.sequences, len(ids) // length)
+    if count < 2:
+        raise DataError(
+            f"data {path}: expected at least {2 * length} tokens for two sequences, got {len(ids)}"
+        )
+    if ids.max() >= vocabulary:
+        raise DataError(
+            f"data {path}: expected tokens below the model's {vocabulary}, got {ids.max()}"
+        )
+    size = min(run.batch, count)
+    rows = ids[: count * length].reshape(count, length).astype(np.int32)
+    rows = rows[: count // size * size].reshape(-1, size, length)  # [K, B, T + 1]
+    return Data(rows[..., :-1], rows[..., 1:])

@@ -1,0 +1,285 @@
+"""Kernels, representations, attention, linear regions, values by name."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxmethods.interpret.expressivity import in_context, linear_regions
+from jaxmethods.interpret.kernels import kernel_statistics, linearized, ntk
+from jaxmethods.interpret.representation import (
+    attention,
+    capture,
+    cka,
+    geometry,
+    intrinsic_dimension,
+    neural_collapse,
+)
+from tests.interpret.networks import mlp, random_layers
+from tests.programs import once
+
+SIZES = (3, 4, 2)
+
+
+@once
+def params():
+    return random_layers(jax.random.key(0), SIZES)
+
+
+def rows(seed, n, d):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(n, d)), jnp.float32)
+
+
+@jax.jit
+def _kernels(params, x, keys):
+    kernels = [
+        ntk.ntk(mlp, params, x, kind=kind, method=method, chunk=chunk)
+        for kind, method, chunk in (
+            ("full", "jacobian", 1),
+            ("full", "jacobian", 3),
+            ("full", "products", 5),
+            ("pseudo", "products", 2),
+        )
+    ]
+
+    def sketched(key):
+        features = ntk.features(mlp, params, x, key, 32)
+        return jnp.einsum("nck,mdk->nmcd", features, features)
+
+    return kernels, jax.lax.map(sketched, keys)
+
+
+def test_kernels_agree_in_all_ways_and_chunks_and_sketches_in_the_mean():
+    full, sketches = _kernels(params(), rows(0, 5, 3), jax.random.split(jax.random.key(1), 64))
+    for other in full[1:3]:
+        np.testing.assert_allclose(other, full[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(np.sum(full[0], axis=(2, 3)) / 2, full[3], rtol=1e-4, atol=1e-5)
+    matrix = full[0].transpose(0, 2, 1, 3).reshape(10, 10)
+    assert np.linalg.eigvalsh(matrix).min() > -1e-4
+    error = np.std(sketches, axis=0, ddof=1) / 8
+    assert np.mean(np.abs(np.mean(sketches, axis=0) - full[0]) <= 2 * error) > 0.9
+    assert np.all(np.abs(np.mean(sketches, axis=0) - full[0]) <= 5 * error)
+
+
+def linear(params, x):
+    return x @ params["w"] + params["b"]
+
+
+@jax.jit
+def _linear(x, before, after):
+    kernel = ntk.ntk(linear, before, x)
+    return kernel, linearized.linearized(linear, before)(after, x), linear(after, x)
+
+
+def test_a_linear_model_has_the_kernel_of_its_inputs_and_is_its_own_linearization():
+    x = rows(0, 5, 3)
+    before = {"w": rows(1, 3, 2), "b": jnp.zeros(2)}
+    kernel, lazy, exact = _linear(x, before, {"w": rows(2, 3, 2), "b": jnp.ones(2)})
+    np.testing.assert_allclose(kernel, x @ x.T + 1, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(lazy, exact, rtol=1e-5, atol=1e-5)
+
+
+def test_bad_kernels_are_named():
+    with pytest.raises(ValueError, match="kind: expected one of full, traced, pseudo, got 'half'"):
+        ntk.ntk(mlp, params(), rows(0, 2, 3), kind="half")
+    with pytest.raises(ValueError, match="method: expected"):
+        ntk.ntk(mlp, params(), rows(0, 2, 3), method="fast")
+
+
+def test_a_kernel_that_only_grows_drifts_but_has_no_distance():
+    kernel = rows(0, 4, 4)
+    kernel = kernel @ kernel.T
+    np.testing.assert_allclose(kernel_statistics.drift(kernel, 3 * kernel), 2, rtol=1e-5)
+    np.testing.assert_allclose(kernel_statistics.distance(kernel, 3 * kernel), 0, atol=1e-6)
+
+
+@jax.jit
+def _similarities(x, y):
+    return [
+        cka.linear_cka(x, y),
+        cka.kernel_cka(cka.rbf_kernel(x), cka.rbf_kernel(y)),
+        cka.unbiased_cka(x, y),
+        cka.svcca(x, y),
+        1 - cka.procrustes(x, y) / 2,
+    ]
+
+
+def test_similarities_ignore_rotation_and_scale_and_find_nothing_in_noise():
+    x = rows(0, 40, 6)
+    rotation = np.linalg.qr(rows(1, 6, 6))[0]
+    np.testing.assert_allclose(_similarities(x, 3 * x @ rotation), 1, atol=2e-4)
+    linear_, _, unbiased, _, _ = _similarities(x, rows(2, 40, 6))
+    assert linear_ > 0.05
+    assert abs(unbiased) < 0.1
+    with pytest.raises(ValueError, match="as many rows"):
+        cka.linear_cka(x, x[:5])
+
+
+@jax.jit
+def _geometry(x):
+    return geometry.geometry(x), geometry.mean_cosine(x)
+
+
+def test_isotropic_features_of_k_dimensions_have_rank_k():
+    x = rows(0, 400, 8) * (np.arange(8) < 3)
+    found, _ = _geometry(x)
+    for value in (found.effective_rank, found.spectral_entropy_rank, found.participation_ratio):
+        assert abs(value - 3) < 0.1
+    _, cosine = _geometry(jnp.ones((400, 8)))
+    np.testing.assert_allclose(cosine, 1, rtol=1e-5)
+
+
+@jax.jit
+def _dimensions(x):
+    return intrinsic_dimension.two_nn(x), intrinsic_dimension.levina_bickel(x)
+
+
+def test_a_square_in_eight_dimensions_has_dimension_two_and_duplicates_are_counted():
+    rng = np.random.default_rng(0)
+    flat = rng.random((600, 2)) @ np.linalg.qr(rng.normal(size=(8, 8)))[0][:2]
+    flat[:5] = flat[5:10]
+    for found in _dimensions(jnp.asarray(flat, jnp.float32)):
+        assert abs(found.value - 2) < 0.2
+        assert found.duplicates == 10
+    with pytest.raises(ValueError, match="k: expected 1 to 3"):
+        intrinsic_dimension.nearest_distances(jnp.zeros((4, 2)), 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dimension", [1, 3, 6])
+def test_two_nearest_neighbors_find_the_dimension_of_a_cube(dimension):
+    rng = np.random.default_rng(dimension)
+    cube = rng.random((4000, dimension)) @ rng.normal(size=(dimension, 10))
+    found = intrinsic_dimension.two_nn(jnp.asarray(cube, jnp.float32))
+    assert abs(found.value / dimension - 1) < 0.1
+
+
+def test_a_simplex_is_collapsed_and_an_empty_class_has_no_number():
+    classes = 4
+    simplex = (np.eye(classes) - 1 / classes) @ np.linalg.qr(rows(0, classes, classes))[0]
+    labels = np.arange(3 * classes) % classes
+    found = neural_collapse.neural_collapse(
+        jnp.asarray(simplex[labels] + 5, jnp.float32), labels, classes, jnp.asarray(simplex.T)
+    )
+    numbers = [found.nc1, found.nc2_norms, found.nc2_angles, found.nc2_etf, found.nc3]
+    np.testing.assert_allclose(numbers, 0, atol=1e-5)
+    empty = neural_collapse.neural_collapse(
+        jnp.asarray(simplex[labels], jnp.float32), labels % 3, classes, jnp.asarray(simplex.T)
+    )
+    assert empty.empty == 1
+    assert np.all(np.isnan([empty.nc1, empty.nc2_norms, empty.nc2_angles, empty.nc3, empty.nc4]))
+    with pytest.raises(ValueError, match="classes: expected at least 2"):
+        neural_collapse.neural_collapse(jnp.zeros((2, 2)), np.zeros(2, int), 1)
+
+
+@jax.jit
+def _attention(queries, keys, tokens):
+    weights = attention.attention_weights(queries, keys)
+    return {
+        "residual": attention.rank_residual(weights @ tokens),
+        "entropy": attention.entropy(weights),
+        "sink": attention.sink_mass(weights),
+        "rank": attention.effective_rank(weights),
+    }
+
+
+def test_identity_attention_keeps_the_residual_and_uniform_attention_ends_it():
+    tokens = np.asarray(rows(0, 5, 4))
+    far = 1e3 * np.linalg.qr(rows(1, 5, 5))[0]
+    uniform, identity = _attention(0 * far, far, tokens), _attention(far, far, tokens)
+    off = tokens - tokens.mean(0)
+    residual = np.linalg.norm(off) / np.linalg.norm(tokens)
+    np.testing.assert_allclose(identity["residual"], residual, rtol=1e-5)
+    np.testing.assert_allclose(uniform["residual"], 0, atol=1e-6)
+    np.testing.assert_allclose(identity["entropy"], 0, atol=1e-5)
+    np.testing.assert_allclose(uniform["entropy"], np.log(5), rtol=1e-5)
+    np.testing.assert_allclose(uniform["sink"], 0.2, rtol=1e-5)
+    np.testing.assert_allclose(identity["rank"], 5, rtol=1e-4)
+
+
+def test_an_affine_network_has_one_region_an_absolute_value_two():
+    identity, zero = np.eye(1), np.zeros(1)
+    regions = linear_regions.linear_regions
+    assert regions([(identity, zero)], [-1.0], [2.0]).count == 1
+    absolute = [(np.array([[1.0, -1.0]]), np.zeros(2)), (np.ones((2, 1)), zero)]
+    found = regions(absolute, [-1.0], [2.0])
+    assert found.count == 2
+    np.testing.assert_allclose(found.breakpoints, [0, 1 / 3, 1])
+    rng = np.random.default_rng(0)
+    one_hidden = [(rng.normal(size=(3, 7)), rng.normal(size=7)), (rng.normal(size=(7, 2)), zero)]
+    assert regions(one_hidden, rng.normal(size=3), rng.normal(size=3)).count <= 8
+    with pytest.raises(ValueError, match="start, end: expected"):
+        regions(one_hidden, [0.0], [1.0])
+
+
+@jax.jit
+def _probe(inputs, targets, queries):
+    own = lambda x, y, q: in_context.in_context_descent(x, y, q, 0.1, 3)[-1]  # noqa: E731
+    return in_context.probe(own, inputs, targets, queries, 0.1, 3)[1:]
+
+
+def test_the_probe_recognizes_gradient_descent():
+    rng = np.random.default_rng(0)
+    inputs, queries = rng.normal(size=(16, 6, 2)), rng.normal(size=(16, 2))
+    targets = np.einsum("pnd,pd->pn", inputs, rng.normal(size=(16, 2)))
+    distance, cosine = _probe(inputs, targets, queries)
+    np.testing.assert_allclose(distance[0], 0, atol=1e-10)
+    np.testing.assert_allclose(cosine[0], 1, rtol=1e-5)
+    assert distance[1] > 0.1
+    assert distance[2] > 0.1
+
+
+def named(params, x):
+    def inner(x):
+        return checkpoint_name(jnp.tanh(x @ params[0][0]), "hidden")
+
+    return jax.jit(inner)(x) @ params[1][0]
+
+
+def test_named_values_are_read_and_replaced_inside_jit_and_grad():
+    own, x = params(), rows(0, 5, 3)
+    hidden = jnp.tanh(x @ own[0][0])
+    (found,) = jax.jit(capture.capture(named, ["hidden"]))(own, x)["hidden"]
+    np.testing.assert_allclose(found, hidden, rtol=1e-5, atol=1e-6)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(factor):
+        return jnp.sum(capture.intervene(named, {"hidden": lambda h: factor * h})(own, x))
+
+    value, slope = loss(2.0)
+    np.testing.assert_allclose(value, 2 * np.sum(hidden @ own[1][0]), rtol=1e-5)
+    np.testing.assert_allclose(slope, value / 2, rtol=1e-5)
+    with pytest.raises(ValueError, match="names: expected some of hidden; 'other' is not there"):
+        capture.capture(named, ["other"])(own, x)
+    with pytest.raises(ValueError, match=r"changes\['hidden'\]: expected shape \(5, 4\)"):
+        capture.intervene(named, {"hidden": lambda h: h[:2]})(own, x)
+
+
+def looped(x):
+    step = lambda x, _: (checkpoint_name(x + 1, "state"), None)  # noqa: E731
+    return jax.lax.scan(step, x, None, length=3)[0]
+
+
+def test_a_name_inside_a_loop_is_said_to_be_there():
+    with pytest.raises(ValueError, match="'state' is only inside a loop"):
+        capture.capture(looped, ["state"])(jnp.zeros(2))
+
+
+class Small(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2, name="last")(nn.relu(nn.Dense(3, name="first")(x)))
+
+
+def test_values_of_a_linen_module_are_named_by_its_submodules():
+    module, x = Small(), rows(0, 4, 3)
+    variables = jax.jit(module.init)(jax.random.key(0), x)
+    found = capture.flax_intermediates(module, variables, x, keep=lambda path: "first" in path)
+    assert set(found) == {"first"}
+    first = variables["params"]["first"]
+    np.testing.assert_allclose(found["first"], x @ first["kernel"] + first["bias"], rtol=1e-5)

@@ -1,0 +1,59 @@
+"""What every finished run has to stand: a number is the same wherever it is shown."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+
+from jaxmethods.numerics.statistics import summarize
+from jaxmethods.records.run_folder import RunFolder
+from jaxmethods.reports.compare import compare
+from jaxmethods.reports.console import show_result
+
+
+def check_same_numbers(folder: Path) -> None:
+    """Asserts that record, `result.json`, console, report and `compare` carry the same numbers."""
+    run = RunFolder(folder)
+    result = json.loads(run.result.read_text())
+    stages, headline = result["stages"], result["headline"]
+    top, bottom = run.report.read_text().split("<h2>Last evaluation of every stage</h2>")
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        show_result(run, headline)
+    measured = [full.partition("/") for full in headline]
+    names = [name for _, _, name in measured]
+    found = 0
+    for stage, _, name in measured:
+        if name not in stages.get(stage, {"metrics": {}})["metrics"]:
+            continue  # a quantity that this run does not have
+        found += 1
+        label = f"{stage}/{name}" if names.count(name) > 1 else name
+        number = shown(stages[stage]["metrics"][name])
+        line = rf"^ *{re.escape(label)} +{re.escape(number)} *$"
+        assert re.search(line, printed.getvalue(), re.MULTILINE), label
+        assert cell(label, number) in top
+    assert found
+    rows = run.read_metrics()
+    for stage, one in stages.items():
+        for name, numbers in one["metrics"].items():
+            own = [row for row in rows if row["stage"] == stage and f"evaluate/{name}" in row]
+            assert numbers["values"] == np.reshape(own[-1][f"evaluate/{name}"], -1).tolist()
+            assert cell(name, shown(numbers)) in bottom
+    last = list(stages.values())[-1]["metrics"]
+    head, _, line = (line.strip("| ").split(" | ") for line in compare([run]).splitlines())
+    beside = dict(zip(head[2:], line[2:], strict=True))
+    assert beside == {name: shown(numbers) for name, numbers in last.items()}
+
+
+def shown(numbers: dict) -> str:
+    """Mean and error as they are printed, from the values of the seeds."""
+    return str(summarize(np.array(numbers["values"], float)))
+
+
+def cell(label: str, number: str) -> str:
+    """A row of the report's tables."""
+    return f"<td>{label.replace('_', ' ')}</td><td class=number>{number}</td>"
