@@ -21,7 +21,7 @@ import jaxmethods
 from jaxmethods.files import write_atomically
 from jaxmethods.numerics.statistics import mean_and_error
 from jaxmethods.vqcd import TaskSpace
-from jaxmethods.vqcd.recipes.inputs import Run
+from jaxmethods.vqcd.config import Run
 from jaxmethods.vqcd.recipes.learners import seed_keys
 from jaxmethods.vqcd.recipes.planner_files import Planner, load_planner
 from jaxmethods.vqcd.recipes.play import play

@@ -38,6 +38,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "commformer graph.edges": {"graph": {"kind": "fixed"}},
     "della density": {"epsilon": 0},
     "merging data.generate": {"data": {"path": None, "tasks": ["digits"]}},
+    "kid teacher.fit.steps": {"teacher": {"path": "a"}},
     "misconceptions world.entities": {"selection": {"samples": 3}},
     "obd data.generate": {"data": {"path": None}},
     "vqcd planner.diffusion.steps": {"planner": {"diffusion": {"stride": 1}}},
@@ -68,8 +69,7 @@ RULES = {
     "tasks[].target": [{"name": "a", "path": "b", "target": {"quantile": 0.5}}],
     "tasks[].target.quantile": [{"name": "a", "path": "b", "target": {"quantile": 0.5}}],
     "tasks[].target.value": [{"name": "a", "path": "b", "target": {"value": 0.5}}],
-    "students": ["gkd"],
-    "students[].objective": ["gkd"],
+    "students[].begin": [{"objective": "sft"}, {"objective": "kid", "begin": "sft"}],
     "learners[].kind": [{"kind": "finetune"}],
     "learners[].name": [{"kind": "vqcd", "name": "wide"}],
 }
@@ -78,6 +78,16 @@ CONFIGS: list[tuple[str, dict[str, Any]]] = [(method, {}) for method in SMALLEST
 CONFIGS += [("commformer", {"environment": {"name": name}}) for name in ENVIRONMENTS]
 EXPERTS = {name: ["b"] * (merge.experts or 2) for name, merge in STATIC_MERGES.items()}
 CONFIGS += [("merge", {"algorithm": n, "experts": EXPERTS[n]}) for n in STATIC_MERGES]
+
+
+def elements(path: str, value: Any) -> Any:
+    """The value of a field of a list's elements as a list of one; others as they are."""
+    _, listed, rest = path.partition("[].")
+    if not listed:
+        return value
+    for name in reversed(rest.split(".")):
+        value = {name: value}
+    return [value]
 
 
 def smallest(method: str, more: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,7 +138,7 @@ def test_what_help_shows_parses(method, more):
         assert f"\n  {flag(field)} " in shown
         name = values.get("algorithm", method)
         together = merge(values, TOGETHER.get(f"{name} {field.path}", {}))
-        tried = [(together, RULES.get(field.path, field.example))]
+        tried = [(together, RULES.get(field.path, elements(field.path, field.example)))]
         if field.value is not REQUIRED and "[]" not in field.path:
             tried.append((values, field.value))
         path = field.path.partition("[]")[0]
@@ -146,6 +156,7 @@ def test_what_parses_is_in_help(method, more):
     shown = help_of(values)
     config = registry.parse_config(values, "test").model_dump()
     optional = {"commformer": {"network": {"gate": {}}}, "obd": {"comparison": {}}}
+    optional["kid"] = {"lora": {}, "teacher": {"lora": {}}}
     filled = registry.parse_config(merge(values, optional.get(method, {})), "test").model_dump()
     for path in {*paths_in(config), *paths_in(filled)}:
         if method == "merge" and at(filled, path) in (None, ()):

@@ -23,6 +23,7 @@ from jaxmethods.commformer.config import GraphConfig, NetworkConfig, PPOConfig
 from jaxmethods.commformer.schedule import (
     CommFormerTraining,
     acting_graph,
+    initial_edges,
     moves_upper,
     network_optimizer,
     prepare,
@@ -30,22 +31,10 @@ from jaxmethods.commformer.schedule import (
     upper_epochs,
 )
 from jaxmethods.envs import TeamEnvironment
+from jaxmethods.envs.episode_statistics import EpisodeStatistics, follow_episodes
 from jaxmethods.envs.rollout import Trajectory, rollout, vectorize
-from jaxmethods.envs.team.types import one_more
 from jaxmethods.method import Batch, Method, Metrics
-
-
-class EpisodeStatistics(NamedTuple):
-    """Running and last completed episode of each of R environments."""
-
-    running_length: jax.Array
-    """[R] int32: steps of the episode under way."""
-    running_return: jax.Array
-    """[R] float32: its team-mean reward so far."""
-    length: jax.Array
-    """[R] float32: of the last completed episode (0 before the first)."""
-    returned: jax.Array
-    """[R] float32: team-mean return of the last completed episode."""
+from jaxmethods.numerics.minibatches import shuffled_minibatches
 
 
 class State(NamedTuple):
@@ -163,17 +152,6 @@ def init_state(training: CommFormerTraining, levels: Alternating, key: jax.Array
         episodes=EpisodeStatistics(zeros.astype(jnp.int32), zeros, zeros, zeros),
         update=jnp.int32(0),
     )
-
-
-def initial_edges(training: CommFormerTraining, key: jax.Array) -> jax.Array:
-    """[N, N]: edge logits, or the graph itself where it stays."""
-    config, n_agents = training.graph, training.network.n_agents
-    if training.graph_kind == "learned":
-        return graphs.initial_logits(key, n_agents, config.init_noise)
-    if training.graph_kind == "fixed" and config.edges is not None:
-        return graphs.given_graph(config.edges, n_agents)
-    kind: Any = training.graph_kind
-    return graphs.fixed_graph(kind, key, n_agents, training.edges_per_agent, config.self_edges)
 
 
 def update(
@@ -431,36 +409,6 @@ def unrolled_edge_gradient(
     return gradient
 
 
-def shuffled_minibatches(
-    key: jax.Array, experience: Experience, count: int, shares: int = 1
-) -> Experience:
-    """Splits M samples at random into [count, M // count, ...]; a remainder is left out.
-
-    With several `shares` the samples, in as many equal parts, are shuffled within each part.
-
-    Args:
-        key: [] typed random key.
-        experience: M samples.
-        count: how many minibatches; static.
-        shares: parts of the samples that are shuffled apart; static.
-
-    Returns:
-        The samples with leaves [count, M // count, ...].
-    """
-    samples = experience.action.shape[0] // shares
-    size = samples // count
-    keys = jax.random.split(key, shares) if shares > 1 else key[None]
-    order = jax.vmap(lambda key: jax.random.permutation(key, samples)[: count * size])(keys)
-
-    def split(x: jax.Array) -> jax.Array:
-        x = jax.vmap(lambda x, order: x[order])(x.reshape(shares, samples, *x.shape[1:]), order)
-        x = x.reshape(shares, count, size, *x.shape[2:])  # [shares, count, size, ...]
-        # [count, shares size, ...]
-        return jnp.swapaxes(x, 0, 1).reshape(count, shares * size, *x.shape[3:])
-
-    return jax.tree.map(split, experience)
-
-
 def minibatch_loss(
     training: CommFormerTraining,
     parameters: Any,
@@ -524,24 +472,6 @@ def _with_next_obs(timestep: Any) -> TimeStep:
 def _without_next_obs(timestep: Any) -> TimeStep:
     kept = {name: value for name, value in timestep.extras.items() if name != "next_obs"}
     return timestep.replace(extras=kept)
-
-
-def follow_episodes(episodes: EpisodeStatistics, trajectory: Trajectory) -> EpisodeStatistics:
-    """Carries episode lengths and returns through a roll-out."""
-
-    def one_step(
-        now: EpisodeStatistics, inputs: tuple[jax.Array, jax.Array]
-    ) -> tuple[EpisodeStatistics, None]:
-        reward, last = inputs  # [R], [R]
-        length, returned = one_more(now.running_length), now.running_return + reward
-        return EpisodeStatistics(
-            jnp.where(last, 0, length),
-            jnp.where(last, 0.0, returned),
-            jnp.where(last, length.astype(jnp.float32), now.length),
-            jnp.where(last, returned, now.returned),
-        ), None
-
-    return jax.lax.scan(one_step, episodes, (trajectory.reward.mean(-1), trajectory.last))[0]
 
 
 def edge_metrics(training: CommFormerTraining, edges: jax.Array) -> Metrics:

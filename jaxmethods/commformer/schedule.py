@@ -69,6 +69,17 @@ def prepare(
     return CommFormerTraining(env, module, graph, ppo, updates)
 
 
+def initial_edges(training: CommFormerTraining, key: jax.Array) -> jax.Array:
+    """[N, N]: edge logits, or the graph itself where it stays."""
+    config, n_agents = training.graph, training.network.n_agents
+    if training.graph_kind == "learned":
+        return graphs.initial_logits(key, n_agents, config.init_noise)
+    if training.graph_kind == "fixed" and config.edges is not None:
+        return graphs.given_graph(config.edges, n_agents)
+    kind: Any = training.graph_kind
+    return graphs.fixed_graph(kind, key, n_agents, training.edges_per_agent, config.self_edges)
+
+
 def training_graph(
     training: CommFormerTraining, edges: jax.Array, noise: jax.Array, update: jax.Array
 ) -> jax.Array:

@@ -216,22 +216,11 @@ class ModelConfig(Config):
     remat: bool = False
     """Recompute layers in the backward pass."""
 
-    @model_validator(mode="after")
-    def _heads_fit(self) -> ModelConfig:
-        if self.path is None and self.width % (2 * self.heads):
-            raise ValueError(
-                f"heads: expected to divide the width of {self.width} into even parts, "
-                f"got {self.heads}"
-            )
-        if self.path is None and self.heads % self.kv_heads:
-            raise ValueError(f"kv_heads: expected to divide the {self.heads} heads")
-        return self
-
 
 class FitConfig(Config):
     """AdamW with a linear warm-up and a cosine to zero."""
 
-    steps: Annotated[NonNegativeInt, OnResume.GROW] = 4000
+    steps: Annotated[PositiveInt, OnResume.GROW] = 4000
     batch: PositiveInt = 16
     learning_rate: PositiveFloat = 2e-4
     warmup: Fraction = 0.03
@@ -245,11 +234,17 @@ class FitConfig(Config):
     """Parts in which a batch is run, one after the other; the update is that of the batch."""
 
 
+class TeacherFitConfig(FitConfig):
+    """How the teacher learns gold queries."""
+
+    steps: Annotated[NonNegativeInt, OnResume.GROW] = 4000
+    """0: a teacher that is read stays as it is."""
+
+
 class TeacherConfig(ModelConfig):
     """The teacher: trained on gold queries first, or read."""
 
-    fit: FitConfig = FitConfig()
-    """With 0 steps, a teacher that is read stays as it is."""
+    fit: TeacherFitConfig = TeacherFitConfig()
     lora: LoraConfig | None = None
     cache: Literal["none", "float32", "bfloat16"] = "none"
     """Run it once over the training data and keep, on disk, the states that its logits are made of:
@@ -269,6 +264,8 @@ class StudentConfig(Config):
     source: SourceConfig = SourceConfig()
     steps: Annotated[PositiveInt | None, OnResume.GROW] = None
     """Null: as many as all students."""
+    begin: str = ""
+    """Name of a student before it whose weights it begins with; none: those of all others."""
 
     @model_validator(mode="before")
     @classmethod
@@ -299,6 +296,9 @@ class EvaluationConfig(Config):
     """Prompts on which accumulated errors are measured; 0: they aren't."""
     seconds: PositiveFloat = 30.0
     """Longest time of a query."""
+    vote: NonNegativeInt = 0
+    """Samples of every answer to the first judged split, whose results elect one; 0: none."""
+    vote_temperature: PositiveFloat = 0.8
     shown: NonNegativeInt = 10
     """Answers that the report shows beside gold ones."""
 
@@ -331,8 +331,12 @@ class DistillRun(TrainingRunConfig):
                 raise ValueError(
                     f"students: expected names that differ, of letters and digits, got {title!r}"
                 )
-        if self.fit.steps == 0:
-            raise ValueError("fit.steps: expected at least 1, got 0")
+        for place, student in enumerate(self.students):
+            if student.begin and student.begin not in titles[:place]:
+                raise ValueError(
+                    f"students: begin: expected a student before {student.title!r}, "
+                    f"got {student.begin!r}"
+                )
         if self.teacher.path is None and self.teacher.fit.steps == 0:
             raise ValueError("teacher.fit.steps: expected at least 1 without a path, got 0")
         return self

@@ -47,7 +47,7 @@ class Data(NamedTuple):
     held_back: Batch | None = None
     """[N', ...]: examples whose loss says how often the student's kept responses are shown."""
     base: Params = None
-    """Frozen parameters of the student, to which `assemble` adds those that are trained."""
+    """What a student begins with; stays as it is where `assemble` adds what is trained."""
     slots: jax.Array | None = None
     """[B] int32, 0 to B - 1: split it over a mesh, and batches are split."""
     key: jax.Array | None = None
@@ -180,13 +180,16 @@ def distiller(
 
 
 def likelihood(params: Params, batch: Batch, model: LanguageModel, chunk: int) -> jax.Array:
-    """Mean of -log q(token) over a batch's responses, [] float32.
+    """Mean of -log q(token) over a batch's responses.
 
     Args:
         params: of the model.
         batch: prompts and responses.
         model: whose likelihood.
         chunk: tokens whose logits are there at one time.
+
+    Returns:
+        [] float32.
     """
     settings = KIDConfig(
         imperfect=ImperfectConfig(rewrite="vanilla"),
@@ -248,7 +251,14 @@ def loss_and_gradient(
 
 
 def draw_batch(key: jax.Array, step: jax.Array, examples: Batch, rows: int) -> Batch:
-    """The batch of a step, [B, ...]; see `draw_rows`."""
+    """The batch of a step.
+
+    Args:
+        key, step, examples, rows: those of `draw_rows`.
+
+    Returns:
+        The examples, [B, ...].
+    """
     places = draw_rows(key, step, examples, rows)
     return jax.tree.map(lambda leaf: leaf[places], examples)
 

@@ -11,6 +11,8 @@ import pytest
 from jaxmethods import envs
 from jaxmethods.commformer import config, method, objectives, schedule
 from jaxmethods.commformer import graph as graphs
+from jaxmethods.envs.episode_statistics import EpisodeStatistics, follow_episodes
+from jaxmethods.numerics.minibatches import shuffled_minibatches
 
 NETWORK = config.NetworkConfig(embed=8)
 PPO = config.PPOConfig(environments=8, rollout=6, epochs=5, minibatches=1)
@@ -158,7 +160,7 @@ def test_no_epoch_moves_a_fixed_graph(kind):
 def test_minibatches_are_a_partition_with_as_many_samples_of_every_share(shares):
     samples = jnp.arange(12)
     experience = method.Experience(samples, samples, samples, samples)
-    split = method.shuffled_minibatches(jax.random.key(0), experience, 3, shares)
+    split = shuffled_minibatches(jax.random.key(0), experience, 3, shares)
     assert split.action.shape == (3, 4)
     assert sorted(split.action.ravel().tolist()) == list(range(12))
     if shares == 2:
@@ -191,10 +193,10 @@ def test_seeds_train_together_as_they_would_alone(compiled):
 
 def test_episode_statistics_follow_completed_episodes():
     zeros = jnp.zeros(1)
-    start = method.EpisodeStatistics(zeros.astype(jnp.int32), zeros, zeros, zeros)
+    start = EpisodeStatistics(zeros.astype(jnp.int32), zeros, zeros, zeros)
     last = jnp.array([[False], [True], [False]])
     trajectory = envs.Trajectory(*[None] * 2, jnp.full((3, 1, 2), 0.5), None, last, None, None)
-    after = method.follow_episodes(start, trajectory)
+    after = follow_episodes(start, trajectory)
     assert after.length.tolist() == [2.0]
     assert after.returned.tolist() == [1.0]
     assert after.running_length.tolist() == [1]
@@ -330,7 +332,7 @@ def test_a_given_graph_is_used_as_it_is_and_must_fit_the_team():
     training, trained = build(config.GraphConfig(kind="fixed", edges=edges))
     state = jax.eval_shape(trained.init, jax.random.key(0), None)
     assert state.levels.upper.shape == (3, 3)
-    np.testing.assert_array_equal(method.initial_edges(training, jax.random.key(0)), edges)
+    np.testing.assert_array_equal(schedule.initial_edges(training, jax.random.key(0)), edges)
     with pytest.raises(ValueError, match="edges must be 3 rows of 3 entries"):
         build(config.GraphConfig(kind="fixed", edges=((1, 0), (0, 1))))
 

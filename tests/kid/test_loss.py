@@ -229,3 +229,27 @@ def test_no_array_holds_logits_of_all_tokens():
 def test_a_divergence_needs_a_teacher():
     with pytest.raises(ValueError, match="teacher: is needed"):
         kid_loss(STUDENT_PARAMS, None, make_batch(), KEY, STUDENT, None, config())
+
+
+def test_states_of_the_teacher_that_were_kept_give_the_same_loss():
+    batch, settings = make_batch(), config(rewrite="vanilla")
+    seen = jnp.ones(batch.responses.shape, bool)
+
+    @jax.jit
+    def both(params, teacher):
+        states = states_of(MODEL, teacher, batch)(batch.responses, seen)
+        kept = batch._replace(teacher_states=states)
+        return [
+            kid_loss(params, teacher, one, KEY, STUDENT, MODEL, settings)[0]
+            for one in (batch, kept)
+        ]
+
+    run, kept = both(STUDENT_PARAMS, TEACHER_PARAMS)
+    np.testing.assert_allclose(run, kept, rtol=1e-6)
+    kept = batch._replace(teacher_states=jnp.zeros((*seen.shape, small.TEACHER.width)))
+    with pytest.raises(ValueError, match="expected None where responses are rewritten"):
+        jax.eval_shape(
+            lambda p, t: kid_loss(p, t, kept, KEY, STUDENT, MODEL, config()),
+            STUDENT_PARAMS,
+            TEACHER_PARAMS,
+        )

@@ -61,6 +61,8 @@ def test_students_have_names_of_their_own():
         DistillRun(method="kid", students=("kid", "kid"))
     with pytest.raises(ValueError, match="got 'teacher'"):
         DistillRun(method="kid", students=({"objective": "kid", "name": "teacher"},))
+    with pytest.raises(ValueError, match="a student before 'kid', got 'sft'"):
+        DistillRun(method="kid", students=({"objective": "kid", "begin": "sft"}, "sft"))
     both = ("kid", {"objective": "kid", "name": "clean", "loss": {"mle_input": "clean"}})
     run = DistillRun(method="kid", students=both)
     assert [student.title for student in run.students] == ["kid", "clean"]

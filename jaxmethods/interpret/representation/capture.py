@@ -89,7 +89,7 @@ def flax_intermediates(
     Args:
         module: a Linen module.
         variables: its variables.
-        *args: of its call.
+        args: of its call.
         keep: of a path such as "encoder/layer_0".
 
     Returns:

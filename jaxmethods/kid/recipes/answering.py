@@ -33,7 +33,7 @@ def answer(
     temperature: float,
     per_seed: bool,
 ) -> Generated:
-    """Answers to all prompts, of numpy, [S, Q, R] and [S, Q].
+    """Answers all prompts, some rows at a time.
 
     Args:
         language: the model.
@@ -45,6 +45,9 @@ def answer(
         length: R.
         temperature: 0 takes the most likely tokens.
         per_seed: whether every seed has parameters of its own.
+
+    Returns:
+        tokens [S, Q, R] and lengths [S, Q], of numpy.
     """
     program = _program(language, length, temperature, per_seed)
     prompts, mask = (np.asarray(leaf) for leaf in asked)
@@ -86,7 +89,7 @@ def exposure_of(
     length: int,
     per_seed: bool,
 ) -> dict[str, Any]:
-    """KL of teacher and student on sampled responses of each, [S, E, R].
+    """Measures KL of teacher and student on sampled responses of each.
 
     Args:
         student, student_params: with an axis of seeds.
@@ -96,6 +99,9 @@ def exposure_of(
         place: puts rows on the mesh.
         length: R.
         per_seed: whether every seed has a teacher of its own.
+
+    Returns:
+        `on_student` and `on_teacher`, [S, E, R] each.
     """
     program = _exposure_program(student, teacher, length, per_seed)
     own = place([np.asarray(leaf) for leaf in asked], SPLIT)

@@ -75,7 +75,18 @@ def recipe(run: Run) -> Recipe:
 def ready(
     run: Run, models: Models, material: Material, results: Results, seed: int
 ) -> Callable[..., Any]:
-    """The last student, as a function."""
+    """The last student, as a function.
+
+    Args:
+        run: the config.
+        models: student and teacher.
+        material: questions as texts and arrays.
+        results: of all stages.
+        seed: its place among the run's.
+
+    Returns:
+        (SQLite file, questions) -> queries.
+    """
     learned = results[run.students[-1].title]
     params = jax.tree.map(lambda leaf: leaf[seed], learned.params)
     texts = material.texts(results)

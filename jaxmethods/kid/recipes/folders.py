@@ -37,6 +37,12 @@ def save_models(
 def save_model(folder: Path, model: Model, learned: Learned, tokenizer: Tokenizer) -> None:
     """Writes a model with its tokenizer, or its adapters alone where the config says so.
 
+    Args:
+        folder: must not exist, or be empty.
+        model: what was trained.
+        learned: of one seed.
+        tokenizer: what the model reads and writes.
+
     Raises:
         HubError: the family can't keep adapters apart.
         FileError: the folder can't be written.

@@ -19,6 +19,7 @@ from jaxmethods.kid.recipes.models import Models
 from jaxmethods.kid.recipes.questions import judged_splits
 from jaxmethods.kid.recipes.verdicts import (
     Verdicts,
+    elect,
     judge_answers,
     judge_queries,
     most_frequent,
@@ -44,6 +45,8 @@ class Judged(NamedTuple):
     """Model -> split."""
     exposure: dict[str, np.ndarray]
     """Student -> excess of its accumulated error over the length of a response, [S, R] percent."""
+    voted: dict[str, Verdicts]
+    """Model -> verdicts on the queries of the first split whose results most samples have."""
     frequent: dict[str, float]
     """Split -> execution accuracy of each database's most frequent training query."""
     sqlite: str
@@ -67,7 +70,7 @@ def judged_stage(run: DistillRun, models: Models, material: Material) -> Compute
                 read.append(place(models.teacher.read(), Layout(batch=RULES)))
             return read[0]
 
-        def answers(title: str, split: str) -> Arrays:
+        def answers(title: str, split: str, sample: int | None = None) -> Arrays:
             own = title == TEACHER
             model = models.teacher if own else models.student
             seeds = learns_teacher(run) if own else True
@@ -75,11 +78,11 @@ def judged_stage(run: DistillRun, models: Models, material: Material) -> Compute
                 model.language,
                 teacher() if own else results[title].params,
                 (texts.judged[split].prompts, texts.judged[split].mask),
-                keys(run, f"answers {split}")[: run.seeds if seeds else 1],
+                keys(run, f"answers {split} {sample}")[: run.seeds if seeds else 1],
                 place,
                 rows=run.evaluation.rows,
                 length=run.data.max_output,
-                temperature=0.0,
+                temperature=0.0 if sample is None else run.evaluation.vote_temperature,
                 per_seed=seeds,
             )._asdict()
 
@@ -103,6 +106,11 @@ def judged_stage(run: DistillRun, models: Models, material: Material) -> Compute
             for title in (TEACHER, *titles)
             for split in splits
         ]
+        found += [
+            Part(f"{title}-sample-{sample}", partial(answers, title, splits[0], sample))
+            for title in (TEACHER, *titles)
+            for sample in range(run.evaluation.vote)
+        ]
         if run.evaluation.exposure:
             found += [Part(f"{title}-exposure", partial(exposure, title)) for title in titles]
         return found
@@ -116,6 +124,11 @@ def judged_stage(run: DistillRun, models: Models, material: Material) -> Compute
                 one = next(left)
                 given = one["tokens"], one["lengths"]
                 verdicts[title][split] = judge_answers(texts, texts.judged[split].examples, given)
+        voted = {}
+        for title in verdicts if run.evaluation.vote else ():
+            samples = [next(left) for _ in range(run.evaluation.vote)]
+            given = [(one["tokens"], one["lengths"]) for one in samples]
+            voted[title] = elect(texts, texts.judged[splits[0]].examples, given)
         curves = {}
         for title in titles if run.evaluation.exposure else ():
             one = next(left)
@@ -133,6 +146,7 @@ def judged_stage(run: DistillRun, models: Models, material: Material) -> Compute
             splits,
             verdicts,
             curves,
+            voted,
             frequent,
             texts.questions.executor().sqlite_version,
             {path.name: file_hash(path) for path in sorted(paths)},
@@ -149,6 +163,9 @@ def metrics(seeds: int, judged: Judged) -> dict[str, Any]:
             for name, value in judged.verdicts[title][split].means().items():
                 found[f"{title}_{split}_{name}"] = np.broadcast_to(value, (seeds,)).copy()
     for title in judged.titles:
+        if title in judged.voted:
+            value = judged.voted[title].means()["execution"]
+            found[f"{title}_voted_execution"] = np.broadcast_to(value, (seeds,)).copy()
         if title in judged.exposure:
             found[f"{title}_exposure_error"] = judged.exposure[title][:, -1]
     for split in judged.splits:

@@ -87,13 +87,29 @@ def teacher_stage(run: DistillRun, models: Models, material: Material) -> Train:
 def student_stage(
     run: DistillRun, models: Models, material: Material, student: StudentConfig
 ) -> Train:
-    """A student learns by its objective; all begin with the same weights and see one order."""
+    """A student learns by its objective; all see one order, and begin with the same weights but for
+    those that go on from another.
+
+    Args:
+        run: the config.
+        models: student and teacher.
+        material: questions as texts and arrays.
+        student: one of the run's.
+
+    Returns:
+        The stage, with the student's title.
+
+    Raises:
+        ValueError: a loss or a source that doesn't fit.
+    """
     steps = student.steps or run.fit.steps
     fit = run.fit.model_copy(update={"steps": steps})
     other = models.teacher if uses_teacher(student) else None
     per_seed = ["^data/key$"]
     if learns_teacher(run) and other is not None:
         per_seed.append("^data/teacher/")
+    if student.begin:
+        per_seed.append("^data/base/")
     if learns_teacher(run) and student.source.teacher:
         per_seed.append("^data/taught/")
     if learns_teacher(run) and reads_states(run, student):
@@ -101,6 +117,8 @@ def student_stage(
 
     def data(results: Results) -> Fed:
         fed = _data(material.texts(results).train, fit, models.student)
+        if student.begin:
+            fed = fed._replace(base=results[student.begin].params)
         if other is not None:
             fed = fed._replace(teacher=teacher_params(run, models, results))
         if student.source.teacher:

@@ -144,6 +144,9 @@ def batch_of(
         responses: ids with their end token; what is longer than `max_output` loses its end.
         length: P.
         max_output: R at the most.
+
+    Returns:
+        prompts padded on the left, responses on the right.
     """
     longest = min(max_output, _bucket(max(map(len, responses))))
     ids = np.zeros((len(responses), longest), np.int32)

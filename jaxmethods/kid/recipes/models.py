@@ -22,7 +22,7 @@ from jaxmethods.models.hub import open_folder
 
 USUAL_DEVIATION = 0.02
 KERNEL_AXES = 3
-"""Of kernels with a leading axis of layers; scales and biases have fewer."""
+"""Kernels with a leading axis of layers have as many; scales and biases fewer."""
 
 
 class Model(NamedTuple):
@@ -46,7 +46,7 @@ class Model(NamedTuple):
         """What is trained, at first."""
         if self.adapters is not None:
             return lora.init(key, self.config, self.adapters.rank, self.adapters.targets)
-        if self.settings.path is not None:
+        if data.base is not None:
             return data.base
         return initial(key, self.config)
 
@@ -153,6 +153,11 @@ def _config(
                 f"{config.max_positions} positions of {settings.path}"
             )
         return config
+    if settings.width % (2 * settings.heads) or settings.heads % settings.kv_heads:
+        raise ValueError(
+            f"heads, kv_heads: expected heads that divide a width of {settings.width} into even "
+            f"parts, and kv_heads that divide them, got {settings.heads} and {settings.kv_heads}"
+        )
     size = settings.width // settings.heads
     return decoder.DecoderConfig(
         family="llama",

@@ -29,7 +29,15 @@ GOOD_TEACHER, ABOVE_SFT = 80.0, 15.0
 def report(
     run: DistillRun, models: Models, material: Material, results: Results, folder: Path
 ) -> None:
-    """Writes table.md, figures, answers.jsonl, and all trained models."""
+    """Writes table.md, figures, answers.jsonl, and all trained models.
+
+    Args:
+        run: the config.
+        models: student and teacher.
+        material: questions as texts and arrays.
+        results: of all stages.
+        folder: gets the files; the run's record is beside it.
+    """
     judged: Judged = results[JUDGED]
     texts = material.texts(results)
     rows = read_rows(folder.parent)
@@ -78,6 +86,7 @@ def scores(judged: Judged, rows: Sequence[Mapping[str, Any]]) -> str:
     first = splits[0]
     head = ["model", *(f"EX {split}" for split in splits)]
     head += [f"{name} {first}" for name in ("EM", "fails", "no end")]
+    head += ["EX by vote"] if judged.voted else []
     head += ["ExAccErr", "fill accuracy", "s a step"]
     lines = []
     for title in judged.titles:
@@ -85,6 +94,7 @@ def scores(judged: Judged, rows: Sequence[Mapping[str, Any]]) -> str:
         cells = [title, *(cell(verdicts[split].execution) for split in splits)]
         own = verdicts[first]
         cells += [cell(own.exact), cell(own.failed), cell(~own.ended)]
+        cells += [cell(judged.voted[title].execution)] if judged.voted else []
         curve = judged.exposure.get(title)
         cells.append("" if curve is None else plain_cell(curve[:, -1], 1))
         fills, seconds = fill_accuracy(rows, title), seconds_a_step(rows, title)
@@ -92,7 +102,7 @@ def scores(judged: Judged, rows: Sequence[Mapping[str, Any]]) -> str:
         cells.append("" if seconds is None else f"{seconds:.3f}")
         lines.append(cells)
     constant = [f"{100 * judged.frequent[split]:.1f}" for split in splits]
-    lines.append(["most frequent query", *constant, *[""] * 6])
+    lines.append(["most frequent query", *constant, *[""] * (len(head) - len(splits) - 1)])
     counts = ", ".join(
         f"{split} {judged.verdicts[TEACHER][split].execution.shape[1]}" for split in splits
     )

@@ -12,6 +12,7 @@ from jaxmethods.kid.recipes.material import Texts
 from jaxmethods.numerics.statistics import standard_error
 from jaxmethods.sql.readers import Example
 from jaxmethods.sql.serialization import quote_names
+from jaxmethods.sql.vote import vote
 
 
 class Verdicts(NamedTuple):
@@ -49,22 +50,64 @@ def judge_answers(texts: Texts, examples: Sequence[Example], answers: Any) -> Ve
         answers: tokens [S, Q, R] and lengths [S, Q], of numpy.
     """
     tokens, lengths = (np.asarray(leaf) for leaf in answers)
-    queries = [
+    queries = to_queries(texts, examples, answers)
+    last = np.take_along_axis(tokens, np.maximum(lengths - 1, 0)[..., None], -1)[..., 0]
+    ended = (lengths > 0) & (last == texts.tokenizer.end)
+    return judge_queries(texts, examples, queries, ended)
+
+
+def elect(texts: Texts, examples: Sequence[Example], samples: Sequence[Any]) -> Verdicts:
+    """Verdicts on the queries whose results most of the sampled answers have.
+
+    Args:
+        texts: with the tokenizer and the databases.
+        examples: Q.
+        samples: tokens [S, Q, R] and lengths [S, Q] of each.
+    """
+    executor = texts.questions.executor()
+    written = [to_queries(texts, examples, one) for one in samples]
+    seeds = range(len(written[0]))
+
+    def winner(place: int, candidates: list[str]) -> str:
+        return candidates[vote(executor, examples[place].database, candidates).index]
+
+    elected = [
+        executor.each(
+            winner,
+            [(place, [one[seed][place] for one in written]) for place in range(len(examples))],
+        )
+        for seed in seeds
+    ]
+    ended = np.ones((len(elected), len(examples)), bool)
+    return judge_queries(texts, examples, elected, ended)
+
+
+def to_queries(texts: Texts, examples: Sequence[Example], answers: Any) -> list[list[str]]:
+    """The queries [S][Q] that generated answers mean."""
+    tokens, lengths = (np.asarray(leaf) for leaf in answers)
+    return [
         [
             to_query(texts, example, list(row[:length]))
             for example, row, length in zip(examples, rows, own, strict=True)
         ]
         for rows, own in zip(tokens, lengths, strict=True)
     ]
-    last = np.take_along_axis(tokens, np.maximum(lengths - 1, 0)[..., None], -1)[..., 0]
-    ended = (lengths > 0) & (last == texts.tokenizer.end)
-    return judge_queries(texts, examples, queries, ended)
 
 
 def judge_queries(
     texts: Texts, examples: Sequence[Example], queries: Sequence[Sequence[str]], ended: np.ndarray
 ) -> Verdicts:
-    """Verdicts on queries [S][Q]."""
+    """Executes queries and compares their results with those of the gold ones.
+
+    Args:
+        texts: with the databases.
+        examples: Q.
+        queries: [S][Q].
+        ended: [S, Q] bool: which of them have an end.
+
+    Returns:
+        Verdicts on all of them.
+    """
     judge = texts.questions.judge()
     reports = [judge.report(examples, own).verdicts for own in queries]
     columns = {
