@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxmethods.interpret.trees import PRECISE
+
 IGNORED = -1
 """A target that has no loss, such as padding of a text."""
 
@@ -74,7 +76,10 @@ def _cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
 def _cross_entropy_hessian(logits: jax.Array, targets: jax.Array, tangents: jax.Array) -> jax.Array:
     p = jax.nn.softmax(logits, axis=-1)
     weights = _token_weights(targets, logits.dtype)[..., None]
-    return weights * p * (tangents - jnp.sum(p * tangents, axis=-1, keepdims=True))
+    # A product of rows, not sum(p * tangents): XLA's fusions on CPU (jax 0.10) give wrong numbers
+    # for p * (u - sum(p * u)) vectorized over four or more u of a thousand rows.
+    along = jnp.einsum("...c,...c->...", p, tangents, precision=PRECISE)
+    return weights * p * (tangents - along[..., None])
 
 
 def _sample_labels(key: jax.Array, logits: jax.Array, targets: jax.Array) -> jax.Array:

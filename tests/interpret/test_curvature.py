@@ -22,7 +22,7 @@ from jaxmethods.interpret.curvature import (
 from jaxmethods.interpret.losses import Loss, cross_entropy, squared_error
 from jaxmethods.interpret.problem import Data, check_independent, make_problem, mean_loss
 from tests.interpret.networks import classification, mlp
-from tests.programs import once
+from tests.programs import FUSED, once
 
 P = 24
 
@@ -309,6 +309,21 @@ def test_bad_input_is_named(message):
 
 def test_independent_examples_are_accepted():
     check_independent(problem())
+
+
+def test_products_of_many_vectors_at_once_are_those_of_each_in_programs_as_users_compile_them():
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(3 * rng.normal(size=(1400, 10)), jnp.float32)
+    tangents = jnp.asarray(rng.normal(size=(8, 1400, 10)), jnp.float32)
+    targets = jnp.zeros(1400, jnp.int32)
+
+    def together(logits, tangents):
+        return jax.vmap(lambda own: cross_entropy.hessian(logits, targets, own))(tangents)
+
+    p = np.asarray(jax.nn.softmax(logits))
+    expected = p * (tangents - np.sum(p * np.asarray(tangents), axis=-1, keepdims=True))
+    found = jax.jit(together, compiler_options=FUSED)(logits, tangents)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_ignored_targets_have_no_loss_and_no_curvature():

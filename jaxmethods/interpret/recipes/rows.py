@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxmethods.files import write_atomically
@@ -120,7 +121,7 @@ def write_report(results: Results, folder: Path) -> None:
 
 def _draw_spectrum(path: Path, arrays: Mapping[str, Any]) -> None:
     nodes, weights = np.asarray(arrays["nodes"]), np.asarray(arrays["weights"])
-    own = slq.Spectrum(nodes, weights, np.asarray(1.0))
+    own = slq.Spectrum(jnp.asarray(nodes), jnp.asarray(weights), jnp.asarray(1.0))
     low, high = nodes[weights > 0].min(), nodes[weights > 0].max()
     room = 0.05 * max(high - low, 1e-12)
     grid = np.linspace(low - room, high + room, 800, dtype=nodes.dtype)
