@@ -41,9 +41,9 @@ class Effort(NamedTuple):
     """How much a level spends; hashable, hence static."""
 
     steps: int
-    """Of Lanczos."""
+    """Steps of a Lanczos recurrence."""
     probes: int
-    """Of traces."""
+    """Random vectors of a trace."""
     spectra: int
     """Probes of spectral densities."""
     kernel: int
@@ -63,7 +63,7 @@ class Measure(NamedTuple):
 
     title: str
     section: str
-    """Of the survey."""
+    """Where the survey speaks of it."""
     compute: Compute
     """(problem, held-out problem of the same parameters, key, effort) -> estimate []."""
     caveat: str
