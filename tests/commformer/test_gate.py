@@ -56,6 +56,7 @@ def test_open_gates_leave_the_network_as_it_is(params):
         np.testing.assert_allclose(getattr(gated, name), getattr(plain, name), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_closed_gates_leave_every_agent_alone_with_what_it_sees(params):
     network, closed = network_of("deterministic"), with_bias(params, -1e4)
 

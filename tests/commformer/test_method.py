@@ -180,6 +180,7 @@ def test_the_step_has_no_host_callback_and_repeats_bit_by_bit(compiled):
     chex.assert_trees_all_equal(*data)
 
 
+@pytest.mark.slow
 def test_seeds_train_together_as_they_would_alone(compiled):
     _, init, step = compiled
     states = [init(key, None) for key in jax.random.split(jax.random.key(7), 4)]

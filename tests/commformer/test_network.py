@@ -326,6 +326,7 @@ class TestContinuousActions:
 
         return params, *play(jax.random.key(2))
 
+    @pytest.mark.slow
     def test_each_dimension_has_its_probability_and_acting_agrees_with_judging(self, played):
         _, acted, judged, _ = played
         assert acted.action.shape == acted.log_prob.shape == (B, N, A)

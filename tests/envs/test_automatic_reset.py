@@ -27,7 +27,7 @@ CASES = {
 }
 SEEDS, ENVIRONMENTS, STEPS = 2, 19, 20
 # Of those that compile for long, two programs each, one is quick: its agents are adapted.
-SLOW = {"connector", "level_based_foraging", "robot_warehouse", "search_and_rescue"}
+SLOW = {"cleaner", "connector", "level_based_foraging", "robot_warehouse", "search_and_rescue"}
 
 
 def with_slow(names):

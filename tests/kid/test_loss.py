@@ -136,6 +136,7 @@ def test_micro_batches_of_row_means_change_nothing():
     )
 
 
+@pytest.mark.slow
 def test_rows_do_not_depend_on_those_beside_them():
     order = np.array([2, 0, 3, 1])
     keys = jax.random.split(KEY, 4)
@@ -156,6 +157,7 @@ def test_a_row_without_tokens_adds_nothing():
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.slow
 def test_no_gradient_to_the_teacher():
     def loss(teacher_params):
         given = (STUDENT_PARAMS, teacher_params, make_batch(), KEY)
@@ -165,6 +167,7 @@ def test_no_gradient_to_the_teacher():
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.slow
 def test_a_teacher_that_is_the_student_teaches_nothing():
     settings = config(mle_weight=0.0)
     loss, _, gradient = jax.jit(
@@ -204,6 +207,7 @@ def test_divergences_get_their_parameters():
         np.testing.assert_array_equal(own["divergence"], values)
 
 
+@pytest.mark.slow
 def test_no_array_holds_logits_of_all_tokens():
     """Neither of the sequence nor of the response; checked in the compiled gradient."""
     size, rows = 997, 8

@@ -87,6 +87,7 @@ def measured():
     return config, source, syn, seeds, jax.device_get(measure(syn, source, seeds))
 
 
+@pytest.mark.slow
 def test_a_set_is_judged_by_its_own_students_and_key(measured):
     """Seed by seed and by hand: the splits of the key are training, loss, play and rows."""
     config, source, syn, seeds, measures = measured

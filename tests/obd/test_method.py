@@ -65,6 +65,7 @@ def test_an_inactive_clip_changes_nothing():
     jax.tree.map(np.testing.assert_array_equal, unclipped.syn, clipped.syn)
 
 
+@pytest.mark.slow
 def test_a_sweep_in_one_program_is_the_single_runs():
     keys = jax.random.split(jax.random.key(7), 4)
     betas, rates = jnp.array([0.0, 0.02, 0.1, 0.3]), jnp.array([0.1, 0.2, 0.05, 0.1])

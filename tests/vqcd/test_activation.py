@@ -133,6 +133,7 @@ def test_pruned_weights_are_free_and_can_be_claimed():
     assert activation.owned_counts(everything, 3)["w"].tolist() == [20, 10, 10]
 
 
+@pytest.mark.slow
 def test_a_widened_network_gives_the_narrow_one_back():
     wide_config = changed(NETWORK, dim=16)
     wide = temporal_unet.init(jax.random.key(5), wide_config)

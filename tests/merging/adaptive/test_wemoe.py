@@ -95,6 +95,7 @@ def strip(tower):
     return {**tower, "encoder": {"layers": layers}}
 
 
+@pytest.mark.slow
 def test_constant_routing_is_task_arithmetic_in_every_variant():
     merged = merging.task_arithmetic(tiny.setting().base, tiny.setting().stack, 0.3)
     expected = jax.jit(features)(merged, images())

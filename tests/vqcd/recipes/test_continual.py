@@ -37,6 +37,7 @@ def finished(tmp_path_factory):
     return run, loop._program.cache_info()
 
 
+@pytest.mark.slow
 def test_stages_run_task_by_task(finished):
     run, _ = finished
     expected = []
@@ -47,6 +48,7 @@ def test_stages_run_task_by_task(finished):
     assert [stage.name for stage in run.recipe.stages] == [*expected, "summary"]
 
 
+@pytest.mark.slow
 def test_tasks_of_a_learner_share_one_compiled_program(finished):
     """Modules have a method, and each learner; the other two tasks find it."""
     _, programs = finished
@@ -54,6 +56,7 @@ def test_tasks_of_a_learner_share_one_compiled_program(finished):
     assert programs.hits == 2 * (1 + 2)
 
 
+@pytest.mark.slow
 def test_vqcd_forgets_nothing_on_one_tree_and_finetuning_does(finished):
     run, _ = finished
     tasks, (own, finetune) = parts(run)
@@ -69,6 +72,7 @@ def test_vqcd_forgets_nothing_on_one_tree_and_finetuning_does(finished):
     assert summary["finetune_plans_kept"] == [0.0, 0.0]
 
 
+@pytest.mark.slow
 def test_plans_after_all_tasks_come_from_the_last_bank_alone(finished):
     """Zeroing what a task owns in the last bank changes this task's plans and no other's."""
     run, _ = finished
@@ -182,6 +186,7 @@ def test_a_run_killed_in_the_third_task_ends_in_the_same_bits(finished, tmp_path
         np.testing.assert_array_equal(numbers, run.metrics["summary"][name])
 
 
+@pytest.mark.slow
 def test_the_run_leaves_tables_figures_and_a_planner(finished):
     run, _ = finished
     folder = run.folder
@@ -202,6 +207,7 @@ def test_the_run_leaves_tables_figures_and_a_planner(finished):
         check_others_can_read(folder / f"planner-seed{seed}")
 
 
+@pytest.mark.slow
 def test_console_report_and_result_carry_the_same_numbers(finished):
     check_same_numbers(finished[0].folder)
 
@@ -211,6 +217,7 @@ def planner(finished):
     return planner_files.load_planner(finished[0].folder / "planner-seed3")
 
 
+@pytest.mark.slow
 def test_a_planners_weights_are_those_of_the_run(finished, planner):
     run, _ = finished
     learner = Learner(run.config, run.config.learners[0])
@@ -220,6 +227,7 @@ def test_a_planners_weights_are_those_of_the_run(finished, planner):
             np.testing.assert_array_equal(a[0], b)
 
 
+@pytest.mark.slow
 def test_a_planner_acts_in_every_task(planner):
     for task, (states, actions) in {"pendulum": (3, 1), "point": (6, 2)}.items():
         observations = np.ones((2, states), np.float32)
@@ -229,6 +237,7 @@ def test_a_planner_acts_in_every_task(planner):
         assert int(memory.age) == 0
 
 
+@pytest.mark.slow
 def test_unknown_tasks_and_other_sizes_are_refused(planner):
     with pytest.raises(ValueError, match="unknown task 'pont' \\(did you mean 'point'"):
         planner.weights("pont")
@@ -236,6 +245,7 @@ def test_unknown_tasks_and_other_sizes_are_refused(planner):
         planner.act("point", np.ones((2, 3)), planner.begin(2), jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_a_damaged_planner_is_refused(finished, tmp_path):
     folder = tmp_path / "planner"
     shutil.copytree(finished[0].folder / "planner-seed3", folder)
@@ -253,6 +263,7 @@ def test_a_damaged_planner_is_refused(finished, tmp_path):
         planner_files.load_planner(folder)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_with_other_tasks_is_refused(finished, capsys, tmp_path):
     run, _ = finished
     config = tmp_path / "fewer.yaml"
