@@ -33,8 +33,10 @@ LONGEST = 20.0
 """Seconds of processors that a test without `slow` may take."""
 
 
-ROOM = 6e9
+ROOM = 5e9
 """Bytes of memory that a process may take before it drops its programs."""
+MAPPINGS = 40_000
+"""Mappings of memory that it may have then: programs are several each, and Linux allows 65,530."""
 
 
 def memory() -> float:
@@ -46,6 +48,14 @@ def memory() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def mappings() -> int:
+    """Mappings of memory of this process, where the system says."""
+    try:
+        return Path("/proc/self/maps").read_bytes().count(b"\n")
+    except OSError:
+        return 0
+
+
 def give_back() -> None:
     """Returns freed memory to the system where the C library can, so that it counts no more."""
     with contextlib.suppress(OSError, AttributeError):
@@ -55,7 +65,7 @@ def give_back() -> None:
 @pytest.fixture(scope="module", autouse=True)
 def _few_programs():
     yield
-    if memory() > ROOM:
+    if memory() > ROOM or mappings() > MAPPINGS:
         jax.clear_caches()
         gc.collect()
         give_back()

@@ -44,6 +44,7 @@ def zero(tree):
     return all(not leaf.any() for leaf in jax.tree.leaves(tree))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("momentum", [None, 0.9])
 def test_central_differences(momentum):
     syn, noise, batch = small.syn(), small.noise(), small.batch()
