@@ -107,6 +107,7 @@ def test_evaluate_writes_a_result_that_says_that_it_is_fresh(finished, tmp_path,
     assert "measured anew with evaluation seed 5" in printed
 
 
+@pytest.mark.slow
 def test_the_resolved_config_trains_the_same_run_again(finished, tmp_path):
     out = tmp_path / "again"
     assert cli.main(["run", str(finished / "config.yaml"), "--out", str(out), "--quiet"]) == 0

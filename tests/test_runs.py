@@ -39,6 +39,7 @@ def team(tmp_path_factory):
     return jaxmethods.load_run(folder)
 
 
+@pytest.mark.slow
 def test_a_team_is_called_with_an_observation(team):
     policies = [team.ready(), team.ready(4), team.ready(5)]
     env = team.config.environment.make()
@@ -51,6 +52,7 @@ def test_a_team_is_called_with_an_observation(team):
     assert "actions [N]" in (policies[0].__doc__ or "")
 
 
+@pytest.mark.slow
 def test_ready_is_for_seeds_of_the_run_and_finished_ones(team):
     with pytest.raises(ValueError, match="seed: expected 4 to 5, got 6"):
         team.ready(6)
@@ -63,6 +65,7 @@ def test_ready_is_for_seeds_of_the_run_and_finished_ones(team):
         other.ready()
 
 
+@pytest.mark.slow
 def test_a_distilled_set_is_called_as_the_student_that_it_trains(tmp_path):
     config = {
         "method": "obd",
@@ -87,6 +90,7 @@ def test_a_distilled_set_is_called_as_the_student_that_it_trains(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_learner_of_misconceptions_is_called_with_tokens(tmp_path):
     learner = {"layers": 1, "width": 8, "mlp_width": 8, "heads": 2, "kv_heads": 1, "batch": 2}
     world = {"entities": 8, "relations": 2, "values": 4}

@@ -48,6 +48,7 @@ def judge(network, params, obs=OBS, noise=None):
     return policy.evaluate_actions(network, params, obs, ACTION, MASK, GRAPH, gate_noise=noise)
 
 
+@pytest.mark.slow
 def test_open_gates_leave_the_network_as_it_is(params):
     gated = judge(network_of("deterministic"), with_bias(params, 1e4))
     plain = judge(CommFormer(PLAIN, N, A), without_gate(params))

@@ -141,6 +141,7 @@ def test_training_on_the_rollouts_graph_starts_at_ratio_one(compiled, update):
     np.testing.assert_allclose(metrics["ratio"], 1.0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_fixed_graph_never_changes():
     training, trained = build(config.GraphConfig(kind="random"))
     before = jax.jit(trained.init)(jax.random.key(0), None)
@@ -206,6 +207,7 @@ def test_episode_statistics_follow_completed_episodes():
 class TestLevels:
     """What moves, when, and on which samples."""
 
+    @pytest.mark.slow
     def test_joint_updates_move_both_levels_in_every_step(self):
         graph = config.GraphConfig(warmup_updates=1, levels="joint")
         _, after, metrics = one_update(graph=graph)
@@ -318,7 +320,11 @@ def test_every_option_together_trains_and_moves_both_levels():
 
 @pytest.mark.parametrize(
     ("model", "messages"),
-    [("mat", 6), pytest.param("ippo", 0, marks=pytest.mark.slow), ("mappo", 0)],
+    [
+        pytest.param("mat", 6, marks=pytest.mark.slow),
+        pytest.param("ippo", 0, marks=pytest.mark.slow),
+        ("mappo", 0),
+    ],
 )
 def test_baselines_train_on_the_same_path_without_a_learned_graph(model, messages):
     before, after, metrics = one_update(network=config.NetworkConfig(model=model, embed=8))

@@ -314,9 +314,11 @@ def reference(name):
 @pytest.mark.parametrize(
     "kind",
     [
-        pytest.param("float32 under x64", marks=pytest.mark.slow),
-        *("float64", "bfloat16"),
-        pytest.param("float16", marks=pytest.mark.slow),
+        "bfloat16",
+        *(
+            pytest.param(kind, marks=pytest.mark.slow)
+            for kind in ("float16", "float32 under x64", "float64")
+        ),
     ],
 )
 @pytest.mark.parametrize("name", CALLS)

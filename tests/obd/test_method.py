@@ -102,6 +102,7 @@ def test_all_modes_take_the_same_step(mode):
     assert_close(other.syn, expected.syn, 1e-5)
 
 
+@pytest.mark.slow
 def test_several_students_average_their_gradients():
     """The mean of J students' losses varies less over keys than one student's."""
     losses = {}

@@ -150,6 +150,7 @@ def test_the_noise_of_the_offline_loss_is_drawn_anew_for_every_chunk():
     np.testing.assert_allclose(losses.mean(), 1.0, atol=4 * (2 / rows / 50) ** 0.5)
 
 
+@pytest.mark.slow
 def test_without_noise_every_student_step_is_that_of_the_mean_action():
     policy = Policy(
         init=lambda key, n_states, n_actions: jnp.zeros(n_actions),

@@ -72,6 +72,7 @@ def table():
     return train(jax.random.key(4))
 
 
+@pytest.mark.slow
 def test_a_row_of_the_cross_table_is_that_architecture_trained_alone(table):
     for name in ("2", "residual"):
         index, architecture = list(ARCHITECTURES).index(name), ARCHITECTURES[name]

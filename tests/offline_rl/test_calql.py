@@ -143,6 +143,7 @@ def test_the_density_of_a_given_action_is_that_of_the_noise_that_makes_it(start)
     )
 
 
+@pytest.mark.slow
 def test_the_best_actions_of_a_known_world_are_found_in_random_data():
     method = calql.learner(CONFIG)
 

@@ -95,6 +95,7 @@ def learned():
     return run(jax.random.key(0), random_walk.transitions())
 
 
+@pytest.mark.slow
 def test_the_best_actions_of_a_known_world_are_found_in_random_data(learned):
     teacher = iql.teacher(learned[0])
     states = jnp.array([-0.9, -0.6, 0.6, 0.9])[:, None]

@@ -158,6 +158,7 @@ def test_a_bank_has_owners_for_kernels_and_copies_of_the_rest():
     assert layer["bias"].shape[0] == TASKS
 
 
+@pytest.mark.slow
 def test_initial_weights_can_be_scaled_to_their_share():
     banks = [
         vqcd.initial_bank(jax.random.key(0), changed(CONFIG, rescale_init=scaled))

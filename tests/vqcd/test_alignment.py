@@ -218,6 +218,7 @@ def test_rows_are_kept_as_codes_and_what_they_stand_for():
     assert (floats.shape, floats.dtype, nothing) == ((60, 6), jnp.float32, None)
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_finite_differences():
     """Of the smooth parts: codes don't change within the step."""
     with jax.enable_x64(True):

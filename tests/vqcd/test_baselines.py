@@ -50,6 +50,7 @@ def test_a_network_a_task_forgets_nothing_and_shares_nothing():
     assert equal(before, after)
 
 
+@pytest.mark.slow
 def test_a_pull_keeps_weights_near_what_was_learned():
     config = baselines.regularized(PAIR, 0.0)
     (_, first, free), _ = both_tasks(config)
@@ -89,6 +90,7 @@ def test_importance_is_of_gradients_with_a_floor(kind):
         np.testing.assert_allclose(layer, jnp.maximum(total, 1e-5), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_packnet_keeps_the_largest_and_runs_earlier_tasks_weights():
     config = baselines.packnet(changed(PERCEPTRON, tasks=2))
     compiled = programs(config)
@@ -187,6 +189,7 @@ def test_mixed_tasks_train_one_network():
     assert equal(vqcd.task_weights(config, bank, 0), vqcd.task_weights(config, bank, 1))
 
 
+@pytest.mark.slow
 def test_a_planners_own_plans_can_be_replayed():
     config = baselines.generative_replay(PAIR, every=2)
     bank = vqcd.initial_bank(KEY, config)

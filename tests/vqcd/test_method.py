@@ -235,6 +235,7 @@ def test_the_average_is_a_copy_at_first_and_lags_later(compiled, start):
     np.testing.assert_allclose(seen[4][1], expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_seeds_side_by_side_equal_single_runs():
     method, data = vqcd.planner(PERCEPTRON), codes_data(0)
     keys = jax.random.split(jax.random.key(0), 4)
@@ -300,6 +301,7 @@ def test_configs_that_do_not_fit_are_refused(fields, message):
         changed(CONFIG, **fields)
 
 
+@pytest.mark.slow
 def test_tasks_on_devices_of_their_own_equal_tasks_on_one():
     method = vqcd.planner(PERCEPTRON)
     feed = stacked_feed(vqcd.initial_bank(jax.random.key(3), PERCEPTRON))

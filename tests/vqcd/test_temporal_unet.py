@@ -134,6 +134,7 @@ def test_initial_weights_are_bounded_by_the_fan_in():
     assert (PARAMS["mid"]["res0"]["block0"]["gn"]["weight"] == 1).all()
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_finite_differences():
     config = changed(CONFIG, multipliers=(1, 2), horizon=2)
     with jax.enable_x64(True):

@@ -107,7 +107,7 @@ def apply(params, pixels, head):
     return adaptation.classify(features[None], one, jnp.asarray(1.0))[0]
 
 
-@pytest.mark.parametrize("layerwise", [True, False])
+@pytest.mark.parametrize("layerwise", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_adamerging_lowers_the_entropy(layerwise):
     config = AdaMergingConfig(layerwise=layerwise, learning_rate=1e-2, batch_size=4)
     tau = merging.task_vectors(tiny.setting().base, tiny.setting().stack)

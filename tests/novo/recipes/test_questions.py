@@ -137,6 +137,7 @@ def test_a_model_without_the_tokens_or_positions_is_named(tmp_path, questions, c
     assert "are more than the model's 20 positions" in error
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the question sets are not here")
 @pytest.mark.parametrize("name", ["truthfulqa_mc1", "cicero2_val_single"])
 def test_real_questions_run_to_the_end(tmp_path, model, name):
