@@ -121,7 +121,9 @@ def test_nothing_to_replace_is_plain_distillation_bit_for_bit():
     plain = run(config(rewrite="vanilla"))
     jax.tree.map(np.testing.assert_array_equal, run(config(alpha=0.0)), plain)
     batch = make_batch()._replace(maskable=jnp.zeros_like(make_batch().maskable))
-    assert_same(run(config(share_prefix=False), batch), plain, 1e-6)
+    # Another program, gradients of up to 4: rounding is relative.
+    found = run(config(share_prefix=False), batch)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), found, plain)
 
 
 def test_chunks_of_logits_and_micro_batches_change_nothing():
