@@ -177,6 +177,7 @@ def test_zero_weights_are_the_base(three):
         )
 
 
+@pytest.mark.slow
 def test_one_task_is_that_expert():
     """Bit for bit in plain merges. A routed module computes W_0 + 1 (W_1 - W_0), which is W_1
     where the sum doesn't round: so it does on the grid that these weights lie on."""

@@ -47,6 +47,7 @@ def test_static_merges(mesh):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("routing", ["sample", "batch"])
 def test_routed_towers_and_their_adaptation(mesh, routing):
     config = WEMoEConfig(routing=routing, strategy="blocks", batch_size=4, learning_rate=1e-2)

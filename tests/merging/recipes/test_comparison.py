@@ -123,6 +123,7 @@ def test_the_table_has_every_method_and_the_report_shows_it(runs):
     assert "<td>Task arithmetic + SurgeryV2</td>" in report
 
 
+@pytest.mark.slow
 def test_console_report_and_result_carry_the_same_numbers(runs):
     check_same_numbers(runs.stopped.path)
 

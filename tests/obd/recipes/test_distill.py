@@ -69,6 +69,7 @@ def test_training_leaves_sets_that_load_and_name_their_source(files, tmp_path, c
     assert "offline_loss" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_seed_of_several_is_that_seed_alone(files, tmp_path):
     assert main(["run", str(files), "--out", str(tmp_path / "two"), "--quiet"]) == 0
     alone = ["run", str(files), "--seed", "2", "--seeds", "1", "--out", str(tmp_path / "one")]
