@@ -25,9 +25,9 @@ class ReportRun(RunConfig):
     tokenizer: Literal["own", "bytes"] = "own"
     """The model's `tokenizer.json`, or UTF-8 bytes."""
     tokens: Annotated[int, Field(ge=2)] = 64
-    """Of a sequence."""
+    """Tokens of a sequence."""
     sequences: PositiveInt = 32
-    """Of each text, from its beginning; fewer where it is short."""
+    """Sequences of each text, from its beginning; fewer where it is short."""
     batch: PositiveInt = 8
     """Sequences that are in memory together."""
     level: Level = "quick"
@@ -42,7 +42,7 @@ class DigitsRun(TrainingRunConfig):
     """Widths of the hidden layers."""
     steps: PositiveInt = 400
     rate: PositiveFloat = 0.2
-    """Of gradient descent."""
+    """Rate of gradient descent."""
     batch: Annotated[int, Field(ge=2)] = 128
     """Images of a step."""
     monitor_every: PositiveInt = 20

@@ -212,7 +212,7 @@ class ModelConfig(Config):
     tied: bool = True
     """The embedding is also the head."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the computation; parameters that are trained, and losses, are float32."""
+    """Type of the computation; parameters that are trained, and losses, are float32."""
     remat: bool = False
     """Recompute layers in the backward pass."""
 
@@ -250,7 +250,7 @@ class TeacherConfig(ModelConfig):
     """Run it once over the training data and keep, on disk, the states that its logits are made of:
     for students that learn from gold responses, or from the teacher's."""
     temperature: NonNegativeFloat = 0.0
-    """Of the responses that it generates beforehand; 0: the most likely ones."""
+    """Temperature of the responses that it generates beforehand; 0: the most likely ones."""
 
 
 class StudentConfig(Config):
@@ -259,7 +259,7 @@ class StudentConfig(Config):
     objective: ObjectiveName = "kid"
     """What the defaults of all other fields are those of."""
     name: str = ""
-    """Of its stage, files and rows; none: the objective's."""
+    """Name of its stage, files and rows; none: the objective's."""
     loss: KIDConfig = KIDConfig()
     source: SourceConfig = SourceConfig()
     steps: Annotated[PositiveInt | None, OnResume.GROW] = None
