@@ -19,6 +19,10 @@ class ReferenceReturns(NamedTuple):
     random: float
     expert: float
 
+    def score(self, returns: Any) -> Any:
+        """Returns [...], of a NumPy or JAX type, as scores [...] in percent."""
+        return 100.0 * (returns - self.random) / (self.expert - self.random)
+
 
 REFERENCE: dict[str, ReferenceReturns] = {
     "hopper": ReferenceReturns(-20.272305, 3234.3),
@@ -54,8 +58,7 @@ def normalized_score(env_name: str, returns: Any) -> Any:
     Returns:
         [...] in per cent, of the same type.
     """
-    low, high = reference_returns(env_name)
-    return 100.0 * (returns - low) / (high - low)
+    return reference_returns(env_name).score(returns)
 
 
 def score(env_name: str, returns: Any) -> Any:

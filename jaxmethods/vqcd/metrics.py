@@ -45,10 +45,3 @@ def forward_transfer(curve: jax.Array, reference: jax.Array) -> jax.Array:
     """
     area, alone = area_under_curve(curve), area_under_curve(reference)
     return (area - alone) / (1.0 - alone)
-
-
-def d4rl_score(
-    returns: jax.Array, random: jax.Array | float, expert: jax.Array | float
-) -> jax.Array:
-    """100 (R - R_random) / (R_expert - R_random)."""
-    return 100.0 * (returns - random) / (expert - random)

@@ -16,6 +16,7 @@ import pytest
 from jaxmethods.method import gradient_step
 from jaxmethods.models import temporal_unet
 from jaxmethods.models.temporal_unet import Convolution, TemporalNetworkConfig, convolve
+from jaxmethods.offline_rl.scores import ReferenceReturns
 from jaxmethods.vqcd import activation, diffusion, metrics
 from jaxmethods.vqcd.config import AlignmentConfig, DiffusionConfig
 from jaxmethods.vqcd.data import windows
@@ -462,8 +463,8 @@ def test_continual_metrics(file):
         "auc": metrics.area_under_curve(golden["curve"]),
         "auc_ref": metrics.area_under_curve(golden["curve_ref"]),
         "forward_transfer": metrics.forward_transfer(golden["curve"], golden["curve_ref"]),
-        "d4rl_score": metrics.d4rl_score(
-            golden["raw_return"], golden["score_lo"], golden["score_hi"]
+        "d4rl_score": ReferenceReturns(golden["score_lo"], golden["score_hi"]).score(
+            golden["raw_return"]
         ),
     }.items():
         close(actual, golden[name], rtol=1e-5, atol=1e-7, name=name)

@@ -123,9 +123,7 @@ class Tasks:
     def score(self, number: int, returns: Any) -> Any:
         """Returns of any shape as scores: 0 at random, 100 an expert."""
         reference = self.reference(number)
-        if reference is None:
-            return returns
-        return 100.0 * (returns - reference.random) / (reference.expert - reference.random)
+        return returns if reference is None else reference.score(returns)
 
     def _arrays(self, number: int) -> TaskArrays:
         task = self.run.tasks[number]
