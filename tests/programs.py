@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, wraps
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 OLD = jax.__version_info__ < (0, 11)
 FLAGS = [
@@ -27,23 +30,63 @@ def compile_fast() -> None:
     """For this process, before it compiles anything, and for its children."""
     given = os.environ.get("XLA_FLAGS", "").split()
     os.environ["XLA_FLAGS"] = " ".join([flag for flag in FLAGS if flag not in given] + given)
+    # Without the places of calls in every operation, programs are lowered in half the time.
+    os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
+    jax.config.update("jax_traceback_in_locations_limit", 0)
 
 
 def once(make: Callable[..., Any]) -> Callable[..., Any]:
     """`make(*arguments)` compiled whole and kept for each arguments and width of floats.
 
-    The arguments are hashable and static. A traced function may be the first that asks: its
-    tracers do not reach `make`.
+    The arguments are hashable and static. A traced function may be the first that asks: `make` runs
+    in a thread of its own, where nothing is traced.
     """
 
     @cache
     def made(x64: bool, arguments: tuple, named: tuple) -> Any:
-        del x64
-        with jax.ensure_compile_time_eval():
-            return jax.jit(lambda: make(*arguments, **dict(named)))()
+        def run() -> Any:
+            with jax.enable_x64(x64):
+                return jax.jit(lambda: make(*arguments, **dict(named)))()
+
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(run).result()
 
     @wraps(make)
     def call(*arguments: Any, **named: Any) -> Any:
         return made(bool(jax.config.jax_enable_x64), arguments, tuple(sorted(named.items())))
 
     return call
+
+
+def weights(init: Callable[..., Any], *arguments: Any, seed: int = 0, scale: float = 0.2) -> Any:
+    """A tree of the shapes that `init(key, *arguments)` has, drawn by numpy: nothing is compiled.
+
+    No leaf is zero or one, so that each of them matters: they are normal with a deviation of
+    `scale`, around one where the name says that they scale and around zero elsewhere. Whole numbers
+    are zero.
+    """
+    shapes = jax.eval_shape(lambda key: init(key, *arguments), jax.random.key(0))
+    rng = np.random.default_rng(seed)
+
+    def drawn(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            return np.zeros(leaf.shape, leaf.dtype)
+        values = scale * rng.standard_normal(leaf.shape)
+        return (values + ("scale" in jax.tree_util.keystr(path))).astype(leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(drawn, shapes)
+
+
+def normal(seed: int, *shape: int) -> np.ndarray:
+    """Standard normal numbers of the default type, drawn by numpy."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(floats())
+
+
+def uniform(seed: int, low: float, high: float, *shape: int) -> np.ndarray:
+    """Numbers between `low` and `high` of the default type, drawn by numpy."""
+    return np.random.default_rng(seed).uniform(low, high, shape).astype(floats())
+
+
+def floats() -> Any:
+    """The default type: 64 bits where they are enabled."""
+    return jax.dtypes.canonicalize_dtype(float)

@@ -147,7 +147,7 @@ def test_self_edges_carry_no_message_and_are_not_counted_as_used():
     env = Scripted()
     network = policy.make_network(config.NetworkConfig(embed=4), N, 2)
     view = env.reset(jax.random.key(0))[1].observation.agents_view
-    params = policy.init(network, jax.random.key(0), view[None])
+    params = jax.jit(policy.init, static_argnums=0)(network, jax.random.key(0), view[None])
     graph = jnp.array([[1.0, 1.0], [0.0, 1.0]])
     metrics = evaluate(env, network, params, graph, jax.random.key(1), 3, 4)
     assert metrics["edges_used"] == 1

@@ -12,6 +12,7 @@ import pytest
 from jaxmethods import envs
 from jaxmethods.commformer import config, policy
 from jaxmethods.commformer.evaluate import evaluate
+from tests.programs import weights
 
 EPISODES, CAP = 12, 6
 ENV = envs.make("predator_prey", n_predators=1, dim=2, vision=0)
@@ -27,7 +28,8 @@ def network(model):
 def judged(request):
     """Jitted `evaluate`, and fresh parameters."""
     module = network(request.param)
-    params = policy.init(module, jax.random.key(0), jnp.zeros((1, 1, ENV.observation_size)))
+    obs = jnp.zeros((1, 1, ENV.observation_size))
+    params = jax.tree.map(jnp.asarray, weights(lambda key: policy.init(module, key, obs)))
     play = partial(evaluate, ENV, module, episodes=EPISODES, max_steps=CAP)
     return jax.jit(lambda p, graph: play(p, graph, jax.random.key(1))), params
 

@@ -13,11 +13,14 @@ from jaxmethods import envs
 from jaxmethods.commformer import gate, method, objectives, policy, schedule
 from jaxmethods.commformer.config import GateConfig, GraphConfig, NetworkConfig, PPOConfig
 from jaxmethods.commformer.network import CommFormer
+from tests.programs import normal, weights
 
 B, N, D, A = 5, 4, 6, 3
 GRAPH = jnp.array([[0, 1, 1, 0], [1, 0, 1, 0], [1, 0, 1, 1], [1, 1, 0, 0]], jnp.float32)
-OBS = jax.random.normal(jax.random.key(1), (B, N, D))
-ACTION = jax.random.randint(jax.random.key(2), (B, N), 0, A)
+OBS = normal(1, B, N, D)
+ACTION = np.random.default_rng(2).integers(0, A, (B, N), np.int32)
+ACT = jax.jit(policy.act, static_argnums=(0, 6))
+JUDGE = jax.jit(policy.evaluate_actions, static_argnums=0)
 MASK = jnp.ones((B, N, A), bool)
 PLAIN = NetworkConfig(embed=8, heads=2)
 
@@ -28,9 +31,8 @@ def network_of(mode):
 
 @pytest.fixture(scope="module")
 def params():
-    fresh = policy.init(network_of("deterministic"), jax.random.key(0), OBS)
-    keys = iter(jax.random.split(jax.random.key(3), 100))
-    return jax.tree.map(lambda x: x + 0.3 * jax.random.normal(next(keys), x.shape), fresh)
+    network = network_of("deterministic")
+    return weights(lambda key: policy.init(network, key, OBS), scale=0.4)
 
 
 def with_bias(params, bias):
@@ -45,7 +47,7 @@ def without_gate(params):
 
 
 def judge(network, params, obs=OBS, noise=None):
-    return policy.evaluate_actions(network, params, obs, ACTION, MASK, GRAPH, gate_noise=noise)
+    return JUDGE(network, params, obs, ACTION, MASK, GRAPH, gate_noise=noise)
 
 
 @pytest.mark.slow
@@ -74,10 +76,8 @@ def test_closed_gates_leave_every_agent_alone_with_what_it_sees(params):
 def test_a_sampled_gate_decides_the_same_again_in_training(params):
     network = network_of("sampled")
     half = with_bias(params, 0.0)
-    acted = policy.act(network, half, jax.random.key(4), OBS, MASK, GRAPH)
-    judged = policy.evaluate_actions(
-        network, half, OBS, acted.action, MASK, GRAPH, gate_noise=acted.gate_noise
-    )
+    acted = ACT(network, half, jax.random.key(4), OBS, MASK, GRAPH, False)
+    judged = JUDGE(network, half, OBS, acted.action, MASK, GRAPH, gate_noise=acted.gate_noise)
     assert 0 < acted.gate.open.mean() < 1
     np.testing.assert_array_equal(acted.gate.open, judged.gate.open)
     np.testing.assert_allclose(acted.log_prob, judged.log_prob, atol=1e-5)
@@ -85,7 +85,7 @@ def test_a_sampled_gate_decides_the_same_again_in_training(params):
 
 
 def test_greedy_play_decides_by_the_threshold(params):
-    acted = policy.act(network_of("sampled"), params, jax.random.key(4), OBS, MASK, GRAPH, True)
+    acted = ACT(network_of("sampled"), params, jax.random.key(4), OBS, MASK, GRAPH, True)
     np.testing.assert_array_equal(acted.gate.open, acted.gate.probability > 0.5)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from jaxmethods.commformer import policy
 from jaxmethods.commformer.config import NetworkConfig
+from tests.programs import normal, weights
 
 N, D, A = 3, 4, 2
 
@@ -16,12 +17,8 @@ N, D, A = 3, 4, 2
 def outputs(model):
     """Logits [N, A] and values [N] as a function of one team's observations [N, D]."""
     network = policy.make_network(NetworkConfig(model=model, embed=8), N, A)
-    obs = jax.random.normal(jax.random.key(0), (N, D))
-    shapes = jax.eval_shape(lambda: policy.init(network, jax.random.key(0), obs[None]))
-    leaves, structure = jax.tree.flatten(shapes)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    leaves = [jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
-    params = jax.tree.unflatten(structure, leaves)
+    obs = normal(0, N, D)
+    params = weights(lambda key: policy.init(network, key, obs[None]), scale=1.0)
 
     def run(obs):
         logits, values = network.apply(params, obs[None], jnp.zeros(()), jnp.ones((N, N)))

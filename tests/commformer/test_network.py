@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from jaxmethods.commformer import policy
 from jaxmethods.commformer.config import NetworkConfig, clean, reference
 from jaxmethods.commformer.network import CommFormer
+from tests.programs import normal, weights
 
 B, N, D, A, E = 6, 4, 7, 3, 8
 GRAPH = jnp.array(
@@ -311,8 +312,8 @@ class TestContinuousActions:
     @pytest.fixture(scope="class", params=["commformer", "ippo"])
     def played(self, request):
         network = policy.make_network(small(clean().network, model=request.param), N, A, True)
-        obs = jax.random.normal(jax.random.key(0), (B, N, D))
-        params = policy.init(network, jax.random.key(1), obs)
+        obs = normal(0, B, N, D)
+        params = weights(lambda key: policy.init(network, key, obs))
         own = {**params["params"], "log_std": jnp.linspace(-1.0, 1.0, A)}
         params = {"params": own}
         mask = jnp.ones((B, N, A), bool)

@@ -10,6 +10,7 @@ from scipy import stats
 
 from jaxmethods.commformer import policy
 from jaxmethods.commformer.config import NetworkConfig
+from tests.programs import normal, weights
 
 N, A = 2, 3
 
@@ -18,14 +19,17 @@ N, A = 2, 3
 def judged():
     """Continuous actions [N, A] with what the network says of them, and its standard deviation."""
     network = policy.make_network(NetworkConfig(embed=4), N, A, continuous=True)
-    obs = jax.random.normal(jax.random.key(0), (1, N, 5))
-    params = policy.init(network, jax.random.key(1), obs)
+    obs = normal(0, 1, N, 5)
+    params = weights(lambda key: policy.init(network, key, obs))
     params["params"]["log_std"] = jnp.array([-1.0, 0.0, 2.0])
     graph, mask = jnp.ones((N, N)), jnp.ones((1, N, A))
-    greedy = policy.act(network, params, jax.random.key(2), obs, mask, graph, greedy=True).action
+    act = jax.jit(policy.act, static_argnums=(0, 6))
+    greedy = act(network, params, jax.random.key(2), obs, mask, graph, True).action
     # The second agent's mean depends on the first one's action, which stays the greedy one.
     action = greedy.at[0, 1].add(jnp.array([0.3, -0.1, 0.2]))
-    out = policy.evaluate_actions(network, params, obs, action, mask, graph)
+    out = jax.jit(policy.evaluate_actions, static_argnums=0)(
+        network, params, obs, action, mask, graph
+    )
     return action[0] - greedy[0], out, 0.5 / (1 + np.exp([1.0, 0.0, -2.0]))
 
 

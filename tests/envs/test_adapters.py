@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -37,11 +38,11 @@ def rays(count, contact):
 
 
 class Case(NamedTuple):
-    """An adapted environment, the same one built by hand, and what agents see of the latter."""
+    """An adapted environment, what builds it by hand, and what agents see of the latter."""
 
     name: str
     arguments: dict[str, Any]
-    published: Any
+    published: Callable[[], Any]
     view: Any
 
 
@@ -103,7 +104,7 @@ CASES = {
             **{"shelf_rows": 1, "shelf_columns": 3, "column_height": 1, "n_agents": 3},
             **{"request_queue_size": 2, "time_limit": LIMIT},
         },
-        robot_warehouse.RobotWarehouse(Warehouses(1, 3, 1, 3, 1, 2), time_limit=LIMIT),
+        lambda: robot_warehouse.RobotWarehouse(Warehouses(1, 3, 1, 3, 1, 2), time_limit=LIMIT),
         given,
     ),
     "level_based_foraging": Case(
@@ -112,25 +113,25 @@ CASES = {
             **{"grid_size": 5, "fov": 2, "n_food": 1, "force_coop": False},
             **{"reward": "individual", "time_limit": LIMIT},
         },
-        lbf.LevelBasedForaging(Fields(5, 2, 1, 2, 2), time_limit=LIMIT),
+        lambda: lbf.LevelBasedForaging(Fields(5, 2, 1, 2, 2), time_limit=LIMIT),
         given,
     ),
     "connector": Case(
         "connector",
         {"grid_size": 4, "n_agents": 3, "crop": 1, "time_limit": LIMIT},
-        connector.Connector(Boards(4, 3), time_limit=LIMIT),
+        lambda: connector.Connector(Boards(4, 3), time_limit=LIMIT),
         connector_view,
     ),
     "connector-whole": Case(
         "connector",
         {"grid_size": 3, "n_agents": 2, "reward": "individual", "time_limit": LIMIT},
-        connector.Connector(Boards(3, 2), time_limit=LIMIT),
+        lambda: connector.Connector(Boards(3, 2), time_limit=LIMIT),
         connector_view,
     ),
     "cleaner": Case(
         "cleaner",
         {"dim": 3, "n_agents": 2, "vision": 1, "time_limit": LIMIT},
-        cleaner.Cleaner(Mazes(3, 3, 2), time_limit=LIMIT),
+        lambda: cleaner.Cleaner(Mazes(3, 3, 2), time_limit=LIMIT),
         cleaner_view,
     ),
     "search_and_rescue": Case(
@@ -139,7 +140,7 @@ CASES = {
             **{"n_searchers": 2, "n_targets": 3, "n_rays": 5, "target_range": 0.3},
             **{"contact_range": 0.3, "reward": "individual", "time_limit": LIMIT},
         },
-        search_and_rescue.SearchAndRescue(
+        lambda: search_and_rescue.SearchAndRescue(
             0.3, time_limit=LIMIT, generator=Squares(2, 3), observation=rays(5, 0.3)
         ),
         search_view,
@@ -162,21 +163,21 @@ class Played(NamedTuple):
     states: Any
     timesteps: Any
     published_states: Any
-    published: Any
+    published: Callable[[], Any]
 
 
 @pytest.fixture(scope="module", params=CASES)
 def played(request):
     """Random play by the mask, beyond the end of the episode and the time limit."""
     case = CASES[request.param]
-    env = envs.make(case.name, **case.arguments)
+    env, published_env = envs.make(case.name, **case.arguments), case.published()
 
     def play(key):
         def step(carry, key):
             state, mask = carry
             action = random_actions(env, key, mask)
             after, timestep = env.step(state, action)
-            published = case.published.step(state.wrapped, action)
+            published = published_env.step(state.wrapped, action)
             taken = (after, timestep, *published)
             return (after, timestep.observation.action_mask), jax.tree.map(numbers, taken)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -10,6 +9,7 @@ from jaxmethods.kid.config import DivergenceConfig, ImperfectConfig, KIDConfig
 from jaxmethods.kid.loss import Batch
 from jaxmethods.kid.model import of_decoder
 from jaxmethods.models import decoder
+from tests.models.decoder.decoders import random_params
 
 V, P, R = 23, 7, 6
 PROMPTS = np.array([7, 3, 5, 1])
@@ -31,8 +31,7 @@ TEACHER = CONFIG.model_copy(update={"width": 12, "vocab_size": V + 4})
 
 def params_of(config, seed):
     """Large enough that predictions differ from token to token."""
-    params = decoder.init_params(jax.random.key(seed), config)
-    return jax.tree.map(lambda leaf: 12 * leaf if leaf.ndim > 1 else leaf, params)
+    return random_params(config, seed, scale=0.3)
 
 
 STUDENT_PARAMS, TEACHER_PARAMS = params_of(CONFIG, 0), params_of(TEACHER, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -27,8 +28,9 @@ def test_divergences_are_those_of_whole_passes():
     )
     row, own, new = 0, small.PROMPTS[0], small.RESPONSES[0]
     ids = jnp.concatenate([batch.prompts[row, small.P - own :], batch.responses[row, :new]])[None]
+    forward = jax.jit(decoder.forward, static_argnums=1)
     student, teacher = (
-        decoder.forward(params, config, ids).logits[0, own - 1 : own - 1 + new, : small.V]
+        forward(params, config, ids).logits[0, own - 1 : own - 1 + new, : small.V]
         for params, config in ((STUDENT_PARAMS, small.CONFIG), (TEACHER_PARAMS, small.TEACHER))
     )
     expected = divergences.forward_kl(student, teacher)

@@ -87,15 +87,17 @@ def row(values, name):
 def test_numbers_are_those_of_the_definition(three):
     _, setting, batch, results = three
     assert METHODS[0] == "base"
+
+    @jax.jit
+    def encode(tower, pixels):
+        return vit.forward(
+            tower, tiny.VISION, pixels, projection=setting.projection, taps=("token_means",)
+        )
+
     for task in range(3):
         count = int(batch.test.counts[task])
         pixels = to_pixels(batch.test.images[task, :count])
-        outs = [
-            vit.forward(
-                tower, tiny.VISION, pixels, projection=setting.projection, taps=("token_means",)
-            )
-            for tower in (setting.base, tiny.expert(setting, task))
-        ]
+        outs = [encode(tower, pixels) for tower in (setting.base, tiny.expert(setting, task))]
         for name, out in zip(("base", "individual"), outs, strict=True):
             padded = jnp.pad(out.features[None], ((task, 2 - task), (0, 0), (0, 0)))
             logits = adaptation.classify(padded, setting.heads, jnp.log(SCALE))[task]

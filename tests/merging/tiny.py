@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmethods import merging
 from jaxmethods.merging.adaptive import adaptation, wemoe
 from jaxmethods.models.clip import vit
-from tests.programs import once
+from tests.programs import normal, once, weights
 
 VISION = vit.VisionConfig(
     hidden_size=12,
@@ -36,41 +37,36 @@ class Setting(NamedTuple):
 
 def on_a_grid(tree, step=2.0**-8):
     """Leaves rounded to multiples of a power of two: sums and differences of them are exact."""
-    return jax.tree.map(lambda leaf: jnp.round(leaf / step) * step, tree)
-
-
-@once
-def _drawn(vision, tasks, images, seed):
-    """Base, stack, pixels [T, images, size, size, 3], heads and projection."""
-    keys = jax.random.split(jax.random.key(seed), 4 + tasks)
-    base = on_a_grid(vit.init(keys[0], vision))
-    changes = [vit.init(key, vision) for key in keys[4:]]
-    stack = jax.tree.map(
-        lambda origin, *others: jnp.stack([origin + 0.25 * other for other in others]),
-        base,
-        *changes,
-    )
-    pixels = jax.random.normal(keys[1], (tasks, images, vision.image_size, vision.image_size, 3))
-    width = vision.projection_dim
-    heads = [
-        jax.random.normal(jax.random.fold_in(keys[2], t), (4 + t, width)) for t in range(tasks)
-    ]
-    projection = jax.random.normal(keys[3], (width, vision.hidden_size))
-    return base, on_a_grid(stack), pixels, heads, projection
+    return jax.tree.map(lambda leaf: (np.round(leaf / step) * step).astype(np.float32), tree)
 
 
 @cache
+def _setting(vision, tasks, images, seed):
+    base = on_a_grid(weights(vit.init, vision, seed=seed))
+    changes = [weights(vit.init, vision, seed=100 + seed + task) for task in range(tasks)]
+    stack = jax.tree.map(
+        lambda origin, *others: np.stack([origin + 0.25 * other for other in others]),
+        base,
+        *changes,
+    )
+    size, width = vision.image_size, vision.projection_dim
+    counts = np.full(tasks, images, np.int32)
+    heads = [normal(300 + task, 4 + task, width) for task in range(tasks)]
+    classes = np.arange(3 + tasks) < np.arange(4, 4 + tasks)[:, None]
+    padded = [np.pad(head, [(0, tasks - 1 - task), (0, 0)]) for task, head in enumerate(heads)]
+    return Setting(
+        base,
+        on_a_grid(stack),
+        adaptation.Unlabeled(normal(200 + seed, tasks, images, size, size, 3), counts),
+        adaptation.Heads(np.stack(padded), classes),
+        normal(400 + seed, width, vision.hidden_size),
+    )
+
+
 def setting(vision=VISION, tasks=3, images=8, seed=0) -> Setting:
-    """In float32."""
-    with jax.enable_x64(False), jax.ensure_compile_time_eval():
-        base, stack, pixels, heads, projection = _drawn(vision, tasks, images, seed)
-        return Setting(
-            base,
-            stack,
-            adaptation.unlabeled(list(pixels)),
-            adaptation.stack_heads(heads),
-            projection,
-        )
+    """In float32, drawn by numpy."""
+    with jax.enable_x64(False):
+        return _setting(vision, tasks, images, seed)
 
 
 @once

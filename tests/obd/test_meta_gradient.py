@@ -61,7 +61,7 @@ def test_central_differences(momentum):
         name = "states" if column < small.S else "actions"
         place = (row, column if name == "states" else column - small.S)
         ahead, behind = (
-            loss(syn._replace(**{name: getattr(syn, name).at[place].add(sign * step)}))
+            loss(syn._replace(**{name: jnp.asarray(getattr(syn, name)).at[place].add(sign * step)}))
             for sign in (1, -1)
         )
         expected = (ahead - behind) / (2 * step)

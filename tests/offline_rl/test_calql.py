@@ -35,13 +35,14 @@ def start():
     return method.init(jax.random.key(0), data), minibatch(jax.random.key(1), data, 32)
 
 
+LOSS = jax.jit(calql.critic_loss, static_argnums=0)
+
+
 def gap_of(config, start, batch=None):
     state, drawn = start
     batch = drawn if batch is None else batch
     networks = state.networks
-    loss = calql.critic_loss(
-        config, jax.random.key(2), networks.critics, state.target, networks, batch
-    )
+    loss = LOSS(config, jax.random.key(2), networks.critics, state.target, networks, batch)
     return loss[0], loss[1]
 
 

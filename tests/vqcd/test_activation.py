@@ -14,8 +14,8 @@ from jaxmethods.vqcd import activation
 from jaxmethods.vqcd.bank import kind
 from tests.vqcd.toy import CONFIG, NETWORK, TASKS, changed, equal
 
-PARAMS = temporal_unet.init(jax.random.key(0), NETWORK)
-OWNER = activation.draw_owners(jax.random.key(1), PARAMS, TASKS)
+PARAMS = jax.jit(temporal_unet.init, static_argnums=1)(jax.random.key(0), NETWORK)
+OWNER = jax.jit(activation.draw_owners, static_argnums=2)(jax.random.key(1), PARAMS, TASKS)
 
 
 def leaves(tree):

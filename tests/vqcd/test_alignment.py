@@ -10,12 +10,15 @@ import pytest
 from jaxmethods import vqcd
 from jaxmethods.vqcd.spaces import alignment, codebook
 from jaxmethods.vqcd.spaces.aligner import aligner, learning_rate, parallel
+from tests.programs import weights
 from tests.vqcd.toy import SIZES, STATES, changed, rows
 
 X = jnp.asarray(rows(0)[0])
-PARAMS = alignment.init(jax.random.key(0), STATES, 3)
+PARAMS = weights(alignment.init, STATES, 3)
 # Wide enough that several codes are used from the start.
-SPREAD = PARAMS | {"codebook": jax.random.uniform(jax.random.key(1), (16, 2), minval=-1, maxval=1)}
+SPREAD = PARAMS | {
+    "codebook": jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (16, 2)), jnp.float32)
+}
 
 
 def train(config, data, steps, start=None):

@@ -27,11 +27,12 @@ from tests.vqcd.toy import (
 
 KEY = jax.random.key(3)
 PAIR = changed(PERCEPTRON, tasks=2)
+BANK_OF = jax.jit(vqcd.initial_bank, static_argnums=1)
 
 
 def both_tasks(config, steps=6, **second):
     """Banks at the start, after task 0 and after task 1."""
-    compiled, start = programs(config), vqcd.initial_bank(KEY, config)
+    compiled, start = programs(config), BANK_OF(KEY, config)
     first, _ = train(config, compiled, start, 0, steps)
     last, history = train(config, compiled, first, 1, steps, **second)
     return (start, first, last), history
@@ -79,13 +80,14 @@ def test_importance_is_of_gradients_with_a_floor(kind):
     inverse = found["inverse"]["dense2"]["bias"]
     assert (inverse > baselines.LEAST_IMPORTANCE).any() == (kind == "ewc")
     if kind == "ewc":
-        total = 0.0
+        total, slope = (
+            0.0,
+            jax.jit(jax.grad(planner_loss, argnums=1, has_aux=True), static_argnums=0),
+        )
         for number in range(2):
             windows = draw(config, jax.random.fold_in(KEY, 0), jnp.int32(number), feed)
             key = jax.random.fold_in(jax.random.fold_in(KEY, 1), number)
-            slopes = jax.grad(planner_loss, argnums=1, has_aux=True)(
-                config, bank.params, bank.owner, feed.task, windows, key
-            )[0]
+            slopes = slope(config, bank.params, bank.owner, feed.task, windows, key)[0]
             total += jnp.square(slopes["network"]["mlp"]["dense2"]["bias"]) / 2
         np.testing.assert_allclose(layer, jnp.maximum(total, 1e-5), rtol=1e-4)
 

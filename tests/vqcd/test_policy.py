@@ -15,10 +15,10 @@ from jaxmethods.vqcd.spaces import alignment
 from tests.vqcd.toy import ACTIONS, PERCEPTRON, STATES, changed, space
 
 CONFIG = vqcd.PolicyConfig(planner=PERCEPTRON, states=STATES, actions=ACTIONS)
-BANK = vqcd.initial_bank(jax.random.key(3), PERCEPTRON)
+BANK = jax.jit(vqcd.initial_bank, static_argnums=1)(jax.random.key(3), PERCEPTRON)
 WEIGHTS = vqcd.task_weights(PERCEPTRON, BANK, 1)
 SPACE, KEY = space(1), jax.random.key(7)
-OBSERVATIONS = jax.random.normal(jax.random.key(4), (3, 5))
+OBSERVATIONS = jnp.asarray(np.random.default_rng(4).normal(size=(3, 5)), jnp.float32)
 RUN = jax.jit(vqcd.act, static_argnums=0)
 
 

@@ -8,6 +8,8 @@ import numpy as np
 
 from jaxmethods import vqcd
 from jaxmethods.vqcd import AlignmentConfig, DiffusionConfig, PlannerConfig, TemporalNetworkConfig
+from jaxmethods.vqcd.spaces import alignment
+from tests.programs import weights
 
 HORIZON, ROWS, TASKS = 4, 60, 3
 SIZES = ((3, 1), (5, 2), (4, 2))
@@ -81,13 +83,12 @@ def train(config, compiled, bank, task, steps, data=None, **feed):
 
 def space(task=0):
     """Statistics, untrained modules and bounds of a task."""
-    key = jax.random.key(task)
     states, actions = rows(task)
     return vqcd.TaskSpace(
         vqcd.statistics(states),
         vqcd.statistics(actions),
-        vqcd.alignment.init(key, STATES, states.shape[1]),
-        vqcd.alignment.init(key, ACTIONS, actions.shape[1]),
+        weights(alignment.init, STATES, states.shape[1], seed=task),
+        weights(alignment.init, ACTIONS, actions.shape[1], seed=task),
         jnp.full(10, -1.0),
         jnp.full(10, 1.0),
     )

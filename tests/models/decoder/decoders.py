@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxmethods.models import decoder
 from jaxmethods.models.decoder.config import DecoderConfig, RopeScaling
+from tests.programs import weights
 
 LLAMA = DecoderConfig(
     family="llama",
@@ -74,14 +75,7 @@ CONFIGS = {
 
 def random_params(config: DecoderConfig, seed: int = 0, scale: float = 0.2):
     """Parameters none of which is zero or one, so that each of them matters."""
-    shapes = jax.eval_shape(lambda key: decoder.init_params(key, config), jax.random.key(0))
-    rng = np.random.default_rng(seed)
-
-    def drawn(path, leaf):
-        values = scale * rng.standard_normal(leaf.shape)
-        return jnp.asarray(values + ("scale" in jax.tree_util.keystr(path)), leaf.dtype)
-
-    return jax.tree_util.tree_map_with_path(drawn, shapes)
+    return jax.tree.map(jnp.asarray, weights(decoder.init_params, config, seed=seed, scale=scale))
 
 
 def random_ids(config: DecoderConfig, rows: int, length: int, seed: int = 0):

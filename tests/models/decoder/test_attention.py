@@ -10,6 +10,7 @@ import pytest
 from jaxmethods.models import decoder
 from jaxmethods.models.decoder.attention import reserve
 from tests.models.decoder.decoders import CONFIGS, random_params
+from tests.programs import normal
 
 ONE_LAYER = CONFIGS["mistral"].model_copy(update={"layers": 1})
 TOKENS = 9
@@ -35,12 +36,12 @@ def test_a_token_sees_itself_and_as_many_before_as_the_window_has(path, window):
     """Through one layer a token's logits depend on exactly the embeddings that it sees."""
     config = ONE_LAYER.model_copy(update={"sliding_window": window})
     params = random_params(config)
-    embedded = jax.random.normal(jax.random.key(1), (TOKENS, config.width))
+    embedded = normal(1, TOKENS, config.width)
 
     def totals(embedded):
         return jnp.sum(jnp.square(last_logits(path, params, config, embedded)), axis=-1)
 
-    seen = np.asarray(jax.jacrev(totals)(embedded)).any(axis=-1)
+    seen = np.asarray(jax.jit(jax.jacrev(totals))(embedded)).any(axis=-1)
     keys, queries = np.arange(TOKENS), np.arange(TOKENS - 3, TOKENS)[:, None]
     expected = (keys <= queries) & (keys > queries - (window or TOKENS))
     np.testing.assert_array_equal(seen, expected)

@@ -82,8 +82,8 @@ def corl_checkpoint(path, extra=None):
     main.Scalar = Scalar
     try:
         actor = linear(expected.policy.layers, "base_network.")
-        actor["log_std_multiplier.constant"] = torch.tensor(1.0)
-        actor["log_std_offset.constant"] = torch.tensor(-1.0)
+        actor["log_std_multiplier.constant"] = torch.tensor(float(expected.policy.log_std_mult))
+        actor["log_std_offset.constant"] = torch.tensor(float(expected.policy.log_std_off))
         saved = {
             "actor": actor,
             "critic1": linear(expected.q1, "network."),
