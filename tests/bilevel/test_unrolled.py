@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from jaxmethods.bilevel import one_step_gradient
+from tests.programs import normal
 
-KEYS = jax.random.split(jax.random.key(0), 4)
-A = jnp.diag(jnp.array([1.0, 2.0, 3.0]))
-B = jax.random.normal(KEYS[0], (3, 2))
-TARGET = jax.random.normal(KEYS[1], (3,))
-W, U = jax.random.normal(KEYS[2], (3,)), jax.random.normal(KEYS[3], (2,))
+ONE_STEP = jax.jit(one_step_gradient, static_argnums=0)
+A = np.diag(np.array([1.0, 2.0, 3.0], np.float32))
+B, TARGET = normal(0, 3, 2), normal(1, 3)
+W, U = normal(2, 3), normal(3, 2)
 
 
 def quadratic(w, u, outer):
@@ -26,7 +26,7 @@ def quadratic(w, u, outer):
 def test_a_quadratic_has_the_closed_form():
     rate = 0.1
     stepped = W - rate * (A @ W + B @ U)
-    (value, _), gradient = one_step_gradient(quadratic, W, U, rate, (False,), (True,))
+    (value, _), gradient = ONE_STEP(quadratic, W, U, rate, (False,), (True,))
     np.testing.assert_allclose(value, 0.5 * jnp.sum((stepped - TARGET) ** 2), rtol=1e-6)
     np.testing.assert_allclose(gradient, -rate * B.T @ (stepped - TARGET), rtol=1e-5)
 
@@ -48,8 +48,8 @@ def test_it_is_what_differentiating_through_the_step_gives(rate):
         stepped = jax.tree.map(lambda p, g: p - rate * g, PARAMS, inner)
         return wavy(stepped, hyper, -0.4)[0]
 
-    expected = jax.grad(judged)(HYPER)
-    (value, aux), gradient = one_step_gradient(wavy, PARAMS, HYPER, rate, (0.2,), (-0.4,))
+    expected = jax.jit(jax.grad(judged))(HYPER)
+    (value, aux), gradient = ONE_STEP(wavy, PARAMS, HYPER, rate, (0.2,), (-0.4,))
     np.testing.assert_allclose(value, judged(HYPER), rtol=1e-6)
     assert aux == {"shift": -0.4}
     jax.tree.map(lambda g, e: np.testing.assert_allclose(g, e, rtol=1e-5), gradient, expected)
@@ -69,8 +69,8 @@ def test_levels_of_different_types_have_gradients_of_their_own(lower, upper, tol
     """A float32 rate widens nothing."""
     w, u = W.astype(lower), U.astype(upper)
     arguments = (jnp.float32(0.1), (False,), (True,))
-    _, gradient = one_step_gradient(quadratic, w, u, *arguments)
-    _, expected = one_step_gradient(quadratic, W, U, *arguments)
+    _, gradient = ONE_STEP(quadratic, w, u, *arguments)
+    _, expected = ONE_STEP(quadratic, W, U, *arguments)
     assert gradient.dtype == upper
     scale = float(jnp.abs(expected).max())
     np.testing.assert_allclose(gradient.astype(float), expected, atol=tolerance * scale)

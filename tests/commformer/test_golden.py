@@ -8,6 +8,7 @@ the arrays: tests/golden/README.md.
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -77,13 +78,10 @@ def attention_of_case(golden, case):
         edges = edges._replace(mask=None)
     query = golden["query"].swapaxes(0, 1)
     key_value = query if source == "self" else golden["key_value"].swapaxes(0, 1)
-    return RelationAttention(config, causal=causal == "causal1").apply(
-        attention_params(golden, config),
-        query,
-        key_value,
-        edges,
-        golden["edge_embedding"],
-        method="with_weights",
+    network = RelationAttention(config, causal=causal == "causal1")
+    apply = jax.jit(partial(network.apply, method="with_weights"))
+    return apply(
+        attention_params(golden, config), query, key_value, edges, golden["edge_embedding"]
     )
 
 
@@ -341,8 +339,9 @@ def test_ppo_loss(file):
             active=jnp.asarray(golden["active"]) if masked else None,
         )
         norm = ValueNormState(*golden[f"{case}.vn_before"])
-        (loss, (norm, metrics)), gradients = jax.value_and_grad(
-            objectives.ppo_loss, argnums=(0, 1, 2), has_aux=True
+        (loss, (norm, metrics)), gradients = jax.jit(
+            jax.value_and_grad(objectives.ppo_loss, argnums=(0, 1, 2), has_aux=True),
+            static_argnums=5,
         )(golden["logp"], golden["entropy"], golden["values"], minibatch, norm, config)
         true_huber = golden[f"{case}.value_loss_true_huber"]
         expected = {

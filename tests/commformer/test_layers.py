@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from jaxmethods.commformer import layers
+from tests import programs
 
 SHAPE = (4, 3, 10)
 
 
 def normal(seed, shape):
-    return jax.random.normal(jax.random.key(seed), shape)
+    return programs.normal(seed, *shape)
 
 
 def affine(seed, width):
@@ -22,8 +23,11 @@ def affine(seed, width):
 
 
 def value_and_pullback(function, cotangent, *inputs):
-    value, pullback = jax.vjp(function, *inputs)
-    return value, pullback(cotangent)
+    def both(*inputs):
+        value, pullback = jax.vjp(function, *inputs)
+        return value, pullback(cotangent)
+
+    return jax.jit(both)(*inputs)
 
 
 def assert_trees_close(actual, expected, tolerance=2e-5):
@@ -50,7 +54,7 @@ def test_layer_norm_and_its_gradient_are_those_of_flax():
 
 
 def test_dense_and_its_gradient_are_those_of_flax():
-    params = nn.Dense(6).init(jax.random.key(0), jnp.ones(SHAPE))
+    params = programs.weights(nn.Dense(6).init, np.ones(SHAPE, np.float32))
     cotangent = normal(3, (*SHAPE[:-1], 6))
     ours, theirs = (
         value_and_pullback(layer.apply, cotangent, params, normal(1, SHAPE))
@@ -67,11 +71,13 @@ class Composition(nn.Module):
         return nn.Dense(6)(nn.LayerNorm(epsilon=1e-5, use_fast_variance=False)(x))
 
 
+@jax.jit
 def composed(scale, shift, kernel, bias, x):
     norm, dense = {"scale": scale, "bias": shift}, {"kernel": kernel, "bias": bias}
     return Composition().apply({"params": {"LayerNorm_0": norm, "Dense_0": dense}}, x)
 
 
+@jax.jit
 def collapsed(scale, shift, kernel, bias, x):
     params = {"scale": scale, "shift": shift, "kernel": kernel, "bias": bias}
     return layers.NormalizedDense(6, 1.0).apply({"params": params}, x)

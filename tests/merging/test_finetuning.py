@@ -70,9 +70,10 @@ def test_prototypes_are_the_centered_normalized_class_means():
     heads = jax.jit(
         lambda start, images: finetuning.prototypes(start, tiny.VISION, images, chunk=8)
     )(start, images())
+    encode = jax.jit(finetuning.encode, static_argnums=1)
     for task, (part, classes) in enumerate(zip(SPLITS, CLASSES, strict=True)):
         pixels = finetuning.to_pixels(jnp.asarray(part.images))
-        z = np.asarray(finetuning.encode(start, tiny.VISION, pixels[None])[0])
+        z = np.asarray(encode(start, tiny.VISION, pixels[None])[0])
         z = z / np.linalg.norm(z, axis=1, keepdims=True)
         means = np.stack([z[part.labels == c].mean(0) for c in range(classes)])
         centered = means - means.mean(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
@@ -17,17 +19,20 @@ from jaxmethods.obd.density import (
     init_flow,
     made,
     neighbor_density,
-    sdw_weights,
     state_log_prob,
     to_noise,
 )
+from tests.programs import normal
+
+sdw_weights = jax.jit(density.sdw_weights, static_argnames="size")
 
 
+@cache
 def random_flow(size: int, seed: int = 0):
     """A flow far from the identity."""
-    params = init_flow(jax.random.key(seed), size, blocks=3, hidden=16)
+    params = jax.jit(init_flow, static_argnums=(1, 2, 3))(jax.random.key(seed), size, 3, 16)
     first, second, (weights, biases) = params.layers
-    biases = biases + 0.3 * jax.random.normal(jax.random.key(seed + 1), biases.shape)
+    biases = biases + 0.3 * normal(seed + 1, *biases.shape)
     return params._replace(layers=(first, second, (60.0 * weights, biases)))
 
 
@@ -35,7 +40,7 @@ def test_a_block_is_autoregressive():
     layers = jax.tree.map(lambda leaf: leaf[0], random_flow(4).layers)
     x = jax.random.normal(jax.random.key(2), (4,))
     for output in (0, 1):
-        slope = np.asarray(jax.jacobian(lambda x, o=output: made(layers, x)[o])(x))
+        slope = np.asarray(jax.jit(jax.jacobian(lambda x, o=output: made(layers, x)[o]))(x))
         assert not np.any(np.triu(slope))
         assert np.abs(np.tril(slope, -1)).max() > 1e-2
 
@@ -169,7 +174,7 @@ def test_rarer_states_weigh_more_up_to_the_quantiles():
 
 def test_weights_are_clipped_to_the_quantiles_of_one_and_ninety_nine_percent():
     log_p = jnp.arange(101.0)
-    weights = density.sdw_weights(log_p, 0.1)
+    weights = sdw_weights(log_p, 0.1)
     np.testing.assert_allclose(weights[0], weights[1], rtol=1e-5)
     np.testing.assert_allclose(weights[-1], weights[-2], rtol=1e-5)
     np.testing.assert_allclose(jnp.log(weights[1] / weights[2]), 0.1, rtol=1e-4)
@@ -177,8 +182,8 @@ def test_weights_are_clipped_to_the_quantiles_of_one_and_ninety_nine_percent():
 
 def test_the_strength_is_per_dimension():
     log_p = jax.random.normal(jax.random.key(0), (50,))
-    expected = density.sdw_weights(log_p / 7, 0.8)
-    np.testing.assert_allclose(density.sdw_weights(log_p, 0.8, size=7), expected, rtol=1e-5)
+    expected = sdw_weights(log_p / 7, 0.8)
+    np.testing.assert_allclose(sdw_weights(log_p, 0.8, size=7), expected, rtol=1e-5)
 
 
 def test_the_scales_of_a_flow_are_bounded():

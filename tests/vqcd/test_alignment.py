@@ -24,8 +24,8 @@ SPREAD = PARAMS | {
 def train(config, data, steps, start=None):
     """Every state of training on `alignment_rows`, one module, and the last metrics."""
     method = aligner(config)
-    step = jax.jit(method.step)
-    states, metrics = [method.init(jax.random.key(0), data) if start is None else start], {}
+    init, step = jax.jit(method.init), jax.jit(method.step)
+    states, metrics = [init(jax.random.key(0), data) if start is None else start], {}
     for _ in range(steps):
         state, metrics = step(states[-1], data)
         states.append(state)
@@ -107,7 +107,7 @@ def test_an_average_codebook_has_no_gradient_of_its_own():
 
 def test_dead_codes_are_put_where_vectors_are():
     config = changed(STATES, restart_after=2)
-    far = PARAMS["codebook"].at[1:].set(1.0)
+    far = jnp.asarray(PARAMS["codebook"]).at[1:].set(1.0)
     method = aligner(config)
     state = method.init(jax.random.key(0), one(X))
     state = state._replace(params=PARAMS | {"codebook": far})
@@ -120,7 +120,7 @@ def test_dead_codes_are_put_where_vectors_are():
 
 def test_k_means_starts_at_different_vectors():
     config = changed(STATES, codebook_start="kmeans")
-    state = aligner(config).init(jax.random.key(0), one(X))
+    state = jax.jit(aligner(config).init)(jax.random.key(0), one(X))
     codes = np.asarray(state.params["codebook"])
     encoded = alignment.encoder_output(state.params, config, X).reshape(-1, 2)
     nearest = np.square(codes[:, None] - np.asarray(encoded)).sum(-1).min(1)
@@ -151,7 +151,7 @@ def test_modules_with_padding_equal_modules_without(kind):
     values = [rows(task)[0] for task in range(3)]
     method = parallel(aligner(config))
     data = vqcd.alignment_rows(values)
-    state = method.init(jax.random.key(0), data)
+    state = jax.jit(method.init)(jax.random.key(0), data)
     step = jax.jit(method.step)
     for _ in range(5):
         state, _ = step(state, data)

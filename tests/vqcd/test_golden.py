@@ -320,9 +320,14 @@ def test_alignment_gradients_and_one_step(file):
     def value(params):
         return alignment.loss(params, config, golden["x"])[0]
 
-    gradient = jax.grad(value)(params)
     optimizer = optax.adam(float(golden["lr"]))
-    after, _ = gradient_step(optimizer, gradient, optimizer.init(params), params)
+
+    @jax.jit
+    def step(params):
+        gradient = jax.grad(value)(params)
+        return gradient, gradient_step(optimizer, gradient, optimizer.init(params), params)[0]
+
+    gradient, after = step(params)
     after["codebook"] = codebook.clip(after["codebook"], config)
     close_trees(gradient, module_of(golden, "g."), 1e-5)
     close_trees(after, module_of(golden, "after."), 2e-5)

@@ -79,7 +79,8 @@ def test_zero_routing_gives_the_base_and_one_hot_routing_the_expert():
     base, expert = all_plain(images())
     # The rest of the network is the base's, or the expert's, where it is merged with such weights.
     whole = model._replace(merged=strip(tiny.expert(tiny.setting(), 1)))
-    routed = wemoe.forward(
+    forward = jax.jit(wemoe.forward, static_argnums=(2, 3))
+    routed = forward(
         whole, constant(config, jnp.eye(3)[1]), tiny.VISION, config, images(),
         projection=tiny.setting().projection,
     )  # fmt: skip

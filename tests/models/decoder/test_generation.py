@@ -146,7 +146,7 @@ def test_learned_positions_end_with_their_table():
         generate(params, config, ids, new_tokens=2)
     shorter = jnp.arange(8) < 7  # padding takes no position; the last new token is not fed
     assert GENERATE(params, config, ids, new_tokens=1).lengths == 1
-    assert generate(params, config, ids, new_tokens=2, mask=shorter[None]).lengths == 2
+    assert GENERATE(params, config, ids, new_tokens=2, mask=shorter[None]).lengths == 2
 
 
 logits_strategy = st.lists(st.floats(-8, 8, width=32), min_size=12, max_size=12)
