@@ -153,7 +153,7 @@ def test_half_precision_parameters_are_solved_for_in_single_precision(solver, dt
         solution = bilevel.solve(loss, optax.sgd(0.3), start, h, steps=20, mode=mode)
         return jnp.sum(solution.params)
 
-    gradient = jax.grad(outer)(jnp.ones(2, dtype))
+    gradient = jax.jit(jax.grad(outer))(jnp.ones(2, dtype))
     expected = np.linalg.solve(hessian, np.ones(2))
     np.testing.assert_allclose(gradient.astype(float), expected, rtol=4 * jnp.finfo(dtype).eps)
 

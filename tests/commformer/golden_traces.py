@@ -46,10 +46,10 @@ def replay(env, starts, actions: list[np.ndarray]):
     first, (states, timesteps) = jax.jit(lambda *args: jax.lax.map(lambda one: play(*one), args))(
         starts, padded
     )
-    states = states._replace(key=None)
+    states, timesteps = jax.tree.map(np.asarray, (states._replace(key=None), timesteps))
     for e, length in enumerate(lengths):
         yield (
-            jax.tree.map(lambda leaf, e=e, t=length: np.asarray(leaf[e][:t]), (states, timesteps)),
+            jax.tree.map(lambda leaf, e=e, t=length: leaf[e][:t], (states, timesteps)),
             (np.asarray(first.observation.agents_view[e])),
         )
 

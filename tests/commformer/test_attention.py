@@ -75,9 +75,14 @@ def by_definition(params, query, key_value, embedding, graph, config, causal):
 
 
 def by_module(params, query, key_value, embedding, graph, config, causal):
-    return RelationAttention(config, causal=causal).apply(
-        params, query, key_value, edges_of(graph, config), embedding, method="with_weights"
-    )
+    network = RelationAttention(config, causal=causal)
+
+    @jax.jit
+    def apply(params, query, key_value, embedding, graph):
+        edges = edges_of(graph, config)
+        return network.apply(params, query, key_value, edges, embedding, method="with_weights")
+
+    return apply(params, query, key_value, embedding, graph)
 
 
 CONFIGS = {

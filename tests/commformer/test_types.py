@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 from jaxmethods import commformer, envs
 from jaxmethods.commformer import layers, objectives
+from tests.programs import weights
 
 SMALL = {"embed": 8, "heads": 1, "blocks": 1}
 HALF = ["bfloat16", "float16"]
@@ -73,11 +76,9 @@ def test_raw_observations_far_from_zero_reach_mappo_in_bfloat16():
     config = commformer.NetworkConfig(**SMALL, model="mappo", dtype="bfloat16")
     network = commformer.policy.make_network(config, 3, 5)
     near = jnp.round(jax.random.normal(jax.random.key(1), (4, 3, 40)) * 64) / 64
-    params = commformer.policy.init(network, jax.random.key(0), near)
-    values = [
-        network.apply(params, obs, jnp.ones((3, 3)), method="encode").value
-        for obs in (near, 3000 + near)
-    ]
+    params = weights(lambda key: commformer.policy.init(network, key, near))
+    encode = jax.jit(partial(network.apply, method="encode"))
+    values = [encode(params, obs, jnp.ones((3, 3))).value for obs in (near, 3000 + near)]
     np.testing.assert_allclose(*values, atol=0.1 * float(jnp.std(values[0])))
 
 
@@ -88,7 +89,7 @@ def test_the_normalized_dense_layer_keeps_the_variation_of_observations(dtype, l
     """Its error is that of rounding the normalized observations, wherever their mean is."""
     x = np.random.default_rng(0).integers(low, high, (50, 300))
     module = layers.NormalizedDense(16, 2**0.5, dtype)
-    params = module.init(jax.random.key(0), jnp.asarray(x, kind))
+    params = jax.jit(module.init)(jax.random.key(0), jnp.asarray(x, kind))
     weights = jax.tree.map(lambda leaf: np.asarray(leaf, float), params)["params"]
     normal = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + layers.EPSILON)
     exact = (normal * weights["scale"] + weights["shift"]) @ weights["kernel"] + weights["bias"]

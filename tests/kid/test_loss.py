@@ -47,13 +47,13 @@ def imperfect_of(settings):
 
 
 def plain_logits(model_config, params, ids):
-    """Those that predict each response token, by one whole pass of a row without padding."""
+    """Those that predict each response token, by one whole pass of a row, padded at its end."""
     batch = make_batch()
-    rows = []
+    rows, forward = [], jax.jit(decoder.forward, static_argnums=1)
     for row, (own, new) in enumerate(zip(small.PROMPTS, small.RESPONSES, strict=True)):
-        prompt = batch.prompts[row, small.P - own :]
-        sequence = jnp.concatenate([prompt, ids[row, :new]])[None]
-        logits = decoder.forward(params, model_config, sequence).logits[0]
+        sequence = np.zeros((1, small.P + small.R), np.int32)
+        sequence[0, : own + new] = [*batch.prompts[row, small.P - own :], *ids[row, :new]]
+        logits = forward(params, model_config, sequence).logits[0]
         rows.append(logits[own - 1 : own - 1 + new, : small.V])
     return jnp.concatenate(rows)
 

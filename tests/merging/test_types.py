@@ -543,7 +543,8 @@ def test_one_expert_one_token_and_one_image(strategy, sizes):
     base = jax.tree.map(jnp.asarray, base)
     tau = jax.tree.map(lambda x: jnp.asarray(draw((tasks, *x.shape), 3)), base)
     x, c = jnp.asarray(draw((batch, tokens, 1), 4)), jnp.asarray(draw((batch, tasks), 5))
-    found = merged_modules.merged_mlp(jax.nn.relu, base, tau, x, c, strategy)
+    mlp = jax.jit(merged_modules.merged_mlp, static_argnums=(0, 5))
+    found = mlp(jax.nn.relu, base, tau, x, c, strategy)
     for one, inputs, own in zip(found, x, c, strict=True):
         w = merged_modules.merge_weights(base, tau, own)
         hidden = jax.nn.relu(inputs @ w["fc1"]["weight"].T + w["fc1"]["bias"])

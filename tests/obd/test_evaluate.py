@@ -28,7 +28,8 @@ NORM = Norm(jnp.zeros(3), jnp.ones(3))
 
 def students(config=CONFIG, count=3):
     init = make_student(config.student).init
-    return jax.vmap(lambda key: init(key, 3, 1))(jax.random.split(jax.random.key(0), count))
+    draw = jax.jit(jax.vmap(lambda key: init(key, 3, 1)))
+    return draw(jax.random.split(jax.random.key(0), count))
 
 
 def played(play, params, seed):

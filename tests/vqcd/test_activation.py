@@ -12,6 +12,7 @@ from jaxmethods import vqcd
 from jaxmethods.models import temporal_unet
 from jaxmethods.vqcd import activation
 from jaxmethods.vqcd.bank import kind
+from tests.programs import normal
 from tests.vqcd.toy import CONFIG, NETWORK, TASKS, changed, equal
 
 PARAMS = jax.jit(temporal_unet.init, static_argnums=1)(jax.random.key(0), NETWORK)
@@ -72,9 +73,9 @@ def test_whose_a_leaf_is(scope, name, whose):
 
 
 def test_outputs_do_not_see_weights_off_the_mask():
-    x = jax.random.normal(jax.random.key(2), (2, NETWORK.horizon, NETWORK.channels))
+    x = normal(2, 2, NETWORK.horizon, NETWORK.channels)
     ones = jnp.ones((2, 1))
-    flipped = jax.tree.map(lambda own, w: jnp.where(own == 1, w, -3.0 * w), OWNER, PARAMS)
+    flipped = jax.tree.map(lambda own, w: np.where(own == 1, w, -3.0 * w), OWNER, PARAMS)
 
     @jax.jit
     def run(params):
