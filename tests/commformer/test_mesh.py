@@ -17,6 +17,7 @@ from jaxmethods.training.stopping import Interrupted
 from tests.commformer.small import SMALL
 from tests.training.test_loop import StopAt, key_data, rows_without_times
 
+
 def train(path, mesh, resume=False, progress=None):
     config = validate(run.Run, SMALL | {"mesh": mesh.model_dump()}, "test")
     runner.run(run.recipe(config), config, RunFolder(path), resume, progress)
