@@ -34,6 +34,7 @@ from jaxmethods.data.generated import QUALITIES
 from jaxmethods.envs.control.episodes import CONTROLLERS
 from jaxmethods.models.temporal_unet_config import TemporalNetworkConfig, TemporalSizesConfig
 from jaxmethods.offline_rl.config import PlayedEnvironmentConfig
+from jaxmethods.offline_rl.metaworld import METAWORLD
 
 AlignmentKind = Literal["vq", "ae", "vae", "fsq", "pad", "none"]
 NAME = re.compile("[a-z0-9_]+")
@@ -354,10 +355,11 @@ class TaskConfig(Config):
             if self.generate not in QUALITIES:
                 hint = nearest(self.generate, QUALITIES)
                 raise ValueError(f"generate: unknown mixture {self.generate!r}{hint}")
-            if self.environment is None or self.environment.name not in CONTROLLERS:
+            name = "" if self.environment is None else self.environment.name
+            if name not in CONTROLLERS and not name.startswith(METAWORLD):
                 raise ValueError(
                     "environment: expected one with a scripted controller to generate data "
-                    f"({', '.join(CONTROLLERS)})"
+                    f"({', '.join(CONTROLLERS)}, {METAWORLD}TASK)"
                 )
         if (self.low is None) != (self.high is None) or (
             self.low is not None and self.high is not None and self.low >= self.high

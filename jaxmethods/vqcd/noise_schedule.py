@@ -70,7 +70,8 @@ class Solver(NamedTuple):
     data_coef: Array
     """Weight of the (extrapolated) prediction of the data."""
     extrapolation: Array
-    """How far the prediction is extrapolated from the one before; 0 at the first and last step."""
+    """How far the prediction is extrapolated from the one before; 0 at the first step and at the
+    last two."""
 
 
 @cache
@@ -122,7 +123,9 @@ def solver(steps: int, stride: int) -> Solver:
     """DPM-Solver++(2M) in the half-logarithm l = log(signal / sigma) of the signal-to-noise ratio.
 
     x' = (sigma' / sigma) x + signal' (1 - e^{l - l'}) D', where D' is the prediction D of the data,
-    extrapolated by half the ratio of this step's length to the last one's.
+    extrapolated by half the ratio of this step's length to the last one's. The step to the grid's
+    first place, several times as long as the one before it, isn't extrapolated (the paper's code:
+    `lower_order_final`), since that would multiply what is wrong with D instead.
     """
     places, abar, before = _grid(steps, stride)
     signal, sigma = np.sqrt(abar), np.sqrt(1 - abar)
@@ -130,6 +133,6 @@ def solver(steps: int, stride: int) -> Solver:
     ratio = (next_sigma * signal) / (sigma * next_signal)  # e^{l - l'}; 0 at the end
     length = -np.log(np.maximum(ratio, 1e-300))
     extrapolation = np.append(0.5 * length[:-1] / length[1:], 0.0)
-    extrapolation[0] = 0.0
+    extrapolation[:2] = 0.0
     data_coef = next_signal * (1 - ratio)
     return Solver(places, *_float32(signal, sigma, next_sigma / sigma, data_coef, extrapolation))
