@@ -148,8 +148,16 @@ class DiffusionConfig(Config):
     """The code's every `stride`-th step, all K steps, or DPM-Solver++(2M) over the same grid as
     `strided`."""
     stride: PositiveInt = 20
+    grid: Literal["first", "last"] = "first"
+    """Which step of every stride is taken: the first, as published, so that pure noise counts as
+    step K - stride, or the last, so that it counts as step K - 1, as in training."""
     eta: Fraction = 1.0
     """Share of the strided sampler's noise variance; 0 is deterministic."""
+    clip: Literal["plan", "data"] = "plan"
+    """What the strided sampler clips at every step: the noisy plan, as published, or the data that
+    are predicted, as the other samplers do. The former keeps what is wrong with predictions from
+    the noisiest steps, the more the smaller the stride, and cuts noise off where bounds are narrow;
+    with trained networks `data` was better or equal everywhere."""
     guidance: NonNegativeFloat = 1.2
     """w: 0 ignores the condition, 1 is the conditional prediction alone."""
     drop: Fraction = 0.25

@@ -81,9 +81,11 @@ def test_a_plan_is_one_scan_with_one_call_of_a_doubled_batch(sampler):
     assert length == (20 if sampler == "ddpm" else 4)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_plans_keep_the_present_and_their_bounds(sampler):
-    config = changed(CONFIG, sampler=sampler)
+@pytest.mark.parametrize(
+    "changes", [*({"sampler": name} for name in SAMPLERS), {"clip": "data"}], ids=str
+)
+def test_plans_keep_the_present_and_their_bounds(changes):
+    config = changed(CONFIG, **changes)
     steps = diffusion.denoise(
         diffusion.guided(predict, 1.2),
         config,
@@ -144,8 +146,9 @@ def moments(config, mean, deviation):
     """
     stride = 1 if config.sampler == "ddpm" else config.stride
     center, variance = 0.0, 1.0
-    for k in range(200 - stride, -1, -stride):
-        now, after = ABAR[k], ABAR[k - stride] if k else 1.0
+    last = 200 - (1 if config.grid == "last" else stride)
+    for k in range(last, -1, -stride):
+        now, after = ABAR[k], ABAR[k - stride] if k >= stride else 1.0
         gain = np.sqrt(now) * deviation**2 / (now * deviation**2 + 1 - now)
         eta = {"ddpm": 1.0, "strided": config.eta, "dpm-solver++": 0.0}[config.sampler]
         added = eta * (1 - after) / (1 - now) * (1 - now / after)
@@ -163,6 +166,7 @@ def moments(config, mean, deviation):
         {"stride": 20},
         {"stride": 20, "eta": 0.0},
         {"stride": 4, "eta": 0.5},
+        {"stride": 20, "grid": "last", "clip": "data"},
         {"stride": 1},
         {"sampler": "ddpm"},
     ],
@@ -224,6 +228,31 @@ def test_the_solver_without_extrapolation_is_the_strided_sampler_without_noise(m
     np.testing.assert_allclose(flow("dpm-solver++", 20)[0], flow("strided", 20)[0], atol=2e-5)
 
 
+def test_clipped_data_leave_noise_alone_and_clipped_plans_cut_it():
+    """Exact predictions need no clipping, whatever the bounds of the data; noisy plans exceed them."""
+    found = {}
+    for clip, bound in (("data", 9.0), ("data", 0.501), ("plan", 0.501)):
+        config = DiffusionConfig(steps=200, stride=4, guidance=1.0, clip=clip)
+        guide = diffusion.guided(gaussian_noise(0.5, 0.0), 1.0)
+        begin, present = jnp.ones((5, 2, 1)), jnp.zeros((5, 1))
+        noise = jax.random.normal(jax.random.key(0), (50, 5, 2, 1))
+        bounds = (1.0 - bound, bound)
+        _, trace = diffusion.denoise(guide, config, begin, present, bounds, lambda n: noise[n])
+        found[clip, bound] = trace[:, :, 1]
+    np.testing.assert_allclose(found["data", 9.0], found["data", 0.501], atol=2e-3)
+    assert np.abs(found["data", 0.501]).max() > 1.5
+    assert np.abs(found["plan", 0.501][1:]).max() <= 0.501
+
+
+def test_data_that_leave_their_bounds_are_clipped_before_the_step():
+    tables, x, predicted = diffusion.strided(200, 20), jnp.ones((1, 1, 1)), -jnp.ones((1, 1, 1))
+    noise = diffusion.within_bounds(tables, predicted, x, jnp.int32(9), (-2.0, 2.0))
+    signal, sigma = np.sqrt(tables.abar[9]), np.sqrt(1 - tables.abar[9])
+    np.testing.assert_allclose((1 - sigma * noise[0, 0, 0]) / signal, 2.0, rtol=1e-5)
+    same = diffusion.within_bounds(tables, predicted, x, jnp.int32(9), (-20.0, 20.0))
+    np.testing.assert_allclose(same, predicted, rtol=1e-5)
+
+
 def test_position_zero_is_neither_noised_nor_missed():
     x0, k = start(), jnp.array([3, 9, 15])
     noise, keep = jax.random.normal(jax.random.key(2), x0.shape), jnp.ones((3, 1))
@@ -274,6 +303,18 @@ def test_a_warm_start_is_noised_to_the_step_it_starts_from():
     found = diffusion.noised(CONFIG, x0, noise, calls=3)
     expected = diffusion.q_sample(SCHEDULE, x0, jnp.full(3, 10), noise)
     np.testing.assert_array_equal(found, expected)
+
+
+def test_the_last_steps_of_strides_begin_where_training_ends():
+    tables = diffusion.strided(200, 20, grid="last")
+    assert tables.steps.tolist() == [*range(19, 200, 20)]
+    assert tables.variance[0] == 0
+    assert tables.abar_prev[0] == 1
+    np.testing.assert_array_equal(tables.abar_prev[1:], tables.abar[:-1])
+    config = changed(CONFIG, grid="last")
+    x0, noise = start(), jax.random.normal(jax.random.key(2), (3, *SHAPE))
+    expected = diffusion.q_sample(SCHEDULE, x0, jnp.full(3, 14), noise)
+    np.testing.assert_array_equal(diffusion.noised(config, x0, noise, calls=3), expected)
 
 
 def test_a_stride_that_does_not_divide_is_refused():
