@@ -229,13 +229,12 @@ def test_the_solver_without_extrapolation_is_the_strided_sampler_without_noise(m
 
 
 def test_clipped_data_leave_noise_alone_and_clipped_plans_cut_it():
-    """Exact predictions need no clipping, whatever the bounds of the data; noisy plans exceed them."""
-    found = {}
+    """Exact predictions need no clipping; plans that still hold noise exceed the data's bounds."""
+    found, noise = {}, jax.random.normal(jax.random.key(0), (50, 5, 2, 1))
     for clip, bound in (("data", 9.0), ("data", 0.501), ("plan", 0.501)):
         config = DiffusionConfig(steps=200, stride=4, guidance=1.0, clip=clip)
         guide = diffusion.guided(gaussian_noise(0.5, 0.0), 1.0)
         begin, present = jnp.ones((5, 2, 1)), jnp.zeros((5, 1))
-        noise = jax.random.normal(jax.random.key(0), (50, 5, 2, 1))
         bounds = (1.0 - bound, bound)
         _, trace = diffusion.denoise(guide, config, begin, present, bounds, lambda n: noise[n])
         found[clip, bound] = trace[:, :, 1]
