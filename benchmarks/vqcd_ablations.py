@@ -83,9 +83,8 @@ def measure(config: Path, out: Path, episodes: int) -> Iterator[dict[str, Any]]:
                 "errors_over_episodes": summary[f"{title}_errors"].mean(0).tolist(),
                 "forgetting": float(found[f"{title}_forgetting"].mean()),
             }
-    base = jaxmethods.load_run(out / "pieces").config
-    assert isinstance(base, Run)
-    yield from samplers(base, load_planner(out / "pieces" / "planner"), episodes)
+        if name == "pieces":
+            yield from samplers(run.config, load_planner(out / name / "planner"), episodes)
 
 
 def samplers(run: Run, planner: Planner, episodes: int) -> Iterator[dict[str, Any]]:

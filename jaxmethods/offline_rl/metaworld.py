@@ -154,7 +154,12 @@ def _episode(
         acted.append(action)
         rewards.append(reward)
     last = np.arange(len(acted)) == len(acted) - 1
-    seen = np.stack(seen)
+    reached = np.stack(seen)
     return FlatDataset(
-        seen[:-1], np.stack(acted), np.float32(rewards), last & done, last & (not done), seen[1:]
+        reached[:-1],
+        np.stack(acted),
+        np.array(rewards, np.float32),
+        last & done,
+        last & (not done),
+        reached[1:],
     )
