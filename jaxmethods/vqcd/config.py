@@ -156,8 +156,8 @@ class DiffusionConfig(Config):
     clip: Literal["plan", "data"] = "plan"
     """What the strided sampler clips at every step: the noisy plan, as published, or the data that
     are predicted, as the other samplers do. The former keeps what is wrong with predictions from
-    the noisiest steps, the more the smaller the stride, and cuts noise off where bounds are narrow;
-    with trained networks `data` was better or equal everywhere."""
+    the noisiest steps, the more the smaller the stride, and cuts noise off where bounds are
+    narrow."""
     guidance: NonNegativeFloat = 1.2
     """w: 0 ignores the condition, 1 is the conditional prediction alone."""
     drop: Fraction = 0.25
