@@ -151,13 +151,15 @@ def unet_layers(config: TemporalNetworkConfig) -> Iterator[tuple[str, _Layer]]:
 
 
 def compacted(params: Params, config: TemporalNetworkConfig) -> Params:
-    """Full parameters, of `compact = false`, reduced to their live taps."""
+    """Parameters reduced to their live taps, where they have others."""
     layers = dict(unet_layers(config)) if config.kind == "unet" else {}
 
     def reduce(path: Any, leaf: jax.Array) -> jax.Array:
         name = jax.tree_util.keystr(path[:-1], simple=True, separator=".")
         conv = layers[name].conv if name in layers else None
-        return leaf if conv is None or leaf.ndim != 3 else leaf[slice(*conv.live)]
+        if conv is None or leaf.ndim != 3 or leaf.shape[0] != conv.taps:
+            return leaf
+        return leaf[slice(*conv.live)]
 
     return jax.tree_util.tree_map_with_path(reduce, params)
 

@@ -18,6 +18,7 @@ from pydantic import (
 
 from jaxmethods.config import Config, Fraction, OpenFraction, nearest
 from jaxmethods.envs.control.episodes import BRAX, CONTROL, make_control
+from jaxmethods.offline_rl.metaworld import METAWORLD
 from jaxmethods.offline_rl.mujoco_returns import ENVIRONMENTS
 
 
@@ -79,13 +80,14 @@ class PlayedEnvironmentConfig(Config):
 
     name: str
     """hopper, walker2d, halfcheetah or reacher (MuJoCo, extra `rl`); pendulum, point_mass, arm or
-    linear (ours, in JAX); or brax:TASK with one of brax's tasks (in JAX; extra `brax`)."""
+    linear (ours, in JAX); brax:TASK with one of brax's tasks (in JAX; extra `brax`); or
+    metaworld:TASK with one of Meta-World's (MuJoCo, extra `metaworld`)."""
 
     @field_validator("name")
     @classmethod
     def _known(cls, name: str) -> str:
         known = {*ENVIRONMENTS, *CONTROL}
-        if not name.startswith(BRAX) and name not in known:
+        if not name.startswith((BRAX, METAWORLD)) and name not in known:
             raise ValueError(f"unknown environment {name!r}{nearest(name, known)}")
         return name
 

@@ -150,6 +150,46 @@ def _actions(policies: tuple, observations: np.ndarray) -> np.ndarray:
     return np.tanh(heads[..., : heads.shape[-1] // 2] if gaussian else heads)
 
 
+class MujocoEpisodes:
+    """Episodes of one environment, side by side: one model, and the data of every episode."""
+
+    def __init__(self, name: str, count: int, seed: int) -> None:
+        """Makes the simulator.
+
+        Args:
+            name: one of `ENVIRONMENTS`.
+            count: of episodes.
+            seed: episode e starts from the environment's seed `seed` + e.
+        """
+        mujoco = import_extra("mujoco", "rl")
+        self.limit = MAX_STEPS[name]
+        self._environment = make_environment(name)
+        self._places = [mujoco.MjData(self._environment.model) for _ in range(count)]
+        self._seed = seed
+
+    def reset(self) -> np.ndarray:
+        """[E, S] float32: the first observations."""
+        found = []
+        for index, place in enumerate(self._places):
+            self._environment.data = place
+            found.append(self._environment.reset(seed=self._seed + index)[0])
+        return np.stack(found).astype(np.float32)
+
+    def step(self, index: int, action: np.ndarray) -> tuple[np.ndarray, float, bool]:
+        """Takes a step of one episode.
+
+        Args:
+            index: of the episode.
+            action: [A] in [-1, 1].
+
+        Returns:
+            The observation [S] float32, the reward, and whether the episode has ended.
+        """
+        self._environment.data = self._places[index]
+        observation, reward, failed, _, _ = self._environment.step(action)
+        return np.asarray(observation, np.float32), float(reward), bool(failed)
+
+
 def make_environment(name: str) -> Any:
     """An environment of `ENVIRONMENTS` without the wrappers that count steps and check types."""
     gymnasium = import_extra("gymnasium", "rl")

@@ -171,10 +171,12 @@ def task_weights(config: PlannerConfig, bank: Bank, task: jax.Array | int) -> Ta
         task: [] int32; may be traced. One that was not trained gives its initial weights.
 
     Returns:
-        Averaged weights, those of others 0, adapters added.
+        Averaged weights, those of others 0, adapters added; of kernels the live taps, which every
+        plan would have to copy first.
     """
     task = jnp.asarray(task, jnp.int32)
-    return effective(config, take(config, bank.ema, task), bank.owner, task)
+    weights = effective(config, take(config, bank.ema, task), bank.owner, task)
+    return weights._replace(network=temporal_unet.compacted(weights.network, config.network))
 
 
 def join_banks(config: PlannerConfig, banks: Bank) -> Bank:

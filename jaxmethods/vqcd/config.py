@@ -34,6 +34,7 @@ from jaxmethods.data.generated import QUALITIES
 from jaxmethods.envs.control.episodes import CONTROLLERS
 from jaxmethods.models.temporal_unet_config import TemporalNetworkConfig, TemporalSizesConfig
 from jaxmethods.offline_rl.config import PlayedEnvironmentConfig
+from jaxmethods.offline_rl.metaworld import METAWORLD
 
 AlignmentKind = Literal["vq", "ae", "vae", "fsq", "pad", "none"]
 NAME = re.compile("[a-z0-9_]+")
@@ -147,8 +148,16 @@ class DiffusionConfig(Config):
     """The code's every `stride`-th step, all K steps, or DPM-Solver++(2M) over the same grid as
     `strided`."""
     stride: PositiveInt = 20
+    grid: Literal["first", "last"] = "first"
+    """Which step of every stride is taken: the first, as published, so that pure noise counts as
+    step K - stride, or the last, so that it counts as step K - 1, as in training."""
     eta: Fraction = 1.0
     """Share of the strided sampler's noise variance; 0 is deterministic."""
+    clip: Literal["plan", "data"] = "plan"
+    """What the strided sampler clips at every step: the noisy plan, as published, or the data that
+    are predicted, as the other samplers do. The former keeps what is wrong with predictions from
+    the noisiest steps, the more the smaller the stride, and cuts noise off where bounds are
+    narrow."""
     guidance: NonNegativeFloat = 1.2
     """w: 0 ignores the condition, 1 is the conditional prediction alone."""
     drop: Fraction = 0.25
@@ -354,10 +363,11 @@ class TaskConfig(Config):
             if self.generate not in QUALITIES:
                 hint = nearest(self.generate, QUALITIES)
                 raise ValueError(f"generate: unknown mixture {self.generate!r}{hint}")
-            if self.environment is None or self.environment.name not in CONTROLLERS:
+            name = "" if self.environment is None else self.environment.name
+            if name not in CONTROLLERS and not name.startswith(METAWORLD):
                 raise ValueError(
                     "environment: expected one with a scripted controller to generate data "
-                    f"({', '.join(CONTROLLERS)})"
+                    f"({', '.join(CONTROLLERS)}, {METAWORLD}TASK)"
                 )
         if (self.low is None) != (self.high is None) or (
             self.low is not None and self.high is not None and self.low >= self.high

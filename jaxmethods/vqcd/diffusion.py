@@ -4,7 +4,7 @@ r"""Diffusion of aligned state sequences: schedule, loss, and samplers that keep
 
 Position 0 is the present state: it stays clean, is left out of the loss (but not of the mean), and
 is put back after every sampling step. A plan is guided, eps = eps_0 + w (eps_R - eps_0), with both
-predictions from one doubled batch, and clipped after every step.
+predictions from one doubled batch, and clipped at every step: itself, or the data it predicts.
 
 Hu et al., VQ-CD, arXiv 2410.15698, algorithms 1 and 2; Ho et al. 2020, Nichol and Dhariwal 2021
 (cosine schedule), Song et al. 2021 (strided), Lu et al. 2022 (DPM-Solver++, arXiv 2211.01095).
@@ -18,6 +18,7 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmethods.vqcd.config import DiffusionConfig
 from jaxmethods.vqcd.noise_schedule import (
@@ -186,9 +187,35 @@ def strided_step(
     return (x - coefficient * predicted) / alpha + scale * noise
 
 
+def within_bounds(
+    tables: Strided, predicted: jax.Array, x: jax.Array, place: jax.Array, bounds: Bounds
+) -> jax.Array:
+    """The noise in x if the data that follow from the predicted one are clipped.
+
+    Args:
+        tables: of the grid.
+        predicted: [B, T, C] noise.
+        x: [B, T, C].
+        place: [] int32 which step of the grid.
+        bounds: of the data.
+
+    Returns:
+        [B, T, C] noise.
+    """
+    abar = jnp.asarray(tables.abar)[place]
+    signal, sigma = jnp.sqrt(abar), jnp.sqrt(1.0 - abar)
+    return (x - signal * jnp.clip((x - sigma * predicted) / signal, *bounds)) / sigma
+
+
 def grid_size(config: DiffusionConfig) -> int:
     """G: network calls of a plan."""
     return config.steps if config.sampler == "ddpm" else config.steps // config.stride
+
+
+def _steps(config: DiffusionConfig) -> np.ndarray:
+    """[G] int32: the diffusion steps that a plan takes, from the least noisy one on."""
+    stride = 1 if config.sampler == "ddpm" else config.stride
+    return np.asarray(strided(config.steps, stride, grid=config.grid).steps)
 
 
 def noised(config: DiffusionConfig, x0: jax.Array, noise: jax.Array, calls: int) -> jax.Array:
@@ -203,8 +230,7 @@ def noised(config: DiffusionConfig, x0: jax.Array, noise: jax.Array, calls: int)
     Returns:
         [B, T, C].
     """
-    step = (calls - 1) * (1 if config.sampler == "ddpm" else config.stride)
-    k = jnp.full(x0.shape[0], step, jnp.int32)
+    k = jnp.full(x0.shape[0], _steps(config)[calls - 1], jnp.int32)
     return q_sample(cosine_schedule(config.steps), x0, k, noise)
 
 
@@ -224,7 +250,8 @@ def denoise(
         config: sampler, steps, stride, eta; static.
         x: [B, T, C] where to start.
         present: [B, <= C] what position 0 begins with, at every step.
-        bounds: every step's result (of `ddpm` and `dpm-solver++`, the predicted data) is clipped.
+        bounds: what is clipped at every step: the strided sampler's result with `config.clip` =
+            "plan", else the predicted data.
         noise: number [] of a step, 0 first -> [B, T, C] noise of this step.
         calls: how many steps are taken, the last ones of the grid; None: all. Static.
 
@@ -233,20 +260,24 @@ def denoise(
     """
     calls = grid_size(config) if calls is None else calls
     schedule = cosine_schedule(config.steps)
-    grid = strided(config.steps, config.stride, config.eta)
-    solve = solver(config.steps, config.stride)
-    stride = 1 if config.sampler == "ddpm" else config.stride
+    grid = strided(config.steps, config.stride, config.eta, config.grid)
+    solve = solver(config.steps, config.stride, config.grid)
+    steps = jnp.asarray(_steps(config))
 
     def step(carry: tuple[jax.Array, jax.Array], number: jax.Array):
         x, before = carry
         place = calls - 1 - number
-        k = jnp.full(x.shape[0], place * stride, jnp.int32)
+        k = jnp.full(x.shape[0], steps[place], jnp.int32)
         predicted = predict(x, k)
         if config.sampler == "ddpm":
             x = ancestral_step(schedule, predicted, x, k, noise(number), bounds)
         elif config.sampler == "strided":
             drawn = noise(number) if config.eta > 0 else jnp.zeros_like(x)
-            x = jnp.clip(strided_step(grid, predicted, x, place, drawn), *bounds)
+            if config.clip == "data":
+                predicted = within_bounds(grid, predicted, x, place, bounds)
+            x = strided_step(grid, predicted, x, place, drawn)
+            if config.clip == "plan":
+                x = jnp.clip(x, *bounds)
         else:
             at = [jnp.asarray(table)[place] for table in solve[1:]]
             signal, sigma, x_coef, data_coef, extrapolation = at

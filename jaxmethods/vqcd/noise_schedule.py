@@ -46,7 +46,8 @@ class Strided(NamedTuple):
     """Tables of the sampler that takes every `stride`-th step, each [G]."""
 
     steps: Array
-    """int32: 0, stride, 2 stride, ...: the start counts as the last of them, not as step K - 1."""
+    """int32: 0, stride, 2 stride, ...: the start counts as the last of them, not as step K - 1; or
+    stride - 1, 2 stride - 1, ..., K - 1."""
     abar: Array
     abar_prev: Array
     alpha: Array
@@ -70,7 +71,8 @@ class Solver(NamedTuple):
     data_coef: Array
     """Weight of the (extrapolated) prediction of the data."""
     extrapolation: Array
-    """How far the prediction is extrapolated from the one before; 0 at the first and last step."""
+    """How far the prediction is extrapolated from the one before; 0 at the first step, at
+    the one that ends at k = 0, and at the one that ends at the data."""
 
 
 @cache
@@ -80,9 +82,9 @@ def _betas(steps: int, offset: float = 0.008) -> np.ndarray:
     return np.clip(1 - share[1:] / share[:-1], 0, 0.999)
 
 
-def _grid(steps: int, stride: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(steps, abar, abar before) of every `stride`-th step, float64."""
-    places = np.arange(0, steps, stride)
+def _grid(steps: int, stride: int, grid: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(steps, abar, abar before) of the first or last step of every stride, float64."""
+    places = np.arange(0 if grid == "first" else stride - 1, steps, stride)
     abar = np.cumprod(1 - _betas(steps))[places]
     return places.astype(np.int32), abar, np.append(1.0, abar[:-1])
 
@@ -108,9 +110,19 @@ def cosine_schedule(steps: int) -> Schedule:
 
 
 @cache
-def strided(steps: int, stride: int, eta: float = 1.0) -> Strided:
-    """Every `stride`-th of K = `steps`; `eta` is a share of the variance, 0 is deterministic."""
-    places, abar, before = _grid(steps, stride)
+def strided(steps: int, stride: int, eta: float = 1.0, grid: str = "first") -> Strided:
+    """Makes the tables of every `stride`-th step.
+
+    Args:
+        steps: K.
+        stride: a divisor of K.
+        eta: share of the variance; 0 is deterministic.
+        grid: which step of every stride, "first" or "last".
+
+    Returns:
+        Tables of K / stride steps.
+    """
+    places, abar, before = _grid(steps, stride, grid)
     variance = eta * (before - abar) * (1 - before) / ((1 - abar) * before)
     coefficient = np.sqrt(1 - abar) - np.sqrt((1 - before - variance) * abar / before)
     tables = _float32(abar, before, np.sqrt(abar / before), variance, coefficient)
@@ -118,18 +130,20 @@ def strided(steps: int, stride: int, eta: float = 1.0) -> Strided:
 
 
 @cache
-def solver(steps: int, stride: int) -> Solver:
+def solver(steps: int, stride: int, grid: str = "first") -> Solver:
     """DPM-Solver++(2M) in the half-logarithm l = log(signal / sigma) of the signal-to-noise ratio.
 
     x' = (sigma' / sigma) x + signal' (1 - e^{l - l'}) D', where D' is the prediction D of the data,
-    extrapolated by half the ratio of this step's length to the last one's.
+    extrapolated by half the ratio of this step's length to the last one's. The step to k = 0,
+    several times as long as the one before it, isn't extrapolated (the paper's code:
+    `lower_order_final`), since that would multiply what is wrong with D.
     """
-    places, abar, before = _grid(steps, stride)
+    places, abar, before = _grid(steps, stride, grid)
     signal, sigma = np.sqrt(abar), np.sqrt(1 - abar)
     next_signal, next_sigma = np.sqrt(before), np.sqrt(1 - before)
     ratio = (next_sigma * signal) / (sigma * next_signal)  # e^{l - l'}; 0 at the end
     length = -np.log(np.maximum(ratio, 1e-300))
     extrapolation = np.append(0.5 * length[:-1] / length[1:], 0.0)
-    extrapolation[0] = 0.0
+    extrapolation[: 2 if places[0] == 0 else 1] = 0.0
     data_coef = next_signal * (1 - ratio)
     return Solver(places, *_float32(signal, sigma, next_sigma / sigma, data_coef, extrapolation))

@@ -100,6 +100,13 @@ MUTATIONS = [
         "test_diffusion.py::test_the_solver_is_of_second_order_and_strides_are_of_first",
     ),
     (
+        "noise_schedule.py",
+        "extrapolation[: 2 if places[0] == 0 else 1] = 0.0",
+        "extrapolation[0] = 0.0",
+        "the solver extrapolates over the long step to k = 0",
+        "test_diffusion.py::test_few_steps_of_the_solver_are_closer_than_few_strides",
+    ),
+    (
         "spaces/codebook.py",
         "return found.min(-1)",
         "return jnp.where(distance == least, places, -1).max(-1)",

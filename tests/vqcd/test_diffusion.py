@@ -81,9 +81,11 @@ def test_a_plan_is_one_scan_with_one_call_of_a_doubled_batch(sampler):
     assert length == (20 if sampler == "ddpm" else 4)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_plans_keep_the_present_and_their_bounds(sampler):
-    config = changed(CONFIG, sampler=sampler)
+@pytest.mark.parametrize(
+    "changes", [*({"sampler": name} for name in SAMPLERS), {"clip": "data"}], ids=str
+)
+def test_plans_keep_the_present_and_their_bounds(changes):
+    config = changed(CONFIG, **changes)
     steps = diffusion.denoise(
         diffusion.guided(predict, 1.2),
         config,
@@ -133,39 +135,121 @@ def gaussian_noise(mean, deviation):
 SOLVED = diffusion.cosine_schedule(200)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_samplers_find_the_distribution_whose_noise_they_are_given(sampler):
-    config = DiffusionConfig(steps=200, stride=2, sampler=sampler, guidance=1.0)
+ABAR = np.cumprod(1.0 - np.asarray(SOLVED.betas, np.float64))
+
+
+def moments(config, mean, deviation):
+    """Where a sampler's steps lead N(0, 1) if data are N(mean, deviation^2), in closed form.
+
+    Written from q(x' | x, x_0) = N(sqrt(a') x_0 + sqrt(1 - a' - s^2) (x - sqrt(a) x_0) / sqrt(1 -
+    a), s^2), with E[x_0 | x] in place of x_0: all is linear, so moments are enough.
+    """
+    stride = 1 if config.sampler == "ddpm" else config.stride
+    center, variance = 0.0, 1.0
+    last = 200 - (1 if config.grid == "last" else stride)
+    for k in range(last, -1, -stride):
+        now, after = ABAR[k], ABAR[k - stride] if k >= stride else 1.0
+        gain = np.sqrt(now) * deviation**2 / (now * deviation**2 + 1 - now)
+        eta = {"ddpm": 1.0, "strided": config.eta, "dpm-solver++": 0.0}[config.sampler]
+        added = eta * (1 - after) / (1 - now) * (1 - now / after)
+        kept = np.sqrt((1 - after - added) / (1 - now))
+        data = np.sqrt(after) - kept * np.sqrt(now)
+        center = kept * center + data * (mean + gain * (center - np.sqrt(now) * mean))
+        variance = (kept + data * gain) ** 2 * variance + added
+    return center, np.sqrt(variance)
+
+
+@pytest.mark.parametrize(("mean", "deviation"), [(0.5, 0.3), (-0.4, 1.0), (0.7, 0.0)])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stride": 20},
+        {"stride": 20, "eta": 0.0},
+        {"stride": 4, "eta": 0.5},
+        {"stride": 20, "grid": "last", "clip": "data"},
+        {"stride": 1},
+        {"sampler": "ddpm"},
+    ],
+    ids=str,
+)
+def test_samplers_have_the_moments_that_follow_from_the_exact_noise(changes, mean, deviation):
+    config = DiffusionConfig(steps=200, guidance=1.0, **changes)
+    found = plans_of_a_gaussian(config, mean, deviation)
+    expected = moments(config, mean, deviation)
+    error = max(deviation, 1e-3) / 4000**0.5
+    np.testing.assert_allclose([found.mean(), found.std()], expected, atol=4 * error)
+
+
+def plans_of_a_gaussian(config, mean, deviation):
+    """Position 1 of 4000 plans, [4000, 1]."""
     plans = jax.jit(
         lambda key: diffusion.sample_plan(
-            key, gaussian_noise(0.5, 0.3), config, jnp.zeros((4000, 1)), (2, 1), (-3.0, 3.0)
+            key, gaussian_noise(mean, deviation), config, jnp.zeros((4000, 1)), (2, 1), (-9.0, 9.0)
         )
     )(jax.random.key(0))
-    found = np.asarray(plans[:, 1])
-    assert abs(found.mean() - 0.5) < 0.03
-    assert abs(found.std() - 0.3) < 0.03
+    return np.asarray(plans[:, 1])
+
+
+@pytest.mark.parametrize("deviation", [0.3, 1.0])
+def test_few_steps_of_the_solver_are_closer_than_few_strides(deviation):
+    off = []
+    for sampler in ("dpm-solver++", "strided"):
+        config = DiffusionConfig(steps=200, stride=20, sampler=sampler, eta=0.0, guidance=1.0)
+        off.append(abs(plans_of_a_gaussian(config, 0.5, deviation).std() - deviation))
+    assert off[0] < 0.75 * off[1]
+
+
+def flow(sampler, stride, deviation=0.3):
+    """The largest distance to where the probability flow of a Gaussian leads, in closed form."""
+    starts = jnp.linspace(-2, 2, 9)[:, None]
+    config = DiffusionConfig(steps=200, stride=stride, sampler=sampler, eta=0.0)
+    signal, sigma = SOLVED.signal[200 - stride], SOLVED.sigma[200 - stride]
+    ratio = deviation / jnp.sqrt(signal**2 * deviation**2 + sigma**2)
+    exact = 0.5 + (starts - signal * 0.5) * ratio
+    begin = jnp.broadcast_to(starts[:, None], (9, 2, 1))
+    guide = diffusion.guided(gaussian_noise(0.5, deviation), 1.0)
+    bounds, present = (-9.0, 9.0), jnp.zeros((9, 1))
+    plan, _ = diffusion.denoise(guide, config, begin, present, bounds, jnp.zeros_like)
+    return plan, float(jnp.abs(plan[:, 1] - exact).max())
 
 
 def test_the_solver_is_of_second_order_and_strides_are_of_first():
-    """From equal starts to where the probability flow of a Gaussian leads, known in closed form."""
-    starts = jnp.linspace(-2, 2, 9)[:, None]
-
-    def error(sampler, stride):
-        config = DiffusionConfig(steps=200, stride=stride, sampler=sampler, eta=0.0)
-        signal, sigma = SOLVED.signal[200 - stride], SOLVED.sigma[200 - stride]
-        ratio = 0.3 / jnp.sqrt(signal**2 * 0.09 + sigma**2)
-        exact = 0.5 + (starts - signal * 0.5) * ratio
-        begin = jnp.broadcast_to(starts[:, None], (9, 2, 1))
-        guide = diffusion.guided(gaussian_noise(0.5, 0.3), 1.0)
-        bounds, present = (-9.0, 9.0), jnp.zeros((9, 1))
-        plan, _ = diffusion.denoise(guide, config, begin, present, bounds, jnp.zeros_like)
-        return float(jnp.abs(plan[:, 1] - exact).max())
-
-    strides = [error("strided", stride) for stride in (5, 2)]
-    solver = [error("dpm-solver++", stride) for stride in (5, 2)]
-    assert 2.0 < strides[0] / strides[1] < 3.0
-    assert solver[0] / solver[1] > 2.5**2
+    strides = [flow("strided", stride)[1] for stride in (10, 5)]
+    solver = [flow("dpm-solver++", stride)[1] for stride in (10, 5)]
+    assert 1.7 < strides[0] / strides[1] < 2.3
+    assert solver[0] / solver[1] > 2.0**2
     assert solver[1] < 0.25 * strides[1]
+
+
+def test_the_solver_without_extrapolation_is_the_strided_sampler_without_noise(monkeypatch):
+    tables = diffusion.solver(200, 20)
+    first = tables._replace(extrapolation=np.zeros(10, np.float32))
+    monkeypatch.setattr(diffusion, "solver", lambda *_: first)
+    np.testing.assert_allclose(flow("dpm-solver++", 20)[0], flow("strided", 20)[0], atol=2e-5)
+
+
+def test_clipped_data_leave_noise_alone_and_clipped_plans_cut_it():
+    """Exact predictions need no clipping; plans that still hold noise exceed the data's bounds."""
+    found, noise = {}, jax.random.normal(jax.random.key(0), (50, 5, 2, 1))
+    for clip, bound in (("data", 9.0), ("data", 0.501), ("plan", 0.501)):
+        config = DiffusionConfig(steps=200, stride=4, guidance=1.0, clip=clip)
+        guide = diffusion.guided(gaussian_noise(0.5, 0.0), 1.0)
+        begin, present = jnp.ones((5, 2, 1)), jnp.zeros((5, 1))
+        bounds = (1.0 - bound, bound)
+        _, trace = diffusion.denoise(guide, config, begin, present, bounds, lambda n: noise[n])
+        found[clip, bound] = trace[:, :, 1]
+    np.testing.assert_allclose(found["data", 9.0], found["data", 0.501], atol=2e-3)
+    assert np.abs(found["data", 0.501]).max() > 1.5
+    assert np.abs(found["plan", 0.501][1:]).max() <= 0.501
+
+
+def test_data_that_leave_their_bounds_are_clipped_before_the_step():
+    tables, x, predicted = diffusion.strided(200, 20), jnp.ones((1, 1, 1)), -jnp.ones((1, 1, 1))
+    noise = diffusion.within_bounds(tables, predicted, x, jnp.int32(9), (-2.0, 2.0))
+    signal, sigma = np.sqrt(tables.abar[9]), np.sqrt(1 - tables.abar[9])
+    np.testing.assert_allclose((1 - sigma * noise[0, 0, 0]) / signal, 2.0, rtol=1e-5)
+    same = diffusion.within_bounds(tables, predicted, x, jnp.int32(9), (-20.0, 20.0))
+    np.testing.assert_allclose(same, predicted, rtol=1e-5)
 
 
 def test_position_zero_is_neither_noised_nor_missed():
@@ -218,6 +302,18 @@ def test_a_warm_start_is_noised_to_the_step_it_starts_from():
     found = diffusion.noised(CONFIG, x0, noise, calls=3)
     expected = diffusion.q_sample(SCHEDULE, x0, jnp.full(3, 10), noise)
     np.testing.assert_array_equal(found, expected)
+
+
+def test_the_last_steps_of_strides_begin_where_training_ends():
+    tables = diffusion.strided(200, 20, grid="last")
+    assert tables.steps.tolist() == [*range(19, 200, 20)]
+    assert tables.variance[0] == 0
+    assert tables.abar_prev[0] == 1
+    np.testing.assert_array_equal(tables.abar_prev[1:], tables.abar[:-1])
+    config = changed(CONFIG, grid="last")
+    x0, noise = start(), jax.random.normal(jax.random.key(2), (3, *SHAPE))
+    expected = diffusion.q_sample(SCHEDULE, x0, jnp.full(3, 14), noise)
+    np.testing.assert_array_equal(diffusion.noised(config, x0, noise, calls=3), expected)
 
 
 def test_a_stride_that_does_not_divide_is_refused():

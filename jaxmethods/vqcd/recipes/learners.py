@@ -240,7 +240,7 @@ def planner_config(run: Run, learner: LearnerConfig) -> PlannerConfig:
     if chosen.behavior == "diffused":
         network["channels"] += spaces.actions.channels
     if learner.kind == "single_quarter":
-        network["dim"] = run.planner.network.dim // 2
+        network |= {"dim": chosen.network.dim // 2, "hidden": chosen.network.hidden // 2}
     derived: dict[str, Any] = {
         "network": network,
         "tasks": 1 if learner.kind in ALONE else len(run.tasks),

@@ -1,6 +1,6 @@
-"""Episodes of a planner: inside of one program in JAX, on the host in MuJoCo.
+"""Episodes of a planner: inside of one program in JAX, on the host in MuJoCo and Meta-World.
 
-In both, all episodes of a seed are planned in one batch. In MuJoCo finished episodes leave the
+In both, all episodes of a seed are planned in one batch. On the host finished episodes leave the
 batch, which has two sizes: each is compiled once.
 """
 
@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmethods.envs.finite import finite
-from jaxmethods.errors import import_extra
-from jaxmethods.offline_rl.mujoco_returns import MAX_STEPS, make_environment, quiet
+from jaxmethods.offline_rl.metaworld import METAWORLD, MetaworldEpisodes
+from jaxmethods.offline_rl.mujoco_returns import MujocoEpisodes, quiet
 from jaxmethods.vqcd import PlannerConfig, PolicyConfig, TaskSpace, TaskWeights, act, begin
 from jaxmethods.vqcd.config import PlayConfig, Run
 from jaxmethods.vqcd.recipes.spaces import of_seed, space_axes
@@ -94,7 +94,7 @@ def play(
     for seed in range(keys.shape[0]):
         own = jax.tree.map(lambda leaf, s=seed: np.asarray(leaf)[s], weights)
         there = of_seed(space, seed)
-        each.append(_in_mujoco(name.name, config, episodes, own, there, target, keys[seed]))
+        each.append(_on_the_host(name.name, config, episodes, own, there, target, keys[seed]))
     return Played(*(_stacked([played[place] for played in each]) for place in range(4)))
 
 
@@ -153,7 +153,7 @@ def _in_jax(
 _act = jax.jit(act, static_argnums=0)
 
 
-def _in_mujoco(
+def _on_the_host(
     name: str,
     config: PolicyConfig,
     play: PlayConfig,
@@ -163,21 +163,17 @@ def _in_mujoco(
     key: jax.Array,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """One seed's returns [E], lengths [E], and the first episode's observations and plans."""
-    mujoco: Any = import_extra("mujoco", "rl")
     seed_key, act_key = jax.random.split(key)
     first = int(jax.random.randint(seed_key, (), 0, 2**30))
-    count, limit = play.episodes, min(MAX_STEPS[name], play.steps or MAX_STEPS[name])
+    count = play.episodes
     returns, lengths = np.zeros(count), np.zeros(count, int)
     observed, planned, aim = [], [], jnp.float32(target)
     with quiet():
-        env = make_environment(name)
-        places = [mujoco.MjData(env.model) for _ in range(count)]
-        now = np.zeros((count, *env.observation_space.shape), np.float32)
-        for index, env.data in enumerate(places):
-            now[index] = env.reset(seed=first + index)[0]
+        simulators = _simulators(name, count, first)
+        now = simulators.reset()
         running, rows = np.ones(count, bool), np.arange(count)
         memory = begin(config, count)
-        for number in range(limit):
+        for number in range(min(simulators.limit, play.steps or simulators.limit)):
             step_key = jax.random.fold_in(act_key, number)
             seen = jnp.asarray(now[rows])
             actions, memory = _act(config, weights, space, aim, seen, memory, step_key)
@@ -189,20 +185,25 @@ def _in_mujoco(
                 if not running[index]:
                     continue
                 # MuJoCo answers an action of NaN with its last state or a fresh one.
-                sound, failed, reward = bool(np.isfinite(chosen[place]).all()), False, np.nan
+                sound, done, reward = bool(np.isfinite(chosen[place]).all()), False, np.nan
                 if sound:
-                    env.data = places[index]
-                    now[index], reward, failed, _, _ = env.step(chosen[place])
+                    now[index], reward, done = simulators.step(int(index), chosen[place])
                     sound = bool(np.isfinite(now[index]).all() and np.isfinite(reward))
                 returns[index] += reward if sound else np.nan
                 lengths[index] += 1
-                running[index] = sound and not failed
+                running[index] = sound and not done
             if not running.any():
                 break
             keep = _remaining(running, rows)
             if len(keep) < len(rows):
                 rows, memory = rows[keep], memory._replace(plan=memory.plan[keep])
     return returns, lengths, np.stack(observed), np.stack(planned)
+
+
+def _simulators(name: str, count: int, seed: int) -> MujocoEpisodes | MetaworldEpisodes:
+    if name.startswith(METAWORLD):
+        return MetaworldEpisodes(name.removeprefix(METAWORLD), count, seed)
+    return MujocoEpisodes(name, count, seed)
 
 
 def _remaining(running: np.ndarray, rows: np.ndarray) -> np.ndarray:

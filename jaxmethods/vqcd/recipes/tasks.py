@@ -17,6 +17,8 @@ from jaxmethods.data.generated import mixed_quality
 from jaxmethods.data.offline import DataError, FlatDataset, episode_ends, read_offline
 from jaxmethods.envs.control.episodes import CONTROLLERS, episode_returns
 from jaxmethods.numerics.keys import named
+from jaxmethods.offline_rl import metaworld
+from jaxmethods.offline_rl.metaworld import METAWORLD
 from jaxmethods.offline_rl.mujoco_returns import SPACES, check_mujoco
 from jaxmethods.offline_rl.scores import REFERENCE, ReferenceReturns
 from jaxmethods.vqcd import Statistics, returns_to_go, statistics, window_starts
@@ -73,7 +75,7 @@ class Tasks:
                 raise DataError(f"data {task.path}: no such file")
 
     def _environment(self, number: int) -> Any:
-        """The environment in JAX; None where there is none, or it is MuJoCo's."""
+        """The environment in JAX; None where there is none, or it is played on the host."""
         config = self.run.tasks[number].environment
         return config.make() if config is not None and config.in_jax else None
 
@@ -87,6 +89,9 @@ class Tasks:
                 raise ValueError(
                     f"{config.name}: unknown argument {next(iter(config.model_extra))!r}"
                 )
+            if config.name.startswith(METAWORLD):
+                metaworld.check_metaworld(config.name.removeprefix(METAWORLD))
+                return metaworld.SPACES
             check_mujoco(config.name)
             return SPACES[config.name]
         env = self.environment(number)
@@ -99,6 +104,8 @@ class Tasks:
             return ReferenceReturns(task.low, task.high)
         if config is None:
             return None
+        if config.name.startswith(METAWORLD):  # a return is a success
+            return ReferenceReturns(0.0, 1.0)
         if config.name in REFERENCE:
             return REFERENCE[config.name]
         if config.name not in CONTROLLERS:
@@ -136,6 +143,10 @@ class Tasks:
             return read_offline(task.path)
         env, name = self.environment(number), task.environment
         assert name is not None
+        if name.name.startswith(METAWORLD):
+            own = name.name.removeprefix(METAWORLD)
+            quality = str(task.generate)
+            return metaworld.metaworld_episodes(own, task.episodes, quality, task.data_seed)
         key = named(jax.random.key(task.data_seed), f"data {name.name}")
         controller = CONTROLLERS[name.name](env)
         return mixed_quality(env, controller, key, task.episodes, str(task.generate))

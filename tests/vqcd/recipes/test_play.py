@@ -7,6 +7,7 @@ import pytest
 
 import jaxmethods
 from jaxmethods.vqcd.recipes.play import _remaining, _stacked
+from tests.offline_rl.standin_metaworld import install
 from tests.vqcd.recipes.tiny import values
 
 
@@ -58,3 +59,23 @@ def test_mujoco_plays_the_same_episodes_again(tmp_path):
     assert first.played.returns.shape == (2, 3)
     assert np.all(first.played.lengths == 6)
     np.testing.assert_array_equal(first.played.returns, second.played.returns)
+
+
+@pytest.mark.slow
+def test_metaworld_scores_the_share_of_episodes_that_succeed(tmp_path, monkeypatch):
+    pytest.importorskip("mujoco")
+    install(monkeypatch)
+    task = {"name": "press", "generate": "expert", "environment": "metaworld:press-v3"}
+    changes = {
+        "tasks": [task],
+        "seeds": 1,
+        "learners": ["vqcd"],
+        "alignment": {"states": {"kind": "none"}, "actions": {"kind": "none"}},
+        "evaluation": {"episodes": 5, "steps": 40},
+    }
+    run = jaxmethods.run(values(**changes), tmp_path / "run")
+    played = run.results["score_vqcd_press"]["press"].played
+    solved = played.returns[0] == 1.0
+    np.testing.assert_array_equal(played.returns[0], solved)
+    np.testing.assert_array_equal(solved, played.lengths[0] < 40)
+    np.testing.assert_allclose(run.metrics["summary"]["vqcd_final"], [100.0 * solved.mean()])
