@@ -296,6 +296,11 @@ class EvaluationConfig(Config):
     """Prompts on which accumulated errors are measured; 0: they aren't."""
     seconds: PositiveFloat = 30.0
     """Longest time of a query."""
+    beams: PositiveInt = 1
+    """Beams of an answer, of which the first that SQLite can plan is taken; 1: greedy decoding."""
+    fuzz: NonNegativeInt = 0
+    """Changed copies of every database on which an answer must be right as well (TS-fuzz), for the
+    first judged split; 0: none."""
     vote: NonNegativeInt = 0
     """Samples of every answer to the first judged split, whose results elect one; 0: none."""
     vote_temperature: PositiveFloat = 0.8

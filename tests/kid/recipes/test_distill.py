@@ -18,6 +18,7 @@ from jaxmethods.models import decoder
 from tests.data.test_bpe import TRAINED
 from tests.kid.recipes.test_material import model_folder
 from tests.kid.recipes.tiny import DISTILLM, spider, values
+from tests.same_numbers import check_same_numbers
 
 
 def same(one, other):
@@ -98,6 +99,10 @@ jaxmethods.run(REPLAYED, sys.argv[1])
 """
 
 
+def test_console_report_and_result_carry_the_same_numbers(finished):
+    check_same_numbers(finished.folder)
+
+
 @pytest.mark.slow
 def test_a_killed_run_ends_in_the_same_bits_with_what_the_student_wrote(tmp_path):
     """The process dies (SIGKILL) behind a checkpoint in which there are kept responses, and before
@@ -147,7 +152,7 @@ def test_model_folders_learn_with_adapters_and_open_again(tmp_path):
         students=["rkd", "seqkd", {"objective": "sft", "name": "more", "begin": "rkd"}],
         fit={"micro_batches": 2},
         training={"log_every": 1},
-        evaluation={"vote": 3, "exposure": 2},
+        evaluation={"vote": 3, "exposure": 2, "beams": 2, "fuzz": 1},
     )
     del given["data"]["world"]
     run = jaxmethods.run(given, tmp_path / "run")
@@ -171,7 +176,8 @@ def test_model_folders_learn_with_adapters_and_open_again(tmp_path):
     judged = run.metrics["judged"]
     assert 0 <= judged["rkd_voted_execution"][0] <= 1
     assert np.isfinite(judged["seqkd_exposure_error"]).all()
-    assert "| EX by vote | ExAccErr |" in (run.folder / "table.md").read_text()
+    assert 0 <= judged["rkd_fuzzed_execution"][0] <= judged["rkd_dev_execution"][0]
+    assert "| TS-fuzz dev | EX by vote | ExAccErr |" in (run.folder / "table.md").read_text()
 
 
 def rows_of(run):
