@@ -38,6 +38,8 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "commformer graph.edges": {"graph": {"kind": "fixed"}},
     "della density": {"epsilon": 0},
     "merging data.generate": {"data": {"path": None, "tasks": ["digits"]}},
+    "kid fit.questions": {"fit": {"batch": 1}},
+    "kid teacher.fit.questions": {"teacher": {"fit": {"batch": 1}}},
     "kid teacher.fit.steps": {"teacher": {"path": "a"}},
     "misconceptions world.entities": {"selection": {"samples": 3}},
     "obd data.generate": {"data": {"path": None}},

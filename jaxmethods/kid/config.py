@@ -222,6 +222,9 @@ class FitConfig(Config):
 
     steps: Annotated[PositiveInt, OnResume.GROW] = 4000
     batch: PositiveInt = 16
+    questions: PositiveInt | None = None
+    """Only this many of the training questions, the first; null: all. A teacher that has seen more
+    than its students is what a pretrained one is."""
     learning_rate: PositiveFloat = 2e-4
     warmup: Fraction = 0.03
     """Share of the steps."""
@@ -232,6 +235,14 @@ class FitConfig(Config):
     """Largest norm of a gradient."""
     micro_batches: PositiveInt = 1
     """Parts in which a batch is run, one after the other; the update is that of the batch."""
+
+    @model_validator(mode="after")
+    def _batch_fits(self) -> FitConfig:
+        if self.questions is not None and self.questions < self.batch:
+            raise ValueError(
+                f"questions: expected at least the {self.batch} of a batch, got {self.questions}"
+            )
+        return self
 
 
 class TeacherFitConfig(FitConfig):
@@ -296,6 +307,11 @@ class EvaluationConfig(Config):
     """Prompts on which accumulated errors are measured; 0: they aren't."""
     seconds: PositiveFloat = 30.0
     """Longest time of a query."""
+    beams: PositiveInt = 1
+    """Beams of an answer, of which the first that SQLite can plan is taken; 1: greedy decoding."""
+    fuzz: NonNegativeInt = 0
+    """Changed copies of every database on which an answer must be right as well (TS-fuzz), for the
+    first judged split; 0: none."""
     vote: NonNegativeInt = 0
     """Samples of every answer to the first judged split, whose results elect one; 0: none."""
     vote_temperature: PositiveFloat = 0.8

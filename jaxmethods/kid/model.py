@@ -41,6 +41,8 @@ class LanguageModel(NamedTuple):
     generate: Callable[[Params, jax.Array, jax.Array, jax.Array, int, float], Any] | None = None
     """(params, ids [B, P], mask, typed key, R, temperature) -> `decoder.Generated` responses; only
     those who let a model write need it."""
+    search: Callable[[Params, jax.Array, jax.Array, int, int], Any] | None = None
+    """(params, ids [B, P], mask, K, R) -> `decoder.Beams`; only those who search need it."""
 
 
 def of_decoder(
@@ -92,26 +94,44 @@ def of_decoder(
         compute = dtype or params["embed"]["tokens"].dtype
         return decoder.logits_of(params, config, states, compute)
 
+    own = config.model_copy(update={"vocab_size": size})
+
+    def decoding(params: Params) -> Params:
+        params = _first_tokens(params, config, size)
+        if config.layers <= UNSTACKED and jax.default_backend() == "cpu":
+            return decoder.unstack_layers(params)
+        return params
+
     def generate(
         params: Params, ids: jax.Array, mask: jax.Array, key: jax.Array, length: int, heat: float
     ) -> decoder.Generated:
-        params, sampling = _first_tokens(params, config, size), decoder.Sampling(temperature=heat)
-        own = config.model_copy(update={"vocab_size": size})
-        if config.layers <= UNSTACKED and jax.default_backend() == "cpu":
-            params = decoder.unstack_layers(params)
         return decoder.generate(
-            params,
+            decoding(params),
             own,
             ids,
             key,
             new_tokens=length,
             mask=mask.astype(bool),
-            sampling=sampling,
+            sampling=decoder.Sampling(temperature=heat),
             end=end,
             dtype=dtype,
         )
 
-    return LanguageModel(prefix, proceed, whole, logits, size, generate)
+    def search(
+        params: Params, ids: jax.Array, mask: jax.Array, beams: int, length: int
+    ) -> decoder.Beams:
+        return decoder.beam_search(
+            decoding(params),
+            own,
+            ids,
+            beams=beams,
+            new_tokens=length,
+            mask=mask.astype(bool),
+            end=end,
+            dtype=dtype,
+        )
+
+    return LanguageModel(prefix, proceed, whole, logits, size, generate, search)
 
 
 def last_tokens(mask: jax.Array) -> jax.Array:

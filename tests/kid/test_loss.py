@@ -76,6 +76,35 @@ def test_the_loss_is_its_formula(mle_input):
     assert (written != make_batch().responses).any()
 
 
+@pytest.mark.parametrize("sure", [20.0, 40.0])
+def test_a_teacher_that_is_sure_teaches_gold_tokens_or_punishes_others_by_its_sureness(sure):
+    """Such a teacher's forward KL is the likelihood, value and gradient: same tokens, same mean.
+
+    Its reverse KL is the chance of another token times its sureness, less the student's entropy: a
+    student that knows nothing is moved by that far more than by the likelihood.
+    """
+    batch = make_batch()
+    states = sure * jax.nn.one_hot(batch.responses, small.V)
+    batch = batch._replace(teacher_states=states)
+    teacher = MODEL._replace(logits=lambda params, states: states)
+
+    def found(settings):
+        def loss(params):
+            return kid_loss(params, None, batch, KEY, STUDENT, teacher, settings)[0]
+
+        return jax.jit(jax.value_and_grad(loss))(STUDENT_PARAMS)
+
+    plain = {"rewrite": "vanilla", "mle_weight": 0.0}
+    likelihood = found(config("none", rewrite="vanilla"))
+    assert_same(found(config("forward_kl", **plain)), likelihood, atol=1e-4)
+
+    logits = plain_logits(small.CONFIG, STUDENT_PARAMS, batch.responses)
+    gold = batch.responses[batch.response_mask.astype(bool)]
+    other = 1 - jnp.take_along_axis(jax.nn.softmax(logits), gold[:, None], 1)[:, 0]
+    expected = jnp.mean(sure * other - d.entropy(logits))
+    np.testing.assert_allclose(found(config("reverse_kl", **plain))[0], expected, rtol=1e-4)
+
+
 def test_fills_are_what_the_student_predicts_on_the_masked_response():
     settings = config()
     written, selected = imperfect_of(settings)

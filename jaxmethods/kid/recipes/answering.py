@@ -32,6 +32,7 @@ def answer(
     length: int,
     temperature: float,
     per_seed: bool,
+    beams: int = 1,
 ) -> Generated:
     """Answers all prompts, some rows at a time.
 
@@ -45,11 +46,12 @@ def answer(
         length: R.
         temperature: 0 takes the most likely tokens.
         per_seed: whether every seed has parameters of its own.
+        beams: K, of a search without chance, where there are several.
 
     Returns:
-        tokens [S, Q, R] and lengths [S, Q], of numpy.
+        tokens [S, Q, R] and lengths [S, Q], of numpy; of several beams [S, Q, K, R] and [S, Q, K].
     """
-    program = _program(language, length, temperature, per_seed)
+    program = _program(language, length, temperature, per_seed, beams)
     prompts, mask = (np.asarray(leaf) for leaf in asked)
     whole = Layout()
     found = []
@@ -66,12 +68,18 @@ def answer(
 
 
 @lru_cache(maxsize=8)
-def _program(language: LanguageModel, length: int, temperature: float, per_seed: bool) -> Any:
+def _program(
+    language: LanguageModel, length: int, temperature: float, per_seed: bool, beams: int
+) -> Any:
     """(parameters, prompts, mask, keys [S]) -> answers [S, ...]."""
-    generate = language.generate
+    generate, search = language.generate, language.search
     assert generate is not None
+    assert search is not None
 
     def one(params: Any, prompts: jax.Array, mask: jax.Array, key: jax.Array) -> Generated:
+        if beams > 1:
+            found = search(params, prompts, mask, beams, length)
+            return Generated(found.tokens, found.lengths)
         return generate(params, prompts, mask, key, length, temperature)
 
     return jax.jit(jax.vmap(one, (0 if per_seed else None, None, None, 0)))

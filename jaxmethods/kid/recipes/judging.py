@@ -19,8 +19,10 @@ from jaxmethods.kid.recipes.models import Models
 from jaxmethods.kid.recipes.questions import judged_splits
 from jaxmethods.kid.recipes.verdicts import (
     Verdicts,
+    best_beams,
     elect,
     judge_answers,
+    judge_fuzzed,
     judge_queries,
     most_frequent,
 )
@@ -47,6 +49,8 @@ class Judged(NamedTuple):
     """Student -> excess of its accumulated error over the length of a response, [S, R] percent."""
     voted: dict[str, Verdicts]
     """Model -> verdicts on the queries of the first split whose results most samples have."""
+    fuzzed: dict[str, np.ndarray]
+    """Model -> which queries of the first split are right on changed databases too, [S, Q]."""
     frequent: dict[str, float]
     """Split -> execution accuracy of each database's most frequent training query."""
     sqlite: str
@@ -84,6 +88,7 @@ def judged_stage(run: DistillRun, models: Models, material: Material) -> Compute
                 length=run.data.max_output,
                 temperature=0.0 if sample is None else run.evaluation.vote_temperature,
                 per_seed=seeds,
+                beams=run.evaluation.beams if sample is None else 1,
             )._asdict()
 
         def exposure(title: str) -> Arrays:
@@ -122,13 +127,20 @@ def judged_stage(run: DistillRun, models: Models, material: Material) -> Compute
         for title in verdicts:
             for split in splits:
                 one = next(left)
-                given = one["tokens"], one["lengths"]
-                verdicts[title][split] = judge_answers(texts, texts.judged[split].examples, given)
+                asked, given = texts.judged[split].examples, (one["tokens"], one["lengths"])
+                if run.evaluation.beams > 1:
+                    given = best_beams(texts, asked, given)
+                verdicts[title][split] = judge_answers(texts, asked, given)
         voted = {}
         for title in verdicts if run.evaluation.vote else ():
             samples = [next(left) for _ in range(run.evaluation.vote)]
             given = [(one["tokens"], one["lengths"]) for one in samples]
             voted[title] = elect(texts, texts.judged[splits[0]].examples, given)
+        fuzzed = {}
+        if run.evaluation.fuzz:
+            first = {title: own[splits[0]] for title, own in verdicts.items()}
+            asked = texts.judged[splits[0]].examples
+            fuzzed = judge_fuzzed(texts, asked, first, run.evaluation.fuzz, run.seed)
         curves = {}
         for title in titles if run.evaluation.exposure else ():
             one = next(left)
@@ -147,6 +159,7 @@ def judged_stage(run: DistillRun, models: Models, material: Material) -> Compute
             verdicts,
             curves,
             voted,
+            fuzzed,
             frequent,
             texts.questions.executor().sqlite_version,
             {path.name: file_hash(path) for path in sorted(paths)},
@@ -163,6 +176,9 @@ def metrics(seeds: int, judged: Judged) -> dict[str, Any]:
             for name, value in judged.verdicts[title][split].means().items():
                 found[f"{title}_{split}_{name}"] = np.broadcast_to(value, (seeds,)).copy()
     for title in judged.titles:
+        if title in judged.fuzzed:
+            value = judged.fuzzed[title].mean(1)
+            found[f"{title}_fuzzed_execution"] = np.broadcast_to(value, (seeds,)).copy()
         if title in judged.voted:
             value = judged.voted[title].means()["execution"]
             found[f"{title}_voted_execution"] = np.broadcast_to(value, (seeds,)).copy()

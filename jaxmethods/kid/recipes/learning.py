@@ -121,11 +121,13 @@ def student_stage(
             fed = fed._replace(base=results[student.begin].params)
         if other is not None:
             fed = fed._replace(teacher=teacher_params(run, models, results))
+        axis = int(learns_teacher(run))  # of questions, behind that of seeds
         if student.source.teacher:
-            fed = fed._replace(taught=results["teacher_responses"])
+            taught = _first(results["teacher_responses"], fit.questions, axis)
+            fed = fed._replace(taught=taught)
         if reads_states(run, student):
-            kept = fed.examples._replace(teacher_states=results["teacher_states"])
-            fed = fed._replace(examples=kept)
+            states = _first(results["teacher_states"], fit.questions, axis)
+            fed = fed._replace(examples=fed.examples._replace(teacher_states=states))
         if student.source.replay is not None:
             last = student.source.replay.validation_rows
             fed = fed._replace(
@@ -173,7 +175,14 @@ def _loss(loss: KIDConfig, fit: FitConfig) -> KIDConfig:
 
 def _data(examples: Batch, fit: FitConfig, model: Model) -> Data:
     slots = np.arange(fit.batch, dtype=np.int32)
+    examples = _first(examples, fit.questions)
     return Data(examples, None, base=model.read(), slots=slots)  # type: ignore[arg-type]
+
+
+def _first(tree: Any, number: int | None, axis: int = 0) -> Any:
+    """The first entries of an axis of all leaves; None: all of them."""
+    where = (*[slice(None)] * axis, slice(number))
+    return jax.tree.map(lambda leaf: leaf[where], tree)
 
 
 def _learned(model: Model, state: DistillState, fed: Fed) -> Learned:

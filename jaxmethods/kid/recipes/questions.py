@@ -151,8 +151,15 @@ def hold_out(
 
 
 def write_questions(run: DistillRun, path: Path) -> dict[str, float]:
-    """Writes the generated world; returns how many questions each split has."""
+    """Writes the generated world; returns how many questions each split has.
+
+    Raises:
+        SqlError: more questions are asked for than the world has.
+    """
     world = run.data.world
     sizes = Sizes(world.train, world.same, world.combine, world.unseen)
-    counts = write_world(path, world.seed, sizes, world.databases, world.shapes)
+    try:
+        counts = write_world(path, world.seed, sizes, world.databases, world.shapes)
+    except ValueError as error:
+        raise SqlError(f"data.world: {error}") from error
     return {f"questions_{name}": float(number) for name, number in counts.items()}

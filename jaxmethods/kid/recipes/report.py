@@ -46,7 +46,7 @@ def report(
         scores(judged, rows),
         comparisons(judged),
         examples(run, judged, texts),
-        measured_with(judged, texts),
+        measured_with(run, judged, texts),
     ]
     write_atomically(folder / "table.md", "\n\n".join(part for part in parts if part) + "\n")
     figures.draw_execution(judged, folder / "figures" / "execution_accuracy.png")
@@ -86,6 +86,7 @@ def scores(judged: Judged, rows: Sequence[Mapping[str, Any]]) -> str:
     first = splits[0]
     head = ["model", *(f"EX {split}" for split in splits)]
     head += [f"{name} {first}" for name in ("EM", "fails", "no end")]
+    head += [f"TS-fuzz {first}"] if judged.fuzzed else []
     head += ["EX by vote"] if judged.voted else []
     head += ["ExAccErr", "fill accuracy", "s a step"]
     lines = []
@@ -94,6 +95,7 @@ def scores(judged: Judged, rows: Sequence[Mapping[str, Any]]) -> str:
         cells = [title, *(cell(verdicts[split].execution) for split in splits)]
         own = verdicts[first]
         cells += [cell(own.exact), cell(own.failed), cell(~own.ended)]
+        cells += [cell(judged.fuzzed[title])] if judged.fuzzed else []
         cells += [cell(judged.voted[title].execution)] if judged.voted else []
         curve = judged.exposure.get(title)
         cells.append("" if curve is None else plain_cell(curve[:, -1], 1))
@@ -183,13 +185,16 @@ def escaped(text: str) -> str:
     return " ".join(text.replace("|", "/").split())
 
 
-def measured_with(judged: Judged, texts: Texts) -> str:
+def measured_with(run: DistillRun, judged: Judged, texts: Texts) -> str:
     """The evaluator, SQLite, and the databases' hashes."""
     files = ", ".join(f"{name} {digits}" for name, digits in judged.databases.items())
     cut = " and ".join(f"{number} {name}" for name, number in texts.cut.items())
+    beams, copies = run.evaluation.beams, run.evaluation.fuzz
+    how = f"first executable of {beams} beams" if beams > 1 else "greedy"
+    fuzz = f" TS-fuzz: right on {copies} changed copies of the database, too." if copies else ""
     return (
-        f"Executed by SQLite {judged.sqlite}, one database each, DISTINCT dropped, no value "
-        f"plugging. Too long, and cut: {cut}. Databases: {files}."
+        f"Decoding: {how}. Executed by SQLite {judged.sqlite}, one database each, DISTINCT "
+        f"dropped, no value plugging.{fuzz} Too long, and cut: {cut}. Databases: {files}."
     )
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxmethods.kid.recipes.material import Texts
 from jaxmethods.numerics.statistics import standard_error
+from jaxmethods.sql.fuzz import fuzz_databases
 from jaxmethods.sql.readers import Example
 from jaxmethods.sql.serialization import quote_names
-from jaxmethods.sql.vote import vote
+from jaxmethods.sql.vote import first_executable, vote
 
 
 class Verdicts(NamedTuple):
@@ -80,6 +83,76 @@ def elect(texts: Texts, examples: Sequence[Example], samples: Sequence[Any]) -> 
     ]
     ended = np.ones((len(elected), len(examples)), bool)
     return judge_queries(texts, examples, elected, ended)
+
+
+def best_beams(texts: Texts, examples: Sequence[Example], answers: Any) -> tuple[Any, Any]:
+    """Of the beams of every question, the first that SQLite can plan; else the first.
+
+    Args:
+        texts: with the tokenizer and the databases.
+        examples: Q.
+        answers: tokens [S, Q, K, R] and lengths [S, Q, K], of numpy.
+
+    Returns:
+        tokens [S, Q, R] and lengths [S, Q].
+    """
+    tokens, lengths = (np.asarray(leaf) for leaf in answers)
+    executor = texts.questions.executor()
+
+    def place(seed: int, number: int) -> int:
+        example = examples[number]
+        rows = zip(tokens[seed, number], lengths[seed, number], strict=True)
+        queries = [to_query(texts, example, list(row[:length])) for row, length in rows]
+        best = first_executable(executor, example.database, queries)
+        return queries.index(best) if best in queries else 0
+
+    every = list(np.ndindex(*lengths.shape[:2]))
+    places = np.reshape(executor.each(place, every), lengths.shape[:2])
+    return (
+        np.take_along_axis(tokens, places[..., None, None], 2)[:, :, 0],
+        np.take_along_axis(lengths, places[..., None], 2)[:, :, 0],
+    )
+
+
+def judge_fuzzed(
+    texts: Texts,
+    examples: Sequence[Example],
+    verdicts: Mapping[str, Verdicts],
+    count: int,
+    seed: int,
+) -> dict[str, np.ndarray]:
+    """Which queries are right on changed copies of their database as well.
+
+    Args:
+        texts: with the databases.
+        examples: Q.
+        verdicts: of several models, on the databases as they are: what is wrong stays wrong.
+        count: of changed copies.
+        seed: of the changes.
+
+    Returns:
+        model -> [S, Q] bool.
+    """
+    judge, executor = texts.questions.judge(), texts.questions.executor()
+    with tempfile.TemporaryDirectory() as folder:
+        copies = {}
+        for database in sorted({example.database for example in examples}):
+            gold = [example.query for example in examples if example.database == database]
+            place = Path(folder) / database.stem
+            copies[database] = fuzz_databases(database, place, count, seed, gold)[1:]
+
+        def right(query: str, number: int) -> bool:
+            example = examples[number]
+            return judge.execution_match(copies[example.database], query, example.query)[0]
+
+        found = {}
+        for title, own in verdicts.items():
+            found[title] = own.execution.copy()
+            places = np.argwhere(own.execution)
+            asked = [(own.texts[row][number], int(number)) for row, number in places]
+            if asked:
+                found[title][own.execution] = executor.each(right, asked)
+    return found
 
 
 def to_queries(texts: Texts, examples: Sequence[Example], answers: Any) -> list[list[str]]:

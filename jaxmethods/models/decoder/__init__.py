@@ -8,6 +8,8 @@ tokens = decoder.generate(params, config, ids, 64, key=key).tokens
 from __future__ import annotations
 
 from jaxmethods.models.decoder import lora, peft
+from jaxmethods.models.decoder.beams import Beams as Beams
+from jaxmethods.models.decoder.beams import beam_search
 from jaxmethods.models.decoder.checkpoint import load, read_config, save, shardings
 from jaxmethods.models.decoder.config import DecoderConfig as DecoderConfig
 from jaxmethods.models.decoder.config import RopeScaling as RopeScaling
@@ -28,6 +30,7 @@ from jaxmethods.models.decoder.network import (
 
 __all__ = [
     "at",
+    "beam_search",
     "embed",
     "forward",
     "generate",

@@ -91,10 +91,10 @@ def generate(
         raise ValueError("ids: expected prompts of at least one token, got none")
     check_sampling(sampling)
     keys = _row_keys(key, rows, sampling)
-    _check_positions(config, length, new_tokens, mask)
+    check_positions(config, length, new_tokens, mask)
     if new_tokens == 0:
         return Generated(jnp.zeros((rows, 0), jnp.int32), jnp.zeros(rows, jnp.int32))
-    prompt, mask = _left_padded(given[0], mask)
+    prompt, mask = left_padded(given[0], mask)
     begun = jnp.ones(rows, bool) if mask is None else jnp.any(mask, axis=1)
     named: dict[str, Any] = {"ids" if inputs_embeds is None else "inputs_embeds": prompt}
     last = jnp.full((prompt.shape[0], 1), prompt.shape[1] - 1)
@@ -201,7 +201,7 @@ def _tempered(logits: jax.Array, temperature: float) -> jax.Array:
     return (logits - jnp.where(jnp.isfinite(largest / temperature), 0, largest)) / temperature
 
 
-def _check_positions(
+def check_positions(
     config: DecoderConfig, length: int, new_tokens: int, mask: jax.Array | None
 ) -> None:
     """The last new token is never fed, so that a table of P positions allows P + 1 tokens."""
@@ -215,7 +215,7 @@ def _check_positions(
         )
 
 
-def _left_padded(prompt: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+def left_padded(prompt: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
     """Moves the padding of [B, T, ...] to the left, so that all rows are continued at one index."""
     if mask is None:
         return prompt, None

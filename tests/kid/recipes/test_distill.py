@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,6 +18,7 @@ from jaxmethods.models import decoder
 from tests.data.test_bpe import TRAINED
 from tests.kid.recipes.test_material import model_folder
 from tests.kid.recipes.tiny import DISTILLM, spider, values
+from tests.same_numbers import check_same_numbers
 
 
 def same(one, other):
@@ -68,22 +72,57 @@ def test_the_student_is_a_model_folder(finished):
     assert words("SELECT name")["input_ids"] == [1, *tokenizer.encode(["SELECT name"])[0]]
 
 
+REPLAYED = values(
+    students=[DISTILLM],
+    fit={"steps": 4, "batch": 4, "learning_rate": 1.0},
+    training={"log_every": 1, "evaluate_every": 4, "checkpoint_every": 1},
+)
+"""DistiLLM keeps what its student wrote; so large a rate makes the loss rise, so that it writes."""
+
+KILLED = """
+import os, signal, sys
+import jaxmethods
+from jaxmethods.training.checkpoints import Checkpoints
+from tests import programs
+from tests.kid.recipes.test_distill import REPLAYED
+
+programs.compile_fast()
+save = Checkpoints.save
+
+def save_and_die(self, step, *rest):
+    save(self, step, *rest)
+    if step == 3 and "distillm" in str(self.path(step)):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Checkpoints.save = save_and_die
+jaxmethods.run(REPLAYED, sys.argv[1])
+"""
+
+
+def test_console_report_and_result_carry_the_same_numbers(finished):
+    check_same_numbers(finished.folder)
+
+
 @pytest.mark.slow
-def test_a_stopped_run_ends_in_the_same_bits_with_what_the_student_wrote(tmp_path):
-    """DistiLLM's kept responses are saved, too; so large a rate makes the loss rise."""
-    fit = {"steps": 4, "batch": 4, "learning_rate": 1.0}
-    training = {"log_every": 1, "evaluate_every": 4, "checkpoint_every": 1}
-    given = values(students=[DISTILLM], fit=fit, training=training)
-    whole = jaxmethods.run(given, tmp_path / "whole")
+def test_a_killed_run_ends_in_the_same_bits_with_what_the_student_wrote(tmp_path):
+    """The process dies (SIGKILL) behind a checkpoint in which there are kept responses, and before
+    the last of them is written."""
+    whole = jaxmethods.run(REPLAYED, tmp_path / "whole")
+    folder = tmp_path / "killed"
+    root = Path(__file__).parents[3]
+    process = subprocess.run(
+        [sys.executable, "-c", KILLED, str(folder)], cwd=root, capture_output=True, text=True
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    assert not (folder / "results" / "distillm").exists()
+    resumed = jaxmethods.run(REPLAYED, folder, resume=True)
     state = whole.state("distillm")
     assert int(state.replay.size[0]) == 4
-    shutil.copytree(whole.folder, tmp_path / "part")
-    shutil.rmtree(tmp_path / "part" / "checkpoints" / "distillm" / "4")
-    for name in ("results/distillm", "parts/judged"):
-        shutil.rmtree(tmp_path / "part" / name)
-    resumed = jaxmethods.run(given, tmp_path / "part", resume=True)
     assert same(resumed.state("distillm"), state)
-    texts = [(folder / "answers.jsonl").read_text() for folder in (whole.folder, resumed.folder)]
+    own = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    written = [row["train/own_responses"] for row in own if "train/own_responses" in row]
+    assert np.sum(written[:3]) > 0, "something was kept before the end"
+    texts = [(run.folder / "answers.jsonl").read_text() for run in (whole, resumed)]
     assert texts[0] == texts[1]
 
 
@@ -113,7 +152,7 @@ def test_model_folders_learn_with_adapters_and_open_again(tmp_path):
         students=["rkd", "seqkd", {"objective": "sft", "name": "more", "begin": "rkd"}],
         fit={"micro_batches": 2},
         training={"log_every": 1},
-        evaluation={"vote": 3, "exposure": 2},
+        evaluation={"vote": 3, "exposure": 2, "beams": 2, "fuzz": 1},
     )
     del given["data"]["world"]
     run = jaxmethods.run(given, tmp_path / "run")
@@ -137,7 +176,8 @@ def test_model_folders_learn_with_adapters_and_open_again(tmp_path):
     judged = run.metrics["judged"]
     assert 0 <= judged["rkd_voted_execution"][0] <= 1
     assert np.isfinite(judged["seqkd_exposure_error"]).all()
-    assert "| EX by vote | ExAccErr |" in (run.folder / "table.md").read_text()
+    assert 0 <= judged["rkd_fuzzed_execution"][0] <= judged["rkd_dev_execution"][0]
+    assert "| TS-fuzz dev | EX by vote | ExAccErr |" in (run.folder / "table.md").read_text()
 
 
 def rows_of(run):

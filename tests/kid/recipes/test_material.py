@@ -14,10 +14,11 @@ from jaxmethods.config import read_yaml
 from jaxmethods.data.bpe import Bpe, train_bpe
 from jaxmethods.data.tokenizer import own_tokenizer
 from jaxmethods.errors import UserError
-from jaxmethods.kid.config import DataConfig
+from jaxmethods.kid.config import DataConfig, StudentConfig
+from jaxmethods.kid.recipes.learning import student_stage
 from jaxmethods.kid.recipes.material import Material, batch_of, shortened
 from jaxmethods.kid.recipes.models import Models
-from jaxmethods.kid.recipes.questions import hold_out
+from jaxmethods.kid.recipes.questions import hold_out, write_questions
 from jaxmethods.models import decoder
 from jaxmethods.sql.readers import Example
 from tests.kid import small
@@ -122,6 +123,26 @@ def test_a_missing_database_is_named(folder, tmp_path):
 def test_an_empty_split_is_named(folder, tmp_path):
     (folder / "dev.json").write_text("[]")
     assert "dev.json" in refused(tmp_path, data={"path": str(folder)})
+
+
+def test_a_world_that_has_fewer_questions_is_named(tmp_path):
+    run = registry.parse_config(values(data={"world": {"combine": 500}}), "test")
+    with pytest.raises(UserError, match=r"data.world: sizes.combine: expected fewer than 500"):
+        write_questions(run, tmp_path / "world")
+    assert not (tmp_path / "world").exists()
+
+
+def test_students_see_the_first_questions(folder):
+    run = run_of(folder, fit={"batch": 2, "questions": 3})
+    models = Models(run)
+    material = Material(run, models)
+    stage = student_stage(run, models, material, StudentConfig(objective="sft"))
+    examples = stage.data({}).data.examples
+    assert examples.prompts.shape[0] == 3
+    np.testing.assert_array_equal(examples.prompts, material.texts({}).train.prompts[:3])
+    message = "questions: expected at least the 4 of a batch, got 3"
+    with pytest.raises(UserError, match=message):
+        run_of(folder, fit={"batch": 4, "questions": 3})
 
 
 def test_more_rows_than_questions_are_refused(folder, tmp_path):
