@@ -1,0 +1,220 @@
+"""The synthesized world as arrays: clips that are heard, rows that are asked and answered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxmethods.data.audio import pad_or_trim, to_int16
+from jaxmethods.data.log_mel import LogMelConfig, frame_lengths, log_mel
+from jaxmethods.language.next_token import Tokens
+from jaxmethods.lsm import grammar, synthesizer
+from jaxmethods.lsm.config import ListenerConfig, SpeechTextRun, SpokenConfig
+from jaxmethods.lsm.grammar import KINDS, TEMPLATE, Sentence
+from jaxmethods.lsm.model import IGNORED, Text
+from jaxmethods.lsm.prompts import padded, render
+from jaxmethods.models.whisper.config import EncoderConfig
+from jaxmethods.stages import Arrays, Compute, Part, Place, Results
+
+SPEECH = "speech"
+TRAIN, SAME, UNSEEN = "train", "same_voices", "unseen_voices"
+SPLITS = (TRAIN, SAME, UNSEEN)
+JUDGED = (SAME, UNSEEN)
+NOISE_DB = (30.0, 20.0, 12.0)
+AT_ONCE = 48
+"""Clips whose features are computed at once."""
+WORDS = grammar.vocabulary()
+
+
+class Spoken(NamedTuple):
+    """Clips of one split."""
+
+    features: np.ndarray
+    """[N, M, F] float16 log-mel."""
+    lengths: np.ndarray
+    """[N] int32: encoder frames."""
+    sounds: np.ndarray
+    """[N, K] int32: what is said, a number a sound from 1; 0 behind the end."""
+    sentences: np.ndarray
+    """[N] int32: which sentence, of `Material.sentences`."""
+    waves: np.ndarray
+    """[W, n] int16: the first of the clips, to listen to."""
+
+
+class Material(NamedTuple):
+    """What is said where."""
+
+    sentences: tuple[Sentence, ...]
+    """All; those that training hears first."""
+    heard: int
+    """How many are heard in training."""
+
+
+@lru_cache(maxsize=4)
+def material(speech: SpokenConfig) -> Material:
+    """All sentences, those of training first."""
+    heard, others = grammar.split_sentences(speech.seed, speech.held_back)
+    return Material((*heard, *others), len(heard))
+
+
+def encoder_config(speech: SpokenConfig, listener: ListenerConfig) -> EncoderConfig:
+    """The small encoder's sizes; a position is 20 ms."""
+    return EncoderConfig(
+        n_mels=listener.n_mels,
+        width=listener.width,
+        layers=listener.layers,
+        heads=listener.heads,
+        mlp_width=listener.mlp_width,
+        positions=round(speech.seconds * 50),
+    )
+
+
+def speech_stage(run: SpeechTextRun) -> Compute:
+    """Says and hears everything: features of all clips."""
+    config = encoder_config(run.speech, run.listener).features
+    parts = [Part(split, partial(say, run, split, config)) for split in SPLITS]
+
+    def finish(found: Sequence[Arrays]) -> dict[str, Spoken]:
+        return {split: Spoken(**part) for split, part in zip(SPLITS, found, strict=True)}
+
+    def plan(results: Results, place: Place) -> list[Part]:
+        del results, place
+        return parts
+
+    return Compute(SPEECH, plan, finish)
+
+
+def say(run: SpeechTextRun, split: str, config: LogMelConfig) -> Arrays:
+    """The clips of a split.
+
+    Args:
+        run: the config.
+        split: of `SPLITS`.
+        config: of the features.
+
+    Returns:
+        The fields of `Spoken`.
+
+    Raises:
+        ValueError: a clip is longer than the window.
+    """
+    rng = np.random.default_rng([run.speech.seed, SPLITS.index(split)])
+    known = material(run.speech)
+    first, last = (0, known.heard) if split == TRAIN else (known.heard, len(known.sentences))
+    number = run.speech.train if split == TRAIN else run.speech.judged
+    chosen = first + np.arange(number) % (last - first)
+    voices = synthesizer.UNSEEN if split == UNSEEN else synthesizer.TRAINED
+    clips, lengths = [], []
+    for place, sentence in enumerate(chosen):
+        noise = rng.choice(NOISE_DB) if rng.random() < run.speech.noisy else None
+        voice = voices[place % len(voices)]
+        wave = synthesizer.speak(known.sentences[sentence].text, voice, rng, noise)
+        if len(wave) > config.n_samples:
+            raise ValueError(
+                f"speech.seconds: expected at least {len(wave) / config.rate:.2f}, which a clip "
+                f"lasts, got {run.speech.seconds}"
+            )
+        clips.append(to_int16(pad_or_trim(wave, config.n_samples)[0]))
+        lengths.append(len(wave))
+    waves = np.stack(clips)
+    sounds = [sounds_of(known.sentences[sentence].text) for sentence in chosen]
+    longest = max(len(sounds_of(one.text)) for one in known.sentences)
+    return {
+        "features": features_of(waves, config),
+        "lengths": np.asarray(frame_lengths(np.asarray(lengths), config)[1]),
+        "sounds": padded(sounds, 0, longest)[0],
+        "sentences": chosen.astype(np.int32),
+        "waves": waves[: run.listened],
+    }
+
+
+def sounds_of(text: str) -> list[int]:
+    """Numbers of the sounds of a text, from 1."""
+    return [synthesizer.SYMBOLS.index(sound) + 1 for sound in synthesizer.pronounce(text)]
+
+
+def features_of(waves: np.ndarray, config: LogMelConfig) -> np.ndarray:
+    """[N, n] int16 -> log-mel [N, M, F] float16, some clips at a time."""
+    found = []
+    for start in range(0, len(waves), AT_ONCE):
+        own = waves[start : start + AT_ONCE]
+        full = np.pad(own, ((0, AT_ONCE - len(own)), (0, 0)))
+        found.append(np.asarray(log_mel(full, config))[: len(own)].astype(np.float16))
+    return np.concatenate(found)
+
+
+@lru_cache(maxsize=4)
+def text_tasks(speech: SpokenConfig) -> Tokens:
+    """Every sentence under every wording with its right answer, as the language model learns it."""
+    rows, answers = [], []
+    for sentence in material(speech).sentences:
+        for kind, wordings in KINDS.items():
+            for wording in wordings:
+                prompt = WORDS.encode(TEMPLATE.render_text_prompt(wording, sentence.text))
+                said = WORDS.encode(f"{grammar.answer(sentence, kind)} {grammar.END}")
+                rows.append(prompt + said)
+                answers.append(len(said))
+    ids, there = padded(rows, WORDS.pad, max(map(len, rows)))
+    ends = np.asarray([len(row) for row in rows])
+    learned = np.arange(ids.shape[1]) >= (ends - np.asarray(answers))[:, None]
+    return Tokens(ids, there & learned)  # type: ignore[arg-type]
+
+
+def text_prompts(texts: Sequence[str], wordings: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Questions about transcripts, [N, P] and their mask."""
+    rendered = [
+        WORDS.encode(TEMPLATE.render_text_prompt(wording, text))
+        for text, wording in zip(texts, wordings, strict=True)
+    ]
+    return padded(rendered, WORDS.pad, longest_prompt())
+
+
+@lru_cache(maxsize=1)
+def longest_prompt() -> int:
+    """Tokens of the longest question about a transcript."""
+    said = max(len(one.text.split()) for one in grammar.sentences())
+    asked = max(len(wording.split()) for pair in KINDS.values() for wording in pair)
+    return said + asked + len(TEMPLATE.text_prompt.split()) - 2
+
+
+def speech_text(wordings: Sequence[str], responses: Sequence[str], new_tokens: int) -> Text:
+    """Rows that are asked about speech and answered.
+
+    Args:
+        wordings: what is asked.
+        responses: the answers, without their end.
+        new_tokens: room for an answer.
+
+    Returns:
+        Text [R, ...] of NumPy arrays.
+    """
+    rows = [
+        render(wording, response, WORDS.encode, template=TEMPLATE, begin=False, end=" </s>")
+        for wording, response in zip(wordings, responses, strict=True)
+    ]
+    longest = max(len(wording.split()) for pair in KINDS.values() for wording in pair)
+    size = longest + len(TEMPLATE.prefix.split()) - 1
+    prefix, prefix_mask = padded([row.prefix for row in rows], WORDS.pad, size)
+    tag = len(TEMPLATE.suffix.split())
+    suffix, suffix_mask = padded([row.suffix for row in rows], WORDS.pad, tag + new_tokens)
+    labels, _ = padded([row.labels for row in rows], IGNORED, tag + new_tokens)
+    return Text(prefix, prefix_mask, suffix, suffix_mask, labels)  # type: ignore[arg-type]
+
+
+def asked_text(wordings: Sequence[str]) -> Text:
+    """Rows that are asked about speech and not answered yet."""
+    text = speech_text(wordings, [""] * len(wordings), 1)
+    tag = len(TEMPLATE.suffix.split())
+    cut: Any = jax.tree.map(lambda leaf: leaf[:, :tag], text[2:])
+    return Text(text.prefix, text.prefix_mask, *cut)
+
+
+def wordings_of(run: SpeechTextRun, kind: str, rows: int, purpose: str) -> list[str]:
+    """One of the two wordings for each of several rows."""
+    seed = [run.speech.seed, list(KINDS).index(kind), sum(map(ord, purpose))]
+    chosen = np.random.default_rng(seed).integers(0, 2, rows)
+    return [KINDS[kind][number] for number in chosen]
