@@ -21,7 +21,7 @@ and `INSTRUCTIONS` (module `augmentation`) make the data, `load_published` reads
 
 from __future__ import annotations
 
-from jaxmethods.lsm import augmentation, behavior, bias, normalize, prompts, windows, word_errors
+from jaxmethods.lsm import augmentation, behavior, bias, prompts, transcripts, windows
 from jaxmethods.lsm.augmentation import keep_response
 from jaxmethods.lsm.bias import attribute
 from jaxmethods.lsm.checkpoint import load_published
@@ -35,10 +35,10 @@ from jaxmethods.lsm.method import tuner
 from jaxmethods.lsm.model import Model as Model
 from jaxmethods.lsm.model import Text as Text
 from jaxmethods.lsm.model import assemble, respond, response_losses
-from jaxmethods.lsm.normalize import normalize_basic, normalize_english
 from jaxmethods.lsm.schedules import warmup_then_linear
+from jaxmethods.lsm.transcripts.normalize import normalize_basic, normalize_english
+from jaxmethods.lsm.transcripts.word_errors import corpus_errors
 from jaxmethods.lsm.windows import cut_windows, window_plan
-from jaxmethods.lsm.word_errors import corpus_errors
 
 __all__ = [
     "assemble",
@@ -52,15 +52,14 @@ __all__ = [
     "init_connector",
     "keep_response",
     "load_published",
-    "normalize",
     "normalize_basic",
     "normalize_english",
     "prompts",
     "respond",
     "response_losses",
+    "transcripts",
     "tuner",
     "warmup_then_linear",
     "window_plan",
     "windows",
-    "word_errors",
 ]

@@ -18,7 +18,7 @@ from itertools import combinations
 
 import numpy as np
 
-from jaxmethods.lsm.word_errors import edit_errors
+from jaxmethods.lsm.transcripts.word_errors import edit_errors
 
 COPIED = 0.34
 """The largest word error rate of a copy."""

@@ -23,10 +23,10 @@ from jaxmethods.lsm import bias, checkpoint, prompts
 from jaxmethods.lsm.augmentation import keep_response
 from jaxmethods.lsm.connector import Speech, connect, cut
 from jaxmethods.lsm.model import IGNORED, Text, assemble, response_losses
-from jaxmethods.lsm.normalize import normalize_basic, normalize_english, read_spelling
 from jaxmethods.lsm.schedules import warmup_then_linear
+from jaxmethods.lsm.transcripts.normalize import normalize_basic, normalize_english, read_spelling
+from jaxmethods.lsm.transcripts.word_errors import corpus_errors, word_errors
 from jaxmethods.lsm.windows import window_plan
-from jaxmethods.lsm.word_errors import corpus_errors, word_errors
 from jaxmethods.models import decoder, hub, qformer, whisper
 from jaxmethods.models.decoder.families.known import FAMILIES
 from tests.golden_files import FOLDER, golden_files, read

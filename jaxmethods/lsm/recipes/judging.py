@@ -36,7 +36,7 @@ from jaxmethods.lsm.recipes.world import (
     wordings_of,
 )
 from jaxmethods.lsm.recipes.writing import WRITER, answering, writer_config
-from jaxmethods.lsm.word_errors import corpus_errors
+from jaxmethods.lsm.transcripts.word_errors import corpus_errors
 from jaxmethods.stages import Arrays, Compute, Part, Place, Results
 
 STAGE = "judged"

@@ -20,8 +20,8 @@ from jaxmethods.data.audio import AudioError
 from jaxmethods.errors import DataError
 from jaxmethods.files import is_file, refusals, write_atomically
 from jaxmethods.lsm.config import TranscribeRun as Run
-from jaxmethods.lsm.normalize import normalize_english, read_spelling
-from jaxmethods.lsm.word_errors import corpus_errors, word_errors
+from jaxmethods.lsm.transcripts.normalize import normalize_english, read_spelling
+from jaxmethods.lsm.transcripts.word_errors import corpus_errors, word_errors
 from jaxmethods.models import whisper
 from jaxmethods.numerics.statistics import bootstrap_interval, markdown_table
 from jaxmethods.stages import Arrays, Compute, Part, Place, Recipe, Results

@@ -199,9 +199,9 @@ def speech_text(wordings: Sequence[str], responses: Sequence[str], new_tokens: i
     longest = max(len(wording.split()) for pair in KINDS.values() for wording in pair)
     size = longest + len(TEMPLATE.prefix.split()) - 1
     prefix, prefix_mask = padded([row.prefix for row in rows], WORDS.pad, size)
-    tag = len(TEMPLATE.suffix.split())
-    suffix, suffix_mask = padded([row.suffix for row in rows], WORDS.pad, tag + new_tokens)
-    labels, _ = padded([row.labels for row in rows], IGNORED, tag + new_tokens)
+    size = len(TEMPLATE.suffix.split()) + new_tokens + 1  # with the end token
+    suffix, suffix_mask = padded([row.suffix for row in rows], WORDS.pad, size)
+    labels, _ = padded([row.labels for row in rows], IGNORED, size)
     return Text(prefix, prefix_mask, suffix, suffix_mask, labels)  # type: ignore[arg-type]
 
 
@@ -214,7 +214,17 @@ def asked_text(wordings: Sequence[str]) -> Text:
 
 
 def wordings_of(run: SpeechTextRun, kind: str, rows: int, purpose: str) -> list[str]:
-    """One of the two wordings for each of several rows."""
+    """One of the two wordings for each of several rows.
+
+    Args:
+        run: the config, whose seed of speech draws.
+        kind: of instructions.
+        rows: how many.
+        purpose: rows of another purpose are drawn anew.
+
+    Returns:
+        Instructions.
+    """
     seed = [run.speech.seed, list(KINDS).index(kind), sum(map(ord, purpose))]
     chosen = np.random.default_rng(seed).integers(0, 2, rows)
     return [KINDS[kind][number] for number in chosen]

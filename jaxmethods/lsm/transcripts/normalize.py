@@ -15,7 +15,7 @@ from pathlib import Path
 
 from jaxmethods.errors import DataError
 from jaxmethods.files import refusals
-from jaxmethods.lsm.spoken_numbers import write_digits
+from jaxmethods.lsm.transcripts.spoken_numbers import write_digits
 
 FILLERS = r"\b(hmm|mm|mhm|mmm|uh|um)\b"
 WHOLE = {
@@ -84,7 +84,14 @@ LETTERS = {"œ": "oe", "ø": "o", "æ": "ae", "ß": "ss", "đ": "d", "ð": "d", 
 
 
 def normalize_basic(text: str) -> str:
-    """Lower case, without brackets, symbols and marks: for any language."""
+    """Lower case, without brackets, symbols and marks: for any language.
+
+    Args:
+        text: a transcript.
+
+    Returns:
+        Words with one space between them, maybe one at either end.
+    """
     text = _without_brackets(text.lower())
     text = "".join(
         " " if unicodedata.category(letter)[0] in "MSP" else letter
