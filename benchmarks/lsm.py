@@ -182,7 +182,8 @@ def torch_encoder(params: Any, x: jax.Array, sizes: Sizes, device: str) -> Calla
     whole = whisper.init_params(jax.random.key(0), config, sizes.dtype) | {"encoder": params}
     with tempfile.TemporaryDirectory() as place:
         whisper.save(Path(place) / "model", raw, config, whole)
-        model = WhisperModel.from_pretrained(Path(place) / "model").eval().to(device)
+        model: Any = WhisperModel.from_pretrained(Path(place) / "model").eval()
+    model = model.to(device)
     given = torch.tensor(np.asarray(x)).to(device, next(model.parameters()).dtype)
 
     def call() -> Any:

@@ -34,7 +34,7 @@ from jaxmethods.lsm.method import TuneState as TuneState
 from jaxmethods.lsm.method import tuner
 from jaxmethods.lsm.model import Model as Model
 from jaxmethods.lsm.model import Text as Text
-from jaxmethods.lsm.model import assemble, respond, response_losses
+from jaxmethods.lsm.model import assemble, pack, packed_losses, respond, response_losses
 from jaxmethods.lsm.schedules import warmup_then_linear
 from jaxmethods.lsm.transcripts.normalize import normalize_basic, normalize_english
 from jaxmethods.lsm.transcripts.word_errors import corpus_errors
@@ -54,6 +54,8 @@ __all__ = [
     "load_published",
     "normalize_basic",
     "normalize_english",
+    "pack",
+    "packed_losses",
     "prompts",
     "respond",
     "response_losses",

@@ -91,7 +91,7 @@ class SpokenConfig(Config):
     """Share of the sentences that no clip of training says."""
     noisy: Fraction = 0.6
     """Share of clips with noise in the background, at 30, 20 or 12 dB."""
-    seconds: PositiveFloat = 3.0
+    seconds: PositiveFloat = 3.2
     """Length of the encoder's window."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 

@@ -128,6 +128,90 @@ def _positions(mask: jax.Array) -> jax.Array:
     return jnp.broadcast_to(jnp.arange(mask.shape[1]), mask.shape)
 
 
+class Packed(NamedTuple):
+    """Several rows in one, without their padding."""
+
+    embeds: jax.Array
+    """[G, S, D]."""
+    mask: jax.Array
+    """[G, S] bool."""
+    labels: jax.Array
+    """[G, S] int32."""
+    segments: jax.Array
+    """[G, S] int32: which of the rows a token is of, from 1; 0 on padding."""
+    lost: jax.Array
+    """[] int32: tokens that there was no room for."""
+
+
+def pack(rows: Assembled, together: int, length: int) -> Packed:
+    """Puts rows behind each other, so that no time is spent on their padding.
+
+    Args:
+        rows: of `assemble`; their number is a multiple of `together`.
+        together: rows that share one; static.
+        length: S of the packed rows; static.
+
+    Returns:
+        Rows with segments, none of which sees another (`packed_losses`).
+
+    Raises:
+        ValueError: the number of rows is no multiple.
+    """
+    batch = len(rows.mask)
+    if batch % together:
+        raise ValueError(f"together: expected a divisor of the {batch} rows, got {together}")
+
+    def side_by_side(leaf: jax.Array) -> jax.Array:
+        return leaf.reshape(batch // together, -1, *leaf.shape[2:])  # [G, together S', ...]
+
+    mask = side_by_side(rows.mask)
+    order = jnp.argsort(~mask, axis=1, stable=True)[:, :length]  # tokens first, in their order
+    numbers = jnp.broadcast_to(jnp.arange(batch)[:, None] % together + 1, rows.mask.shape)
+
+    def taken(leaf: jax.Array) -> jax.Array:
+        return jax.vmap(lambda row, where: row[where])(side_by_side(leaf), order)
+
+    kept = taken(rows.mask)
+    return Packed(
+        taken(rows.embeds),
+        kept,
+        jnp.where(kept, taken(rows.labels), IGNORED),
+        jnp.where(kept, taken(numbers), 0),
+        (jnp.sum(mask) - jnp.sum(kept)).astype(jnp.int32),
+    )
+
+
+def packed_losses(
+    language_model: Params, config: DecoderConfig, rows: Packed, learned: int, *, dtype: Any = None
+) -> tuple[jax.Array, jax.Array]:
+    """Cross entropy of every label of packed rows, which is that of the rows alone.
+
+    Args:
+        language_model: the decoder's parameters.
+        config: its sizes; static.
+        rows: of `pack`.
+        learned: labels of a packed row, at most; static.
+        dtype: of the computation; None: of the parameters.
+
+    Returns:
+        Nats [G, learned], 0 where nothing is learned, and which are, bool.
+    """
+    places = jnp.argsort(rows.labels == IGNORED, axis=1, stable=True)[:, :learned]
+    labels = jnp.take_along_axis(rows.labels, places, axis=1)
+    logits = decoder.forward(
+        language_model,
+        config,
+        inputs_embeds=rows.embeds,
+        mask=rows.mask,
+        segments=rows.segments,
+        logits_at=jnp.maximum(places - 1, 0),
+        dtype=dtype,
+    ).logits
+    counted = labels != IGNORED
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(counted, labels, 0))
+    return jnp.where(counted, nats, 0.0), counted
+
+
 @compiled("config", "new_tokens", "end", "pad")
 def respond(
     language_model: Params,

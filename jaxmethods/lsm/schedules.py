@@ -11,7 +11,7 @@ so lr(0) = 0 and lr(W - 1) = peak. The linear one is peak t / W.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ Warmup = Literal["log", "linear"]
 
 def warmup_then_linear(
     peak: float, warmup: int, total: int, kind: Warmup = "log"
-) -> Callable[[jax.Array | int], jax.Array]:
+) -> Callable[[Any], jax.Array]:
     """A schedule as optax takes it.
 
     Args:
@@ -41,7 +41,7 @@ def warmup_then_linear(
     if kind not in ("log", "linear"):
         raise ValueError(f"kind: expected log or linear, got {kind!r}")
 
-    def rate(step: jax.Array | int) -> jax.Array:
+    def rate(step: Any) -> jax.Array:
         step = jnp.asarray(step)
         step = step.astype(jnp.promote_types(step.dtype, jnp.float32))
         falling = jnp.clip((total - step) / max(total - warmup, 1), 0, 1)

@@ -99,7 +99,9 @@ please=pliz ring=rIN must=mVst talk=tok order=ordR pizza=pitsV coffee=kofi bread
 salad=salVd soup=sup one=wVn we=wi need=nid more=mor thank=TaNk you=yu that=Dat great=greIt
 this=DIs awful=ofUl am=am angry=aNgri
 """
-PRONUNCIATIONS: dict[str, str] = dict(pair.split("=") for pair in _SAID.split())
+PRONUNCIATIONS = {
+    word: sounds for word, _, sounds in (pair.partition("=") for pair in _SAID.split())
+}
 SYMBOLS = "".join(PHONEMES)
 """Every sound once; a space between words is one of them."""
 

@@ -227,7 +227,8 @@ def test_encoder_frames_and_windows(forward):
     golden, model, encoded, lengths = forward
     np.testing.assert_array_equal(lengths, golden["output_lengths"])
     np.testing.assert_allclose(encoded, golden["encoder_last_hidden"], atol=5e-5)
-    windows = cut(model.params["connector"], model.connector, encoded, lengths).frames
+    program = jax.jit(lambda params, x: cut(params, model.connector, x, lengths).frames)
+    windows = program(model.params["connector"], encoded)
     np.testing.assert_allclose(
         windows.reshape(golden["windows"].shape), golden["windows"], atol=5e-5
     )
@@ -236,28 +237,34 @@ def test_encoder_frames_and_windows(forward):
 def test_query_former(forward):
     golden, model, _, _ = forward
     own = model.connector.qformer
-    found = qformer.read(model.params["connector"]["qformer"], own, golden["windows"])
+    program = jax.jit(lambda params, x: qformer.read(params, own, x))
+    found = program(model.params["connector"]["qformer"], golden["windows"])
     np.testing.assert_allclose(found.states, golden["qformer_out"], atol=5e-5)
 
 
 def check_rows(golden, model, encoded, lengths, padding):
     text, params = text_of(golden), model.params
-    speech = connect(params["connector"], model.connector, encoded, lengths)
-    rows = assemble(params["language_model"], speech, text)
+
+    @jax.jit
+    def program(params, encoded, text):
+        speech = connect(params["connector"], model.connector, encoded, lengths)
+        rows = assemble(params["language_model"], speech, text)
+        positions = jnp.broadcast_to(jnp.arange(rows.mask.shape[1]), rows.mask.shape)
+        logits = decoder.forward(
+            params["language_model"],
+            model.language_model,
+            inputs_embeds=rows.embeds,
+            mask=rows.mask,
+            positions=positions if padding else None,
+        ).logits
+        return rows, logits, mean_loss(model, params, encoded, lengths, text, padding)
+
+    rows, logits, loss = program(params, encoded, text)
     np.testing.assert_allclose(rows.embeds, golden["inputs_embeds"], atol=5e-5)
     np.testing.assert_array_equal(rows.mask, golden["cat_attention_mask"])
     np.testing.assert_array_equal(rows.labels, golden["cat_labels"])
-    positions = jnp.broadcast_to(jnp.arange(rows.mask.shape[1]), rows.mask.shape)
-    logits = decoder.forward(
-        params["language_model"],
-        model.language_model,
-        inputs_embeds=rows.embeds,
-        mask=rows.mask,
-        positions=positions if padding else None,
-    ).logits
     valid = np.asarray(rows.mask)
     np.testing.assert_allclose(logits[valid], golden["logits"][valid], atol=2e-4)
-    loss = mean_loss(model, params, encoded, lengths, text, padding)
     assert float(loss) == pytest.approx(float(golden["loss"]), abs=1e-5)
 
 
@@ -312,14 +319,15 @@ def decoder_table(config):
 
 def test_attribution(forward):
     golden, model, encoded, lengths = forward
-    speech = connect(model.params["connector"], model.connector, encoded, lengths)
-    rows = assemble(model.params["language_model"], speech, text_of(golden))
-    program = jax.jit(
-        lambda params, rows: bias.attribute(
-            params, model.language_model, rows, golden["segment_ids"]
-        )
-    )
-    found = program(model.params["language_model"], rows)
+
+    @jax.jit
+    def program(params, encoded, text):
+        speech = connect(params["connector"], model.connector, encoded, lengths)
+        own = params["language_model"]
+        rows = assemble(own, speech, text)
+        return bias.attribute(own, model.language_model, rows, golden["segment_ids"])
+
+    found = program(model.params, encoded, text_of(golden))
     for ours, name in (
         (found.attention_share, "attn_share"),
         (found.saliency, "saliency_mean"),
@@ -335,15 +343,20 @@ def greedy(model, golden, encoded, lengths):
     """As published: the first three ids of the suffix are given."""
     text = text_of(golden)
     given = Text(*(leaf[:, :3] if place > 1 else leaf for place, leaf in enumerate(text)))
-    speech = connect(model.params["connector"], model.connector, encoded, lengths)
-    rows = assemble(model.params["language_model"], speech, given)
-    return decoder.generate(
-        model.params["language_model"],
-        model.language_model,
-        inputs_embeds=rows.embeds,
-        mask=rows.mask,
-        new_tokens=golden["greedy_batch_tokens"].shape[1],
-    ).tokens
+
+    @jax.jit
+    def program(params, encoded, given):
+        speech = connect(params["connector"], model.connector, encoded, lengths)
+        rows = assemble(params["language_model"], speech, given)
+        return decoder.generate(
+            params["language_model"],
+            model.language_model,
+            inputs_embeds=rows.embeds,
+            mask=rows.mask,
+            new_tokens=golden["greedy_batch_tokens"].shape[1],
+        ).tokens
+
+    return program(model.params, encoded, given)
 
 
 def test_greedy_tokens_of_a_batch_and_of_single_clips(forward):
@@ -381,9 +394,15 @@ def test_a_row_without_padding_counted_has_the_loss_it_has_alone(file, tmp_path)
     model = load_model(file, tmp_path)
     encoded, lengths = encoded_of(model, golden)
     text, own = text_of(golden), model.params["language_model"]
-    speech = connect(model.params["connector"], model.connector, encoded, lengths)
-    rows = assemble(own, speech, text)
-    losses, _ = response_losses(own, model.language_model, rows, text.suffix.shape[1])
+
+    @jax.jit
+    def program(speech, text):
+        rows = assemble(own, speech, text)
+        return response_losses(own, model.language_model, rows, text.suffix.shape[1])[0]
+
+    connector = model.params["connector"]
+    speech = jax.jit(lambda: connect(connector, model.connector, encoded, lengths))()
+    losses = program(speech, text)
     for row in range(len(losses)):
         keep = [np.asarray(mask[row]) for mask in (text.prefix_mask, text.suffix_mask)]
         alone = Text(
@@ -394,8 +413,7 @@ def test_a_row_without_padding_counted_has_the_loss_it_has_alone(file, tmp_path)
             text.labels[row : row + 1, keep[1]],
         )
         one = Speech(speech.tokens[row : row + 1], speech.mask[row : row + 1])
-        own_rows = assemble(own, one, alone)
-        own_losses, _ = response_losses(own, model.language_model, own_rows, alone.suffix.shape[1])
+        own_losses = program(one, alone)
         assert float(own_losses.sum()) == pytest.approx(float(losses[row].sum()), abs=1e-5)
 
 
@@ -427,7 +445,9 @@ def test_query_former_with_several_queries(file, absorb, tmp_path):
         hub.open_file(tmp_path / "qformer.safetensors"), table, shapes, ignore=lambda name: True
     )
     params["queries"] = golden["query_tokens"][0]
-    found = qformer.read(params, config, golden["windows"], attention=True, absorb=absorb)
+    found = jax.jit(
+        lambda params, x: qformer.read(params, config, x, attention=True, absorb=absorb)
+    )(params, golden["windows"])
     np.testing.assert_allclose(found.states, golden["qformer_out"], atol=2e-5)
     np.testing.assert_allclose(found.attention[0], golden["cross_attn_layer0"], atol=2e-5)
 

@@ -23,20 +23,23 @@ def params(queries=1):
     return jax.tree.map(lambda leaf: 3 * leaf, found)
 
 
+read = jax.jit(qformer.read, static_argnames=("config", "absorb", "attention"))
+
+
 def windows(number=3, kernel=4):
     return jax.random.normal(jax.random.key(1), (number, kernel, 6))
 
 
 def test_the_order_of_frames_does_not_matter():
-    found = qformer.read(params(), CONFIG, windows()).states
-    turned = qformer.read(params(), CONFIG, windows()[:, ::-1]).states
+    found = read(params(), CONFIG, windows()).states
+    turned = read(params(), CONFIG, windows()[:, ::-1]).states
     np.testing.assert_allclose(turned, found, atol=1e-5)
 
 
 def test_windows_are_read_one_by_one():
-    found = qformer.read(params(), CONFIG, windows()).states
+    found = read(params(), CONFIG, windows()).states
     np.testing.assert_allclose(
-        qformer.read(params(), CONFIG, windows()[::-1]).states, found[::-1], atol=1e-6
+        read(params(), CONFIG, windows()[::-1]).states, found[::-1], atol=1e-6
     )
 
 
@@ -45,29 +48,27 @@ def test_absorbed_maps_give_the_same(queries):
     config = CONFIG.model_copy(update={"queries": queries})
     mask = jnp.arange(4) < jnp.asarray([[4], [2], [1]])
     for own in (None, mask):
-        plain = qformer.read(params(queries), config, windows(), own, absorb=False)
-        absorbed = qformer.read(params(queries), config, windows(), own)
+        plain = read(params(queries), config, windows(), own, absorb=False)
+        absorbed = read(params(queries), config, windows(), own)
         np.testing.assert_allclose(absorbed.states, plain.states, atol=2e-6)
 
 
 def test_frames_that_are_masked_are_not_read():
     mask = jnp.arange(4) < 2
     mask = jnp.broadcast_to(mask, (3, 4))
-    found = qformer.read(params(), CONFIG, windows(), mask).states
-    np.testing.assert_allclose(
-        found, qformer.read(params(), CONFIG, windows()[:, :2]).states, atol=1e-6
-    )
+    found = read(params(), CONFIG, windows(), mask).states
+    np.testing.assert_allclose(found, read(params(), CONFIG, windows()[:, :2]).states, atol=1e-6)
 
 
 def test_a_window_without_frames_is_finite():
-    found = qformer.read(params(), CONFIG, windows(), jnp.zeros((3, 4), bool)).states
+    found = read(params(), CONFIG, windows(), jnp.zeros((3, 4), bool)).states
     assert jnp.all(jnp.isfinite(found))
 
 
 def test_dropout_needs_a_key_and_absorbed_maps_keep_its_shares():
-    still = qformer.read(params(), CONFIG, windows()).states
+    still = read(params(), CONFIG, windows()).states
     dropped = [
-        qformer.read(params(), CONFIG, windows(), key=jax.random.key(2), absorb=absorb).states
+        read(params(), CONFIG, windows(), key=jax.random.key(2), absorb=absorb).states
         for absorb in (True, False)
     ]
     assert not np.allclose(still, dropped[0])
@@ -76,7 +77,7 @@ def test_dropout_needs_a_key_and_absorbed_maps_keep_its_shares():
 
 def test_one_query_has_no_gradient_to_its_self_attention():
     def loss(own):
-        return jnp.sum(jnp.sin(qformer.read(own, CONFIG, windows()).states))
+        return jnp.sum(jnp.sin(read(own, CONFIG, windows()).states))
 
     gradient = jax.grad(loss)(params())["layers"]["attention"]
     for name in ("query", "key"):
@@ -86,7 +87,7 @@ def test_one_query_has_no_gradient_to_its_self_attention():
 
 def test_constant_frames_are_no_nan_in_half_precision():
     flat = jnp.ones((2, 3, 6), jnp.bfloat16)
-    assert jnp.all(jnp.isfinite(qformer.read(params(), CONFIG, flat).states.astype(jnp.float32)))
+    assert jnp.all(jnp.isfinite(read(params(), CONFIG, flat).states.astype(jnp.float32)))
 
 
 def test_heads_must_divide_the_width():

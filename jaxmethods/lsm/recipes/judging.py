@@ -77,7 +77,7 @@ class Judged(NamedTuple):
     """Student -> kind, with another clip's sound."""
     text: dict[str, dict[str, Verdicts]]
     """The language model before tuning, then the students -> kind."""
-    attribution: dict[str, Arrays]
+    attribution: dict[str, dict[str, np.ndarray]]
     """Student -> fields of `bias.Attribution`, [S, ...]."""
     tokens: dict[str, np.ndarray]
     """Student -> tokens it has learned from, [S]."""

@@ -84,12 +84,14 @@ def recipe(run: Run) -> Recipe:
     return Recipe([stage], partial(report, run, recordings), (STAGE,), headline)
 
 
-@lru_cache(maxsize=1)
 def read_model(run: Run) -> whisper.Transcriber:
-    """The model, once."""
-    return whisper.read_transcriber(
-        run.model, language=run.language, batch=run.batch, new_tokens=run.new_tokens
-    )
+    """The model, read once."""
+    return _read_model(run.model, run.language, run.batch, run.new_tokens)
+
+
+@lru_cache(maxsize=1)
+def _read_model(path: Path, language: str, batch: int, new_tokens: int) -> whisper.Transcriber:
+    return whisper.read_transcriber(path, language=language, batch=batch, new_tokens=new_tokens)
 
 
 def recordings_of(run: Run) -> list[Recording]:
@@ -177,7 +179,7 @@ def report(run: Run, recordings: Sequence[Recording], results: Results, folder: 
         folder: gets the files.
     """
     found: Sequence[Transcript] = results[STAGE]
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"audio": one.reference, "text": own.text, "seconds": round(own.seconds, 3)}
         | ({} if one.said is None else {"said": one.said})
         | ({} if own.heard else {"skipped": True})

@@ -7,6 +7,7 @@ from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxmethods.data.audio import pad_or_trim, to_int16
@@ -54,10 +55,14 @@ class Material(NamedTuple):
     """How many are heard in training."""
 
 
-@lru_cache(maxsize=4)
 def material(speech: SpokenConfig) -> Material:
     """All sentences, those of training first."""
-    heard, others = grammar.split_sentences(speech.seed, speech.held_back)
+    return _material(speech.seed, speech.held_back)
+
+
+@lru_cache(maxsize=4)
+def _material(seed: int, held_back: float) -> Material:
+    heard, others = grammar.split_sentences(seed, held_back)
     return Material((*heard, *others), len(heard))
 
 
@@ -143,15 +148,20 @@ def features_of(waves: np.ndarray, config: LogMelConfig) -> np.ndarray:
     for start in range(0, len(waves), AT_ONCE):
         own = waves[start : start + AT_ONCE]
         full = np.pad(own, ((0, AT_ONCE - len(own)), (0, 0)))
-        found.append(np.asarray(log_mel(full, config))[: len(own)].astype(np.float16))
+        features = np.asarray(log_mel(jnp.asarray(full), config))
+        found.append(features[: len(own)].astype(np.float16))
     return np.concatenate(found)
 
 
-@lru_cache(maxsize=4)
 def text_tasks(speech: SpokenConfig) -> Tokens:
     """Every sentence under every wording with its right answer, as the language model learns it."""
+    return _text_tasks(material(speech).sentences)
+
+
+@lru_cache(maxsize=4)
+def _text_tasks(sentences: tuple[Sentence, ...]) -> Tokens:
     rows, answers = [], []
-    for sentence in material(speech).sentences:
+    for sentence in sentences:
         for kind, wordings in KINDS.items():
             for wording in wordings:
                 prompt = WORDS.encode(TEMPLATE.render_text_prompt(wording, sentence.text))
