@@ -216,7 +216,7 @@ def random_data(sizes: Sizes) -> Data:
 
 def steps(settings: Settings, sizes: Sizes) -> Iterator[Row]:
     """A training step with the encoder's frames kept, and one that computes them."""
-    config = TuneConfig(batch=sizes.batch, micro_batch=sizes.batch, warmup=0)
+    config = TuneConfig(batch=sizes.batch, warmup=0)
     model = Model(sizes.connector, sizes.language_model)
     method = tuner(model, optax.adamw(1e-5), config, sizes.encoder.width)
     encoder = jax.jit(lambda key: whisper.init_encoder(key, sizes.encoder))(jax.random.key(0))

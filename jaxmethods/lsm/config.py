@@ -43,11 +43,11 @@ class ConnectorConfig(Config):
 class TuneConfig(Config):
     """How connector and language model are tuned."""
 
-    steps: Annotated[PositiveInt, OnResume.GROW] = 900
+    steps: Annotated[PositiveInt, OnResume.GROW] = 600
     batch: PositiveInt = 16
     """Rows of a step."""
-    micro_batch: PositiveInt = 16
-    """Rows that are run at once; a divisor of `batch`."""
+    micro_batches: PositiveInt = 1
+    """Parts in which a batch is run, one after the other; a divisor of `batch`."""
     loss_average: Literal["tokens", "micro"] = "tokens"
     """Mean over the tokens of the step, or of the means of micro-batches, as published."""
     trains: Literal["all", "lora", "connector"] = "all"
@@ -67,13 +67,12 @@ class TuneConfig(Config):
     """Compute layers of the language model again in the backward pass."""
 
     @model_validator(mode="after")
-    def _sizes_fit(self) -> Self:
-        if self.batch % self.micro_batch:
+    def _parts_fit(self) -> Self:
+        if self.batch % self.micro_batches:
             raise ValueError(
-                f"micro_batch: expected a divisor of batch ({self.batch}), got {self.micro_batch}"
+                f"micro_batches: expected a divisor of batch ({self.batch}), "
+                f"got {self.micro_batches}"
             )
-        if self.warmup > self.steps:
-            raise ValueError(f"warmup: expected at most the {self.steps} steps, got {self.warmup}")
         return self
 
 
@@ -97,16 +96,16 @@ class SpokenConfig(Config):
 
 
 class ListenerConfig(Config):
-    """The small encoder, which learns sounds by CTC and is frozen then."""
+    """The small encoder, which learns sounds and is frozen then."""
 
     n_mels: PositiveInt = 40
     width: PositiveInt = 64
     layers: PositiveInt = 2
     heads: PositiveInt = 4
     mlp_width: PositiveInt = 256
-    steps: Annotated[PositiveInt, OnResume.GROW] = 900
+    steps: Annotated[PositiveInt, OnResume.GROW] = 500
     batch: PositiveInt = 12
-    learning_rate: PositiveFloat = 2e-3
+    learning_rate: PositiveFloat = 3e-3
 
 
 class WriterConfig(Config):
@@ -116,7 +115,7 @@ class WriterConfig(Config):
     layers: PositiveInt = 2
     heads: PositiveInt = 4
     mlp_width: PositiveInt = 192
-    steps: Annotated[PositiveInt, OnResume.GROW] = 800
+    steps: Annotated[PositiveInt, OnResume.GROW] = 500
     batch: PositiveInt = 48
     learning_rate: PositiveFloat = 3e-3
 
@@ -131,24 +130,35 @@ class MixtureConfig(Config):
     sentiment: NonNegativeFloat = 0.0
 
 
+SELF_POWERED = MixtureConfig(repetition=1, intent=1, keyword=1, sentiment=1)
+
+
 class StudentConfig(Config):
     """A speech-text model: what it is tuned on."""
 
-    title: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
-    generated: MixtureConfig = MixtureConfig()
-    """Rows whose answers the language model writes itself, from the transcript."""
+    title: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")] = "self_powered"
+    generated: MixtureConfig = SELF_POWERED
+    """Rows whose answers the language model writes itself, from the transcript; {}: none."""
     transcripts: NonNegativeFloat = 0.0
     """Weight of rows that ask for a transcription and are answered by the transcript."""
     tune: TuneConfig = TuneConfig()
 
-    @model_validator(mode="after")
-    def _something_is_learned(self) -> Self:
-        if self.transcripts + sum(self.generated.model_dump().values()) <= 0:
-            raise ValueError("generated, transcripts: expected a weight above 0, got none")
-        return self
+
+class SmallQFormerConfig(QFormerConfig):
+    """The Q-Former of the small world."""
+
+    width: PositiveInt = 64
+    heads: PositiveInt = 4
+    mlp_width: PositiveInt = 256
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
-SELF_POWERED = MixtureConfig(repetition=1, intent=1, keyword=1, sentiment=1)
+class SmallConnectorConfig(ConnectorConfig):
+    """The connector of the small world: windows of 60 ms."""
+
+    qformer: SmallQFormerConfig = SmallQFormerConfig()  # pyright: ignore[reportIncompatibleVariableOverride]
+    policy: WindowPolicy = "fixed"
+    window: PositiveInt | None = 3
 
 
 class SpeechTextRun(TrainingRunConfig):
@@ -158,14 +168,10 @@ class SpeechTextRun(TrainingRunConfig):
     speech: SpokenConfig = SpokenConfig()
     listener: ListenerConfig = ListenerConfig()
     writer: WriterConfig = WriterConfig()
-    connector: ConnectorConfig = ConnectorConfig(
-        qformer=QFormerConfig(width=64, heads=4, mlp_width=256, dropout=0.0),
-        policy="fixed",
-        window=3,
-    )
+    connector: SmallConnectorConfig = SmallConnectorConfig()
     students: tuple[StudentConfig, ...] = (
-        StudentConfig(title="vanilla", transcripts=1.0),
-        StudentConfig(title="self_powered", generated=SELF_POWERED),
+        StudentConfig(title="vanilla", transcripts=1.0, generated=MixtureConfig()),
+        StudentConfig(),
     )
     new_tokens: PositiveInt = 16
     """Tokens of an answer, at most."""

@@ -74,7 +74,7 @@ def tuner(
         `init(key, data)` and `step(state, data)` on a `TuneState`. The metrics are `loss` and
         `tokens`, those that were learned from.
     """
-    parts = config.batch // config.micro_batch
+    parts = config.micro_batches
 
     def init(key: jax.Array, data: Data) -> TuneState:
         key = key if data.key is None else data.key
@@ -103,7 +103,7 @@ def tuner(
 
     def step(state: TuneState, data: Data) -> tuple[TuneState, Metrics]:
         key, draw, dropout = jax.random.split(state.key, 3)
-        rows = draw_rows(draw, data.weights, config.batch).reshape(parts, config.micro_batch)
+        rows = draw_rows(draw, data.weights, config.batch).reshape(parts, -1)
         counts = jnp.sum(data.text.labels[rows] >= 0, axis=(1, 2))  # [parts]
         if config.loss_average == "tokens":
             weights = jnp.full(parts, 1.0) / jnp.maximum(jnp.sum(counts), 1)

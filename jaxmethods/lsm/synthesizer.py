@@ -142,9 +142,16 @@ def pronounce(text: str) -> str:
     return " ".join(PRONUNCIATIONS[word] for word in words)
 
 
-def speak(
-    text: str, voice: Voice, rng: np.random.Generator, noise_db: float | None = None
-) -> np.ndarray:
+class Said(NamedTuple):
+    """A text that was said."""
+
+    wave: np.ndarray
+    """[n] float32, at most 0.5 loud."""
+    sounds: np.ndarray
+    """[n / 80] int32: which sound every 5 ms are a part of, its place in `SYMBOLS`."""
+
+
+def speak(text: str, voice: Voice, rng: np.random.Generator, noise_db: float | None = None) -> Said:
     """Says a text.
 
     Args:
@@ -154,9 +161,9 @@ def speak(
         noise_db: signal over background noise; None: none.
 
     Returns:
-        [n] float32, at most 0.5 loud.
+        Samples, and what is said when.
     """
-    tracks = _tracks(pronounce(text), voice, rng)  # [F, 7]
+    tracks, sounds = _tracks(pronounce(text), voice, rng)  # [F, 7], [F]
     samples = len(tracks) * HOP
     pulses, noise = _sources(samples, voice, rng)
     frames = _frames(pulses) * tracks[:, 3:4], _frames(noise)
@@ -174,12 +181,14 @@ def speak(
         power = np.sqrt(np.mean(wave**2) / np.mean(background**2))
         wave = wave + background * power * 10 ** (-noise_db / 20)
         wave = 0.5 * wave / np.abs(wave).max()
-    return wave.astype(np.float32)
+    return Said(wave.astype(np.float32), sounds)
 
 
-def _tracks(sounds: str, voice: Voice, rng: np.random.Generator) -> np.ndarray:
-    """Formants, voicing, noise and its place in each frame, [F, 7], smoothed over 25 ms."""
+def _tracks(sounds: str, voice: Voice, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Formants, voicing, noise and its place in each frame [F, 7], smoothed over 25 ms, and which
+    sound it is of [F]."""
     rows: list[list[float]] = []
+    numbers: list[int] = []
     for sound in f" {sounds} ":
         phoneme = PHONEMES[sound]
         formants = [voice.tract * one for one in phoneme.formants]
@@ -188,9 +197,11 @@ def _tracks(sounds: str, voice: Voice, rng: np.random.Generator) -> np.ndarray:
         opened = [*formants, phoneme.voiced, phoneme.noise, phoneme.center, phoneme.spread]
         rows += [closed] * round(phoneme.closed / voice.speed * RATE / HOP)
         rows += [opened] * max(1, round(length * RATE / HOP))
+        numbers += [SYMBOLS.index(sound)] * (len(rows) - len(numbers))
     tracks = np.asarray(rows)
     padded = np.pad(tracks, ((2, 2), (0, 0)), mode="edge")
-    return np.mean([padded[shift : shift + len(tracks)] for shift in range(5)], axis=0)
+    smooth = np.mean([padded[shift : shift + len(tracks)] for shift in range(5)], axis=0)
+    return smooth, np.asarray(numbers, np.int32)
 
 
 def _sources(samples: int, voice: Voice, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

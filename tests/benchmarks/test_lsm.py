@@ -37,6 +37,7 @@ def test_the_features_are_those_of_transformers():
     np.testing.assert_allclose(ours, theirs, atol=5e-4)
 
 
+@pytest.mark.slow
 def test_a_step_and_decoding_are_measured():
     settings = Settings(3, 0.1, 1)
     found = [*bench.steps(settings, SIZES), *bench.decoding(settings, SIZES)]

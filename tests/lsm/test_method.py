@@ -28,7 +28,7 @@ def data(weights=None, key=None):
 
 
 def method(optimizer=None, **settings):
-    values = {"batch": 4, "micro_batch": 4, "warmup": 0} | settings
+    values = {"batch": 4, "warmup": 0} | settings
     optimizer = optax.sgd(0.1) if optimizer is None else optimizer
     return tuner(small.model(), optimizer, TuneConfig(**values), small.INPUTS)
 
@@ -58,14 +58,15 @@ def test_the_loss_falls():
 
 def test_the_mean_over_tokens_does_not_depend_on_micro_batches():
     whole, _ = after()
-    parts, _ = after(micro_batch=1)
+    parts, _ = after(micro_batches=4)
     same = jax.tree.map(lambda a, b: jnp.allclose(a, b, atol=2e-5), whole.trained, parts.trained)
     assert jax.tree.all(same)
 
 
+@pytest.mark.slow
 def test_the_published_mean_weighs_rows_not_tokens():
-    tokens, one = after(micro_batch=1)
-    means, other = after(micro_batch=1, loss_average="micro")
+    tokens, one = after(micro_batches=4)
+    means, other = after(micro_batches=4, loss_average="micro")
     assert float(one["loss"]) != pytest.approx(float(other["loss"]), rel=1e-4)
     same = jax.tree.map(lambda a, b: jnp.allclose(a, b, atol=2e-5), tokens.trained, means.trained)
     assert not jax.tree.all(same)
@@ -80,6 +81,7 @@ def test_the_encoder_has_no_place_in_the_state():
     assert "conv_general_dilated" not in str(gradient)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trains", ["connector", "lora"])
 def test_what_does_not_train_is_not_in_the_state(trains):
     state, _ = after(trains=trains)
@@ -92,6 +94,7 @@ def test_what_does_not_train_is_not_in_the_state(trains):
     np.testing.assert_array_equal(kernel, expected)
 
 
+@pytest.mark.slow
 def test_additions_that_are_switched_off_leave_the_language_model():
     state, _ = after(steps=3, trains="lora")
     base = small.params()["language_model"]

@@ -144,14 +144,14 @@ def language_model():
 
 
 @partial(jax.jit, static_argnums=2)
-def packed(text, speech, length=40):
+def packed(text, speech, length):
     rows = pack(assemble(language_model(), speech, text), 3, length)
     return rows, packed_losses(language_model(), small.LANGUAGE, rows, 12)
 
 
 def test_packed_rows_have_the_losses_of_the_rows():
     text, speech = rows_of_text(), speech_of(MIXED)
-    rows, (found, counted) = packed(text, speech)
+    rows, (found, counted) = packed(text, speech, 60)
     expected, learned = losses(text, speech)
     assert rows.lost == 0
     np.testing.assert_allclose(np.asarray(found)[counted], np.asarray(expected)[learned], atol=1e-5)
@@ -160,10 +160,10 @@ def test_packed_rows_have_the_losses_of_the_rows():
 
 def test_packed_rows_do_not_see_each_other():
     text, speech = rows_of_text(), speech_of(MIXED)
-    _, (found, _) = packed(text, speech)
+    _, (found, _) = packed(text, speech, 60)
     loud = np.array(speech.tokens)
     loud[0] *= -3
-    _, (other, _) = packed(text, Speech(loud, speech.mask))
+    _, (other, _) = packed(text, Speech(loud, speech.mask), 60)
     first = int(np.sum(np.asarray(text.labels[0]) != IGNORED))
     np.testing.assert_array_equal(found[:, first:], other[:, first:])
     assert not np.allclose(found[:, :first], other[:, :first])
@@ -172,7 +172,7 @@ def test_packed_rows_do_not_see_each_other():
 def test_tokens_without_room_are_counted():
     text, speech = rows_of_text(), speech_of()
     rows, _ = packed(text, speech, 20)
-    whole, _ = packed(text, speech)
+    whole, _ = packed(text, speech, 60)
     assert rows.lost == int(whole.mask.sum()) - 20
     with pytest.raises(ValueError, match="together: expected a divisor of the 3 rows, got 2"):
         pack(assemble(language_model(), speech, text), 2, 40)

@@ -40,7 +40,8 @@ def test_right_answers_pass_the_filter_and_are_words():
 
 def test_a_voice_is_repeatable_and_voices_differ():
     def say(voice, seed=0, **settings):
-        return synthesizer.speak("play some jazz", voice, np.random.default_rng(seed), **settings)
+        rng = np.random.default_rng(seed)
+        return synthesizer.speak("play some jazz", voice, rng, **settings).wave
 
     first = say(synthesizer.TRAINED[0])
     np.testing.assert_array_equal(first, say(synthesizer.TRAINED[0]))
@@ -55,9 +56,17 @@ def test_a_voice_is_repeatable_and_voices_differ():
 def test_pitch_is_the_voices():
     """The strongest period of a vowel is that of the pulses."""
     voice = synthesizer.Voice(200, 1.0, 0.0, 0.3)
-    wave = synthesizer.speak("i", voice, np.random.default_rng(1))
+    wave = synthesizer.speak("i", voice, np.random.default_rng(1)).wave
     middle = wave[len(wave) // 3 : len(wave) // 3 + 1600]
     lags = np.arange(50, 200)
     strength = [np.dot(middle[:-lag], middle[lag:]) for lag in lags]
     hertz = 16_000 / lags[int(np.argmax(strength))]
     assert hertz == pytest.approx(200, rel=0.15)
+
+
+def test_what_is_said_when_is_the_text():
+    said = synthesizer.speak("play rock", synthesizer.TRAINED[0], np.random.default_rng(0))
+    assert len(said.wave) == len(said.sounds) * synthesizer.HOP
+    changes = np.flatnonzero(np.diff(said.sounds, prepend=-1))
+    spoken = "".join(synthesizer.SYMBOLS[number] for number in said.sounds[changes])
+    assert spoken == f" {synthesizer.pronounce('play rock')} "

@@ -1,7 +1,7 @@
-"""The small encoder: it learns sounds by CTC, is frozen, and hears every clip once.
+"""The small encoder: it learns sounds, is frozen, and hears every clip once.
 
-A linear map from its positions to sounds is trained along with it and dropped afterwards
-(Graves et al., "Connectionist Temporal Classification", ICML 2006).
+The synthesizer knows which sound it makes when, so that the encoder learns a class for each of its
+positions; the linear map to classes is dropped afterwards.
 """
 
 from __future__ import annotations
@@ -17,7 +17,14 @@ import optax
 
 from jaxmethods.layout import Layout
 from jaxmethods.lsm.config import ListenerConfig, SpeechTextRun
-from jaxmethods.lsm.recipes.world import SPEECH, SPLITS, TRAIN, Spoken, encoder_config
+from jaxmethods.lsm.recipes.world import (
+    SPEECH,
+    SPLITS,
+    TRAIN,
+    Spoken,
+    encoder_config,
+    for_a_small_model,
+)
 from jaxmethods.lsm.synthesizer import SYMBOLS
 from jaxmethods.method import Method, Metrics, gradient_step
 from jaxmethods.models.decoder.layer import Params
@@ -26,8 +33,8 @@ from jaxmethods.models.whisper.encoder import encode, init_encoder
 from jaxmethods.stages import Arrays, Compute, Part, Place, Results, Train
 
 LISTENER, HEARD = "listener", "heard"
-SHIFT = 16
-"""Frames by which a clip begins later in training, at most."""
+SHIFT = 8
+"""Positions by which a clip begins later in training, at most."""
 MASKED = 6
 """Mel bins that are hidden in training, at most."""
 AT_ONCE = 48
@@ -49,7 +56,7 @@ class Clips(NamedTuple):
     features: jax.Array
     """[N, M, F]."""
     sounds: jax.Array
-    """[N, K] int32, 0 behind the end."""
+    """[N, T] int32: the sound of each position."""
 
 
 def listener_stage(run: SpeechTextRun) -> Train:
@@ -70,14 +77,15 @@ def listener_stage(run: SpeechTextRun) -> Train:
 
 
 def listener(config: EncoderConfig, settings: ListenerConfig) -> Method:
-    """Training of an encoder by CTC.
+    """Training of an encoder to tell sounds apart.
 
     Args:
         config: the encoder's sizes.
         settings: batch and learning rate.
 
     Returns:
-        A method on `ListenerState` and `Clips`; the metric is `loss`, nats a sound.
+        A method on `ListenerState` and `Clips`; the metrics are `loss`, nats
+        a position, and `accuracy`, the share of positions that are right.
     """
     schedule = optax.cosine_onecycle_schedule(settings.steps, settings.learning_rate)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule))
@@ -85,44 +93,46 @@ def listener(config: EncoderConfig, settings: ListenerConfig) -> Method:
     def init(key: jax.Array, batch: Clips) -> ListenerState:
         del batch
         key, own, head = jax.random.split(key, 3)
-        kernel = config.width**-0.5 * jax.random.normal(head, (config.width, len(SYMBOLS) + 1))
-        params = {"encoder": init_encoder(own, config), "head": kernel}
+        kernel = config.width**-0.5 * jax.random.normal(head, (config.width, len(SYMBOLS)))
+        encoder = init_encoder(own, config)
+        blocks = for_a_small_model(encoder["layers"], config.width)
+        params = {"encoder": encoder | {"layers": blocks}, "head": kernel}
         return ListenerState(key, params, optimizer.init(params))
 
     def step(state: ListenerState, batch: Clips) -> tuple[ListenerState, Metrics]:
         key, draw, change = jax.random.split(state.key, 3)
         rows = jax.random.randint(draw, (settings.batch,), 0, len(batch.features))
-        features = varied(change, batch.features[rows].astype(jnp.float32))
-        sounds = batch.sounds[rows]
+        features, sounds = varied(
+            change, batch.features[rows].astype(jnp.float32), batch.sounds[rows]
+        )
 
-        def loss(params: Params) -> jax.Array:
-            states = encode(params["encoder"], config, features).last
-            logits = states @ params["head"]  # [B, T, K + 1]; 0 is the blank
-            nothing = jnp.zeros(logits.shape[:2])
-            behind = (sounds == 0).astype(jnp.float32)
-            nats = optax.ctc_loss(logits, nothing, sounds, behind)
-            return jnp.mean(nats / jnp.sum(sounds > 0, axis=1))
+        def loss(params: Params) -> tuple[jax.Array, jax.Array]:
+            logits = encode(params["encoder"], config, features).last @ params["head"]
+            nats = optax.softmax_cross_entropy_with_integer_labels(logits, sounds)
+            return jnp.mean(nats), jnp.mean(jnp.argmax(logits, -1) == sounds)
 
-        value, gradient = jax.value_and_grad(loss)(state.params)
+        found, gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
         params, moments = gradient_step(optimizer, gradient, state.optimizer, state.params)
-        return ListenerState(key, params, moments), {"loss": value}
+        metrics = {"loss": found[0], "accuracy": found[1]}
+        return ListenerState(key, params, moments), metrics
 
     return Method(init, step)
 
 
-def varied(key: jax.Array, features: jax.Array) -> jax.Array:
-    """Clips [B, M, F] that begin a little later, with some bins hidden."""
+def varied(key: jax.Array, features: jax.Array, sounds: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Clips [B, M, F] and their sounds [B, T], a little later, with some bins hidden."""
     shift_key, start_key, width_key = jax.random.split(key, 3)
     batch, bins, _ = features.shape
     shifts = jax.random.randint(shift_key, (batch,), 0, SHIFT)
     # What is rolled to the beginning is padding, which is silence like the beginning.
-    shifted = jax.vmap(lambda clip, by: jnp.roll(clip, by, axis=1))(features, shifts)
+    features = jax.vmap(lambda clip, by: jnp.roll(clip, 2 * by, axis=1))(features, shifts)
+    sounds = jax.vmap(jnp.roll)(sounds, shifts)
     start = jax.random.randint(start_key, (batch, 1), 0, bins)
     width = jax.random.randint(width_key, (batch, 1), 0, MASKED)
     place = jnp.arange(bins)
     hidden = (place >= start) & (place < start + width)  # [B, M]
-    means = jnp.mean(shifted, axis=(1, 2), keepdims=True)
-    return jnp.where(hidden[..., None], means, shifted)
+    means = jnp.mean(features, axis=(1, 2), keepdims=True)
+    return jnp.where(hidden[..., None], means, features), sounds
 
 
 def heard_stage(run: SpeechTextRun) -> Compute:

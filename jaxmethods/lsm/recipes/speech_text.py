@@ -45,8 +45,14 @@ def recipe(run: Run) -> Recipe:
     """All stages that a config asks for.
 
     Raises:
-        ValueError: sizes that don't fit.
+        ValueError: sizes that don't fit, or a student that learns from nothing.
     """
+    for student in run.students:
+        if student.transcripts + sum(student.generated.model_dump().values()) <= 0:
+            raise ValueError(
+                f"students: {student.title}: expected a weight of transcripts or generated above "
+                "0, got none"
+            )
     stages: list[Stage] = [
         speech_stage(run),
         listener_stage(run),

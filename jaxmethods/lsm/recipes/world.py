@@ -13,11 +13,13 @@ import numpy as np
 from jaxmethods.data.audio import pad_or_trim, to_int16
 from jaxmethods.data.log_mel import LogMelConfig, frame_lengths, log_mel
 from jaxmethods.language.next_token import Tokens
+from jaxmethods.layout import path_name
 from jaxmethods.lsm import grammar, synthesizer
 from jaxmethods.lsm.config import ListenerConfig, SpeechTextRun, SpokenConfig
 from jaxmethods.lsm.grammar import KINDS, TEMPLATE, Sentence
 from jaxmethods.lsm.model import IGNORED, Text
 from jaxmethods.lsm.prompts import padded, render
+from jaxmethods.models.decoder.layer import Params
 from jaxmethods.models.whisper.config import EncoderConfig
 from jaxmethods.stages import Arrays, Compute, Part, Place, Results
 
@@ -26,6 +28,9 @@ TRAIN, SAME, UNSEEN = "train", "same_voices", "unseen_voices"
 SPLITS = (TRAIN, SAME, UNSEEN)
 JUDGED = (SAME, UNSEEN)
 NOISE_DB = (30.0, 20.0, 12.0)
+USUAL_DEVIATION = 0.02
+PER_POSITION = 320
+"""Samples of an encoder position."""
 AT_ONCE = 48
 """Clips whose features are computed at once."""
 WORDS = grammar.vocabulary()
@@ -39,7 +44,7 @@ class Spoken(NamedTuple):
     lengths: np.ndarray
     """[N] int32: encoder frames."""
     sounds: np.ndarray
-    """[N, K] int32: what is said, a number a sound from 1; 0 behind the end."""
+    """[N, T] int32: which sound each encoder position is a part of; silence behind the end."""
     sentences: np.ndarray
     """[N] int32: which sentence, of `Material.sentences`."""
     waves: np.ndarray
@@ -64,6 +69,18 @@ def material(speech: SpokenConfig) -> Material:
 def _material(seed: int, held_back: float) -> Material:
     heard, others = grammar.split_sentences(seed, held_back)
     return Material((*heard, *others), len(heard))
+
+
+def for_a_small_model(params: Params, width: int) -> Params:
+    """New parameters with kernels from N(0, 1 / width) in place of the usual N(0, 0.02^2), which is
+    that of models with widths of thousands: a small one would learn nothing for hundreds of steps.
+    """
+
+    def scaled(path: Any, leaf: jax.Array) -> jax.Array:
+        kernel = path_name(path).endswith("kernel")
+        return leaf * (width**-0.5 / USUAL_DEVIATION) if kernel else leaf
+
+    return jax.tree_util.tree_map_with_path(scaled, params)
 
 
 def encoder_config(speech: SpokenConfig, listener: ListenerConfig) -> EncoderConfig:
@@ -113,11 +130,12 @@ def say(run: SpeechTextRun, split: str, config: LogMelConfig) -> Arrays:
     number = run.speech.train if split == TRAIN else run.speech.judged
     chosen = first + np.arange(number) % (last - first)
     voices = synthesizer.UNSEEN if split == UNSEEN else synthesizer.TRAINED
-    clips, lengths = [], []
+    clips, lengths, sounds = [], [], []
+    positions = config.n_samples // PER_POSITION
     for place, sentence in enumerate(chosen):
         noise = rng.choice(NOISE_DB) if rng.random() < run.speech.noisy else None
         voice = voices[place % len(voices)]
-        wave = synthesizer.speak(known.sentences[sentence].text, voice, rng, noise)
+        wave, said = synthesizer.speak(known.sentences[sentence].text, voice, rng, noise)
         if len(wave) > config.n_samples:
             raise ValueError(
                 f"speech.seconds: expected at least {len(wave) / config.rate:.2f}, which a clip "
@@ -125,21 +143,17 @@ def say(run: SpeechTextRun, split: str, config: LogMelConfig) -> Arrays:
             )
         clips.append(to_int16(pad_or_trim(wave, config.n_samples)[0]))
         lengths.append(len(wave))
+        middles = said[1 :: PER_POSITION // synthesizer.HOP][:positions]
+        silence = synthesizer.SYMBOLS.index(" ")
+        sounds.append(np.pad(middles, (0, positions - len(middles)), constant_values=silence))
     waves = np.stack(clips)
-    sounds = [sounds_of(known.sentences[sentence].text) for sentence in chosen]
-    longest = max(len(sounds_of(one.text)) for one in known.sentences)
     return {
         "features": features_of(waves, config),
         "lengths": np.asarray(frame_lengths(np.asarray(lengths), config)[1]),
-        "sounds": padded(sounds, 0, longest)[0],
+        "sounds": np.stack(sounds),
         "sentences": chosen.astype(np.int32),
         "waves": waves[: run.listened],
     }
-
-
-def sounds_of(text: str) -> list[int]:
-    """Numbers of the sounds of a text, from 1."""
-    return [synthesizer.SYMBOLS.index(sound) + 1 for sound in synthesizer.pronounce(text)]
 
 
 def features_of(waves: np.ndarray, config: LogMelConfig) -> np.ndarray:

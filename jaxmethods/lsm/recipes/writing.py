@@ -14,7 +14,12 @@ import jax
 import numpy as np
 import optax
 
-from jaxmethods.language.next_token import next_token_learner, random_rows
+from jaxmethods.language.next_token import (
+    LearnerState,
+    begin,
+    next_token_learner,
+    random_rows,
+)
 from jaxmethods.layout import Layout
 from jaxmethods.lsm.augmentation import keep_response
 from jaxmethods.lsm.config import SpeechTextRun
@@ -24,11 +29,13 @@ from jaxmethods.lsm.recipes.world import (
     SPEECH,
     TRAIN,
     WORDS,
+    for_a_small_model,
     material,
     text_prompts,
     text_tasks,
     wordings_of,
 )
+from jaxmethods.method import Batch, Method
 from jaxmethods.models import decoder
 from jaxmethods.models.decoder.config import DecoderConfig
 from jaxmethods.models.decoder.generation import Generated
@@ -73,10 +80,19 @@ def writer_stage(run: SpeechTextRun) -> Train:
     """The language model learns every text task."""
     schedule = optax.cosine_onecycle_schedule(run.writer.steps, run.writer.learning_rate)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule))
-    method = next_token_learner(writer_config(run), optimizer, random_rows(run.writer.batch))
+    config = writer_config(run)
+    learner = next_token_learner(config, optimizer, random_rows(run.writer.batch))
+
+    def init(key: jax.Array, batch: Batch) -> LearnerState:
+        del batch
+        own, params_key = jax.random.split(key)
+        params = decoder.init_params(params_key, config)
+        layers = for_a_small_model(params["layers"], config.width)
+        return begin(own, params | {"layers": layers}, optimizer)
+
     return Train(
         WRITER,
-        method,
+        Method(init, learner.step),
         run.writer.steps,
         lambda results: text_tasks(run.speech),
         result=lambda state, batch: state.params,

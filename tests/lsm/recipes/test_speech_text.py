@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 import jaxmethods
+from jaxmethods import registry
+from jaxmethods.config import ConfigError
 from jaxmethods.lsm import grammar
 from jaxmethods.lsm.config import SpeechTextRun
 from jaxmethods.lsm.recipes import tuning, world, writing
@@ -16,7 +18,7 @@ from jaxmethods.lsm.recipes.listening import HEARD
 from jaxmethods.models import decoder
 
 SMALL = {"width": 8, "heads": 2, "mlp_width": 8, "steps": 2, "batch": 2}
-TUNE = {"steps": 2, "warmup": 1, "batch": 2, "micro_batch": 2}
+TUNE = {"steps": 2, "warmup": 1, "batch": 2}
 KINDS = ("repetition", "intent", "keyword", "sentiment")
 CONFIG = {
     "method": "lsm",
@@ -30,7 +32,7 @@ CONFIG = {
         "window": 30,
     },
     "students": [
-        {"title": "vanilla", "transcripts": 1, "tune": TUNE},
+        {"title": "vanilla", "transcripts": 1, "generated": {}, "tune": TUNE},
         {"title": "self_powered", "generated": dict.fromkeys(KINDS, 1), "tune": TUNE},
         {
             "title": "adapted",
@@ -53,7 +55,7 @@ def results():
     spoken = world.Spoken(
         np.zeros((6, 8, 300), np.float16),
         np.full(6, 100, np.int32),
-        np.ones((6, 3), np.int32),
+        np.ones((6, 150), np.int32),
         np.arange(6, dtype=np.int32),
         np.zeros((2, 10), np.int16),
     )
@@ -148,6 +150,12 @@ def test_text_tasks_are_learned_from_their_answers_alone():
     kind = list(grammar.KINDS)[row // 2]
     assert world.WORDS.decode(said) == grammar.answer(sentence, kind)
     assert said[-1] == world.WORDS.end
+
+
+def test_a_student_that_learns_from_nothing_is_refused():
+    given = CONFIG | {"students": [{"title": "idle", "generated": {}}]}
+    with pytest.raises(ConfigError, match="idle: expected a weight"):
+        registry.parse(given, "test")
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ RAW = {
     "max_source_positions": 6,
     "max_target_positions": 9,
     "vocab_size": 11,
+    "pad_token_id": 10,
     "torch_dtype": "float32",
 }
 CONFIG = whisper.read_config(RAW)
