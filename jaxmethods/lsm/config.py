@@ -56,7 +56,8 @@ class TuneConfig(Config):
     lora_alpha: PositiveFloat = 32.0
     lora_targets: tuple[str, ...] = ("query", "value")
     lora_scale: NonNegativeFloat = 1.0
-    """Additions are multiplied by it; less than 1 at test time undoes a part of the tuning."""
+    """Additions are multiplied by it when a student is judged; less than 1 undoes a part of the
+    tuning."""
     learning_rate: PositiveFloat = 1e-3
     warmup: NonNegativeInt = 100
     warmup_kind: Literal["log", "linear"] = "log"

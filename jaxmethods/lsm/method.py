@@ -75,6 +75,7 @@ def tuner(
         `tokens`, those that were learned from.
     """
     parts = config.micro_batches
+    at_full_strength = config.model_copy(update={"lora_scale": 1.0})
 
     def init(key: jax.Array, data: Data) -> TuneState:
         key = key if data.key is None else data.key
@@ -96,7 +97,7 @@ def tuner(
         text = jax.tree.map(lambda leaf: leaf[rows], data.text)
         frames = data.frames[clips].astype(jnp.float32)  # kept in half precision
         speech = connect(trained["connector"], model.connector, frames, data.lengths[clips], key)
-        own = language_model_of(trained, data.language_model, config)
+        own = language_model_of(trained, data.language_model, at_full_strength)
         assembled = assemble(own, speech, text)
         size = text.suffix.shape[1]
         return response_losses(own, model.language_model, assembled, size, remat=config.remat)
