@@ -38,6 +38,10 @@ METHODS = {
         "jaxmethods.kid.recipes.distill",
         "Distill a text-to-SQL model by any of a dozen objectives, and execute its answers.",
     ),
+    "lsm": Entry(
+        "jaxmethods.lsm.recipes.speech_text",
+        "Tune speech-text models on what a language model wrote, and measure their bias.",
+    ),
     "merge": Entry(
         "jaxmethods.merging.recipes.merge",
         "Merge checkpoints into a new model folder.",
@@ -61,6 +65,10 @@ METHODS = {
     "obd_tables": Entry(
         "jaxmethods.obd.recipes.tables",
         "Score other students of a distilled set: architectures, optimizers.",
+    ),
+    "transcribe": Entry(
+        "jaxmethods.lsm.recipes.transcribe",
+        "Write recordings down with a Whisper.",
     ),
     "vqcd": Entry(
         "jaxmethods.vqcd.recipes.continual",

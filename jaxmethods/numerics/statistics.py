@@ -88,3 +88,41 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
     # In whole numbers: 2^-n underflows.
     tail = sum(math.comb(number, k) for k in range(few + 1))
     return McNemar(one, other, min(1.0, float(Fraction(2 * tail, 2**number))))
+
+
+class Interval(NamedTuple):
+    """A mean, and the interval that holds it."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def bootstrap_interval(
+    values: np.ndarray, seed: int = 0, draws: int = 2000, level: float = 0.95
+) -> Interval:
+    """The percentile bootstrap of a mean: items are drawn again with replacement.
+
+    Args:
+        values: [n, ...]; items lie on the first axis, means over the rest come first. NaN is no
+            value.
+        seed: of NumPy's generator.
+        draws: how many means are drawn.
+        level: how much of them the interval holds.
+
+    Returns:
+        The mean and the interval; NaN where there is no value.
+    """
+    values = np.asarray(values, float).reshape(len(values), -1)
+    there = np.isfinite(values)
+    sums, counts = np.where(there, values, 0).sum(1), there.sum(1)
+    if not counts.sum():
+        return Interval(math.nan, math.nan, math.nan)
+    rows = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
+    drawn = counts[rows].sum(1)
+    means = sums[rows].sum(1)[drawn > 0] / drawn[drawn > 0]
+    tails = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(sums.sum() / counts.sum()), float(tails[0]), float(tails[1]))

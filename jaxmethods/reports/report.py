@@ -24,6 +24,7 @@ CURVE = 3
 """Fewer points than these are no learning curve."""
 CURVES = "curves_"
 IMAGE_TYPES = {".png": "image/png", ".gif": "image/gif"}
+SOUND_TYPES = {".wav": "audio/wav"}
 STYLE = """
 :root { --ink: #1d2733; --soft: #5b6b7b; --line: #dde3e9; --accent: #1f3b57; }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 1080px;
@@ -59,7 +60,8 @@ def _page(folder: RunFolder, rows: Sequence[Mapping[str, Any]], stages: Sequence
     title = html.escape(folder.path.name)
     seconds = max((row["seconds"] or 0.0 for row in rows), default=0.0)
     lead = f"{len(stages)} stages" if len(stages) > 1 else "".join(stages) or "no steps yet"
-    drawn = sorted(p for p in folder.figures.iterdir() if p.suffix in IMAGE_TYPES)
+    shown = {*IMAGE_TYPES, *SOUND_TYPES}
+    drawn = sorted(p for p in folder.figures.iterdir() if p.suffix in shown)
     curves = [folder.figures / f"{CURVES}{stage}.png" for stage in stages]
     others = [path for path in drawn if not path.stem.startswith(CURVES)]
     judged, headline = last_judged(rows), read_headline(folder)
@@ -136,6 +138,12 @@ def _table(pairs: Any) -> str:
 def _figure(path: Any) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
     caption = html.escape(path.stem.replace("_", " "))
+    if path.suffix in SOUND_TYPES:
+        kind = SOUND_TYPES[path.suffix]
+        return (
+            f"<figure><audio controls src='data:{kind};base64,{data}'></audio>"
+            f"<figcaption>{caption}</figcaption></figure>"
+        )
     return (
         f"<figure><img alt='{caption}' src='data:{IMAGE_TYPES[path.suffix]};base64,{data}'>"
         f"<figcaption>{caption}</figcaption></figure>"

@@ -42,6 +42,7 @@ def causal_attention(
     cache: Cache | None,
     window: int | None = None,
     kernel: Kernel | None = None,
+    segments: jax.Array | None = None,
 ) -> Callable[[jax.Array, jax.Array, jax.Array, Past], jax.Array]:
     """Attention of `new` tokens to themselves and the cache.
 
@@ -53,12 +54,16 @@ def causal_attention(
         window: a token sees itself and `window - 1` tokens before it. Padding, between tokens or in
             the cache, is not counted.
         kernel: of attention without a cache.
+        segments: [B, T] int: a token sees its own segment only; without a cache.
 
     Returns:
         (queries [B, T, H, d], keys, values [B, T, K, d], past) -> head outputs [B, T, H, d]. A
         row that may see nothing (padding on the left) gets finite values.
+
+    Raises:
+        ValueError: segments and a cache.
     """
-    if cache is None and mask is None:
+    if cache is None and mask is None and segments is None:
         local = None if window is None else (window - 1, 0)
 
         def fresh(q: jax.Array, k: jax.Array, v: jax.Array, past: Past) -> jax.Array:
@@ -67,12 +72,8 @@ def causal_attention(
             )
 
         return fresh
-    known = _ones(batch, new) if mask is None else mask
-    fresh_visible = known[:, None, :] & _earlier(0, new, new)  # [B, T, T]
-    fresh_place, cached_place = _ordinals(known, cache)
-    if window is not None:
-        fresh_visible &= _near(fresh_place, fresh_place, window)
     if cache is None:
+        fresh_visible = visible_tokens(batch, new, mask, window, segments)
 
         def masked(q: jax.Array, k: jax.Array, v: jax.Array, past: Past) -> jax.Array:
             return jax.nn.dot_product_attention(
@@ -80,6 +81,10 @@ def causal_attention(
             )
 
         return masked
+    if segments is not None:
+        raise ValueError("segments: expected none with a cache, whose tokens have no segment")
+    fresh_visible = visible_tokens(batch, new, mask, window)
+    fresh_place, cached_place = _ordinals(_ones(batch, new) if mask is None else mask, cache)
     cached = cache.mask[:, None, :] & _earlier(cache.length, new, cache.mask.shape[1])
     if window is not None:
         cached &= _near(fresh_place, cached_place, window)
@@ -90,6 +95,66 @@ def causal_attention(
         return _attend_beside(visible, past, q, k, v)
 
     return cached_attention
+
+
+def visible_tokens(
+    batch: int,
+    new: int,
+    mask: jax.Array | None,
+    window: int | None = None,
+    segments: jax.Array | None = None,
+) -> jax.Array:
+    """Which of `new` tokens each of them may see.
+
+    Args:
+        batch: B.
+        new: T.
+        mask: [B, T] bool, False on padding; None: all are tokens.
+        window: see `causal_attention`.
+        segments: [B, T] int; None: a row is one segment.
+
+    Returns:
+        [B, T, T] bool, from the token that looks to the one that is seen.
+    """
+    known = _ones(batch, new) if mask is None else mask
+    visible = known[:, None, :] & _earlier(0, new, new)
+    if window is not None:
+        place = _ordinals(known, None)[0]
+        visible &= _near(place, place, window)
+    if segments is not None:
+        visible &= segments[:, :, None] == segments[:, None, :]
+    return visible
+
+
+def read_attention(
+    visible: jax.Array, added: jax.Array | None, q: jax.Array, k: jax.Array, v: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Attention whose probabilities come out, and can be changed.
+
+    Args:
+        visible: [B, T, T] bool, see `visible_tokens`.
+        added: [B, T, H, T], added to the probabilities; None: nothing. The gradient to it is the
+            gradient to them.
+        q: queries [B, T, H, d].
+        k: keys [B, T, K, d].
+        v: values [B, T, K, d].
+
+    Returns:
+        Head outputs [B, T, H, d], and probabilities [B, T, H, T] float32. A token that sees nothing
+        has equal ones.
+    """
+    (batch, new, heads, width), groups = q.shape, k.shape[2]
+    grouped = q.reshape(batch, new, groups, heads // groups, width)  # [B, T, K, G, d]
+    scores = jnp.einsum("btkgd,bskd->btkgs", grouped, k, preferred_element_type=jnp.float32)
+    # Finite, so that a row that sees nothing isn't NaN.
+    least = -0.7 * jnp.finfo(scores.dtype).max
+    scores = jnp.where(visible[:, :, None, None], scores * width**-0.5, least)
+    weights = jax.nn.softmax(scores, axis=-1).reshape(batch, new, heads, new)  # [B, T, H, T]
+    if added is not None:
+        weights = weights + added
+    used = weights.reshape(batch, new, groups, heads // groups, new)  # [B, T, K, G, T]
+    found = jnp.einsum("btkgs,bskd->btkgd", used.astype(v.dtype), v)
+    return found.reshape(q.shape), weights
 
 
 def _attend_beside(
@@ -175,7 +240,13 @@ def reserve(cache: Cache, more: int) -> Cache:
     )
 
 
-def token_positions(batch: int, new: int, mask: jax.Array | None, cache: Cache | None) -> jax.Array:
+def token_positions(
+    batch: int,
+    new: int,
+    mask: jax.Array | None,
+    cache: Cache | None,
+    segments: jax.Array | None = None,
+) -> jax.Array:
     """How many tokens come before each.
 
     Args:
@@ -183,11 +254,19 @@ def token_positions(batch: int, new: int, mask: jax.Array | None, cache: Cache |
         new: T.
         mask: [B, T] bool, False on padding; None: all are tokens.
         cache: what came before; None: nothing.
+        segments: [B, T] int, each one run of equal numbers, which begins anew at 0; without a
+            cache. None: a row is one segment.
 
     Returns:
         [B, T] int32; 0 on padding before the first.
     """
-    return jnp.maximum(_ordinals(_ones(batch, new) if mask is None else mask, cache)[0] - 1, 0)
+    known = _ones(batch, new) if mask is None else mask
+    places = _ordinals(known, cache)[0]
+    if segments is not None:
+        begins = segments != jnp.pad(segments[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+        before = jnp.where(begins, places - known, 0)  # tokens of other segments
+        places = places - lax.cummax(before, axis=1)
+    return jnp.maximum(places - 1, 0)
 
 
 def _ordinals(known: jax.Array, cache: Cache | None) -> tuple[jax.Array, jax.Array]:

@@ -15,8 +15,11 @@ from jaxmethods.models.decoder.rope import rotate
 Params: TypeAlias = dict[str, Any]
 Angles: TypeAlias = tuple[jax.Array, jax.Array] | None
 """Cosine and sine of `rope.rotation`, or None where positions are learned."""
-Attend: TypeAlias = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""Rotated queries [B, T, H, d], keys and values [B, T, K, d] -> head outputs [B, T, H, d]."""
+Attend: TypeAlias = Callable[
+    [jax.Array, jax.Array, jax.Array], jax.Array | tuple[jax.Array, jax.Array]
+]
+"""Rotated queries [B, T, H, d], keys and values [B, T, K, d] -> head outputs [B, T, H, d], maybe
+with the probabilities they were made with."""
 
 
 class Inside(NamedTuple):
@@ -30,6 +33,8 @@ class Inside(NamedTuple):
     """[B, T, K, d], rotated."""
     values: jax.Array
     """[B, T, K, d]."""
+    attention: jax.Array | None = None
+    """[B, T, H, T] probabilities, where `attend` gives them."""
 
 
 def run_layer(
@@ -51,16 +56,17 @@ def run_layer(
     normed = normalize(config, layer["attention_norm"], x, dtype)
     keys, values = project_keys(config, layer["attention"], normed, angles)
     queries = project_queries(config, layer["attention"], normed, angles)
-    heads = attend(queries, keys, values)
+    attended = attend(queries, keys, values)
+    heads, probabilities = attended if isinstance(attended, tuple) else (attended, None)
     together = heads.reshape(*heads.shape[:2], config.heads * config.head_dim)  # [B, T, H d]
-    attended = dense(layer["attention"]["out"], together)
+    change = dense(layer["attention"]["out"], together)
     if config.residual == "sequential":
-        x = x + attended
+        x = x + change
     if config.residual != "parallel_one_norm":
         normed = normalize(config, layer["mlp_norm"], x, dtype)
     output = mlp(config, layer["mlp"], normed)
-    x = x + output if config.residual == "sequential" else x + (attended + output)
-    return x, Inside(heads, output, keys, values)
+    x = x + output if config.residual == "sequential" else x + (change + output)
+    return x, Inside(heads, output, keys, values, probabilities)
 
 
 def project_queries(

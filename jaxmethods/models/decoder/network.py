@@ -21,7 +21,7 @@ makes decoding about twice as fast: a scanned layer is first copied out of its s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
@@ -33,15 +33,18 @@ from jaxmethods.models.decoder.attention import (
     Kernel,
     causal_attention,
     grow,
+    read_attention,
     token_positions,
+    visible_tokens,
 )
 from jaxmethods.models.decoder.config import DecoderConfig
 from jaxmethods.models.decoder.layer import Inside, Params, normalize, over_layers, run_layer
 from jaxmethods.models.decoder.rope import rotation
 from jaxmethods.models.lookup import rows
 
-Tap: TypeAlias = Literal["hidden", "head_outputs", "head_norms", "mlp_outputs"]
+Tap: TypeAlias = Literal["hidden", "head_outputs", "head_norms", "mlp_outputs", "attention"]
 TAPS = ("hidden", "head_outputs", "head_norms", "mlp_outputs")
+"""Taps that any pass has. `attention` besides makes probabilities be there, without a cache."""
 
 RULES = (
     Rule(r"(query|key|value|gate|up)/kernel$", (None, "fsdp", "tensor")),
@@ -71,6 +74,8 @@ class Outputs(NamedTuple):
     """[L, B, T, H] float32: their Euclidean norms."""
     mlp_outputs: Any
     """[L, B, T, D]."""
+    attention: Any = None
+    """[L, B, T, H, T] float32: probabilities, from the token that looks to the one that is seen."""
 
 
 def forward(
@@ -90,6 +95,8 @@ def forward(
     dtype: Any = None,
     kernel: Kernel | None = None,
     remat: bool = False,
+    segments: jax.Array | None = None,
+    attention_added: jax.Array | None = None,
 ) -> Outputs:
     """Runs the decoder.
 
@@ -110,22 +117,33 @@ def forward(
             norms and logits are float32.
         kernel: of attention.
         remat: recompute each layer's inside in the backward pass.
+        segments: [B, T] int: rows hold several sequences, runs of equal numbers that don't see each
+            other and count their positions from 0; without a cache.
+        attention_added: [L, B, T, H, T], added to the attention probabilities; without a cache. The
+            gradient to zeros is the gradient to the probabilities.
 
     Returns:
         Logits [B, T, V] float32 (or [B, N, V]), the cache and what was tapped; None for what was
         not asked for.
+
+    Raises:
+        ValueError: an unknown tap, or what goes without a cache with one.
     """
-    unknown = sorted(set(taps) - set(TAPS))
+    unknown = sorted(set(taps) - {*TAPS, "attention"})
     if unknown:
-        raise ValueError(f"taps: expected some of {', '.join(TAPS)}, got {unknown[0]!r}")
+        known = ", ".join((*TAPS, "attention"))
+        raise ValueError(f"taps: expected some of {known}, got {unknown[0]!r}")
+    explicit = "attention" in taps or attention_added is not None
+    if cache is not None and (explicit or segments is not None):
+        raise ValueError("attention, attention_added, segments: expected none with a cache")
     dtype = jnp.dtype(dtype or params["embed"]["tokens"].dtype)
     batch, new = _tokens(ids, inputs_embeds).shape[:2]
     mask = None if mask is None else mask.astype(bool)
     if positions is None:
-        positions = token_positions(batch, new, mask, cache)
+        positions = token_positions(batch, new, mask, cache, segments)
     embedded = embed(params, config, ids, inputs_embeds, positions, dtype)
     angles = rotation(config, positions, mask) if config.positions == "rope" else None
-    attend = causal_attention(batch, new, mask, cache, config.sliding_window, kernel)
+    attend = _attention(batch, new, mask, cache, config, kernel, segments, explicit)
 
     def body(x: jax.Array, inputs: tuple) -> tuple[jax.Array, dict[str, Any]]:
         layer, past = inputs
@@ -138,7 +156,7 @@ def forward(
         return x, read
 
     step = jax.checkpoint(body, prevent_cse=False) if remat else body
-    past = None if cache is None else (cache.keys, cache.values)
+    past = attention_added if cache is None else (cache.keys, cache.values)
     x, read = over_layers(step, embedded, params["layers"], past)
     if "hidden" in taps:
         last = normalize(config, params["final_norm"], at(x, taps_at), dtype)
@@ -148,8 +166,25 @@ def forward(
         logits=logits_of(params, config, at(x, logits_at), dtype) if logits else None,
         residual=x,
         cache=grow(cache, mask, *read.pop("cache")) if "cache" in read else None,
-        **{name: read.get(name) for name in TAPS},
+        **{name: read.get(name) for name in (*TAPS, "attention")},
     )
+
+
+def _attention(
+    batch: int,
+    new: int,
+    mask: jax.Array | None,
+    cache: Cache | None,
+    config: DecoderConfig,
+    kernel: Kernel | None,
+    segments: jax.Array | None,
+    explicit: bool,
+) -> Callable[[jax.Array, jax.Array, jax.Array, Any], Any]:
+    """Attention with the last argument a layer's past, or what is added to its probabilities."""
+    if not explicit:
+        return causal_attention(batch, new, mask, cache, config.sliding_window, kernel, segments)
+    visible = visible_tokens(batch, new, mask, config.sliding_window, segments)
+    return lambda q, k, v, added: read_attention(visible, added, q, k, v)
 
 
 def embed(
@@ -312,4 +347,5 @@ def _tap(name: str, x: jax.Array, inside: Inside) -> jax.Array:
         "hidden": x,
         "head_outputs": inside.head_outputs,
         "mlp_outputs": inside.mlp_output,
+        "attention": inside.attention,
     }[name]

@@ -1,0 +1,165 @@
+"""Whisper: folders in and out, positions, transcription with a cache."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmethods.models import hub, whisper
+from jaxmethods.models.hub import HubError
+from tests.programs import once
+
+RAW = {
+    "model_type": "whisper",
+    "d_model": 8,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 12,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 4,
+    "decoder_ffn_dim": 10,
+    "num_mel_bins": 5,
+    "max_source_positions": 6,
+    "max_target_positions": 9,
+    "vocab_size": 11,
+    "pad_token_id": 10,
+    "torch_dtype": "float32",
+}
+CONFIG = whisper.read_config(RAW)
+
+
+@once
+def params():
+    found = whisper.init_params(jax.random.key(0), CONFIG)
+    # Biases and larger weights, so that every tensor matters.
+    return jax.tree.map(
+        lambda leaf: 8 * leaf + 0.1 * jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape), found
+    )
+
+
+def features(clips=2):
+    return jax.random.normal(jax.random.key(1), (clips, 5, 12))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("whisper") / "model"
+    whisper.save(place, RAW, CONFIG, params())
+    return place
+
+
+def test_a_folder_is_read_as_it_was_written(folder):
+    loaded = whisper.load(folder)
+    assert loaded.config == CONFIG
+    assert jax.tree.all(jax.tree.map(np.array_equal, loaded.params, params()))
+    names = hub.open_folder(folder).tensors
+    assert "model.encoder.layers.1.self_attn.k_proj.weight" in names
+    assert "model.encoder.layers.1.self_attn.k_proj.bias" not in names
+    assert names["model.encoder.conv1.weight"].shape == (8, 5, 3)
+
+
+def test_what_was_loaded_as_it_is_stored_is_written_back_unchanged(folder, tmp_path):
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), params())
+    whisper.save(tmp_path / "half", RAW | {"torch_dtype": "float16"}, CONFIG, half)
+    loaded = whisper.load(tmp_path / "half", dtype=None)
+    whisper.save(tmp_path / "again", loaded.raw, loaded.config, loaded.params)
+    for name in ("model.safetensors", "config.json"):
+        again, before = (tmp_path / one / name for one in ("again", "half"))
+        assert again.read_bytes() == before.read_bytes()
+
+
+def test_the_encoder_alone_leaves_the_decoder_on_disk(folder):
+    loaded = whisper.load(folder, encoder_only=True)
+    assert set(loaded.params) == {"encoder"}
+
+
+def test_other_kinds_of_models_are_refused(tmp_path):
+    for change, message in (
+        ({"model_type": "llama"}, "model_type: expected 'whisper'"),
+        ({"activation_function": "relu"}, "activation_function: expected 'gelu'"),
+        ({"d_model": None}, "d_model: expected a positive integer"),
+    ):
+        with pytest.raises(HubError, match=message):
+            whisper.read_config(RAW | change)
+    with pytest.raises(HubError, match="expected the sizes"):
+        whisper.save(tmp_path / "x", RAW | {"vocab_size": 12}, CONFIG, params())
+
+
+def test_fewer_frames_are_the_first_positions():
+    found = whisper.encode(params()["encoder"], CONFIG.encoder, features()[:, :, :7]).last
+    assert found.shape == (2, 4, 8)
+
+
+def test_features_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"expected \[B, 5, frames\]"):
+        whisper.encode(params()["encoder"], CONFIG.encoder, jnp.zeros((1, 6, 12)))
+    with pytest.raises(ValueError, match="expected at most 12 frames"):
+        whisper.encode(params()["encoder"], CONFIG.encoder, jnp.zeros((1, 5, 14)))
+
+
+def test_greedy_tokens_are_those_of_a_pass_without_a_cache():
+    prompt, end = jnp.asarray([3, 1]), 10
+    never = jnp.arange(11) == 4
+    found = whisper.transcribe(
+        params(), CONFIG, features(), prompt, end=end, new_tokens=6, suppressed=never
+    )
+    encoded = whisper.encode(params()["encoder"], CONFIG.encoder, features()).last
+    heard = whisper.cross_keys(params(), CONFIG, encoded)
+    for row in range(2):
+        own = jax.tree.map(lambda leaf, row=row: leaf[:, row : row + 1], heard)
+        ids, said = [3, 1], []
+        while len(said) < 6 and end not in said:
+            logits = whisper.decode(params(), CONFIG, jnp.asarray([ids + said]), own).logits
+            said.append(int(jnp.argmax(jnp.where(never, -jnp.inf, logits[0, -1]))))
+        assert found.tokens[row].tolist() == said + [end] * (6 - len(said))
+        assert int(found.lengths[row]) == len(said)
+
+
+def test_a_clip_does_not_depend_on_the_clips_beside_it():
+    settings = {"end": 10, "new_tokens": 5}
+    both = whisper.transcribe(params(), CONFIG, features(), jnp.asarray([3]), **settings)
+    alone = whisper.transcribe(params(), CONFIG, features()[1:], jnp.asarray([3]), **settings)
+    np.testing.assert_array_equal(both.tokens[1:], alone.tokens)
+
+
+def test_a_transcript_does_not_begin_with_what_is_banned_at_first():
+    settings = {"end": 10, "new_tokens": 2}
+    free = whisper.transcribe(params(), CONFIG, features(1), jnp.asarray([3]), **settings)
+    banned = jnp.arange(11) == free.tokens[0, 0]
+    found = whisper.transcribe(
+        params(), CONFIG, features(1), jnp.asarray([3]), first_suppressed=banned, **settings
+    )
+    assert found.tokens[0, 0] != free.tokens[0, 0]
+
+
+def test_more_tokens_than_positions_are_refused():
+    with pytest.raises(ValueError, match="new_tokens: expected 1 to 8"):
+        whisper.transcribe(params(), CONFIG, features(), jnp.asarray([3, 1]), end=10, new_tokens=9)
+
+
+@pytest.mark.slow
+def test_transformers_opens_what_we_write(folder):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.WhisperForConditionalGeneration.from_pretrained(folder).eval()
+    ids = [[3, 1, 7]]
+    with torch.no_grad():
+        expected = theirs(
+            input_features=torch.tensor(np.asarray(features(1))),
+            decoder_input_ids=torch.tensor(ids),
+        ).logits.numpy()
+    encoded = whisper.encode(params()["encoder"], CONFIG.encoder, features(1)).last
+    heard = whisper.cross_keys(params(), CONFIG, encoded)
+    found = whisper.decode(params(), CONFIG, jnp.asarray(ids), heard).logits
+    np.testing.assert_allclose(found, expected, atol=2e-4 * np.abs(expected).max())
+
+
+def test_sizes_of_large_v3_are_read():
+    large = RAW | {"num_mel_bins": 128, "encoder_layers": 32, "decoder_layers": 4}
+    config = whisper.read_config(json.loads(json.dumps(large)))
+    assert config.features.n_mels == 128
+    assert config.text.layers == 4
