@@ -62,6 +62,10 @@ METHODS = {
         "jaxmethods.obd.recipes.tables",
         "Score other students of a distilled set: architectures, optimizers.",
     ),
+    "rsfm": Entry(
+        "jaxmethods.rsfm.recipes.compare",
+        "Pretrain an encoder of satellite images and compare it with what is simpler.",
+    ),
     "vqcd": Entry(
         "jaxmethods.vqcd.recipes.continual",
         "Learn a sequence of offline tasks of different sizes and forget none.",
