@@ -82,6 +82,7 @@ def probe_lbfgs(
     lams: jax.Array,
     *,
     classes: int,
+    weights: jax.Array | None = None,
     tolerance: float = 1e-6,
     most_steps: int = 500,
 ) -> Probe:
@@ -92,6 +93,7 @@ def probe_lbfgs(
         labels: [N] integers.
         lams: [G] penalties, positive.
         classes: C; static.
+        weights: [N] of the images in the mean, 0 for one that does not count; None: all alike.
         tolerance: of the largest entry of the gradient.
         most_steps: of each; static.
 
@@ -99,6 +101,8 @@ def probe_lbfgs(
         The classifiers.
     """
     targets = jax.nn.one_hot(labels, classes, dtype=features.dtype)
+    shares = jnp.ones(len(labels)) if weights is None else weights
+    shares = (shares / jnp.sum(shares)).astype(features.dtype)
     start = (
         jnp.zeros((features.shape[1], classes), features.dtype),
         jnp.zeros(classes, features.dtype),
@@ -108,7 +112,7 @@ def probe_lbfgs(
         def objective(params: Any) -> jax.Array:
             weight, bias = params
             losses = optax.softmax_cross_entropy(features @ weight + bias, targets)
-            return jnp.mean(losses) + lam / 2 * jnp.sum(jnp.square(weight))
+            return jnp.sum(shares * losses) + lam / 2 * jnp.sum(jnp.square(weight))
 
         return _minimize(objective, start, tolerance, most_steps)
 

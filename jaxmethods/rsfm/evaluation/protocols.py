@@ -115,23 +115,32 @@ def _probe(
 ) -> tuple[jax.Array, float]:
     scale = probes.standardizer if preset.standardize else probes.no_scaling
     scaling = scale(train.features)
-    x, seen = scaling(train.features), scaling(validation.features)
+    seen = scaling(validation.features)
     if preset.rates is not None:
-        grid = probes.product(preset.rates, [0.0], [0])
-        found = probes.probe_sgd(x, train.labels, grid, classes=classes)
+        rates = probes.product(preset.rates, [0.0], [0])
+        found = probes.probe_sgd(scaling(train.features), train.labels, rates, classes=classes)
         best = int(jnp.argmax(probes.accuracies(found, seen, validation.labels)))
         said = probes.logits(found, scaling(test.features))[best]
         return jnp.argmax(said, axis=1), preset.rates[best]
     lams = penalties(preset, len(train.labels))
-    found = probes.probe_lbfgs(x, train.labels, jnp.asarray(lams), classes=classes)
+    # One program for both searches: images that don't count yet weigh nothing, and the second
+    # search solves its one penalty in every place of the grid.
+    counts = jnp.arange(len(both.labels)) < len(train.labels)
+    grid: Any = jnp.asarray(lams)
+    found = _solve(scaling(both.features), both.labels, grid, classes, counts)
     best = int(jnp.argmax(probes.accuracies(found, seen, validation.labels)))
     scaling = scale(both.features)
-    final: Any = penalties(preset, len(both.labels))[best : best + 1]
-    last = probes.probe_lbfgs(
-        scaling(both.features), both.labels, jnp.asarray(final), classes=classes
-    )
+    grid = jnp.full(len(lams), penalties(preset, len(both.labels))[best])
+    last = _solve(scaling(both.features), both.labels, grid, classes, jnp.ones_like(counts))
     said = probes.logits(last, scaling(test.features))[0]
     return jnp.argmax(said, axis=1), float(lams[best])
+
+
+def _solve(
+    x: jax.Array, labels: jax.Array, lams: jax.Array, classes: int, counts: jax.Array
+) -> probes.Probe:
+    weights = counts.astype(x.dtype)
+    return probes.probe_lbfgs(x, labels, lams, classes=classes, weights=weights)
 
 
 def penalties(preset: Preset, number: int) -> np.ndarray:

@@ -26,6 +26,7 @@ from jaxmethods.rsfm.recipes import dense, encoders, report
 from jaxmethods.rsfm.recipes.material import PARTS, Material, read_material
 from jaxmethods.stages import Arrays, Compute, Evaluation, Part, Recipe, Results, Train
 
+WIDTHS = 128
 HELD_OUT = 256
 """Test images at most on which the loss of pretraining is taken."""
 
@@ -103,13 +104,14 @@ def _pretrain(run: Run, material: Material, config: MAEConfig) -> Train:
 
 def _pixels(material: Material, rows: np.ndarray) -> Pixels:
     scenes = material.scenes
-    return Pixels(  # type: ignore[arg-type]
+    arrays: Any = (
         material.images[rows],
         material.statistics.mean.astype(np.float32),
         material.statistics.std.astype(np.float32),
         None if material.valid is None else material.valid[rows],
         None if scenes is None else np.full(len(rows), scenes.gsd, np.float32),
     )
+    return Pixels(*arrays)
 
 
 def random_encoder(run: Run, config: MAEConfig, seed: int) -> Any:
@@ -163,7 +165,7 @@ def _comparison(run: Run, material: Material) -> Compute:
         name, how, preset = row
         splits = [
             Split(
-                jnp.asarray(features[name][f"{part}.{how}" if how else part]),
+                _widened(features[name][f"{part}.{how}" if how else part]),
                 jnp.asarray(material.labels[material.parts[part]]),
             )
             for part in PARTS
@@ -190,6 +192,12 @@ def _comparison(run: Run, material: Material) -> Compute:
         lambda found: dict(zip(rows, found, strict=True)),
         metrics=lambda found: accuracies(run, found),
     )
+
+
+def _widened(features: np.ndarray) -> jax.Array:
+    """With columns of zeros to a multiple of 128: nobody's distance or optimum changes, and
+    features of different widths share a program."""
+    return jnp.asarray(np.pad(features, ((0, 0), (0, -features.shape[1] % WIDTHS))))
 
 
 def _call(

@@ -45,7 +45,9 @@ def fixed_features(name: str, run: Run, material: Material) -> dict[str, np.ndar
         return {part: _in_batches(jax.jit(make), material.scaled(part), 500) for part in PARTS}
     images = {part: material.normalized(part) for part in PARTS}
     number = run.evaluation.random_features
-    filters = baselines.random_filters(jax.random.key(run.seed), images["train"], number)
+    filters = baselines.random_filters(
+        jax.random.key(run.seed), jnp.asarray(images["train"]), number
+    )
     apply = jax.jit(partial(baselines.random_convolutions, filters))
     return {part: _in_batches(apply, own, 500) for part, own in images.items()}
 
