@@ -24,7 +24,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarks import bilevel, commformer, decoder, environments, kid, merging, novo, obd, vqcd
+from benchmarks import (
+    bilevel,
+    commformer,
+    decoder,
+    environments,
+    kid,
+    merging,
+    novo,
+    obd,
+    rsfm,
+    vqcd,
+)
 from benchmarks import merging_inputs as inputs
 from benchmarks.__main__ import describe
 from benchmarks.harness import Row, Settings, available_bytes, prepare_jax, time_in_turns
@@ -58,6 +69,7 @@ class Sizes(NamedTuple):
     episodes: tuple[int, ...] = (30, 1, 1024)
     """Plans at once."""
     distilled: kid.Sizes = kid.GPU
+    sensed: rsfm.Sizes = rsfm.GPU
     inner: bilevel.Sizes = bilevel.Sizes()
     inner_steps: int = 100
     dtype: Any = jnp.bfloat16
@@ -80,6 +92,9 @@ TINY = Sizes(
     planners=(8,),
     episodes=(2,),
     distilled=kid.Sizes(kid.small(16, 1, 32), kid.small(16, 1, 32), 2, 8, 4),
+    sensed=rsfm.Sizes(models=(("tiny", rsfm.TINY.model_copy(update={
+        "encoder": rsfm.TINY.encoder.model_copy(update={"width": 48, "depth": 1, "image_size": 16}),
+        "decoder_depth": 1}), 2),)),
     inner=bilevel.Sizes(width=8, hidden=1, pairs=8, judged=16),
     inner_steps=24,
     dtype=jnp.float32,
@@ -135,6 +150,11 @@ def language_model(settings: Settings, sizes: Sizes) -> Iterator[Row]:
 def text_to_sql(settings: Settings, sizes: Sizes) -> Iterator[Row]:
     """A step of fine-tuning, plain distillation, KID and on-policy distillation."""
     yield from kid.steps(settings, sizes.distilled, ("sft", "rkd", "kid", "gkd"))
+
+
+def remote_sensing(settings: Settings, sizes: Sizes) -> Iterator[Row]:
+    """Features and pretraining of Ti/8 and L/16."""
+    yield from rsfm.models(settings, sizes.sensed)
 
 
 def hypergradients(settings: Settings, sizes: Sizes) -> Iterator[Row]:
@@ -195,6 +215,7 @@ PLAN: dict[str, Callable[[Settings, Sizes], Iterator[Row]]] = {
     "routed_towers": routed_towers,
     "planning": planning,
     "text_to_sql": text_to_sql,
+    "remote_sensing": remote_sensing,
     "kernel": kernel,
     "hypergradients": hypergradients,
     "language_model": language_model,

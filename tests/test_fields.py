@@ -31,6 +31,7 @@ SMALLEST: dict[str, dict[str, Any]] = {
     "novo": {"model": "a", "data": "b"},
     "obd": {"data": {"path": "a"}, "teacher": {"path": "b"}},
     "vqcd": {"tasks": [{"name": "text", "path": "b"}]},
+    "rsfm": {},
     "obd_tables": {"path": "a", "evaluation": {"environment": "pendulum"}},
 }
 """Method -> the fields that it requires."""

@@ -144,20 +144,33 @@ class ScenesConfig(Config):
     bands: tuple[str, ...] = ("B2", "B3", "B4", "B8", "B11", "B12")
 
 
+class ModelConfig(Config):
+    """The autoencoder of a run; bands and size of the images are those of the data."""
+
+    width: PositiveInt = 96
+    """A multiple of 4 and of `heads`."""
+    depth: PositiveInt = 4
+    heads: PositiveInt = 4
+    patch: PositiveInt = 4
+    """Pixels along a side of a patch, a divisor of the images'."""
+    positions: Literal["sincos", "gsd"] = "sincos"
+    """Of the grid, or in meters on the ground, which generated scenes know."""
+    decoder_width: PositiveInt = 64
+    decoder_depth: PositiveInt = 2
+    decoder_heads: PositiveInt = 4
+    mask_ratio: OpenFraction = 0.75
+    norm_pix: Literal["joint", "per_band", "none"] = "joint"
+    """Targets are standardized over a patch with all its bands, or each band for itself."""
+
+
 class Run(TrainingRunConfig):
     """Pretrain a masked autoencoder and compare it with what is simpler."""
 
     method: Literal["rsfm"]
     data: Path | None = None
-    """A folder or zip of images in folders of their class, with splits.csv or split files; None:
-    generated scenes."""
+    """A folder or zip of images in folders of their class, with splits.csv; None: generated
+    scenes."""
     scenes: ScenesConfig = ScenesConfig()
-    model: MAEConfig = MAEConfig(
-        encoder=EncoderConfig(width=96, depth=4, heads=4, patch=4, image_size=32, channels=6),
-        decoder_width=64,
-        decoder_depth=2,
-        decoder_heads=4,
-    )
-    """Bands and size of the images are those of the data."""
+    model: ModelConfig = ModelConfig()
     pretrain: PretrainConfig = PretrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -45,15 +45,15 @@ def recipe(run: Run) -> Recipe:
         UserError: what is wrong with images or config, before anything is trained.
     """
     material = read_material(run)
-    config = model_config(run, material)
+    config = encoders.model_config(run, material)
     stages: list[Any] = [_pretrain(run, material, config)]
     stages += [_features(run, material, config), _comparison(run, material)]
     if material.scenes is not None and run.evaluation.segmentation_steps:
         stages.append(dense.stage(run, material, config.encoder))
     stages.append(report.painted_stage(run, material, config))
-    best = f"{run.evaluation.poolings[-1]}_{run.evaluation.presets[0]}"
-    headline = [f"comparison/{name}_probe" for name in (f"mae_{best}", f"random_encoder_{best}")]
-    headline.append(f"comparison/imagestats_{run.evaluation.presets[0]}_probe")
+    how, preset = run.evaluation.poolings[-1], run.evaluation.presets[0]
+    shown = [("mae", how), ("random_encoder", how), *((name, "") for name in encoders.FIXED)]
+    headline = [f"comparison/{_label(name, own, preset, 'probe')}" for name, own in shown]
     reads = [stage.name for stage in stages[2:]]
     return Recipe(
         stages,
@@ -62,12 +62,6 @@ def recipe(run: Run) -> Recipe:
         headline=headline,
         ready=partial(_ready, config, material),
     )
-
-
-def model_config(run: Run, material: Material) -> MAEConfig:
-    """The run's autoencoder, with the size and the bands of its images."""
-    own = encoders.encoder_config(run, material)
-    return MAEConfig.model_validate(run.model.model_dump() | {"encoder": own.model_dump()})
 
 
 def _pretrain(run: Run, material: Material, config: MAEConfig) -> Train:
@@ -181,10 +175,7 @@ def _comparison(run: Run, material: Material) -> Compute:
 
     def parts(results: Results, place: Any) -> list[Part]:
         del place
-        return [
-            Part("-".join(filter(None, row)).replace("+", "_and_"), _call(compute, results, row))
-            for row in rows
-        ]
+        return [Part(_label(*row), _call(compute, results, row)) for row in rows]
 
     return Compute(
         "comparison",
@@ -219,10 +210,15 @@ def accuracies(run: Run, found: Mapping[Any, Arrays]) -> dict[str, np.ndarray]:
             for preset in run.evaluation.presets:
                 for judged in ("probe", "neighbors"):
                     values = [np.mean(found[own, how, preset][judged]) for own in seeds]
-                    label = "_".join(filter(None, (name, how, preset, judged)))
                     single = len(values) == 1
-                    metrics[label.replace("+", "_and_")] = np.array(values[0] if single else values)
+                    label = _label(name, how, preset, judged)
+                    metrics[label] = np.array(values[0] if single else values)
     return metrics
+
+
+def _label(*parts: str) -> str:
+    """Name, pooling, preset and judge as one name."""
+    return "_".join(filter(None, parts)).replace("+", "_and_")
 
 
 def _ready(

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxmethods.models.geovit import Context, EncoderConfig, encode, pool
 from jaxmethods.models.geovit.encoder import Pooling
-from jaxmethods.rsfm.config import Run
+from jaxmethods.rsfm.config import MAEConfig, Run
 from jaxmethods.rsfm.evaluation import baselines
 from jaxmethods.rsfm.recipes.material import PARTS, Material
 
@@ -21,12 +21,26 @@ FIXED = ("mean_std", "imagestats", "random_convolutions")
 ENCODERS = ("random_encoder", "mae")
 
 
-def encoder_config(run: Run, material: Material) -> EncoderConfig:
-    """The run's encoder, with the size and the bands of its images."""
-    own = run.model.encoder
-    size, channels = material.images.shape[1], material.images.shape[3]
-    update = {"image_size": size, "channels": channels}
-    return EncoderConfig.model_validate(own.model_dump() | update)
+def model_config(run: Run, material: Material) -> MAEConfig:
+    """The run's autoencoder, with the size and the bands of its images."""
+    own = run.model
+    encoder = EncoderConfig(
+        width=own.width,
+        depth=own.depth,
+        heads=own.heads,
+        patch=own.patch,
+        positions=own.positions,
+        image_size=material.images.shape[1],
+        channels=material.images.shape[3],
+    )
+    return MAEConfig(
+        encoder=encoder,
+        decoder_width=own.decoder_width,
+        decoder_depth=own.decoder_depth,
+        decoder_heads=own.decoder_heads,
+        mask_ratio=own.mask_ratio,
+        norm_pix=own.norm_pix,
+    )
 
 
 def fixed_features(name: str, run: Run, material: Material) -> dict[str, np.ndarray]:

@@ -21,10 +21,8 @@ SHARED = Path(os.environ.get("JAXMETHODS_SHARED", "/nowhere")) / "data" / "rs"
 SMALL = {
     "scenes": {"scenes": 60, "size": 16},
     "model": {
-        "encoder": {"width": 16, "depth": 1, "heads": 2, "patch": 4, "image_size": 16},
-        "decoder_width": 16,
-        "decoder_depth": 1,
-        "decoder_heads": 2,
+        **{"width": 16, "depth": 1, "heads": 2, "patch": 4},
+        **{"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2},
     },
     "pretrain": {"steps": 3, "batch": 8},
     "evaluation": {
@@ -93,6 +91,6 @@ def test_baselines_of_eurosat_are_those_that_were_measured():
     results = {"features": {name: parts[name].compute() for name in wanted}}
     judged = {part.name: part for part in comparison.parts(results, None)}
     for name, expected in zip(wanted, (64.9, 71.2), strict=True):
-        right = judged[f"{name}-scale_mae"].compute()["probe"]
+        right = judged[f"{name}_scale_mae"].compute()["probe"]
         assert len(right) == 1000
         assert 100 * np.mean(right) == pytest.approx(expected, abs=1.0)
