@@ -30,7 +30,8 @@ TINY = MAEConfig(
     decoder_heads=4,
 )
 LARGE = MAEConfig(encoder=sized("large"))
-RATES, DECAYS = np.logspace(-3, 1, 16), (0.0, 1e-4, 1e-2)
+RATES = tuple(float(rate) for rate in np.logspace(-3, 1, 16))
+DECAYS = (0.0, 1e-4, 1e-2)
 
 
 class Sizes(NamedTuple):

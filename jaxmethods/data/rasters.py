@@ -30,7 +30,7 @@ from jaxmethods.data.image_folders import FORMATS, SUFFIXES
 from jaxmethods.errors import DataError, MissingExtraError, UserError, first_line, import_extra
 
 METERS_PER_DEGREE = 111_320.0
-"""Of latitude; of longitude times the cosine of the latitude."""
+"""The length of a degree of latitude; one of longitude has its cosine times as much."""
 SPLIT_FILE = "splits.csv"
 Resample = Literal["nearest", "bilinear"]
 

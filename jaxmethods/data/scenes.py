@@ -131,7 +131,7 @@ def _one(rng: np.random.Generator, size: int) -> tuple[np.ndarray, ...]:
     mean = 10 ** (DECIBELS[labels] / 10)
     radar = mean * rng.gamma(LOOKS, 1 / LOOKS, mean.shape)
     valid = np.ones((size, size), bool)
-    if rng.random() < 0.1:  # the edge of a swath
+    if rng.random() < 0.2:  # the edge of a swath
         valid = np.add.outer(np.arange(size), np.arange(size)) >= size // 3
     return optical, radar, labels, valid, later, changed, boxes, np.array(season)
 

@@ -69,7 +69,7 @@ class ScaleMAEConfig(Config):
     """Pixels along a side below which, and up to which, structure counts as low frequency; other
     than 224, the second is the size of the input."""
     high_loss: Literal["l1", "l2"] = "l1"
-    """Of the high frequencies: the paper's, or the published code's default."""
+    """Error of the high frequencies: the paper's, or the published code's default."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> ScaleMAEConfig:
@@ -136,7 +136,7 @@ class ScenesConfig(Config):
     """Generated scenes, where no data is given."""
 
     scenes: Annotated[int, Field(ge=20)] = 900
-    """Of which three fifths are learned from, a fifth chooses settings, a fifth is judged."""
+    """Three fifths are learned from, a fifth chooses settings, a fifth is judged."""
     size: PositiveInt = 32
     """Pixels along a side."""
     gsd: PositiveInt = 10
@@ -154,7 +154,7 @@ class ModelConfig(Config):
     patch: PositiveInt = 4
     """Pixels along a side of a patch, a divisor of the images'."""
     positions: Literal["sincos", "gsd"] = "sincos"
-    """Of the grid, or in meters on the ground, which generated scenes know."""
+    """Places in the grid, or in meters on the ground, which generated scenes know."""
     decoder_width: PositiveInt = 64
     decoder_depth: PositiveInt = 2
     decoder_heads: PositiveInt = 4

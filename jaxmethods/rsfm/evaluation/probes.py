@@ -63,7 +63,14 @@ class Grid(NamedTuple):
 
 
 def standardizer(features: jax.Array) -> Scaling:
-    """Mean and sqrt(biased variance + 1e-6) of [N, D]: BatchNorm without its affine map."""
+    """What BatchNorm without its affine map does: mean and sqrt(biased variance + 1e-6).
+
+    Args:
+        features: [N, D].
+
+    Returns:
+        A scaling of features of that width.
+    """
     centered = features - jnp.mean(features, axis=0)
     scale = jnp.sqrt(jnp.mean(jnp.square(centered), axis=0) + EPSILON)
     return Scaling(jnp.mean(features, axis=0), scale)
@@ -82,7 +89,6 @@ def probe_lbfgs(
     lams: jax.Array,
     *,
     classes: int,
-    weights: jax.Array | None = None,
     tolerance: float = 1e-6,
     most_steps: int = 500,
 ) -> Probe:
@@ -93,7 +99,6 @@ def probe_lbfgs(
         labels: [N] integers.
         lams: [G] penalties, positive.
         classes: C; static.
-        weights: [N] of the images in the mean, 0 for one that does not count; None: all alike.
         tolerance: of the largest entry of the gradient.
         most_steps: of each; static.
 
@@ -101,8 +106,6 @@ def probe_lbfgs(
         The classifiers.
     """
     targets = jax.nn.one_hot(labels, classes, dtype=features.dtype)
-    shares = jnp.ones(len(labels)) if weights is None else weights
-    shares = (shares / jnp.sum(shares)).astype(features.dtype)
     start = (
         jnp.zeros((features.shape[1], classes), features.dtype),
         jnp.zeros(classes, features.dtype),
@@ -112,7 +115,7 @@ def probe_lbfgs(
         def objective(params: Any) -> jax.Array:
             weight, bias = params
             losses = optax.softmax_cross_entropy(features @ weight + bias, targets)
-            return jnp.sum(shares * losses) + lam / 2 * jnp.sum(jnp.square(weight))
+            return jnp.mean(losses) + lam / 2 * jnp.sum(jnp.square(weight))
 
         return _minimize(objective, start, tolerance, most_steps)
 

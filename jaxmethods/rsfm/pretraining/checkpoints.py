@@ -66,7 +66,7 @@ def load_mae(
     else:
         decoder["pred"] = given.dense("decoder_pred")
     # Fixed sines, which are computed.
-    given.left.pop("decoder_pos_embed", None)
+    places = given.left.pop("decoder_pos_embed", None)
     channels = given.left.pop("decoder_channel_embed", None)
     _check_all_used(given)
     stack = decoder["blocks"]["mlp"]["fc1"]["bias"]
@@ -75,6 +75,8 @@ def load_mae(
     fields["decoder_heads"] = decoder_heads or max(width // 32, 1)
     if channels is not None:
         fields["decoder_channel_width"] = channels.shape[-1]
+    if loaded.layout == "satmae_temporal" and places is not None:
+        fields["decoder_date_width"] = (width - places.shape[-1]) // 3
     config = MAEConfig(encoder=loaded.config, **fields)
     return LoadedMAE(config, {"encoder": loaded.params, "decoder": _to_jax(decoder)})
 

@@ -14,7 +14,7 @@ from jaxmethods.errors import DataError
 from jaxmethods.rsfm.config import Run
 
 FEWEST = 5
-"""Training scenes that a pair of classes needs to be one that is told apart."""
+"""Training scenes that a pair of classes needs to be one of the classes."""
 PARTS = ("train", "validation", "test")
 
 
@@ -32,7 +32,7 @@ class Material(NamedTuple):
     parts: dict[str, np.ndarray]
     """Indices of the images to learn from, to choose settings by, and to judge."""
     statistics: Statistics
-    """Of the images to learn from."""
+    """Band statistics of the images to learn from."""
     valid: np.ndarray | None = None
     """[N, H, W] bool"""
     scenes: Scenes | None = None

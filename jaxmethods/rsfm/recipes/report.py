@@ -35,7 +35,7 @@ COLORS = np.array(
         [0.8, 0.2, 0.2],
     ]
 )
-"""Of the classes of generated scenes."""
+"""The colors of the classes of generated scenes."""
 
 
 def painted_stage(run: Run, material: Material, config: MAEConfig) -> Compute:
@@ -81,8 +81,11 @@ def paint(params: Any, config: MAEConfig, material: Material, seed: int) -> Arra
     target = patchify(images, patch)
     pred = out.pred
     if config.norm_pix != "none":  # predictions are of standardized patches
-        mean = jnp.mean(target, axis=-1, keepdims=True)
-        pred = pred * jnp.std(target, axis=-1, ddof=1, keepdims=True) + mean
+        rows = target.reshape(*target.shape[:2], patch * patch, -1)  # [n, L, p p, C]
+        axes = (2, 3) if config.norm_pix == "joint" else (2,)
+        scale = jnp.std(rows, axis=axes, ddof=1, keepdims=True)
+        pred = pred.reshape(rows.shape) * scale + jnp.mean(rows, axis=axes, keepdims=True)
+        pred = pred.reshape(target.shape)
     hidden = out.masks.hidden[..., None] > 0
     channels = images.shape[-1]
     shown = {"masked": jnp.where(hidden, 0.0, target), "painted": jnp.where(hidden, pred, target)}
