@@ -21,6 +21,7 @@ MODULES = (
     "vqcd",
     "kid",
     "lsm",
+    "rsfm",
 )
 ON_REQUEST = ("time_to_99",)
 """Slow ones, measured only when named."""

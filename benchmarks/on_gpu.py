@@ -34,6 +34,7 @@ from benchmarks import (
     merging,
     novo,
     obd,
+    rsfm,
     vqcd,
 )
 from benchmarks import merging_inputs as inputs
@@ -70,6 +71,7 @@ class Sizes(NamedTuple):
     """Plans at once."""
     distilled: kid.Sizes = kid.GPU
     spoken: lsm.Sizes = lsm.GPU
+    sensed: rsfm.Sizes = rsfm.GPU
     inner: bilevel.Sizes = bilevel.Sizes()
     inner_steps: int = 100
     dtype: Any = jnp.bfloat16
@@ -93,6 +95,9 @@ TINY = Sizes(
     episodes=(2,),
     distilled=kid.Sizes(kid.small(16, 1, 32), kid.small(16, 1, 32), 2, 8, 4),
     spoken=lsm.TRIAL,
+    sensed=rsfm.Sizes(models=(("tiny", rsfm.TINY.model_copy(update={
+        "encoder": rsfm.TINY.encoder.model_copy(update={"width": 48, "depth": 1, "image_size": 16}),
+        "decoder_depth": 1}), 2),)),
     inner=bilevel.Sizes(width=8, hidden=1, pairs=8, judged=16),
     inner_steps=24,
     dtype=jnp.float32,
@@ -155,6 +160,9 @@ def speech(settings: Settings, sizes: Sizes) -> Iterator[Row]:
     yield lsm.features(settings, sizes.spoken)
     yield lsm.listening(settings, sizes.spoken)
     yield from lsm.decoding(settings, sizes.spoken)
+def remote_sensing(settings: Settings, sizes: Sizes) -> Iterator[Row]:
+    """Features and pretraining of Ti/8 and L/16."""
+    yield from rsfm.models(settings, sizes.sensed)
 
 
 def hypergradients(settings: Settings, sizes: Sizes) -> Iterator[Row]:
@@ -216,6 +224,9 @@ PLAN: dict[str, Callable[[Settings, Sizes], Iterator[Row]]] = {
     "planning": planning,
     "text_to_sql": text_to_sql,
     "speech": speech,
+
+
+    "remote_sensing": remote_sensing,
     "kernel": kernel,
     "hypergradients": hypergradients,
     "language_model": language_model,

@@ -70,6 +70,10 @@ METHODS = {
         "jaxmethods.lsm.recipes.transcribe",
         "Write recordings down with a Whisper.",
     ),
+    "rsfm": Entry(
+        "jaxmethods.rsfm.recipes.compare",
+        "Pretrain an encoder of satellite images and compare it with what is simpler.",
+    ),
     "vqcd": Entry(
         "jaxmethods.vqcd.recipes.continual",
         "Learn a sequence of offline tasks of different sizes and forget none.",

@@ -33,6 +33,7 @@ SMALLEST: dict[str, dict[str, Any]] = {
     "obd": {"data": {"path": "a"}, "teacher": {"path": "b"}},
     "transcribe": {"model": "a", "audio": ["b"]},
     "vqcd": {"tasks": [{"name": "text", "path": "b"}]},
+    "rsfm": {},
     "obd_tables": {"path": "a", "evaluation": {"environment": "pendulum"}},
 }
 """Method -> the fields that it requires."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "jaxmethods"
-METHODS = {"commformer", "interpret", "kid", "lsm", "merging", "novo", "obd", "vqcd"}
+METHODS = {"commformer", "interpret", "kid", "lsm", "merging", "novo", "obd", "rsfm", "vqcd"}
 # From the top down; a room imports its own modules and rooms of the lines below.
 ORDER = [
     {"__init__"},

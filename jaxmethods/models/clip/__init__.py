@@ -16,12 +16,14 @@ from jaxmethods.models.clip.network import (
     similarity,
     text_features,
 )
+from jaxmethods.models.clip.tensors import from_tensors
 from jaxmethods.models.clip.tokenizer import load_tokenizer, tokenize
 from jaxmethods.models.clip.zero_shot import classify, head_from_templates, zero_shot_head
 
 __all__ = [
     "classify",
     "config_of",
+    "from_tensors",
     "head_from_templates",
     "image_features",
     "init",

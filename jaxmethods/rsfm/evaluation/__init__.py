@@ -1,0 +1,25 @@
+"""How frozen features are judged: neighbors, probes, named protocols, intervals, maps."""
+
+from __future__ import annotations
+
+from jaxmethods.rsfm.evaluation import (
+    baselines,
+    bootstrap,
+    measures,
+    neighbors,
+    probes,
+    protocols,
+    segmenter,
+    tiles,
+)
+
+__all__ = [
+    "baselines",
+    "bootstrap",
+    "measures",
+    "neighbors",
+    "probes",
+    "protocols",
+    "segmenter",
+    "tiles",
+]

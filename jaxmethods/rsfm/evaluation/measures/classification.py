@@ -1,0 +1,96 @@
+r"""Accuracy, and average precision and F1 where an image has several labels.
+
+AP = sum_n (R_n - R_{n-1}) P_n        over distinct scores, the largest first
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class MultiLabel(NamedTuple):
+    """How well several labels are found; macro is over labels, micro over all pairs."""
+
+    ap: jax.Array
+    """[C]"""
+    map_macro: jax.Array
+    map_micro: jax.Array
+    f1: jax.Array
+    """[C]"""
+    f1_macro: jax.Array
+    f1_micro: jax.Array
+
+
+def top_k_accuracy(scores: jax.Array, labels: jax.Array, k: int = 1) -> jax.Array:
+    """Share of images whose label is among the k largest scores; equal scores count in its favor.
+
+    Args:
+        scores: [N, C].
+        labels: [N].
+        k: static.
+
+    Returns:
+        [] float32.
+    """
+    own = jnp.take_along_axis(scores, labels[:, None], axis=1)
+    return jnp.mean(jnp.sum(scores > own, axis=1) < k, dtype=jnp.float32)
+
+
+def mean_class_accuracy(predictions: jax.Array, labels: jax.Array, classes: int) -> jax.Array:
+    """The mean over classes that occur of the share of their images that is right.
+
+    Args:
+        predictions: [N].
+        labels: [N].
+        classes: C; static.
+
+    Returns:
+        [] float32.
+    """
+    own = jax.nn.one_hot(labels, classes)
+    number = jnp.sum(own, axis=0)
+    right = jnp.sum(own * (predictions == labels)[:, None], axis=0)
+    return jnp.sum(right / jnp.maximum(number, 1)) / jnp.sum(number > 0)
+
+
+def average_precision(scores: jax.Array, truth: jax.Array) -> jax.Array:
+    """Average precision of a ranking; equal scores are one step of it.
+
+    Args:
+        scores: [N], larger is surer.
+        truth: [N] bool or 0/1.
+
+    Returns:
+        [] in the type of the scores; NaN where nothing is true.
+    """
+    order = jnp.argsort(-scores)
+    ranked, true = scores[order], truth[order].astype(scores.dtype)
+    found = jnp.cumsum(true)
+    last = jnp.searchsorted(-ranked, -ranked, side="right") - 1
+    precision = found[last] / (last + 1)
+    return jnp.sum(precision * true) / found[-1]
+
+
+def multilabel(scores: jax.Array, truth: jax.Array, threshold: float = 0.5) -> MultiLabel:
+    """Average precision and F1 of images with several labels.
+
+    Args:
+        scores: [N, C] probabilities.
+        truth: [N, C] 0/1.
+        threshold: above which a label counts as found.
+
+    Returns:
+        The measures.
+    """
+    each = jax.vmap(average_precision, in_axes=1)(scores, truth)
+    micro = average_precision(scores.reshape(-1), truth.reshape(-1))
+    found = (scores > threshold).astype(scores.dtype)
+    true = truth.astype(scores.dtype)
+    hits = jnp.sum(found * true, axis=0)
+    named = jnp.sum(found, axis=0) + jnp.sum(true, axis=0)
+    f1 = 2 * hits / jnp.maximum(named, 1)
+    of_all = 2 * jnp.sum(hits) / jnp.maximum(jnp.sum(named), 1)
+    return MultiLabel(each, jnp.mean(each), micro, f1, jnp.mean(f1), of_all)

@@ -1,0 +1,76 @@
+r"""Nearest neighbors of frozen features.
+
+    s_c(q) = sum_{i in k nearest, y_i = c} exp(cos(q, x_i) / T)
+
+Wu et al. 2018 (arXiv 1805.01978); k = 20 and T = 0.07 as Scale-MAE evaluates. Queries are compared
+in chunks, so that never more than a chunk's similarities are in memory.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from jaxmethods.numerics.compiled import compiled
+from jaxmethods.rsfm.pretraining.contrastive import unit
+
+Metric = Literal["cosine", "l2"]
+
+
+@compiled("classes", "k", "metric", "weighted", "chunk")
+def neighbor_scores(
+    features: jax.Array,
+    labels: jax.Array,
+    queries: jax.Array,
+    *,
+    classes: int,
+    k: int = 20,
+    temperature: float = 0.07,
+    metric: Metric = "cosine",
+    weighted: bool = True,
+    chunk: int = 1024,
+) -> jax.Array:
+    """What the nearest neighbors vote for.
+
+    Args:
+        features: [N, D] of the training images.
+        labels: [N] integers.
+        queries: [Q, D].
+        classes: C; static.
+        k: neighbors that vote; static.
+        temperature: T of the weights.
+        metric: "cosine", or "l2" of features as they are; static.
+        weighted: by exp(similarity / T), or one vote each; static.
+        chunk: queries compared at a time; static.
+
+    Returns:
+        [Q, C] scores; the prediction is the largest, the first of equals.
+
+    Raises:
+        ValueError: more neighbors than images, or weights of distances.
+    """
+    if not 0 < k <= len(features):
+        raise ValueError(f"k: expected 1 to the {len(features)} training images, got {k}")
+    if weighted and metric == "l2":
+        raise ValueError("weighted: expected False with metric l2")
+    if metric == "cosine":
+        features, queries = unit(features), unit(queries)
+        shift = jnp.zeros(len(features), features.dtype)
+    else:
+        # Around the mean, differences of large numbers stay small.
+        center = jnp.mean(features, axis=0)
+        features, queries = features - center, queries - center
+        shift = -0.5 * jnp.sum(jnp.square(features), axis=1)
+    number, size = len(queries), min(chunk, len(queries))
+    padded = jnp.pad(queries, ((0, -number % size), (0, 0)))
+
+    def vote(own: jax.Array) -> jax.Array:
+        near, places = jax.lax.top_k(own @ features.T + shift, k)  # [size, k]
+        weight = jnp.exp(near / temperature) if weighted else jnp.ones_like(near)
+        rows = jnp.arange(size)[:, None]
+        return jnp.zeros((size, classes), near.dtype).at[rows, labels[places]].add(weight)
+
+    scores = jax.lax.map(vote, padded.reshape(-1, size, padded.shape[1]))
+    return scores.reshape(-1, classes)[:number]

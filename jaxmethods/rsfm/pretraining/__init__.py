@@ -1,0 +1,25 @@
+"""Masked autoencoders and contrasts: what encoders learn from, without labels."""
+
+from __future__ import annotations
+
+from jaxmethods.rsfm.pretraining import (
+    checkpoints,
+    contrastive,
+    mae,
+    masking,
+    method,
+    satmae,
+    scale_mae,
+    targets,
+)
+
+__all__ = [
+    "checkpoints",
+    "contrastive",
+    "mae",
+    "masking",
+    "method",
+    "satmae",
+    "scale_mae",
+    "targets",
+]

@@ -1,0 +1,1 @@
+"""What `jaxmethods run` runs: input, output, figures and tables."""

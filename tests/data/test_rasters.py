@@ -1,0 +1,205 @@
+"""Readers of remote-sensing images, and what they refuse by name."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxmethods.data import rasters
+from jaxmethods.errors import DataError, MissingExtraError
+
+CLASSES = ("Forest", "River")
+
+
+def jpeg(value, size=8):
+    content = io.BytesIO()
+    pixels = np.full((size, size, 3), value, np.uint8)
+    pixels[0, 0] = value // 2
+    Image.fromarray(pixels).save(content, "PNG")
+    return content.getvalue()
+
+
+def members():
+    return {
+        f"2750/{name}/{name}_{number}.png": jpeg(40 * place + 10 * number)
+        for place, name in enumerate(CLASSES, 1)
+        for number in range(3)
+    }
+
+
+def table(files):
+    split = {0: "train", 1: "train", 2: "val"}
+    rows = [f"{name},{split[int(name[-5])]}" for name in files]
+    return "path,split\n" + "\n".join(rows) + "\n"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, content in members().items():
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    (tmp_path / "data" / "splits.csv").write_text(table(members()))
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def archive(tmp_path):
+    path = tmp_path / "data.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in members().items():
+            file.writestr(name, content)
+        file.writestr("splits.csv", table(members()))
+    return path
+
+
+def test_a_zip_is_read_like_the_folder(folder, archive):
+    one, other = rasters.read_classes(folder), rasters.read_classes(archive)
+    np.testing.assert_array_equal(one.images, other.images)
+    assert one.class_names == other.class_names == CLASSES
+    assert one.hashes == other.hashes
+    np.testing.assert_array_equal(other.labels, [0, 0, 0, 1, 1, 1])
+    np.testing.assert_array_equal(other.images[:, 4, 4, 0], [40, 50, 60, 80, 90, 100])
+    assert other.split("val").names == tuple(name for name in one.names if name.endswith("2.png"))
+
+
+def test_split_files_of_one_path_a_line(folder, tmp_path):
+    lists = {}
+    for split, last in (("train", "0.png"), ("test", "2.png")):
+        lists[split] = tmp_path / f"{split}.txt"
+        names = [name.partition("/")[2] for name in members() if name.endswith(last)]
+        lists[split].write_text("\n".join(names))
+    own = rasters.read_classes(folder, lists)
+    assert sorted(own.splits) == ["test", "test", "train", "train"]
+    lists["test"].write_text(lists["train"].read_text())
+    with pytest.raises(DataError, match="is in the splits train and test"):
+        rasters.read_classes(folder, lists)
+
+
+def test_what_is_wrong_is_named(folder, archive, tmp_path):
+    own = rasters.read_classes(folder)
+    with pytest.raises(DataError, match="expected one of train, val, got 'test'"):
+        own.split("test")
+    only = own._replace(splits=("train", "train", "train", "val", "val", "val"))
+    with pytest.raises(DataError, match="got none of River"):
+        only.split("train")
+    with zipfile.ZipFile(archive, "a") as file:
+        file.writestr("../outside.png", b"")
+    with pytest.raises(DataError, match=r"\.\./outside.png: is a path outside of the zip"):
+        rasters.read_classes(archive)
+    broken = folder / "2750/Forest/Forest_1.png"
+    broken.write_bytes(broken.read_bytes()[:30])
+    with pytest.raises(DataError, match=r"Forest_1\.png: cannot be read as an image"):
+        rasters.read_classes(folder)
+    (tmp_path / "no.zip").write_bytes(b"none")
+    with pytest.raises(DataError, match="is no folder and no zip"):
+        rasters.read_classes(tmp_path / "no.zip")
+
+
+def test_an_image_of_one_split_may_not_be_in_another(folder):
+    (folder / "2750/River/River_9.png").write_bytes(jpeg(40))
+    (folder / "splits.csv").write_text(table(members()) + "2750/River/River_9.png,val\n")
+    own = rasters.read_classes(folder)
+    with pytest.raises(DataError, match=r"River_9.png is the same image as .*Forest_0.png"):
+        rasters.refuse_shared_images(own.split("train"), own.split("val"))
+
+
+def test_without_rasterio_and_tifffile_the_extra_is_named(tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def blocked(name, *arguments, **named):
+        if name.split(".")[0] in ("rasterio", "tifffile"):
+            raise ImportError(f"No module named {name!r}", name=name)
+        return real(name, *arguments, **named)
+
+    for name in ("rasterio", "tifffile"):
+        monkeypatch.setitem(__import__("sys").modules, name, None)
+    monkeypatch.setattr(builtins, "__import__", blocked)
+    (tmp_path / "a.tif").write_bytes(b"II*\0")
+    with pytest.raises(MissingExtraError, match=r"pip install 'jaxmethods\[rs\]'"):
+        rasters.read_bands({"B4": tmp_path / "a.tif"}, ("B4",))
+
+
+@pytest.fixture
+def stack(tmp_path):
+    """Two bands of 10 m and one of 20 m with nodata, in UTM."""
+    rasterio = pytest.importorskip("rasterio")
+    rng = np.random.default_rng(0)
+    found = {}
+    for name, size in (("B4", 8), ("B8", 8), ("B11", 4)):
+        values = rng.integers(1, 5000, (1, size, size)).astype(np.uint16)
+        values[0, 0, 0] = 0
+        found[name] = tmp_path / f"T33_{name}.tif"
+        place = rasterio.transform.from_origin(500_000, 5_000_000, 80 / size, 80 / size)
+        shape = {"width": size, "height": size, "count": 1, "dtype": "uint16"}
+        with rasterio.open(
+            found[name], "w", driver="GTiff", crs="EPSG:32633", transform=place, nodata=0, **shape
+        ) as file:
+            file.write(values)
+    return found
+
+
+def test_bands_come_by_name_on_the_finest_grid(stack):
+    own = rasters.read_bands(stack, ("B11", "B4"))
+    assert own.images.shape == (8, 8, 2)
+    assert own.gsd == pytest.approx(10)
+    assert not own.valid[:2, :2].any()  # one missing pixel of 20 m
+    assert own.valid[2:, 2:].all()
+    other = rasters.read_bands(stack, ("B4", "B11"))
+    np.testing.assert_array_equal(own.images, other.images[..., ::-1])
+    smooth = rasters.read_bands(stack, ("B11",), resample="bilinear")
+    assert smooth.images.dtype == np.uint16
+    with pytest.raises(DataError, match="expected a file of B2, got B4, B8, B11"):
+        rasters.read_bands(stack, ("B2",))
+
+
+def test_bands_shuffled_in_a_file_give_the_same_tensor(tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    values = np.random.default_rng(0).integers(1, 99, (3, 6, 6)).astype(np.uint16)
+    paths = []
+    for number, order in enumerate(([0, 1, 2], [2, 0, 1])):
+        paths.append(tmp_path / f"{number}.tif")
+        shape = {"width": 6, "height": 6, "count": 3, "dtype": "uint16"}
+        with rasterio.open(paths[-1], "w", driver="GTiff", **shape) as file:
+            file.write(values[order])
+    names = ("B8A", "B2")
+    one = rasters.read_bands(paths[0], names, order=("B2", "B3", "B8A"))
+    other = rasters.read_bands(paths[1], names, order=("B8A", "B2", "B3"))
+    np.testing.assert_array_equal(one.images, other.images)
+    assert one.gsd is None
+    with pytest.raises(DataError, match="expected the names of its 3 bands, got 2"):
+        rasters.read_bands(paths[0], names, order=("B2", "B3"))
+
+
+def test_degrees_are_meters_at_the_latitude(tmp_path):
+    rasterio = pytest.importorskip("rasterio")
+    place = rasterio.transform.from_origin(10.0, 60.0 + 4 * 0.0001, 0.0001, 0.0001)
+    shape = {"width": 8, "height": 8, "count": 1, "dtype": "uint16"}
+    with rasterio.open(
+        tmp_path / "a.tif", "w", driver="GTiff", crs="EPSG:4326", transform=place, **shape
+    ) as file:
+        file.write(np.ones((1, 8, 8), np.uint16))
+    own = rasters.read_bands({"B4": tmp_path / "a.tif"}, ("B4",))
+    assert own.gsd == pytest.approx(11.132 * np.sqrt(np.cos(np.radians(60))), rel=1e-3)
+
+
+def test_a_truncated_file_is_named(stack):
+    content = stack["B4"].read_bytes()
+    stack["B4"].write_bytes(content[: len(content) // 3])
+    with pytest.raises(DataError, match=r"T33_B4\.tif: cannot be read"):
+        rasters.read_bands(stack, ("B4",))
+
+
+def test_tifffile_reads_the_same_pixels(stack, monkeypatch):
+    pytest.importorskip("tifffile")
+    own = rasters.read_bands(stack, ("B4", "B8"))
+    monkeypatch.setitem(__import__("sys").modules, "rasterio", None)
+    other = rasters.read_bands(stack, ("B4", "B8"))
+    np.testing.assert_array_equal(own.images, other.images)
+    np.testing.assert_array_equal(own.valid, other.valid)
+    assert other.gsd is None

@@ -1,0 +1,89 @@
+"""What measures of classification, retrieval, segmentation and detection are invariant to."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmethods.rsfm.evaluation.measures import (
+    classification,
+    detection,
+    retrieval,
+    segmentation,
+)
+from tests.rsfm.small import draw
+
+TRUTH = jnp.asarray(np.random.default_rng(0).integers(0, 3, (2, 6, 6)))
+SAID = jnp.asarray(np.random.default_rng(1).integers(0, 3, (2, 6, 6)))
+
+
+def test_classes_renamed_alike_have_the_same_iou():
+    renamed = jnp.array([2, 0, 1])
+    own = segmentation.measures(segmentation.confusion(TRUTH, SAID, 3))
+    other = segmentation.measures(segmentation.confusion(renamed[TRUTH], renamed[SAID], 3))
+    np.testing.assert_allclose(other.miou, own.miou, rtol=1e-6)
+    np.testing.assert_allclose(other.iou[renamed], own.iou, rtol=1e-6)
+    np.testing.assert_allclose(other.kappa, own.kappa, rtol=1e-5)
+
+
+def test_ignored_pixels_count_for_nothing():
+    holes = jnp.where(jnp.arange(6) < 2, 255, TRUTH)
+    other = jnp.where(jnp.arange(6) < 2, 0, SAID)
+    own = segmentation.confusion(holes, SAID, 3)
+    np.testing.assert_array_equal(own, segmentation.confusion(holes, other, 3))
+    assert own.sum() == 2 * 6 * 4
+
+
+def test_a_class_that_occurs_nowhere_is_in_no_mean():
+    own = segmentation.measures(segmentation.confusion(TRUTH, SAID, 5))
+    less = segmentation.measures(segmentation.confusion(TRUTH, SAID, 3))
+    np.testing.assert_allclose(own.miou, less.miou, rtol=1e-6)
+    assert np.isnan(own.iou[4])
+
+
+def test_average_precision_depends_on_the_order_alone_and_is_scikit_learns():
+    scores, truth = np.round(np.asarray(draw(0, 40)), 1), np.arange(40) % 3 == 0
+    own = classification.average_precision(jnp.asarray(scores), jnp.asarray(truth))
+    other = classification.average_precision(jnp.asarray(np.exp(scores)), jnp.asarray(truth))
+    np.testing.assert_allclose(own, other, rtol=1e-6)
+    metrics = pytest.importorskip("sklearn.metrics")
+    expected = metrics.average_precision_score(truth, scores)
+    np.testing.assert_allclose(own, expected, rtol=1e-5)
+
+
+def test_the_mean_over_classes_does_not_depend_on_their_sizes():
+    labels, said = jnp.array([0, 0, 0, 1]), jnp.array([0, 0, 0, 0])
+    assert classification.mean_class_accuracy(said, labels, 3) == 0.5
+    assert classification.top_k_accuracy(jnp.eye(4)[said], labels, 1) == 0.75
+
+
+def test_identical_embeddings_are_found_first_and_recall_grows_with_k():
+    features = draw(0, 6, 5)
+    own = retrieval.retrieval(features, features, np.arange(6))
+    assert own["mean_recall"] == 100
+    other = retrieval.retrieval(features, draw(1, 12, 5), np.arange(12) % 6)
+    for way in ("image_to_text", "text_to_image"):
+        assert other[f"{way}_R1"] <= other[f"{way}_R5"] <= other[f"{way}_R10"]
+
+
+def test_average_precision_of_boxes_in_words():
+    truth, image = np.array([[0.0, 0, 2, 2], [4, 4, 6, 6]]), np.zeros(2, int)
+    found = (truth, np.array([0.9, 0.8]), image, truth, image)
+    assert detection.average_precision(*found) == 1
+    assert detection.coco_average_precision(*found) == pytest.approx(1)
+    twice = (truth[[0, 0, 1]], np.array([0.9, 0.8, 0.7]), np.zeros(3, int), truth, image)
+    assert detection.average_precision(*twice) == pytest.approx(0.5 + 0.5 * 2 / 3)
+    elsewhere = (*found[:2], np.ones(2, int), truth, image)
+    assert detection.average_precision(*elsewhere) == 0
+
+
+def test_a_turned_square_overlaps_as_geometry_says():
+    square = np.array([[[-1.0, -1], [1, -1], [1, 1], [-1, 1]]])
+    root = np.sqrt(2)
+    turned = np.array([[[0.0, -root], [root, 0], [0, root], [-root, 0]]])
+    shared = 8 * (root - 1)  # a regular octagon
+    own = detection.polygon_iou(square, turned)[0, 0]
+    assert own == pytest.approx(shared / (8 - shared))
+    boxes = detection.box_iou(np.array([[-1.0, -1, 1, 1]]), np.array([[0.0, 0, 2, 2]]))[0, 0]
+    assert detection.polygon_iou(square, square + 1)[0, 0] == pytest.approx(boxes)

@@ -1,0 +1,43 @@
+"""Votes of nearest neighbors."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxmethods.rsfm.evaluation.neighbors import neighbor_scores
+from tests.rsfm.small import draw
+
+FEATURES, LABELS, QUERIES = draw(0, 30, 5), jnp.arange(30) % 4, draw(1, 11, 5)
+
+
+def scores(**settings):
+    return neighbor_scores(FEATURES, LABELS, QUERIES, classes=4, **settings)
+
+
+def test_an_image_is_its_own_nearest_neighbor():
+    own = neighbor_scores(FEATURES, LABELS, FEATURES, classes=4, k=1)
+    np.testing.assert_array_equal(jnp.argmax(own, 1), LABELS)
+
+
+def test_at_a_high_temperature_every_neighbor_has_one_vote():
+    np.testing.assert_allclose(scores(k=7, temperature=1e6), scores(k=7, weighted=False), rtol=1e-5)
+
+
+def test_chunks_change_nothing():
+    np.testing.assert_allclose(scores(k=5, chunk=4), scores(k=5), rtol=1e-6)
+
+
+def test_distances_are_those_of_numpy_wherever_the_features_are():
+    distance = np.linalg.norm(np.asarray(QUERIES)[:, None] - np.asarray(FEATURES), axis=-1)
+    near = np.asarray(LABELS)[np.argsort(distance, axis=1)[:, :5]]
+    expected = (near[..., None] == np.arange(4)).sum(1)
+    settings = {"classes": 4, "k": 5, "metric": "l2", "weighted": False}
+    own = neighbor_scores(FEATURES + 1000, LABELS, QUERIES + 1000, **settings)
+    np.testing.assert_array_equal(own, expected)
+
+
+def test_more_neighbors_than_images_are_refused():
+    with pytest.raises(ValueError, match="k: expected 1 to the 30 training images, got 31"):
+        scores(k=31)

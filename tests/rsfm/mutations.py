@@ -1,0 +1,83 @@
+"""Wrong lines in remote sensing, see `tests/mutations.py`."""
+
+MUTATIONS = [
+    (
+        "pretraining/masking.py",
+        "return int(tokens * (1 - ratio))",
+        "return round(tokens * (1 - ratio))",
+        "as many tokens are kept as rounding says",
+        "pretraining/test_mae.py::test_as_many_tokens_are_hidden_as_the_ratio_says",
+    ),
+    (
+        "pretraining/masking.py",
+        "own = ids[:, None] + step * steps",
+        "own = ids[:, None] + 0 * step * steps",
+        "all groups keep the tokens of the first",
+        "pretraining/test_mae.py::test_a_shared_mask_hides_the_same_places_of_all_groups",
+    ),
+    (
+        "pretraining/targets.py",
+        "squares / jnp.maximum(count - 1, 1)",
+        "squares / jnp.maximum(count, 1)",
+        "the variance of a patch is biased",
+        "pretraining/test_mae.py::"
+        "test_the_variance_is_unbiased_over_a_patch_or_over_each_of_its_bands",
+    ),
+    (
+        "pretraining/satmae.py",
+        'if config.pairing == "published":\n        if len(order)',
+        'if config.pairing != "published":\n        if len(order)',
+        "bands are compared in the order of the file",
+        "pretraining/test_mae.py::test_groups_compare_every_band_with_itself",
+    ),
+    (
+        "pretraining/scale_mae.py",
+        "return Pyramid(targets - blurred,",
+        "return Pyramid(targets,",
+        "low frequencies are painted twice",
+        "pretraining/test_scale_mae.py::test_a_constant_image_has_no_high_frequencies",
+    ),
+    (
+        "pretraining/contrastive.py",
+        "labels = rank * len(first) + jnp.arange(len(first))",
+        "labels = jnp.arange(len(first))",
+        "every part of a batch is paired with the first",
+        "pretraining/test_contrastive.py::"
+        "test_a_batch_that_is_split_has_the_loss_and_gradient_of_the_whole",
+    ),
+    (
+        "pretraining/method.py",
+        "gsd = None if gsd is None else gsd * sides",
+        "gsd = None if gsd is None else gsd / sides",
+        "an enlarged crop has larger pixels",
+        "pretraining/test_method.py::test_a_crop_has_smaller_pixels",
+    ),
+    (
+        "evaluation/neighbors.py",
+        "shift = -0.5 * jnp.sum(jnp.square(features), axis=1)",
+        "shift = -1.0 * jnp.sum(jnp.square(features), axis=1)",
+        "long features are further away than they are",
+        "evaluation/test_neighbors.py::test_distances_are_those_of_numpy_wherever_the_features_are",
+    ),
+    (
+        "evaluation/probes.py",
+        "lam / 2 * jnp.sum(jnp.square(weight))",
+        "lam * jnp.sum(jnp.square(weight))",
+        "the penalty is twice what it says",
+        "evaluation/test_probes.py::test_the_optimum_is_scikit_learns",
+    ),
+    (
+        "evaluation/measures/segmentation.py",
+        "union = true + named - hits",
+        "union = true + named",
+        "the intersection counts twice in the union",
+        "test_golden.py::test_classes_of_pixels",
+    ),
+    (
+        "evaluation/tiles.py",
+        "blended = total / weights",
+        "blended = total",
+        "overlapping windows are added and not averaged",
+        "evaluation/test_tiles.py::test_a_model_that_returns_its_input_returns_the_scene",
+    ),
+]
