@@ -160,6 +160,8 @@ def speech(settings: Settings, sizes: Sizes) -> Iterator[Row]:
     yield lsm.features(settings, sizes.spoken)
     yield lsm.listening(settings, sizes.spoken)
     yield from lsm.decoding(settings, sizes.spoken)
+
+
 def remote_sensing(settings: Settings, sizes: Sizes) -> Iterator[Row]:
     """Features and pretraining of Ti/8 and L/16."""
     yield from rsfm.models(settings, sizes.sensed)
@@ -224,8 +226,6 @@ PLAN: dict[str, Callable[[Settings, Sizes], Iterator[Row]]] = {
     "planning": planning,
     "text_to_sql": text_to_sql,
     "speech": speech,
-
-
     "remote_sensing": remote_sensing,
     "kernel": kernel,
     "hypergradients": hypergradients,

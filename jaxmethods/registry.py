@@ -66,13 +66,13 @@ METHODS = {
         "jaxmethods.obd.recipes.tables",
         "Score other students of a distilled set: architectures, optimizers.",
     ),
-    "transcribe": Entry(
-        "jaxmethods.lsm.recipes.transcribe",
-        "Write recordings down with a Whisper.",
-    ),
     "rsfm": Entry(
         "jaxmethods.rsfm.recipes.compare",
         "Pretrain an encoder of satellite images and compare it with what is simpler.",
+    ),
+    "transcribe": Entry(
+        "jaxmethods.lsm.recipes.transcribe",
+        "Write recordings down with a Whisper.",
     ),
     "vqcd": Entry(
         "jaxmethods.vqcd.recipes.continual",
