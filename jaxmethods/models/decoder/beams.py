@@ -39,7 +39,7 @@ class _Search(NamedTuple):
     """[B, K] int32, chosen and not yet fed."""
     tokens: jax.Array
     cache: Cache
-    """Of B K rows."""
+    """Has B K rows."""
     done: jax.Array
     lengths: jax.Array
     scores: jax.Array

@@ -204,7 +204,17 @@ def _tempered(logits: jax.Array, temperature: float) -> jax.Array:
 def check_positions(
     config: DecoderConfig, length: int, new_tokens: int, mask: jax.Array | None
 ) -> None:
-    """The last new token is never fed, so that a table of P positions allows P + 1 tokens."""
+    """Refuses what learned positions don't reach: a table of P allows P + 1 tokens.
+
+    Args:
+        config: of the decoder.
+        length: tokens of the prompt.
+        new_tokens: how many are to follow; the last one is never fed.
+        mask: [B, T], which prompt tokens are there; None for all.
+
+    Raises:
+        ValueError: a prompt and its continuation are longer than the table.
+    """
     if config.positions != "learned" or isinstance(mask, Tracer):
         return
     longest = length if mask is None else int(jnp.max(jnp.sum(mask != 0, axis=1), initial=0))
