@@ -10,6 +10,7 @@ neural tangent kernel", 2022.) Three ways, the first two equal up to rounding:
     `features`   J R^T / sqrt(k) for k random directions, whose Gram matrix is K in the mean, with
                  relative error ~ sqrt(2 / k); the directions are drawn anew, never stored
 
+`of_losses` is the kernel of the examples' losses, one product for each.
 Kinds: "full" [N, M, C, C], "traced" tr K / C, "pseudo" the kernel of (sum of outputs) / sqrt(C).
 """
 
@@ -21,7 +22,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmethods.interpret import trees
+from jaxmethods.interpret import tangents, trees
+from jaxmethods.interpret.problem import Problem
 from jaxmethods.interpret.trees import Vector
 from jaxmethods.numerics.compiled import compiled
 
@@ -118,15 +120,42 @@ def _by_products(
     others: Any,
     chunk: int,
 ) -> jax.Array:
-    _, tangents = jax.linearize(lambda vector: jax.vmap(outputs, (None, 0))(vector, inputs), vector)
+    along = tangents.jacobian(
+        lambda vector: jax.vmap(outputs, (None, 0))(vector, inputs), vector
+    ).product
 
     def column(other: Any) -> jax.Array:
         value, cotangents = jax.vjp(lambda vector: outputs(vector, other), vector)
         units = jnp.eye(value.size, dtype=value.dtype)
-        return jax.vmap(lambda unit: tangents(cotangents(unit)[0]))(units)  # [C', N, C]
+        return jax.vmap(lambda unit: along(cotangents(unit)[0]))(units)  # [C', N, C]
 
     columns = jax.lax.map(column, others, batch_size=_chunk(chunk, others))  # [M, C', N, C]
     return columns.transpose(2, 0, 3, 1)
+
+
+@compiled("chunk")
+def of_losses(problem: Problem, chunk: int = 64) -> jax.Array:
+    """Inner products of the gradients of all examples' losses, without keeping a gradient.
+
+    The kernel of a model with many outputs an example, such as the tokens of a sequence, along
+    what its loss sees of them.
+
+    Args:
+        problem: one batch of N examples.
+        chunk: gradients that are in memory together.
+
+    Returns:
+        [N, N].
+    """
+    vector = problem.floats
+    along = tangents.jacobian(lambda vector: problem.losses(vector, problem.data), vector).product
+
+    def column(example: Any) -> jax.Array:
+        alone = jax.tree.map(lambda x: x[None], example)
+        return along(jax.grad(lambda vector: problem.losses(vector, alone)[0])(vector))
+
+    rows = problem.data._replace(weight=None)
+    return jax.lax.map(column, rows, batch_size=_chunk(chunk, rows))
 
 
 @compiled("apply", "dimension", "kind", "together")
@@ -154,11 +183,13 @@ def features(
         [N, C, k]: K[n, m] ~ features[n] @ features[m].T.
     """
     outputs, vector = _outputs(apply, params, kind), trees.floats(params)
-    _, tangents = jax.linearize(lambda vector: jax.vmap(outputs, (None, 0))(vector, inputs), vector)
+    along = tangents.jacobian(
+        lambda vector: jax.vmap(outputs, (None, 0))(vector, inputs), vector
+    ).product
     keys = jax.random.split(key, dimension)
-    along = jax.lax.map(
-        lambda key: tangents(trees.random_like(key, vector)),
+    moved = jax.lax.map(
+        lambda key: along(trees.random_like(key, vector)),
         keys,
         batch_size=min(together, dimension),
     )
-    return jnp.moveaxis(along, 0, -1) / dimension**0.5
+    return jnp.moveaxis(moved, 0, -1) / dimension**0.5
