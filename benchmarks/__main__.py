@@ -20,6 +20,7 @@ MODULES = (
     "merging",
     "vqcd",
     "kid",
+    "interpret",
 )
 ON_REQUEST = ("time_to_99",)
 """Slow ones, measured only when named."""
