@@ -35,6 +35,7 @@ from jaxmethods.interpret import (
     privacy,
     report,
     representation,
+    streams,
     trees,
 )
 from jaxmethods.interpret.losses import Loss as Loss
@@ -68,5 +69,6 @@ __all__ = [
     "privacy",
     "report",
     "representation",
+    "streams",
     "trees",
 ]

@@ -26,6 +26,8 @@ from jaxmethods.interpret.problem import (
     Data,
     Estimate,
     Problem,
+    first_batch,
+    map_batches,
     mean_gradient,
     one_batch,
     weights,
@@ -139,7 +141,7 @@ def predicted(problem: Problem) -> Predicted:
 
     if not problem.microbatched:
         return of_batch(problem.data)
-    found = jax.lax.map(of_batch, problem.data)
+    found = map_batches(problem, of_batch)
     return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), found)  # [K B, T]
 
 
@@ -160,7 +162,7 @@ def _margin(problem: Problem, held: Problem, key: jax.Array, effort: Effort) -> 
 
 @compiled("effort")
 def _calibration(problem: Problem, held: Problem, key: jax.Array, effort: Effort) -> Estimate:
-    found, count = predicted(held), len(held.data.targets)
+    found = predicted(held)
 
     def error(weight: jax.Array) -> jax.Array:
         return calibration.binned(found.confidence, found.right, weight).expected_error
@@ -172,7 +174,7 @@ def _calibration(problem: Problem, held: Problem, key: jax.Array, effort: Effort
         return error(found.weight * times[:, None])
 
     draws = jax.lax.map(resampled, jax.random.split(key, DRAWS), batch_size=10)
-    return Estimate(error(found.weight), jnp.std(draws, ddof=1), jnp.asarray(count))
+    return Estimate(error(found.weight), jnp.std(draws, ddof=1), jnp.asarray(len(found.weight)))
 
 
 @compiled("effort")
@@ -346,9 +348,7 @@ def kinds(problem: Problem) -> frozenset[Kind]:
     Returns:
         Some of `Kind`.
     """
-    batch = problem.data
-    if problem.microbatched:
-        batch = jax.tree.map(lambda x: x[0], batch)
+    batch = jax.eval_shape(first_batch, problem)
     outputs, targets = jax.eval_shape(problem.apply, problem.params, batch.inputs), batch.targets
     found: set[Kind] = {"anything"}
     if np.prod(outputs.shape[1:]) <= MOST_OUTPUTS:

@@ -15,7 +15,14 @@ import jax.numpy as jnp
 
 from jaxmethods.interpret import trees
 from jaxmethods.interpret.gradients.linear_layers import linear_layers, squares
-from jaxmethods.interpret.problem import Data, Problem, number_of_examples, one_batch, weights
+from jaxmethods.interpret.problem import (
+    Data,
+    Problem,
+    map_batches,
+    number_of_examples,
+    one_batch,
+    weights,
+)
 from jaxmethods.interpret.trees import Vector
 from jaxmethods.numerics.compiled import compiled
 
@@ -94,7 +101,7 @@ def squared_norms(problem: Problem, chunk: int = 64) -> jax.Array:
 
     if not problem.microbatched:
         return of_batch(problem.data)
-    return jax.lax.map(of_batch, problem.data).reshape(-1)
+    return map_batches(problem, of_batch).reshape(-1)
 
 
 @compiled("chunk")

@@ -91,9 +91,9 @@ def recipe(run: Run) -> Recipe:
         base, heads = jax.tree.map(lambda leaf: leaf[seed], results["base"])
         stack = jax.tree.map(lambda leaf: leaf[seed], results["experts"])
         tower = task_arithmetic(base.tower, stack, run.static.task_arithmetic)
-        test = [task.test for task in inputs.tasks]
-        scale = run.network.logit_scale
-        return diagnosable(inputs.vision, tower, base.projection, heads, scale, inputs.train, test)
+        head = heads.weights[0, : inputs.classes[0]]
+        frozen = base.projection, head, run.network.logit_scale
+        return diagnosable(inputs.vision, tower, *frozen, inputs.train[0], inputs.tasks[0].test)
 
     return Recipe(stages, report, ("comparison",), headline, diagnosable=diagnosed)
 

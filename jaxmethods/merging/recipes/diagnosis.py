@@ -1,59 +1,53 @@
-"""A merged tower with the heads of its tasks as a classifier that can be diagnosed."""
+"""A merged tower with the head of one task as a classifier that can be diagnosed."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxmethods.data.images import Split
-from jaxmethods.merging.adaptive.adaptation import Heads
 from jaxmethods.merging.finetuning import Base, encode, to_pixels
 from jaxmethods.merging.static.trees import Tree
 from jaxmethods.models.clip.network import normalize
 from jaxmethods.models.clip.vit import VisionConfig
 from jaxmethods.stages import Diagnosable
 
-IMAGES = 128
-"""Images of every task."""
+IMAGES = 512
+"""Images of either set, at most."""
 
 
 def diagnosable(
     vision: VisionConfig,
     tower: Tree,
     projection: jax.Array,
-    heads: Heads,
+    head: jax.Array,
     scale: float,
-    train: list[Split],
-    test: list[Split],
+    train: Split,
+    test: Split,
 ) -> Diagnosable:
-    """The tower on the first images of all tasks, one classifier of all their classes.
+    """The tower on the first images of a task.
 
     Args:
         vision: sizes of the tower.
         tower: merged parameters.
         projection: [P, D] to the features.
-        heads: of T tasks.
+        head: [C, P] of the task.
         scale: of logits.
-        train, test: every task's images.
+        train: images that experts were trained on.
+        test: images that were held out.
 
     Returns:
-        Outputs are logits [N, all classes]; projection and heads are frozen.
+        Outputs are logits [N, C]; projection and head are frozen.
     """
-    there = np.asarray(heads.classes)  # [T, C]
-    rows = heads.weights[there]  # [all classes, P]
-    first = np.concatenate([[0], np.cumsum(there.sum(1))[:-1]])
 
     def apply(params: Tree, pixels: jax.Array) -> jax.Array:
         features = encode(Base(params, projection), vision, pixels[None])[0]
-        return scale * normalize(features) @ rows.T
+        return scale * normalize(features) @ head.T
 
-    def joined(splits: list[Split]) -> tuple[Any, Any]:
-        images = np.concatenate([split.images[:IMAGES] for split in splits])
-        labels = [split.labels[:IMAGES] + at for split, at in zip(splits, first, strict=True)]
-        return to_pixels(jnp.asarray(images)), np.concatenate(labels).astype(np.int32)
+    def images(split: Split) -> tuple[jax.Array, np.ndarray]:
+        labels = np.asarray(split.labels[:IMAGES], np.int32)
+        return to_pixels(jnp.asarray(split.images[:IMAGES])), labels
 
-    title = "a merged tower (task arithmetic) with the heads of its tasks"
-    return Diagnosable(title, apply, tower, "cross_entropy", joined(train), joined(test))
+    title = "a merged tower (task arithmetic) on its first task"
+    return Diagnosable(title, apply, tower, "cross_entropy", images(train), images(test))
