@@ -148,9 +148,12 @@ def laplax_trace(problem: Problem, network: Any, count: int) -> Call:
     def model(input: Any, params: Any) -> Any:
         return network(params, input[None])[0]
 
+    def loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+        return -jnp.sum(jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1))
+
     @jax.jit
     def trace(params: Any, key: jax.Array) -> jax.Array:
-        product = create_hessian_mv(model, params, data, "cross_entropy", num_total_samples=1)
+        product = create_hessian_mv(model, params, data, loss, num_total_samples=1)
 
         def sample(key: jax.Array) -> jax.Array:
             probe = trees.random_like(key, params)

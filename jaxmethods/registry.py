@@ -35,6 +35,10 @@ METHODS = {
         "jaxmethods.interpret.recipes.digits",
         "Train a network on digits, watched by a monitor, and report on it.",
     ),
+    "interpret_grokking": Entry(
+        "jaxmethods.interpret.recipes.grokking",
+        "Train a network to add modulo a prime, and draw which measure moves first.",
+    ),
     "kid": Entry(
         "jaxmethods.kid.recipes.distill",
         "Distill a text-to-SQL model by any of a dozen objectives, and execute its answers.",

@@ -7,6 +7,7 @@ run.metrics["train"]["success_rate"]       # [seeds], the last evaluation
 run.results["train"]                       # what the stage found, leading axis of seeds
 run.state("train", "best")                 # a stage's whole state at a checkpoint
 policy = run.ready()                       # what was trained, to be called
+model = run.diagnosable()                  # the same beside data, for jaxmethods.interpret
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from jaxmethods.config import RunConfig, TrainingRunConfig
+from jaxmethods.config import OpenFraction, RunConfig, TrainingRunConfig
 
 Level = Literal["quick", "standard", "full"]
 
@@ -53,3 +53,19 @@ class DigitsRun(TrainingRunConfig):
     """Images of a step."""
     level: Level = "quick"
     """How many probes and steps: see `interpret.measures.LEVELS`."""
+
+
+class GrokkingRun(TrainingRunConfig):
+    """A network learns to add modulo a prime, and which measure moves first is drawn."""
+
+    method: Literal["interpret_grokking"]
+    prime: Annotated[int, Field(ge=5)] = 53
+    """How many numbers there are."""
+    share: OpenFraction = 0.4
+    """Share of all pairs that it is trained on."""
+    width: Annotated[int, Field(ge=4)] = 96
+    """Of the hidden layer; embeddings have half of it."""
+    steps: PositiveInt = 2000
+    rate: PositiveFloat = 0.01
+    """Learning rate of AdamW."""
+    weight_decay: NonNegativeFloat = 1.0
