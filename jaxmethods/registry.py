@@ -28,7 +28,7 @@ METHODS = {
         "Train a team that learns whom to listen to.",
     ),
     "interpret": Entry(
-        "jaxmethods.diagnosis",
+        "jaxmethods.diagnosis.recipe",
         "Report on a model or a finished run: curvature, noise, kernels, calibration, privacy.",
     ),
     "interpret_digits": Entry(

@@ -95,5 +95,5 @@ def test_a_run_says_what_it_trained_and_a_seed_is_chosen(world, tmp_path, capsys
 def test_what_trains_no_model_is_refused(tmp_path, capsys):
     assert report(tmp_path / "absent", tmp_path / "out") == 2
     assert "absent" in capsys.readouterr().err
-    assert registry.METHODS["interpret"].module == "jaxmethods.diagnosis"
+    assert registry.METHODS["interpret"].module == "jaxmethods.diagnosis.recipe"
     assert "few outputs" in {own.needs for own in MEASURES.values()}

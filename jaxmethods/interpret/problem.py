@@ -110,7 +110,7 @@ def make_problem(
     if not jax.tree.leaves(problem.floats):
         raise ValueError("params: expected at least one floating leaf, got none")
     batch = first_batch(problem)
-    _check_lengths(batch if streamed else data, microbatched and not streamed)
+    _check_lengths(batch if isinstance(data, Stream) else data, microbatched and not streamed)
     count = number_of_examples(batch)
     outputs = jax.eval_shape(apply, params, batch.inputs)
     if isinstance(outputs, tuple | list | dict):
@@ -203,10 +203,7 @@ def total_weight(problem: Problem) -> jax.Array:
     """Sum of the weights of all examples, []."""
     kind = trees.dtype(problem.floats)
     if isinstance(problem.data, Stream):
-        like = problem.data.like
-        if like.weight is None:
-            return jnp.asarray(number_of_examples(like) * problem.data.batches, kind)
-        return jnp.sum(map_batches(problem, lambda batch: jnp.sum(batch.weight, dtype=kind)))
+        return jnp.sum(map_batches(problem, lambda batch: jnp.sum(weights(batch, kind))))
     if problem.data.weight is not None:
         return jnp.sum(problem.data.weight, dtype=kind)
     leaf = jax.tree.leaves(problem.data)[0]

@@ -30,7 +30,7 @@ from jaxmethods.numerics.keys import named
 from jaxmethods.numerics.lazily import when
 
 DECAY = 0.9
-"""Of the running means, a row."""
+"""What a row of the running means keeps of the one before."""
 
 
 class Row(NamedTuple):

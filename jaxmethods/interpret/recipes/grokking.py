@@ -45,9 +45,9 @@ MEASURES = {
 class Pairs(NamedTuple):
     """Pairs of numbers and their sum."""
 
-    train: tuple[jax.Array, jax.Array]
+    train: tuple[Any, Any]
     """[N, 2] int32 and [N]."""
-    test: tuple[jax.Array, jax.Array]
+    test: tuple[Any, Any]
 
 
 class State(NamedTuple):
@@ -160,9 +160,9 @@ def read_curves(rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     names = ["train_accuracy", *MEASURES]
     curves = {"step": np.array([row["step"] for row in own], float)}
     for name in names:
-        values = [row.get(f"train/{name}") for row in own]
-        if None not in values:
-            curves[name] = np.array([np.ravel(value)[0] for value in values], float)
+        if all(f"train/{name}" in row for row in own):
+            values = [np.ravel(np.asarray(row[f"train/{name}"], float))[0] for row in own]
+            curves[name] = np.array(values)
     return curves
 
 
@@ -236,7 +236,7 @@ def _draw(
         if name not in curves:
             continue
         way = (curves[name] - curves[name][start]) / _way(curves[name], start, last)
-        below.plot(step[start:], np.clip(way[start:], -0.5, 1.5), color=color, label=title, lw=1.2)
+        below.plot(step[start:], np.clip(way[start:], -0.5, 2), color=color, label=title, lw=1.2)
         if name in moved:
             below.plot(moved[name], MOVED, "o", color=color, ms=6)
     below.axhline(MOVED, color="#dde3e9", lw=0.8, zorder=0)

@@ -77,7 +77,18 @@ def recipe(run: Run) -> Recipe:
 def diagnosed(
     run: Run, models: Models, material: Material, results: Results, seed: int
 ) -> Diagnosable:
-    """The last student as a model that can be diagnosed; takes what `ready` takes."""
+    """The last student as a model that can be diagnosed.
+
+    Args:
+        run: the config.
+        models: student and teacher.
+        material: questions as texts and arrays.
+        results: of all stages.
+        seed: its place among the run's.
+
+    Returns:
+        A pure function with parameters and data.
+    """
     learned = results[run.students[-1].title]
     params = jax.tree.map(lambda leaf: leaf[seed], learned.params)
     return diagnosable(models.student, params, material.texts(results), run.data)

@@ -130,7 +130,17 @@ def ready(
 
 
 def diagnosed(run: Run, inputs: Inputs, results: Results, seed: int) -> Diagnosable:
-    """The same student as a model that can be diagnosed; takes what `ready` takes."""
+    """The same student as a model that can be diagnosed.
+
+    Args:
+        run: the run's config.
+        inputs: the data.
+        results: of the run's stages.
+        seed: index into the run's seeds.
+
+    Returns:
+        A pure function with parameters and data.
+    """
     syn, student = _student(run, results, seed)
     policy = method.make_student(run.distillation.student)
     return diagnosable(policy, student, syn, inputs.offline()[0])
