@@ -22,6 +22,7 @@ MODULES = (
     "kid",
     "lsm",
     "rsfm",
+    "interpret",
 )
 ON_REQUEST = ("time_to_99",)
 """Slow ones, measured only when named."""
@@ -33,6 +34,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cores", type=int, default=0, help="pin the process to so many CPU cores")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=60.0, help="longest time for a row")
+    parser.add_argument(
+        "--processor", action="store_true", help="count the processor's seconds, on a busy machine"
+    )
     parser.add_argument("--questions", type=Path, help="a question file for novo; default: drawn")
     parser.add_argument("--json", type=Path, help="write all rows, with device and versions")
     parser.add_argument("--plot", type=Path, help="draw rates and ratios (PNG)")
@@ -55,7 +59,13 @@ def main() -> int:
     environment = describe_environment() | {"cores": len(os.sched_getaffinity(0))}
     for name, value in environment.items():
         console.print(f"{name:>18}  {value}", highlight=False)
-    settings = Settings(options.repeats, options.seconds, environment["cores"], options.questions)
+    settings = Settings(
+        options.repeats,
+        options.seconds,
+        environment["cores"],
+        options.processor,
+        options.questions,
+    )
     rows = []
     for name in options.only:
         for row in importlib.import_module(f"benchmarks.{name}").rows(settings):

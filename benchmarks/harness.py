@@ -32,6 +32,9 @@ class Settings:
     """Roughly the longest time for one row, warm-up included."""
     cores: int = 0
     """CPU cores the process is pinned to; 0: all."""
+    processor: bool = False
+    """Count the processor's seconds, not the clock's: on one core of a busy machine they are those
+    of an idle one."""
     questions: Path | None = None
     """Multiple-choice questions for `benchmarks/novo.py`; None: drawn."""
 
@@ -153,12 +156,13 @@ def time_in_turns(works: Sequence[Work], settings: Settings) -> list[Timing]:
     One warm-up each, then rounds; a median over rounds each. A call shorter than a twentieth of a
     second is repeated within its turn.
     """
-    once = [_seconds(work.call) for work in works]
+    clock = time.process_time if settings.processor else time.perf_counter
+    once = [_seconds(work.call, 1, clock) for work in works]
     inner = [max(1, int(0.05 / max(seconds, 1e-9))) for seconds in once]
     total = sum(seconds * calls for seconds, calls in zip(once, inner, strict=True))
     rounds = max(3, min(settings.repeats, int(settings.seconds / max(total, 1e-9))))
     seconds = [
-        [_seconds(work.call, calls) for work, calls in zip(works, inner, strict=True)]
+        [_seconds(work.call, calls, clock) for work, calls in zip(works, inner, strict=True)]
         for _ in range(rounds)
     ]
     quantiles = np.quantile(seconds, (0.25, 0.5, 0.75), axis=0).T.tolist()
@@ -168,11 +172,11 @@ def time_in_turns(works: Sequence[Work], settings: Settings) -> list[Timing]:
     ]
 
 
-def _seconds(call: Callable[[], Any], calls: int = 1) -> float:
-    start = time.perf_counter()
+def _seconds(call: Callable[[], Any], calls: int, clock: Callable[[], float]) -> float:
+    start = clock()
     for _ in range(calls):
         call()
-    return (time.perf_counter() - start) / calls
+    return (clock() - start) / calls
 
 
 def reference(name: str) -> dict[str, Any] | None:

@@ -104,6 +104,9 @@ class TrainingRunConfig(RunConfig):
     seeds: PositiveInt = 1
     """Train seeds `seed` to `seed + seeds - 1` in one vmapped program."""
     training: Annotated[LoopConfig, OnResume.CHANGE] = LoopConfig()
+    monitor: Annotated[int, Field(ge=0)] = 0
+    """Steps between two looks of the training monitor at sharpness, gradient noise and distance
+    from the start, each of the cost of a few steps; 0: none. Training is the same with it."""
     mesh: Annotated[MeshConfig, OnResume.CHANGE] = MeshConfig()
 
 

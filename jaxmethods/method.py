@@ -23,6 +23,15 @@ Metrics: TypeAlias = Mapping[str, jax.Array]
 """Flat names ("loss", "success_rate") to finite scalars."""
 
 
+class Objective(NamedTuple):
+    """What a step goes down on, as a function, for those who watch a training."""
+
+    params: Any
+    """What is trained."""
+    loss: Callable[[Any, jax.Array], jax.Array]
+    """(params, typed random key) -> the loss [] of a batch that the key draws; differentiable."""
+
+
 class Method(NamedTuple):
     """A training method as two pure functions."""
 
@@ -30,6 +39,8 @@ class Method(NamedTuple):
     """(typed random key, batch) -> state."""
     step: Callable[[State, Batch], tuple[State, Metrics]]
     """(state, batch) -> (next state, metrics of this step)."""
+    objective: Callable[[State, Batch], Objective] | None = None
+    """(state, batch) -> the loss of the next step; None: the method can't be watched."""
 
 
 def gradient_step(

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from jaxmethods.config import ConfigError, RunConfig, nearest, refusal, validate
+from jaxmethods.interpret.recipes.watched import watched_recipe
 from jaxmethods.stages import Recipe, check_recipe
 
 
@@ -27,12 +28,16 @@ METHODS = {
         "Train a team that learns whom to listen to.",
     ),
     "interpret": Entry(
-        "jaxmethods.interpret.recipes.language",
-        "Report on a language model: curvature, noise, kernels, bounds, privacy.",
+        "jaxmethods.diagnosis.recipe",
+        "Report on a model or a finished run: curvature, noise, kernels, calibration, privacy.",
     ),
     "interpret_digits": Entry(
         "jaxmethods.interpret.recipes.digits",
         "Train a network on digits, watched by a monitor, and report on it.",
+    ),
+    "interpret_grokking": Entry(
+        "jaxmethods.interpret.recipes.grokking",
+        "Train a network to add modulo a prime, and draw which measure moves first.",
     ),
     "kid": Entry(
         "jaxmethods.kid.recipes.distill",
@@ -119,6 +124,8 @@ def parse(values: Mapping[str, Any], source: str) -> tuple[RunConfig, Recipe]:
     config = parse_config(values, source)
     try:
         recipe = find(config.method, source).recipe(config)
+        every = getattr(config, "monitor", 0)
+        recipe = watched_recipe(recipe, every) if every else recipe
         check_recipe(recipe)
     except ValidationError as error:  # of a config that the method made of this one
         raise refusal(error, type(config), values, source) from error

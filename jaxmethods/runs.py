@@ -7,6 +7,7 @@ run.metrics["train"]["success_rate"]       # [seeds], the last evaluation
 run.results["train"]                       # what the stage found, leading axis of seeds
 run.state("train", "best")                 # a stage's whole state at a checkpoint
 policy = run.ready()                       # what was trained, to be called
+model = run.diagnosable()                  # the same beside data, for jaxmethods.interpret
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from jaxmethods.devices.sharding import make_mesh
 from jaxmethods.records.progress import Progress
 from jaxmethods.records.run_folder import RunFolder, RunFolderError
 from jaxmethods.reports.result import last_judged
-from jaxmethods.stages import Recipe, Train
+from jaxmethods.stages import Diagnosable, Recipe, Train
 from jaxmethods.training import runner
 from jaxmethods.training.train_stage import Trained
 
@@ -57,19 +58,40 @@ class LoadedRun:
             ValueError: no such seed, or a method whose results are no function.
             UserError: the run has not come to its end.
         """
-        first, count = self.config.seed, seeds_of(self.config)
-        seed = first if seed is None else seed
-        if not first <= seed < first + count:
-            raise ValueError(f"seed: expected {first} to {first + count - 1}, got {seed}")
         if self.recipe.ready is None:
             raise ValueError(
                 f"method {self.config.method}: there is nothing to call; see run.results, "
                 f"with {', '.join(self.results)}"
             )
+        return self.recipe.ready(self.results, self._finished(seed))
+
+    def diagnosable(self, seed: int | None = None) -> Diagnosable:
+        """The model that was trained, beside data, as diagnostics take it.
+
+        Args:
+            seed: one of the run's seeds; None: its first.
+
+        Returns:
+            A pure function, its parameters, what it was trained on and what it was not.
+
+        Raises:
+            ValueError: no such seed, or a method that trains no model.
+            UserError: the run has not come to its end.
+        """
+        if self.recipe.diagnosable is None:
+            raise ValueError(f"method {self.config.method}: there is no model to diagnose")
+        return self.recipe.diagnosable(self.results, self._finished(seed))
+
+    def _finished(self, seed: int | None) -> int:
+        """The index of a seed of a run that has come to its end."""
+        first, count = self.config.seed, seeds_of(self.config)
+        seed = first if seed is None else seed
+        if not first <= seed < first + count:
+            raise ValueError(f"seed: expected {first} to {first + count - 1}, got {seed}")
         missing = [stage.name for stage in self.recipe.stages if stage.name not in self.results]
         if missing:
             raise RunFolderError(f"{self.folder}: stage {missing[0]} is not at its end yet")
-        return self.recipe.ready(self.results, seed - first)
+        return seed - first
 
     def state(self, stage: str, checkpoint: str = "latest") -> Any:
         """The whole state [seeds] of a training stage.

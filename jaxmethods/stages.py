@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import jax
 from jax.sharding import Mesh
@@ -125,6 +125,23 @@ class Write(NamedTuple):
 Stage: TypeAlias = Train | Compute | Write
 
 
+class Diagnosable(NamedTuple):
+    """What a run trained, beside data, in the form in which any model can be diagnosed."""
+
+    title: str
+    """What it is, in a few words."""
+    apply: Callable[[Any, Any], jax.Array]
+    """(params, inputs [N, ...]) -> outputs [N, ...], pure; examples don't see each other."""
+    params: Any
+    loss: Literal["cross_entropy", "squared_error"]
+    """Cross entropy is that of logits [N, ..., C] and integer targets [N, ...], of which negative
+    ones don't count; squared error that of outputs and targets of one shape."""
+    data: tuple[Any, Any]
+    """Inputs and targets that it was trained on, leaves [N, ...]."""
+    held_out: tuple[Any, Any]
+    """The same of examples that it was not trained on."""
+
+
 class Recipe(NamedTuple):
     """Everything that a run does."""
 
@@ -141,6 +158,9 @@ class Recipe(NamedTuple):
     ready: Callable[[Results, int], Callable[..., Any]] | None = None
     """(results, index of a seed) -> what was trained, as a function that others call. Its docstring
     says of what; None: there is nothing to call, results are what counts."""
+    diagnosable: Callable[[Results, int], Diagnosable] | None = None
+    """(results, index of a seed) -> the model that was trained, beside data, for
+    `method: interpret`; None: there is none."""
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -163,6 +183,7 @@ __all__ = [
     "Advance",
     "Arrays",
     "Compute",
+    "Diagnosable",
     "Evaluation",
     "Metrics",
     "Part",

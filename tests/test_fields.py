@@ -22,8 +22,9 @@ from jaxmethods.yaml_text import dump, load
 
 SMALLEST: dict[str, dict[str, Any]] = {
     "commformer": {"environment": {"name": "predator_prey"}, "environment_steps": 1},
-    "interpret": {"model": "a", "data": "b"},
+    "interpret": {"model": "a"},
     "interpret_digits": {},
+    "interpret_grokking": {},
     "kid": {},
     "lsm": {},
     "merge": {"base": "a", "experts": ["b"], "algorithm": "ties"},

@@ -289,7 +289,8 @@ ALIASES = {"language.next_token_loss": "language.next_token.next_token_loss"} | 
 ELSEWHERE = {
     "whole updates and runs, tested in tests/<package>": """commformer.trainer
         commformer.evaluate commformer.policy.init commformer.policy.act
-        commformer.policy.evaluate_actions obd.baselines.cloning obd.density.flow_learner
+        commformer.policy.evaluate_actions commformer.policy.decoded obd.baselines.cloning
+        obd.density.flow_learner
         obd.density.fit_density obd.distiller obd.evaluate_returns obd.judge_sets obd.measure_set
         obd.students.train_students obd.students.train_student obd.students.cross_optimizers
         obd.train_students obd.objectives.make_outer_batch obd.students.offline_loss

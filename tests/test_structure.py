@@ -12,7 +12,8 @@ METHODS = {"commformer", "interpret", "kid", "lsm", "merging", "novo", "obd", "r
 # From the top down; a room imports its own modules and rooms of the lines below.
 ORDER = [
     {"__init__"},
-    {"cli", "runs"},
+    {"cli", "diagnosis"},
+    {"runs"},
     {"field_help", "registry", "training"},
     {"reports"},
     {"devices"},

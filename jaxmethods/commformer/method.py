@@ -33,7 +33,7 @@ from jaxmethods.commformer.schedule import (
 from jaxmethods.envs import TeamEnvironment
 from jaxmethods.envs.episode_statistics import EpisodeStatistics, follow_episodes
 from jaxmethods.envs.rollout import Trajectory, rollout, vectorize
-from jaxmethods.method import Batch, Method, Metrics
+from jaxmethods.method import Batch, Method, Metrics, Objective
 from jaxmethods.numerics.minibatches import shuffled_minibatches
 
 
@@ -120,7 +120,20 @@ def make_method(training: CommFormerTraining) -> Method:
         del batch
         return update(training, levels, state)
 
-    return Method(init, step)
+    def objective(state: State, batch: Batch) -> Objective:
+        """The network's loss on a roll-out of its own, before the first epoch."""
+        del batch
+
+        def loss(params: Any, key: jax.Array) -> jax.Array:
+            acting_key, noise_key, own_key = jax.random.split(key, 3)
+            noise = jax.random.gumbel(noise_key, (training.network.n_agents,) * 2, jnp.float32)
+            before, _, samples = collect(training, state, noise, acting_key)
+            edges, rest = state.levels.upper, (before.value_norm, noise, state.update, own_key)
+            return minibatch_loss(training, params, edges, of_level(samples, False), *rest)[0]
+
+        return Objective(state.levels.lower, loss)
+
+    return Method(init, step, objective)
 
 
 def both_levels(training: CommFormerTraining) -> Alternating:

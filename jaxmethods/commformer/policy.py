@@ -197,6 +197,26 @@ def evaluate_actions(
     return EvaluateOutput(log_prob, entropy, encoding.value, encoding.gate)
 
 
+def decoded(
+    network: Network, params: Any, obs: jax.Array, tokens: jax.Array, graph: jax.Array
+) -> jax.Array:
+    """The decoder's outputs for actions that are given, without dropout and the gate's noise.
+
+    Args:
+        network: the module; static.
+        params: its parameters.
+        obs: [B, N, D].
+        tokens: [B, N, A + 1] or [B, N, A], what `shift_actions` makes of actions.
+        graph: [N, N] or [B, N, N], rows receive.
+
+    Returns:
+        [B, N, A] float32: logits, those of unavailable actions too; means if continuous.
+    """
+    noise = None if network.config.gate is None else jnp.zeros(obs.shape[:2], jnp.float32)
+    encoding = _encode(network, params, obs, graph, gate_noise=noise)
+    return _run(network, "decode", params, tokens, encoding.rep, encoding.graph)
+
+
 def shift_actions(action: jax.Array, n_actions: int, continuous: bool = False) -> jax.Array:
     """The decoder's input: agent i gets the action of agent i-1.
 

@@ -31,9 +31,11 @@ from jaxmethods.interpret import (
     influence,
     kernels,
     losses,
+    measures,
     privacy,
     report,
     representation,
+    streams,
     trees,
 )
 from jaxmethods.interpret.losses import Loss as Loss
@@ -63,8 +65,10 @@ __all__ = [
     "make_problem",
     "mean_gradient",
     "mean_loss",
+    "measures",
     "privacy",
     "report",
     "representation",
+    "streams",
     "trees",
 ]

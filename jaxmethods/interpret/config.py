@@ -5,37 +5,43 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from jaxmethods.config import RunConfig, TrainingRunConfig
+from jaxmethods.config import OpenFraction, RunConfig, TrainingRunConfig
 
 Level = Literal["quick", "standard", "full"]
 
 
 class ReportRun(RunConfig):
-    """Diagnostics of a language model on a text."""
+    """Diagnostics of a model folder, or of what a finished run has trained."""
 
     method: Literal["interpret"]
     model: Path
-    """A Hugging Face model folder."""
-    data: Path
-    """A text, UTF-8; the model's loss is taken on it."""
+    """A Hugging Face folder of a language model, or the folder of a finished run of this library
+    (`method` commformer, interpret_digits, kid, merging, misconceptions, obd or vqcd)."""
+    data: Path | None = None
+    """For a model folder, a text, UTF-8, that the model's loss is taken on. For a run, an NPZ file
+    with arrays `inputs` (`inputs.NAME` where there are several) and `targets`, as the error says
+    that names what is missing; None: the run's own data."""
     held_out: Path | None = None
-    """Another text, for the gap; None: the last half of `data`."""
+    """Another such file, for the gap; None: the last half of `data`."""
+    of_seed: Annotated[int, Field(ge=0)] | None = None
+    """Which of a run's seeds; None: its first."""
     tokenizer: Literal["own", "bytes"] = "own"
     """The model's `tokenizer.json`, or UTF-8 bytes."""
     tokens: Annotated[int, Field(ge=2)] = 64
-    """Tokens of a sequence."""
-    sequences: PositiveInt = 32
-    """Sequences of each text, from its beginning; fewer where it is short."""
-    batch: PositiveInt = 8
-    """Sequences that are in memory together."""
+    """Tokens of a sequence of a text."""
+    examples: PositiveInt | None = None
+    """Sequences of each text (None: 32), or examples of each set of a run (None: 256), from its
+    beginning; fewer where there are fewer."""
+    batch: PositiveInt | None = None
+    """Examples that are in memory together; None: 8 sequences, or all examples of a run."""
     level: Level = "quick"
-    """How many probes and steps: see `interpret.report.LEVELS`."""
+    """How many probes and steps: see `interpret.measures.LEVELS`."""
 
 
 class DigitsRun(TrainingRunConfig):
-    """A network learns digits, watched, and is reported on."""
+    """A network learns digits and is reported on."""
 
     method: Literal["interpret_digits"]
     hidden: tuple[PositiveInt, ...] = (32,)
@@ -45,7 +51,21 @@ class DigitsRun(TrainingRunConfig):
     """Rate of gradient descent."""
     batch: Annotated[int, Field(ge=2)] = 128
     """Images of a step."""
-    monitor_every: PositiveInt = 20
-    """Steps between two rows of the monitor."""
     level: Level = "quick"
-    """How many probes and steps: see `interpret.report.LEVELS`."""
+    """How many probes and steps: see `interpret.measures.LEVELS`."""
+
+
+class GrokkingRun(TrainingRunConfig):
+    """A network learns to add modulo a prime, and which measure moves first is drawn."""
+
+    method: Literal["interpret_grokking"]
+    prime: Annotated[int, Field(ge=5)] = 53
+    """How many numbers there are."""
+    share: OpenFraction = 0.4
+    """Share of all pairs that it is trained on."""
+    width: Annotated[int, Field(ge=4)] = 96
+    """Of the hidden layer; embeddings have half of it."""
+    steps: PositiveInt = 2000
+    rate: PositiveFloat = 0.01
+    """Learning rate of AdamW."""
+    weight_decay: NonNegativeFloat = 1.0

@@ -7,7 +7,8 @@
 
 A `Problem` is a pytree whose callables are static, so a compiled diagnostic is reused for other
 parameters and data of the same shapes. Data is one batch [N, ...] or microbatches [K, B, ...],
-which are scanned: memory is that of one, numbers are the same.
+which are scanned: memory is that of one, numbers are the same. A `streams.Stream` fetches them from
+the host while it is scanned.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 
 from jaxmethods.interpret import trees
 from jaxmethods.interpret.losses import Loss, as_loss
+from jaxmethods.interpret.streams import Stream
 from jaxmethods.interpret.trees import Vector
 
 Apply = Callable[[Any, Any], jax.Array]
@@ -55,7 +57,8 @@ class Problem:
     """(params, inputs [N, ...]) -> outputs [N, ...]; examples don't see each other."""
     loss: Loss = field(metadata={"static": True})
     params: Any
-    data: Data
+    data: Any
+    """`Data`, or a `streams.Stream` of it."""
     microbatched: bool = field(default=False, metadata={"static": True})
 
     @property
@@ -79,7 +82,7 @@ def make_problem(
     apply: Apply,
     loss: Loss | Callable[[Any, Any], jax.Array],
     params: Any,
-    data: Data | tuple[Any, Any],
+    data: Data | Stream | tuple[Any, Any],
     microbatched: bool = False,
 ) -> Problem:
     """Checks what can be seen without computing anything, and makes a problem.
@@ -89,7 +92,7 @@ def make_problem(
             lambda is another program.
         loss: a `Loss`, or (outputs, targets) -> losses [N].
         params: any pytree. Leaves that are not floating, and None, are passed on and stay.
-        data: `Data`, or (inputs, targets).
+        data: `Data`, or (inputs, targets), or a `streams.Stream`, which is always microbatched.
         microbatched: the leaves of `data` are [K, B, ...].
 
     Returns:
@@ -100,12 +103,14 @@ def make_problem(
             lengths, an `apply` that returns a state beside its outputs (BatchNorm in training
             mode) or not one row for each example, a loss that is not one number an example.
     """
-    data = data if isinstance(data, Data) else Data(*data)
+    streamed = isinstance(data, Stream)
+    data = data if isinstance(data, Data | Stream) else Data(*data)
+    microbatched = microbatched or streamed
     problem = Problem(apply, as_loss(loss), params, data, microbatched)
     if not jax.tree.leaves(problem.floats):
         raise ValueError("params: expected at least one floating leaf, got none")
-    _check_lengths(data, microbatched)
-    batch = jax.tree.map(lambda x: x[0], data) if microbatched else data
+    batch = first_batch(problem)
+    _check_lengths(batch if isinstance(data, Stream) else data, microbatched and not streamed)
     count = number_of_examples(batch)
     outputs = jax.eval_shape(apply, params, batch.inputs)
     if isinstance(outputs, tuple | list | dict):
@@ -151,8 +156,11 @@ def check_independent(problem: Problem, tolerance: float = 1e-3) -> None:
     Raises:
         ValueError: they differ.
     """
-    inputs = problem.data.inputs
-    inputs = jax.tree.map(lambda x: x[0], inputs) if problem.microbatched else inputs
+    inputs = (
+        problem.data.fetch(0).inputs
+        if isinstance(problem.data, Stream)
+        else (first_batch(problem).inputs)
+    )
     together = problem.apply(problem.params, inputs)[:1]
     alone = problem.apply(problem.params, jax.tree.map(lambda x: x[:1], inputs))
     difference = float(jnp.max(jnp.abs(together - alone)))
@@ -162,6 +170,21 @@ def check_independent(problem: Problem, tolerance: float = 1e-3) -> None:
             f"difference of {difference:.2g}; turn off dropout and use BatchNorm's inference "
             "statistics"
         )
+
+
+def first_batch(problem: Problem) -> Data:
+    """The first microbatch; of a stream its shapes."""
+    if isinstance(problem.data, Stream):
+        return problem.data.like
+    return jax.tree.map(lambda x: x[0], problem.data) if problem.microbatched else problem.data
+
+
+def map_batches(problem: Problem, function: Callable[[Data], Any]) -> Any:
+    """What a function makes of every microbatch, stacked [K, ...], one at a time."""
+    if isinstance(problem.data, Stream):
+        places = jnp.arange(problem.data.batches)
+        return jax.lax.map(lambda k: function(problem.data.at(k)), places)
+    return jax.lax.map(function, problem.data)
 
 
 def number_of_examples(batch: Data) -> int:
@@ -179,6 +202,8 @@ def weights(batch: Data, dtype: Any) -> jax.Array:
 def total_weight(problem: Problem) -> jax.Array:
     """Sum of the weights of all examples, []."""
     kind = trees.dtype(problem.floats)
+    if isinstance(problem.data, Stream):
+        return jnp.sum(map_batches(problem, lambda batch: jnp.sum(weights(batch, kind))))
     if problem.data.weight is not None:
         return jnp.sum(problem.data.weight, dtype=kind)
     leaf = jax.tree.leaves(problem.data)[0]
@@ -189,7 +214,8 @@ def one_batch(problem: Problem) -> Problem:
     """The same problem with its microbatches joined."""
     if not problem.microbatched:
         return problem
-    data = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), problem.data)
+    whole = map_batches(problem, lambda batch: batch)  # [K, B, ...]
+    data = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), whole)
     return replace(problem, data=data, microbatched=False)
 
 
@@ -198,13 +224,19 @@ def mean_over(problem: Problem, total: Callable[[Data], Any]) -> Any:
     whole = total_weight(problem)
     if not problem.microbatched:
         return jax.tree.map(lambda leaf: leaf / whole, total(problem.data))
-    shapes = jax.eval_shape(total, jax.tree.map(lambda x: x[0], problem.data))
+    shapes = jax.eval_shape(total, first_batch(problem))
     start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
     def add(before: Any, batch: Data) -> tuple[Any, None]:
         return trees.add(before, total(batch)), None
 
-    sums, _ = jax.lax.scan(add, start, problem.data)
+    def fetch(before: Any, k: jax.Array) -> tuple[Any, None]:
+        return add(before, problem.data.at(k))
+
+    if isinstance(problem.data, Stream):
+        sums, _ = jax.lax.scan(fetch, start, jnp.arange(problem.data.batches))
+    else:
+        sums, _ = jax.lax.scan(add, start, problem.data)
     return jax.tree.map(lambda leaf: leaf / whole, sums)
 
 

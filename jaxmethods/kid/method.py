@@ -31,7 +31,7 @@ from jaxmethods.kid.responses import (
     replayed,
     validated,
 )
-from jaxmethods.method import Method, Metrics, gradient_step
+from jaxmethods.method import Method, Metrics, Objective, gradient_step
 from jaxmethods.numerics.keys import named
 
 
@@ -176,7 +176,19 @@ def distiller(
         batch, own = choose_responses(key, gold, taught, write, source)
         return batch, None, own
 
-    return Method(start, step)
+    def objective(state: DistillState, data: Data) -> Objective:
+        """The loss on gold responses of random examples."""
+
+        def loss(params: Params, key: jax.Array) -> jax.Array:
+            places = jax.random.randint(key, (rows,), 0, len(data.examples.prompts))
+            batch = jax.tree.map(lambda leaf: leaf[places], data.examples)
+            keys = imperfect.row_keys(key, rows)
+            full = whole(params, data)
+            return kid_loss(full, data.teacher, batch, keys, student, teacher, config)[0]
+
+        return Objective(state.params, loss)
+
+    return Method(start, step, objective)
 
 
 def likelihood(params: Params, batch: Batch, model: LanguageModel, chunk: int) -> jax.Array:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmethods.method import Batch, Method, Metrics, gradient_step
+from jaxmethods.method import Batch, Method, Metrics, Objective, gradient_step
 from jaxmethods.models import decoder
 from jaxmethods.models.decoder.config import DecoderConfig
 
@@ -74,7 +74,10 @@ def next_token_learner(
         params, moments = gradient_step(optimizer, gradient, state.optimizer, state.params)
         return LearnerState(key, params, moments), {"loss": value}
 
-    return Method(init, step)
+    def objective(state: LearnerState, batch: Batch) -> Objective:
+        return Objective(state.params, lambda params, key: loss(params, draw(key, batch)))
+
+    return Method(init, step, objective)
 
 
 def begin(key: jax.Array, params: Any, optimizer: optax.GradientTransformation) -> LearnerState:

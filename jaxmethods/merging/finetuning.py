@@ -29,7 +29,7 @@ from jaxmethods.layout import Rule
 from jaxmethods.merging.adaptive.adaptation import Heads, Unlabeled, classify, draw_indices, take
 from jaxmethods.merging.config import BaseConfig, ExpertsConfig, TrainingConfig
 from jaxmethods.merging.static.trees import Tree, map_with_names
-from jaxmethods.method import Method, Metrics, gradient_step
+from jaxmethods.method import Method, Metrics, Objective, gradient_step
 from jaxmethods.models.clip import vit
 from jaxmethods.models.clip.network import normalize
 from jaxmethods.models.clip.vit import VisionConfig
@@ -191,22 +191,28 @@ def pretrainer(vision: VisionConfig, config: BaseConfig, logit_scale: float) -> 
         metrics = {"loss": of_class, "task_loss": of_task, "accuracy": accuracy}
         return of_class + of_task, metrics
 
-    def step(state: BaseState, batch: BaseBatch) -> tuple[BaseState, Metrics]:
-        key, *keys = jax.random.split(state.key, 3)
+    def drawn(keys: Any, batch: BaseBatch) -> tuple[Any, Any, Any]:
         seen = batch.images._replace(counts=batch.labeled)
         pixels, labels = draw(keys[0], seen, config)
         others, _ = draw(keys[1], batch.images, config)
+        return jnp.concatenate([pixels, others], 1), labels, batch.images.classes
+
+    def step(state: BaseState, batch: BaseBatch) -> tuple[BaseState, Metrics]:
+        key, *keys = jax.random.split(state.key, 3)
         (_, metrics), gradient = jax.value_and_grad(objective, has_aux=True)(
-            (state.base, state.heads),
-            jnp.concatenate([pixels, others], 1),
-            labels,
-            batch.images.classes,
+            (state.base, state.heads), *drawn(keys, batch)
         )
         params = state.base, state.heads
         (base, heads), moments = gradient_step(optimizer, gradient, state.optimizer, params)
         return BaseState(key, base, heads, moments, state.step + 1), metrics
 
-    return Method(init, step)
+    def watched(state: BaseState, batch: BaseBatch) -> Objective:
+        def loss(params: Any, key: jax.Array) -> jax.Array:
+            return objective(params, *drawn(jax.random.split(key), batch))[0]
+
+        return Objective((state.base, state.heads), loss)
+
+    return Method(init, step, watched)
 
 
 def finetuner(vision: VisionConfig, config: ExpertsConfig, logit_scale: float) -> Method:
@@ -218,6 +224,14 @@ def finetuner(vision: VisionConfig, config: ExpertsConfig, logit_scale: float) -
         stack = jax.tree.map(lambda leaf: jnp.stack([leaf] * tasks), batch.base.tower)
         return ExpertsState(key, stack, jax.vmap(optimizer.init)(stack), jnp.int32(0))
 
+    def of_expert(
+        tower: Tree, pixels: jax.Array, labels: jax.Array, head: Heads, projection: Any
+    ) -> Any:
+        features = encode(Base(tower, projection), vision, pixels[None])
+        whole = jax.tree.map(lambda leaf: leaf[None], head)
+        logits = classify(features, whole, jnp.log(logit_scale))
+        return _loss_and_accuracy(logits, labels[None])
+
     def one(
         tower: Tree,
         moments: Any,
@@ -226,13 +240,9 @@ def finetuner(vision: VisionConfig, config: ExpertsConfig, logit_scale: float) -
         head: Heads,
         projection: Any,
     ) -> Any:
-        def objective(tower: Tree) -> Any:
-            features = encode(Base(tower, projection), vision, pixels[None])
-            whole = jax.tree.map(lambda leaf: leaf[None], head)
-            logits = classify(features, whole, jnp.log(logit_scale))
-            return _loss_and_accuracy(logits, labels[None])
-
-        gradient, metrics = jax.grad(objective, has_aux=True)(tower)
+        gradient, metrics = jax.grad(of_expert, has_aux=True)(
+            tower, pixels, labels, head, projection
+        )
         updates, moments = optimizer.update(gradient, moments, tower)
         updates = map_with_names(_only(config.trained), updates)
         return optax.apply_updates(tower, updates), moments, metrics
@@ -246,7 +256,18 @@ def finetuner(vision: VisionConfig, config: ExpertsConfig, logit_scale: float) -
         metrics = {name: jnp.mean(value) for name, value in metrics.items()}
         return ExpertsState(key, stack, moments, state.step + 1), metrics
 
-    return Method(init, step)
+    def watched(state: ExpertsState, batch: ExpertsBatch) -> Objective:
+        """The mean loss of all experts."""
+
+        def loss(stack: Tree, key: jax.Array) -> jax.Array:
+            pixels, labels = draw(key, batch.images, config)
+            axes, projection = (0, 0, 0, 0, None), batch.base.projection
+            each = jax.vmap(of_expert, axes)(stack, pixels, labels, batch.heads, projection)
+            return jnp.mean(each[0])
+
+        return Objective(state.stack, loss)
+
+    return Method(init, step, watched)
 
 
 def draw(key: jax.Array, images: Images, config: TrainingConfig) -> tuple[jax.Array, jax.Array]:

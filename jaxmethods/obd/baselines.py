@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from jaxmethods.method import Method, Metrics, gradient_step
+from jaxmethods.method import Method, Metrics, Objective, gradient_step
 from jaxmethods.numerics.sampling import distinct_rows
 from jaxmethods.obd.config import CloningConfig
 from jaxmethods.obd.objectives import bc_loss
@@ -35,16 +35,26 @@ def cloning(config: CloningConfig, policy: Policy | None = None) -> Method:
         params = policy.init(init_key, data.states.shape[-1], data.actions.shape[-1])
         return CloningState(key, params, optimizer.init(params))
 
+    def drawn(keys: Any, data: OfflineData) -> tuple[SynSet, Any]:
+        rows = jax.random.randint(keys[0], (config.batch,), 0, len(data.states))
+        batch = SynSet(data.states[rows], data.actions[rows])
+        return batch, config.noise * jax.random.normal(keys[1], batch.actions.shape)
+
     def step(state: CloningState, data: OfflineData) -> tuple[CloningState, Metrics]:
         key, row_key, noise_key = jax.random.split(state.key, 3)
-        rows = jax.random.randint(row_key, (config.batch,), 0, len(data.states))
-        batch = SynSet(data.states[rows], data.actions[rows])
-        noise = config.noise * jax.random.normal(noise_key, batch.actions.shape)
+        batch, noise = drawn((row_key, noise_key), data)
         loss, gradient = jax.value_and_grad(bc_loss)(state.params, batch, noise, policy.sample)
         params, moments = gradient_step(optimizer, gradient, state.optimizer, state.params)
         return CloningState(key, params, moments), {"loss": loss}
 
-    return Method(init, step)
+    def objective(state: CloningState, data: OfflineData) -> Objective:
+        def loss(params: Any, key: jax.Array) -> jax.Array:
+            batch, noise = drawn(jax.random.split(key), data)
+            return bc_loss(params, batch, noise, policy.sample)
+
+        return Objective(state.params, loss)
+
+    return Method(init, step, objective)
 
 
 def random_rows(key: jax.Array, data: OfflineData, count: int) -> SynSet:

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmethods.method import Method, Metrics, gradient_step
+from jaxmethods.method import Method, Metrics, Objective, gradient_step
 from jaxmethods.obd.config import FlowConfig
 from jaxmethods.offline_rl.policies import Layer
 
@@ -61,18 +61,24 @@ def flow_learner(config: FlowConfig) -> Method:
         params = init_flow(init_key, states.shape[-1], config.blocks, config.hidden)
         return FlowState(key, params, optimizer.init(params))
 
+    def rows(key: jax.Array, states: jax.Array) -> jax.Array:
+        return states[jax.random.randint(key, (config.batch,), 0, len(states))]
+
+    def loss(params: FlowParams, batch: jax.Array) -> jax.Array:
+        return -jnp.mean(flow_log_prob(params, batch))
+
     def step(state: FlowState, states: jax.Array) -> tuple[FlowState, Metrics]:
         key, draw = jax.random.split(state.key)
-        batch = states[jax.random.randint(draw, (config.batch,), 0, len(states))]
+        batch = rows(draw, states)
 
-        def loss(params: FlowParams) -> jax.Array:
-            return -jnp.mean(flow_log_prob(params, batch))
-
-        value, gradient = jax.value_and_grad(loss)(state.params)
+        value, gradient = jax.value_and_grad(loss)(state.params, batch)
         params, moments = gradient_step(optimizer, gradient, state.optimizer, state.params)
         return FlowState(key, params, moments), {"negative_log_likelihood": value}
 
-    return Method(init, step)
+    def objective(state: FlowState, states: jax.Array) -> Objective:
+        return Objective(state.params, lambda params, key: loss(params, rows(key, states)))
+
+    return Method(init, step, objective)
 
 
 def fit_density(key: jax.Array, states: jax.Array, config: FlowConfig) -> Density:

@@ -23,10 +23,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmethods.method import Method, Metrics, gradient_step
+from jaxmethods.bilevel import Reverse
+from jaxmethods.method import Method, Metrics, Objective, gradient_step
 from jaxmethods.obd.config import OBDConfig, StudentConfig
-from jaxmethods.obd.meta_gradient import MetaGradient, meta_gradient, mode_of
-from jaxmethods.obd.objectives import OuterBatch, make_outer_batch
+from jaxmethods.obd.meta_gradient import MetaGradient, inner_train, meta_gradient, mode_of
+from jaxmethods.obd.objectives import OuterBatch, make_outer_batch, outer_loss
 from jaxmethods.obd.synthetic import init_syn
 from jaxmethods.obd.types import Source, SynSet
 from jaxmethods.offline_rl.policies import Policy, deterministic, tanh_gaussian
@@ -76,7 +77,28 @@ def distiller(config: OBDConfig, student: Policy | None = None) -> Method:
     def step(state: State, source: Source) -> tuple[State, Metrics]:
         return outer_step(config, policy, state, source)
 
-    return Method(init, step)
+    def objective(state: State, source: Source) -> Objective:
+        """The outer loss as a function of the set."""
+
+        def loss(syn: SynSet, key: jax.Array) -> jax.Array:
+            batch_key, init_key, noise_key = jax.random.split(key, 3)
+            shape = (config.inner_steps, *syn.actions.shape)
+            clone, _ = inner_train(
+                initial_student(policy, source, init_key),
+                syn,
+                config.inner_noise * jax.random.normal(noise_key, shape, syn.actions.dtype),
+                state.rates.inner_lr,
+                state.rates.inner_momentum,
+                sample=policy.sample,
+                size=state.rates.size,
+                mode=Reverse("step"),  # differentiated twice
+            )
+            batch = make_outer_batch(batch_key, source, config, state.rates.beta_w)
+            return outer_loss(clone, batch, policy.sample)
+
+        return Objective(state.syn, loss)
+
+    return Method(init, step, objective)
 
 
 def make_student(config: StudentConfig) -> Policy:

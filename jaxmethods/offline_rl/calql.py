@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmethods.method import Method, Metrics
+from jaxmethods.method import Method, Metrics, Objective
 from jaxmethods.offline_rl.config import CalQLConfig
 from jaxmethods.offline_rl.critics import (
     apply_each,
@@ -79,7 +79,17 @@ def learner(config: CalQLConfig) -> Method:
     def step(state: State, data: Transitions) -> tuple[State, Metrics]:
         return update(config, optimizers, state, data)
 
-    return Method(init, step)
+    def objective(state: State, data: Transitions) -> Objective:
+        """The critics' loss."""
+
+        def loss(critics: QParams, key: jax.Array) -> jax.Array:
+            draw, own = jax.random.split(key)
+            batch = minibatch(draw, data, config.batch)
+            return critic_loss(config, own, critics, state.target, state.networks, batch)[0]
+
+        return Objective(state.networks.critics, loss)
+
+    return Method(init, step, objective)
 
 
 def teacher(state: State) -> Teacher:

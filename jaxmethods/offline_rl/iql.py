@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmethods.method import Method, Metrics
+from jaxmethods.method import Method, Metrics, Objective
 from jaxmethods.offline_rl.config import IQLConfig
 from jaxmethods.offline_rl.critics import (
     apply_each,
@@ -81,7 +81,15 @@ def learner(config: IQLConfig, steps: int) -> Method:
     def step(state: State, data: Transitions) -> tuple[State, Metrics]:
         return update(config, optimizers, state, data)
 
-    return Method(init, step)
+    def objective(state: State, data: Transitions) -> Objective:
+        """The sum of the three losses."""
+
+        def loss(networks: Networks, key: jax.Array) -> jax.Array:
+            return losses(config, networks, state, minibatch(key, data, config.batch))[0]
+
+        return Objective(state.networks, loss)
+
+    return Method(init, step, objective)
 
 
 def teacher(state: State) -> Teacher:
@@ -130,34 +138,47 @@ def update(
     """
     key, draw = jax.random.split(state.key)
     batch = minibatch(draw, data, config.batch)
-    batch = batch._replace(rewards=batch.rewards * state.reward_scale)
-    target = jnp.min(twin_values(state.target, batch.states, batch.actions), axis=0)
-
-    def losses(networks: Networks) -> tuple[jax.Array, Metrics]:
-        value = mlp(networks.value, batch.states)[..., 0]
-        advantage = jax.lax.stop_gradient(target - value)
-        value_loss = jnp.mean(expectile_loss(target - value, config.expectile))
-        following = mlp(networks.value, batch.next_states)[..., 0]
-        targets = bootstrapped(batch.rewards, batch.terminals, following, config.discount)
-        values = twin_values(networks.critics, batch.states, batch.actions)
-        critic_loss = squared_error(values, targets)
-        weights = advantage_weights(advantage, config.temperature, config.max_weight)
-        log_prob = unsquashed_log_prob(networks.policy, batch.states, batch.actions)
-        policy_loss = -jnp.mean(weights * log_prob)
-        metrics = {
-            "value_loss": value_loss,
-            "critic_loss": critic_loss,
-            "policy_loss": policy_loss,
-            "q": values.mean() / state.reward_scale,
-        }
-        # The three losses share no parameter (targets are constants), so one gradient serves all.
-        return value_loss + critic_loss + policy_loss, metrics
-
-    gradients, metrics = jax.grad(losses, has_aux=True)(state.networks)
+    gradients, metrics = jax.grad(losses, 1, has_aux=True)(config, state.networks, state, batch)
     networks, moments = apply_each(optimizers, gradients, state.optimizer, state.networks)
     target_critics = moving_average(state.target, networks.critics, config.target_rate)
     state = state._replace(key=key, networks=networks, target=target_critics, optimizer=moments)
     return state, metrics
+
+
+def losses(
+    config: IQLConfig, networks: Networks, state: State, batch: Transitions
+) -> tuple[jax.Array, Metrics]:
+    """The losses of value function, critics and policy on a minibatch.
+
+    Args:
+        config: static.
+        networks: what is differentiated.
+        state: with the target critics and the scale of rewards.
+        batch: rows [B], rewards as the data have them.
+
+    Returns:
+        Their sum [], and metrics [].
+    """
+    batch = batch._replace(rewards=batch.rewards * state.reward_scale)
+    target = jnp.min(twin_values(state.target, batch.states, batch.actions), axis=0)
+    value = mlp(networks.value, batch.states)[..., 0]
+    advantage = jax.lax.stop_gradient(target - value)
+    value_loss = jnp.mean(expectile_loss(target - value, config.expectile))
+    following = mlp(networks.value, batch.next_states)[..., 0]
+    targets = bootstrapped(batch.rewards, batch.terminals, following, config.discount)
+    values = twin_values(networks.critics, batch.states, batch.actions)
+    critic_loss = squared_error(values, targets)
+    weights = advantage_weights(advantage, config.temperature, config.max_weight)
+    log_prob = unsquashed_log_prob(networks.policy, batch.states, batch.actions)
+    policy_loss = -jnp.mean(weights * log_prob)
+    metrics = {
+        "value_loss": value_loss,
+        "critic_loss": critic_loss,
+        "policy_loss": policy_loss,
+        "q": values.mean() / state.reward_scale,
+    }
+    # The three losses share no parameter (targets are constants), so one gradient serves all.
+    return value_loss + critic_loss + policy_loss, metrics
 
 
 def expectile_loss(errors: jax.Array, expectile: float) -> jax.Array:

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmethods.layout import path_name
-from jaxmethods.method import Method, Metrics
+from jaxmethods.method import Method, Metrics, Objective
 from jaxmethods.models import temporal_unet
 from jaxmethods.vqcd.activation import apply_mask, select
 from jaxmethods.vqcd.bank import effective, initial_bank, kind, put, take
@@ -62,7 +62,20 @@ def planner(config: PlannerConfig) -> Method:
     def step(state: State, feed: Feed) -> tuple[State, Metrics]:
         return train_step(config, state, feed)
 
-    return Method(init, step)
+    def objective(state: State, feed: Feed) -> Objective:
+        bank = state.bank
+
+        def loss(params: Params, key: jax.Array) -> jax.Array:
+            rows, noise = jax.random.split(key)
+            windows = draw(config, rows, jnp.int32(0), feed)
+            found = planner_loss(
+                config, params, bank.owner, state.task, windows, noise, feed.penalty
+            )
+            return found[0]
+
+        return Objective(take(config, bank.params, state.task), loss)
+
+    return Method(init, step, objective)
 
 
 def begin_task(config: PlannerConfig, bank: Bank, task: jax.Array) -> State:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmethods.interpret import trees
+from jaxmethods.interpret import streams, trees
 from jaxmethods.interpret.curvature import (
     eigenpairs,
     hutchinson,
@@ -20,7 +20,13 @@ from jaxmethods.interpret.curvature import (
     slq,
 )
 from jaxmethods.interpret.losses import Loss, cross_entropy, squared_error
-from jaxmethods.interpret.problem import Data, check_independent, make_problem, mean_loss
+from jaxmethods.interpret.problem import (
+    Data,
+    check_independent,
+    make_problem,
+    mean_loss,
+    one_batch,
+)
 from tests.interpret.networks import classification, mlp
 from tests.programs import FUSED, once
 
@@ -211,6 +217,13 @@ def test_microbatches_and_devices_change_nothing():
     expected = _products(own, vector)
     parts = jax.tree.map(lambda x: x.reshape(3, 8, *x.shape[1:]), own.data)
     close_trees(_products(replace(own, data=parts, microbatched=True), vector), expected, 1e-5)
+    host = jax.tree.map(np.asarray, parts)
+    fetched = streams.stream_of(lambda k: jax.tree.map(lambda x: x[k], host), 3)
+    again = streams.from_iterator(lambda: map(fetched.fetch, range(3)), 3)
+    for stream in (fetched, again):
+        streamed = make_problem(mlp, cross_entropy, own.params, stream)
+        close_trees(_products(streamed, vector), expected, 1e-5)
+    close_trees(one_batch(streamed).data, own.data, 0)
     mesh = jax.make_mesh((8,), ("data",))
     rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -218,6 +231,27 @@ def test_microbatches_and_devices_change_nothing():
         own, data=jax.device_put(own.data, rows), params=jax.device_put(own.params, everywhere)
     )
     close_trees(_products(spread, jax.device_put(vector, everywhere)), expected, 1e-5)
+
+
+def test_sharded_parameters_stay_sharded_and_change_nothing():
+    own = classification(0, 16, (8, 16, 8))
+    vector = jax.tree.map(jnp.cos, own.floats)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("fsdp",))
+
+    def split(leaf):
+        axes = ("fsdp", None)[: leaf.ndim]
+        return jax.device_put(
+            leaf, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+        )
+
+    spread = replace(own, params=jax.tree.map(split, own.params))
+    product = jax.jit(lambda problem, vector: operators.hessian(problem)(vector))
+    found = product(spread, jax.tree.map(split, vector))
+    close_trees(found, product(own, vector), 1e-5)
+    assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(found)} == {8}
+    pairs = eigenpairs.eigenpairs(operators.hessian(spread), jax.random.key(0), 2, 12)
+    alone = eigenpairs.eigenpairs(operators.hessian(own), jax.random.key(0), 2, 12)
+    np.testing.assert_allclose(pairs.values, alone.values, rtol=1e-4)
 
 
 def test_other_parameters_of_the_same_shapes_compile_nothing():
@@ -245,6 +279,29 @@ def test_leaves_that_are_not_floating_stay_as_they_are():
     plain, product = call(operators.hessian(own)), call(operator)
     assert product["steps"] is None
     close_trees(product["layers"], plain, 1e-6)
+
+
+@jax.custom_vjp
+def reverse_only(x):
+    return jnp.tanh(x)
+
+
+reverse_only.defvjp(
+    lambda x: (jnp.tanh(x), x), lambda x, cotangent: (cotangent * (1 - jnp.tanh(x) ** 2),)
+)
+
+
+def mlp_with_its_own_rule(params, x):
+    (w, b), (last, offset) = params
+    return reverse_only(x @ w + b) @ last + offset
+
+
+def test_a_network_with_a_reverse_rule_of_its_own_has_the_same_products():
+    own = problem()
+    vector = jax.tree.map(jnp.cos, own.floats)
+    other = make_problem(mlp_with_its_own_rule, cross_entropy, own.params, own.data)
+    for a, b in zip(_products(own, vector)[:3], _products(other, vector)[:3], strict=True):
+        close_trees(a, b, 1e-5)
 
 
 def test_half_precision_parameters_are_differentiated_in_single_precision():

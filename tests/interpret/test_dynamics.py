@@ -18,8 +18,8 @@ from jaxmethods.interpret.dynamics import (
     sharpness,
     weight_spectrum,
 )
-from jaxmethods.interpret.gradients import noise_scale, per_example
-from jaxmethods.interpret.losses import squared_error
+from jaxmethods.interpret.gradients import linear_layers, noise_scale, per_example
+from jaxmethods.interpret.losses import cross_entropy, squared_error
 from jaxmethods.interpret.problem import Data, make_problem, mean_gradient
 from tests.interpret.networks import classification
 from tests.programs import once
@@ -84,6 +84,38 @@ def test_noise_scale_is_the_covariance_of_gradients_and_ignores_padding():
     off = cosines[~np.eye(24, dtype=bool)]
     np.testing.assert_allclose(stiff["all"], off.mean(), atol=1e-5)
     assert stiff["within"] > stiff["between"]
+
+
+def tokens(params, x):
+    """A layer of rows that have tokens, a tied one, and a table of as many rows as examples."""
+    hidden = jax.jit(lambda x: jnp.tanh(x @ params["first"] + params["bias"]))(x)
+    table = jnp.tanh(jnp.eye(6, 4) @ params["table"])
+    return (hidden @ params["tied"]) @ params["tied"].T + jnp.sum(table)
+
+
+@jax.jit
+def _norms(problem):
+    gradients = per_example.per_example_gradients(problem, 5)
+    batch = problem.data
+    found = linear_layers.linear_layers(
+        lambda vector, batch: problem.losses(vector, batch), problem.floats, batch
+    )
+    return trees.ravel(gradients, 1), per_example.squared_norms(problem), found.rest
+
+
+def test_norms_of_gradients_are_found_without_them():
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    shapes = {"first": (4, 3), "bias": (3,), "table": (4, 2), "tied": (3, 3)}
+    params = {name: draw(*shape) for name, shape in shapes.items()}
+    data = (draw(6, 5, 4), jnp.asarray(rng.integers(0, 3, (6, 5))))
+    problem = make_problem(tokens, cross_entropy, params, data)
+    gradients, squares, rest = _norms(problem)
+    np.testing.assert_allclose(squares, np.sum(gradients**2, axis=1), rtol=1e-5)
+    assert {name for name, leaf in rest.items() if leaf is None} == {"first"}
+    parts = jax.tree.map(lambda x: x.reshape(2, 3, *x.shape[1:]), problem.data)
+    batches = replace(problem, data=parts, microbatched=True)
+    np.testing.assert_allclose(per_example.squared_norms(batches), squares, rtol=1e-5)
 
 
 def test_two_batch_sizes_give_back_the_noise_they_have():

@@ -43,6 +43,8 @@ def _kernels(params, x, keys):
             ("full", "jacobian", 3),
             ("full", "products", 5),
             ("pseudo", "products", 2),
+            ("pseudo", "layers", 3),
+            ("traced", "layers", 2),
         )
     ]
 
@@ -57,7 +59,10 @@ def test_kernels_agree_in_all_ways_and_chunks_and_sketches_in_the_mean():
     full, sketches = _kernels(params(), rows(0, 5, 3), jax.random.split(jax.random.key(1), 64))
     for other in full[1:3]:
         np.testing.assert_allclose(other, full[0], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(np.sum(full[0], axis=(2, 3)) / 2, full[3], rtol=1e-4, atol=1e-5)
+    pseudo = np.sum(full[0], axis=(2, 3)) / 2
+    for other in full[3:5]:
+        np.testing.assert_allclose(pseudo, other, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(full[5], np.trace(full[0], axis1=2, axis2=3) / 2, rtol=1e-4)
     matrix = full[0].transpose(0, 2, 1, 3).reshape(10, 10)
     assert np.linalg.eigvalsh(matrix).min() > -1e-4
     error = np.std(sketches, axis=0, ddof=1) / 8
@@ -86,6 +91,8 @@ def test_a_linear_model_has_the_kernel_of_its_inputs_and_is_its_own_linearizatio
 def test_bad_kernels_are_named():
     with pytest.raises(ValueError, match="kind: expected one of full, traced, pseudo, got 'half'"):
         ntk.ntk(mlp, params(), rows(0, 2, 3), kind="half")
+    with pytest.raises(ValueError, match='"layers" makes the kernel of inputs with themselves'):
+        ntk.ntk(mlp, params(), rows(0, 2, 3), kind="full", method="layers")
     with pytest.raises(ValueError, match="method: expected"):
         ntk.ntk(mlp, params(), rows(0, 2, 3), method="fast")
 

@@ -14,11 +14,13 @@ from jaxmethods.commformer import method, schedule
 from jaxmethods.commformer.config import CommFormerRun as Run
 from jaxmethods.commformer.evaluate import evaluate, greedy_policy
 from jaxmethods.commformer.recipes import figures
+from jaxmethods.commformer.recipes.diagnosis import diagnosable
 from jaxmethods.envs.rollout import record_episode
 from jaxmethods.envs.team.types import Observation
 from jaxmethods.layout import Layout, Rule
 from jaxmethods.method import Batch, Metrics
-from jaxmethods.stages import Evaluation, Recipe, Results, Train
+from jaxmethods.numerics.keys import named
+from jaxmethods.stages import Diagnosable, Evaluation, Recipe, Results, Train
 
 RULES = (
     Rule(r"^(environment|timestep|episodes)/", ("data",)),
@@ -77,6 +79,12 @@ def recipe(run: Run) -> Recipe:
 
         return policy
 
+    def diagnosed(results: Results, seed: int) -> Diagnosable:
+        team: Team = jax.tree.map(lambda leaf: leaf[seed], results["train"])
+        graph = schedule.hardened_graph(training, team.edges)
+        key = named(jax.random.key(run.seed + seed), "diagnosis")
+        return diagnosable(training, team.params, graph, key)
+
     train = Train(
         "train",
         method.make_method(training),
@@ -87,7 +95,7 @@ def recipe(run: Run) -> Recipe:
         main=True,
     )
     headline = ("train/success_rate", "train/episode_length")
-    return Recipe([train], report, reads=("train",), headline=headline, ready=ready)
+    return Recipe([train], report, ("train",), headline, ready, diagnosed)
 
 
 def draw_team(

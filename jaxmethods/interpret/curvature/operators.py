@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmethods.interpret import trees
+from jaxmethods.interpret import tangents, trees
 from jaxmethods.interpret.losses import output_hessian
 from jaxmethods.interpret.problem import Data, Problem, mean_over, weights
 from jaxmethods.interpret.trees import Vector
@@ -202,17 +202,14 @@ def _hessian(problem: Problem) -> Product:
 
 def _ggn(problem: Problem) -> Product:
     def of_batch(batch: Data) -> Product:
-        outputs, jacobian = jax.linearize(
+        outputs, jacobian, transposed = tangents.jacobian(
             lambda vector: problem.outputs(vector, batch.inputs), problem.floats
         )
-        transposed = jax.linear_transpose(jacobian, problem.floats)
         weight = weights(batch, outputs.dtype).reshape(-1, *[1] * (outputs.ndim - 1))
 
         def product(vector: Vector) -> Vector:
-            tangents = jacobian(vector)
-            return transposed(
-                weight * output_hessian(problem.loss, outputs, batch.targets, tangents)
-            )[0]
+            moved = jacobian(vector)
+            return transposed(weight * output_hessian(problem.loss, outputs, batch.targets, moved))
 
         return product
 
@@ -221,9 +218,10 @@ def _ggn(problem: Problem) -> Product:
 
 def _gradient_outer(problem: Problem, batch: Data) -> Product:
     """v -> sum_i w_i g_i (g_i . v), by a tangent and a cotangent pass over per-example losses."""
-    losses, gradients = jax.linearize(lambda vector: problem.losses(vector, batch), problem.floats)
-    transposed = jax.linear_transpose(gradients, problem.floats)
-    return lambda vector: transposed(weights(batch, losses.dtype) * gradients(vector))[0]
+    losses, gradients, transposed = tangents.jacobian(
+        lambda vector: problem.losses(vector, batch), problem.floats
+    )
+    return lambda vector: transposed(weights(batch, losses.dtype) * gradients(vector))
 
 
 def _empirical_fisher(problem: Problem) -> Product:
@@ -236,10 +234,9 @@ def _fisher(context: tuple[Problem, jax.Array]) -> Product:
     assert sample is not None
 
     def of_batch(batch: Data) -> Product:
-        outputs, jacobian = jax.linearize(
+        outputs, jacobian, transposed = tangents.jacobian(
             lambda vector: problem.outputs(vector, batch.inputs), problem.floats
         )
-        transposed = jax.linear_transpose(jacobian, problem.floats)
         weight = weights(batch, outputs.dtype)
         own = _fingerprint(outputs)  # microbatches draw differently
 
@@ -250,12 +247,11 @@ def _fisher(context: tuple[Problem, jax.Array]) -> Product:
         slopes = jax.lax.map(one, keys)  # [S, N, ...], of the losses in the outputs
 
         def product(vector: Vector) -> Vector:
-            tangents = jacobian(vector)
             axes = tuple(range(2, slopes.ndim))
-            along = jnp.sum(slopes * tangents, axes) * weight / len(slopes)  # [S, N]
+            along = jnp.sum(slopes * jacobian(vector), axes) * weight / len(slopes)  # [S, N]
             return transposed(
                 jnp.sum(slopes * along.reshape(*along.shape, *[1] * len(axes)), axis=0)
-            )[0]
+            )
 
         return product
 

@@ -1,6 +1,7 @@
 """How training moves: sharpness, landscapes, spectra of weights, scaling laws, a monitor.
 
 monitor = monitor.train_monitor()
+method = watching.watched(method, every=200)
 way = landscape.barrier(problem, other_params)
 """
 
@@ -9,6 +10,7 @@ from jaxmethods.interpret.dynamics import (
     monitor,
     scaling_law,
     sharpness,
+    watching,
     weight_spectrum,
 )
 
@@ -17,5 +19,6 @@ __all__ = [
     "monitor",
     "scaling_law",
     "sharpness",
+    "watching",
     "weight_spectrum",
 ]

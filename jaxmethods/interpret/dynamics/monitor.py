@@ -28,6 +28,7 @@ from jaxmethods.interpret import trees
 from jaxmethods.interpret.gradients.noise_scale import from_two_batches
 from jaxmethods.interpret.problem import Problem, mean_gradient, mean_loss, number_of_examples
 from jaxmethods.interpret.trees import Vector
+from jaxmethods.numerics.lazily import when
 
 
 class MonitorRow(NamedTuple):
@@ -94,9 +95,7 @@ def train_monitor(every: int = 200, iterations: int = 1, decay: float = 0.9) -> 
 
     def update(state: MonitorState, problem: Problem) -> MonitorState:
         due = state.step % every == 0
-        state = jax.lax.cond(
-            due, lambda: _measure(state, problem, iterations, decay), lambda: state
-        )
+        state = when(due, lambda: _measure(state, problem, iterations, decay), state)
         return state._replace(step=state.step + 1)
 
     return Monitor(init, update)

@@ -168,10 +168,10 @@ def distance_from(params: Any, initial: Any) -> jax.Array:
 
 
 def margins(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """f_y - max of the others, [N], of logits [N, C]; negative where another is the largest."""
-    own = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-    other = jnp.where(jax.nn.one_hot(labels, logits.shape[1], dtype=bool), -jnp.inf, logits)
-    return own - jnp.max(other, axis=1)
+    """f_y - max of the others, [...], of logits [..., C]; negative where another is the largest."""
+    own = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    other = jnp.where(jax.nn.one_hot(labels, logits.shape[-1], dtype=bool), -jnp.inf, logits)
+    return own - jnp.max(other, axis=-1)
 
 
 def fisher_rao(logits: jax.Array, labels: jax.Array, layers: int) -> jax.Array:

@@ -5,11 +5,13 @@ norms = per_example.squared_norms(problem)
 """
 
 from jaxmethods.interpret.gradients import (
+    linear_layers,
     noise_scale,
     per_example,
 )
 
 __all__ = [
+    "linear_layers",
     "noise_scale",
     "per_example",
 ]

@@ -1,40 +1,56 @@
 """Gradients of every example's own loss, g_i = grad l_i, and their norms.
 
-All gradients at once need N P numbers; they are made a chunk of examples at a time. Norms and inner
-products are reduced within a chunk, so that they need only as much memory as one chunk.
+All gradients at once need N P numbers; they are made a chunk of examples at a time, and reduced
+within it. Norms need no gradients of linear layers at all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxmethods.interpret import trees
-from jaxmethods.interpret.problem import Data, Problem, number_of_examples, one_batch, weights
+from jaxmethods.interpret.gradients.linear_layers import linear_layers, squares
+from jaxmethods.interpret.problem import (
+    Data,
+    Problem,
+    map_batches,
+    number_of_examples,
+    one_batch,
+    weights,
+)
 from jaxmethods.interpret.trees import Vector
 from jaxmethods.numerics.compiled import compiled
 
 
-def map_gradients(problem: Problem, function: Callable[[Vector], Any], chunk: int = 64) -> Any:
+def map_gradients(
+    problem: Problem,
+    function: Callable[[Vector], Any],
+    chunk: int = 64,
+    part: Vector | None = None,
+) -> Any:
     """`function` of every example's gradient, stacked [N, ...], a chunk of examples at a time.
 
     Args:
         problem: microbatches are joined; weights don't enter.
         function: of one gradient, to a pytree.
         chunk: examples whose gradients are in memory together.
+        part: parameters with None in place of those that are held fixed; None: all.
 
     Returns:
         What `function` returns, with a leading axis N.
     """
     problem = one_batch(problem)
-    vector = problem.floats
+    whole = problem.floats
+    vector = whole if part is None else part
 
     def loss(vector: Vector, example: Data) -> jax.Array:
         alone = jax.tree.map(lambda x: x[None], example)
-        return problem.losses(vector, alone)[0]
+        return problem.losses(trees.merge(whole, vector), alone)[0]
 
     def one(example: Data) -> Any:
         return function(jax.grad(loss)(vector, example))
@@ -59,16 +75,33 @@ def per_example_gradients(problem: Problem, chunk: int = 64) -> Vector:
 
 @compiled("chunk")
 def squared_norms(problem: Problem, chunk: int = 64) -> jax.Array:
-    """|g_i|^2 of every example, [N], without keeping the gradients.
+    """|g_i|^2 of every example, [N], without the gradients.
+
+    Linear layers have theirs from inputs and cotangents (`linear_layers`); only what is left, such
+    as biases and layers in a loop, is differentiated example by example.
 
     Args:
-        problem: any.
-        chunk: examples whose gradients are in memory together.
+        problem: any; microbatches are taken one after the other.
+        chunk: examples whose gradients in what is left are in memory together.
 
     Returns:
         [N].
     """
-    return map_gradients(problem, lambda gradient: trees.vdot(gradient, gradient), chunk)
+
+    def of_batch(batch: Data) -> jax.Array:
+        layers = linear_layers(
+            lambda vector, batch: problem.losses(vector, batch), problem.floats, batch
+        )
+        pulled = layers.pull(jnp.ones_like(layers.outputs))
+        total = sum(map(squares, layers.inputs, pulled), jnp.zeros_like(layers.outputs))
+        if not jax.tree.leaves(layers.rest):
+            return total
+        left = replace(problem, data=batch, microbatched=False)
+        return total + map_gradients(left, lambda own: trees.vdot(own, own), chunk, layers.rest)
+
+    if not problem.microbatched:
+        return of_batch(problem.data)
+    return map_batches(problem, of_batch).reshape(-1)
 
 
 @compiled("chunk")

@@ -32,6 +32,42 @@ class Calibration(NamedTuple):
     """[B]."""
 
 
+class Bins(NamedTuple):
+    """The reliability diagram."""
+
+    expected_error: jax.Array
+    largest_error: jax.Array
+    confidence: jax.Array
+    """[B], mean in each bin; NaN in an empty one."""
+    accuracy: jax.Array
+    """[B]; NaN in an empty one."""
+    count: jax.Array
+    """[B], weights."""
+
+
+def binned(confidence: jax.Array, right: jax.Array, weight: jax.Array, bins: int = 15) -> Bins:
+    """The diagram from what was predicted with what confidence.
+
+    Args:
+        confidence: of the most likely class, any shape.
+        right: whether it is the label, 0 or 1.
+        weight: 0 for what doesn't count.
+        bins: of equal width in confidence.
+
+    Returns:
+        Errors [] and bins [B].
+    """
+    place = jnp.minimum((confidence * bins).astype(int), bins - 1).reshape(-1)
+
+    def total(values: jax.Array) -> jax.Array:
+        return jax.ops.segment_sum((weight * values).reshape(-1), place, bins)
+
+    count = total(jnp.ones_like(confidence))
+    mean, accuracy = (total(x) / count for x in (confidence, right))  # NaN where empty
+    apart = jnp.where(count > 0, jnp.abs(mean - accuracy), 0)
+    return Bins(jnp.sum(apart * count) / jnp.sum(count), jnp.max(apart), mean, accuracy, count)
+
+
 @compiled("bins")
 def calibration(logits: jax.Array, labels: jax.Array, bins: int = 15) -> Calibration:
     """Calibration of the most likely class.
@@ -47,18 +83,14 @@ def calibration(logits: jax.Array, labels: jax.Array, bins: int = 15) -> Calibra
     log_p = jax.nn.log_softmax(logits, axis=-1)
     p = jnp.exp(log_p)
     confidence, right = jnp.max(p, axis=1), jnp.argmax(p, axis=1) == labels
-    place = jnp.minimum((confidence * bins).astype(int), bins - 1)
-    total = lambda x: jax.ops.segment_sum(x, place, bins)  # noqa: E731
-    count = total(jnp.ones_like(confidence))
-    means = [total(x) / count for x in (confidence, right.astype(p.dtype))]  # NaN where empty
-    apart = jnp.where(count > 0, jnp.abs(means[0] - means[1]), 0)
+    found = binned(confidence, right.astype(p.dtype), jnp.ones_like(confidence), bins)
     onehot = jax.nn.one_hot(labels, logits.shape[1], dtype=p.dtype)
     return Calibration(
-        jnp.sum(apart * count) / len(labels),
-        jnp.max(apart),
+        found.expected_error,
+        found.largest_error,
         jnp.mean(jnp.sum((p - onehot) ** 2, axis=1)),
         -jnp.mean(jnp.take_along_axis(log_p, labels[:, None], axis=1)),
-        means[0],
-        means[1],
-        count,
+        found.confidence,
+        found.accuracy,
+        found.count,
     )

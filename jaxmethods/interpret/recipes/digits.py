@@ -1,7 +1,7 @@
 """`method: interpret_digits` on the command line: a network learns digits and is reported on.
 
 The first stage trains a ReLU network on scikit-learn's 8 x 8 digits by gradient descent on random
-batches, with the training monitor inside the jitted step; the second computes the report's rows.
+batches, watched by the training monitor (`monitor`); the second computes the report's rows.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ import numpy as np
 from jaxmethods.data.images import digit_tasks
 from jaxmethods.interpret import trees
 from jaxmethods.interpret.config import DigitsRun as Run
-from jaxmethods.interpret.dynamics.monitor import Monitor, MonitorState, train_monitor
 from jaxmethods.interpret.losses import cross_entropy
-from jaxmethods.interpret.problem import Data, Problem, make_problem, mean_gradient
-from jaxmethods.interpret.recipes.rows import STAGE, rows_stage, write_report
-from jaxmethods.method import Method
-from jaxmethods.stages import Evaluation, Recipe, Results, Train
+from jaxmethods.interpret.problem import Data, Problem, make_problem
+from jaxmethods.interpret.recipes.rows import STAGE, Subject, rows_stage, write_report
+from jaxmethods.method import Method, Objective
+from jaxmethods.stages import Diagnosable, Evaluation, Recipe, Results, Train
 
 CLASSES = 10
 
@@ -39,7 +38,6 @@ class State(NamedTuple):
 
     params: Any
     key: jax.Array
-    monitor: MonitorState
 
 
 def network(params: Any, images: jax.Array) -> jax.Array:
@@ -64,39 +62,32 @@ def read_digits() -> Digits:
 
 
 def trainer(run: Run) -> Method:
-    """Gradient descent on random batches, watched."""
-    monitor = train_monitor(run.monitor_every)
+    """Gradient descent on random batches."""
+
+    def batch_of(key: jax.Array, digits: Digits) -> Data:
+        rows = jax.random.randint(key, (run.batch,), 0, len(digits.train.targets))
+        return jax.tree.map(lambda x: x[rows], digits.train)
 
     def init(key: jax.Array, digits: Digits) -> State:
-        weights, watch, rest = jax.random.split(key, 3)
+        weights, rest = jax.random.split(key)
         sizes = (digits.train.inputs.shape[1], *run.hidden, CLASSES)
-        params = initial_params(weights, sizes)
-        start = _problem(params, jax.tree.map(lambda x: x[: run.batch], digits.train))
-        return State(params, rest, monitor.init(watch, start))
+        return State(initial_params(weights, sizes), rest)
 
     def step(state: State, digits: Digits) -> tuple[State, Mapping[str, jax.Array]]:
-        return _step(run, monitor, state, digits)
+        key, own = jax.random.split(state.key)
+        batch = batch_of(own, digits)
+        loss, gradient = jax.value_and_grad(mean_loss)(state.params, batch)
+        return State(trees.axpy(-run.rate, gradient, state.params), key), {"loss": loss}
 
-    return Method(init, step)
+    def objective(state: State, digits: Digits) -> Objective:
+        return Objective(state.params, lambda params, key: mean_loss(params, batch_of(key, digits)))
+
+    return Method(init, step, objective)
 
 
-def _step(
-    run: Run, monitor: Monitor, state: State, digits: Digits
-) -> tuple[State, Mapping[str, jax.Array]]:
-    key, own = jax.random.split(state.key)
-    rows = jax.random.randint(own, (run.batch,), 0, len(digits.train.targets))
-    problem = _problem(state.params, jax.tree.map(lambda x: x[rows], digits.train))
-    watched = monitor.update(state.monitor, problem)
-    params = trees.axpy(-run.rate, mean_gradient(problem), state.params)
-    row = watched.row
-    metrics = {
-        "loss": row.loss,
-        "gradient_norm": row.gradient_norm,
-        "sharpness": row.sharpness,
-        "weight_norm": row.weight_norm,
-        "gradient_noise": watched.trace,
-    }
-    return State(params, key, watched), metrics
+def mean_loss(params: Any, batch: Data) -> jax.Array:
+    """Mean cross entropy of rows of pixels, []."""
+    return jnp.mean(cross_entropy.value(network(params, batch.inputs), batch.targets))
 
 
 def initial_params(key: jax.Array, sizes: tuple[int, ...]) -> list[tuple[jax.Array, jax.Array]]:
@@ -132,16 +123,25 @@ def recipe(run: Run) -> Recipe:
         main=True,
     )
 
-    def problems(results: Results) -> list[tuple[Problem, Problem]]:
-        own = [
-            jax.tree.map(lambda leaf, n=number: jnp.asarray(leaf[n]), results["learn"])
-            for number in range(run.seeds)
-        ]
-        return [(_problem(p, digits.train), _problem(p, digits.test)) for p in own]
+    def params_of(results: Results, seed: int) -> Any:
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf[seed]), results["learn"])
+
+    def subjects(results: Results) -> list[Subject]:
+        own = [params_of(results, number) for number in range(run.seeds)]
+        return [Subject(_problem(p, digits.train), _problem(p, digits.test)) for p in own]
+
+    def diagnosed(results: Results, seed: int) -> Diagnosable:
+        both = (
+            (digits.train.inputs, digits.train.targets),
+            (digits.test.inputs, digits.test.targets),
+        )
+        params = params_of(results, seed)
+        return Diagnosable("a network of digits", network, params, "cross_entropy", *both)
 
     return Recipe(
-        [learn, rows_stage(problems, run.seed, run.level)],
+        [learn, rows_stage(subjects, run.seed, run.level)],
         write_report,
         reads=(STAGE,),
         headline=(f"{STAGE}/accuracy", f"{STAGE}/gap", f"{STAGE}/largest_eigenvalue"),
+        diagnosable=diagnosed,
     )

@@ -1,4 +1,4 @@
-"""`method: interpret` on the command line: a report on a language model's folder and a text.
+"""A report on a language model's folder and a text; `diagnosis` is what the command line runs.
 
 Every sequence of tokens is an example, its loss the mean cross entropy of its next tokens.
 """
@@ -12,32 +12,42 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxmethods.config import ConfigError
 from jaxmethods.data.tokenizer import byte_tokenizer, load_tokenizer
 from jaxmethods.errors import DataError
 from jaxmethods.files import refusals
 from jaxmethods.interpret.config import ReportRun as Run
 from jaxmethods.interpret.losses import cross_entropy
-from jaxmethods.interpret.problem import Data, Problem, make_problem
-from jaxmethods.interpret.recipes.rows import STAGE, rows_stage, write_report
+from jaxmethods.interpret.problem import Data, make_problem
+from jaxmethods.interpret.recipes.rows import STAGE, Subject, rows_stage, write_report
 from jaxmethods.models import decoder
 from jaxmethods.models.hub import open_folder
 from jaxmethods.stages import Recipe, Results
 
+SEQUENCES, TOGETHER = 32, 8
+"""Sequences of each text, and those that are in memory together, where the config doesn't say."""
+
 
 def recipe(run: Run) -> Recipe:
-    """One stage, a part a row."""
+    """One stage, a part a row.
+
+    Raises:
+        HubError: a folder that cannot be used.
+        ConfigError: no text.
+        FileError, DataError: see `read_texts`.
+    """
     config = decoder.read_config(open_folder(run.model))
     batches = read_texts(run, config.vocab_size)
     apply = next_token_logits(config)
 
-    def problems(results: Results) -> list[tuple[Problem, Problem]]:
+    def subjects(results: Results) -> list[Subject]:
         del results
         params = decoder.load(run.model)[1]
         own, held_out = (make_problem(apply, cross_entropy, params, b, True) for b in batches)
-        return [(own, held_out)]
+        return [Subject(own, held_out)]
 
     headline = tuple(f"{STAGE}/{name}" for name in ("train_loss", "gap", "largest_eigenvalue"))
-    stage = rows_stage(problems, run.seed, run.level)
+    stage = rows_stage(subjects, run.seed, run.level)
     return Recipe([stage], write_report, reads=(STAGE,), headline=headline)
 
 
@@ -54,10 +64,13 @@ def read_texts(run: Run, vocabulary: int) -> tuple[Data, Data]:
     """Microbatches [K, B, T] of the text and of the held-out one.
 
     Raises:
+        ConfigError: no text.
         FileError: a text that can't be read.
         DataError: a text that is not UTF-8, is too short for two sequences, or has tokens that
             the model doesn't know.
     """
+    if run.data is None:
+        raise ConfigError("data: expected a text, for a model folder, got none")
     tokenize = byte_tokenizer if run.tokenizer == "bytes" else load_tokenizer(run.model)
     (ids,) = tokenize([_read(run.data)])
     if run.held_out is None:
@@ -81,7 +94,7 @@ def _read(path: Path) -> str:
 
 def _batches(run: Run, ids: np.ndarray, path: Path, vocabulary: int) -> Data:
     length = run.tokens + 1
-    count = min(run.sequences, len(ids) // length)
+    count = min(run.examples or SEQUENCES, len(ids) // length)
     if count < 2:
         raise DataError(
             f"data {path}: expected at least {2 * length} tokens for two sequences, got {len(ids)}"
@@ -90,7 +103,7 @@ def _batches(run: Run, ids: np.ndarray, path: Path, vocabulary: int) -> Data:
         raise DataError(
             f"data {path}: expected tokens below the model's {vocabulary}, got {ids.max()}"
         )
-    size = min(run.batch, count)
+    size = min(run.batch or TOGETHER, count)
     rows = ids[: count * length].reshape(count, length).astype(np.int32)
     rows = rows[: count // size * size].reshape(-1, size, length)  # [K, B, T + 1]
     return Data(rows[..., :-1], rows[..., 1:])

@@ -6,38 +6,41 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxmethods.files import write_atomically
-from jaxmethods.interpret.curvature import operators, slq
+from jaxmethods.interpret.measures import LEVELS, MEASURES
 from jaxmethods.interpret.problem import Problem
-from jaxmethods.interpret.report import (
-    LEVELS,
-    MEASURES,
-    Row,
-    measure_row,
-    measures_of,
-    to_json,
-    to_markdown,
-)
+from jaxmethods.interpret.recipes.pictures import PICTURES, pictures_of
+from jaxmethods.interpret.report import Row, measure_row, measures_of, to_json, to_markdown
 from jaxmethods.numerics.keys import named
-from jaxmethods.plotting import INK, new_figure, open_frame, write_png
 from jaxmethods.stages import Arrays, Compute, Part, Results
 
-Problems = Callable[[Results], Sequence[tuple[Problem, Problem]]]
-"""Results of earlier stages -> (problem, held-out problem) of every seed."""
 STAGE = "rows"
+SEED = "seed"
 
 
-def rows_stage(problems: Problems, seed: int, level: str) -> Compute:
-    """A stage whose parts are rows, so that a stopped report goes on with the next one.
+class Subject(NamedTuple):
+    """What is reported on."""
+
+    problem: Problem
+    """The model and its training data."""
+    held_out: Problem
+    """The same model and other data."""
+
+
+Subjects = Callable[[Results], Sequence[Subject]]
+"""Results of earlier stages -> the subject of every seed."""
+
+
+def rows_stage(subjects: Subjects, seed: int, level: str) -> Compute:
+    """A stage whose parts are rows and pictures, so that a stopped report goes on with the next.
 
     Args:
-        problems: of every seed; called at every start.
+        subjects: of every seed; called at every start.
         seed: of probes and draws.
         level: "quick", "standard" or "full".
 
@@ -48,37 +51,45 @@ def rows_stage(problems: Problems, seed: int, level: str) -> Compute:
     def parts(results: Results, place: Any) -> list[Part]:
         del place
         made = []
-        for number, (problem, held_out) in enumerate(problems(results)):
+        for number, subject in enumerate(subjects(results)):
             key = jax.random.key(seed + number)
-            for name in measures_of(problem):
-                compute = partial(_row, name, problem, held_out, key, level)
-                made.append(Part(f"{number}-{name}", compute))
-            made.append(Part(f"{number}-spectrum", partial(_spectrum, problem, key, level)))
+            todo = {
+                name: partial(_row, name, subject, key, level)
+                for name in measures_of(subject.problem)
+            }
+            for name in pictures_of(subject.problem):
+                todo[name] = partial(_picture, name, subject, named(key, name), level)
+            made += [
+                Part(f"{number}-{name}", partial(_marked, number, compute))
+                for name, compute in todo.items()
+            ]
         return made
 
     return Compute(STAGE, parts, _collect, metrics=_metrics)
 
 
-def _row(name: str, problem: Problem, held_out: Problem, key: jax.Array, level: str) -> Arrays:
-    row = measure_row(name, problem, held_out, key, level)
+def _marked(number: int, compute: Callable[[], Arrays]) -> Arrays:
+    """A part's arrays and whose they are."""
+    return {SEED: np.asarray(number), **compute()}
+
+
+def _row(name: str, subject: Subject, key: jax.Array, level: str) -> Arrays:
+    row = measure_row(name, subject.problem, subject.held_out, key, level)
     return {f"{name}.value": np.asarray(row.value), f"{name}.error": np.asarray(row.error)}
 
 
-def _spectrum(problem: Problem, key: jax.Array, level: str) -> Arrays:
-    effort = LEVELS[level]
-    operator = operators.hessian(problem)
-    found = slq.spectrum(operator, named(key, "spectrum"), effort.steps, effort.spectra)
-    return {"nodes": np.asarray(found.nodes), "weights": np.asarray(found.weights)}
+def _picture(name: str, subject: Subject, key: jax.Array, level: str) -> Arrays:
+    found = PICTURES[name].compute(subject.problem, subject.held_out, key, LEVELS[level])
+    return {f"{name}/{part}": np.asarray(value) for part, value in found.items()}
 
 
 def _collect(parts: Sequence[Arrays]) -> tuple[dict[str, Any], ...]:
-    """Arrays of every seed; a seed's parts end with its spectrum."""
-    seeds: list[dict[str, Any]] = [{}]
+    """Arrays of every seed."""
+    seeds: dict[int, dict[str, Any]] = {}
     for part in parts:
-        if "nodes" in seeds[-1]:
-            seeds.append({})
-        seeds[-1].update(part)
-    return tuple(seeds)
+        own = dict(part)
+        seeds.setdefault(int(own.pop(SEED)), {}).update(own)
+    return tuple(seeds[number] for number in sorted(seeds))
 
 
 def _metrics(seeds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -103,34 +114,22 @@ def rows_of(arrays: Mapping[str, Any]) -> dict[str, Row]:
     }
 
 
-def write_report(results: Results, folder: Path) -> None:
-    """Writes `table.md` and the spectrum of the first seed, and `diagnostics.json` of all.
+def write_report(results: Results, folder: Path, title: str = "") -> None:
+    """Writes `table.md` and the pictures of the first seed, and `diagnostics.json` of all.
 
     Args:
         results: with that of the stage.
         folder: where the files go.
+        title: what is reported on; a line above the table.
     """
     seeds = results[STAGE]
     reports = [rows_of(arrays) for arrays in seeds]
-    write_atomically(folder / "table.md", (to_markdown(reports[0]) + "\n").encode())
+    above = f"{title}\n\n" if title else ""
+    write_atomically(folder / "table.md", f"{above}{to_markdown(reports[0])}\n".encode())
     text = json.dumps([to_json(rows) for rows in reports], indent=1, allow_nan=False)
     write_atomically(folder / "diagnostics.json", text.encode())
     (folder / "figures").mkdir(exist_ok=True)
-    _draw_spectrum(folder / "figures" / "spectrum_of_the_hessian.png", seeds[0])
-
-
-def _draw_spectrum(path: Path, arrays: Mapping[str, Any]) -> None:
-    nodes, weights = np.asarray(arrays["nodes"]), np.asarray(arrays["weights"])
-    own = slq.Spectrum(jnp.asarray(nodes), jnp.asarray(weights), jnp.asarray(1.0))
-    low, high = nodes[weights > 0].min(), nodes[weights > 0].max()
-    room = 0.05 * max(high - low, 1e-12)
-    grid = np.linspace(low - room, high + room, 800, dtype=nodes.dtype)
-    found = jax.jit(slq.density)(own, grid, 1e-4)
-    figure = new_figure(6, 3.2)
-    panel = figure.subplots()
-    panel.semilogy(grid, np.maximum(found.value, 1e-8), color=INK)
-    panel.set_ylim(1e-6, None)
-    panel.set_xlabel("eigenvalue of the Hessian")
-    panel.set_ylabel("density")
-    open_frame(panel)
-    write_png(figure, path)
+    for name, picture in PICTURES.items():
+        own = {key.split("/")[1]: seeds[0][key] for key in seeds[0] if key.startswith(f"{name}/")}
+        if own:
+            picture.draw(folder / "figures" / f"{picture.file}.png", own)

@@ -123,7 +123,7 @@ def _run(
     return jax.tree.unflatten(jax.tree.structure(shapes), outputs)
 
 
-def _inner(equation: Any) -> ClosedJaxpr | None:
+def inlined(equation: Any) -> ClosedJaxpr | None:
     """What an equation calls once, if it is a call."""
     if equation.primitive.name not in INLINED + INLINED_VJP:
         return None
@@ -142,7 +142,7 @@ def _names(jaxpr: Jaxpr) -> tuple[set[str], set[str]]:
     for equation in jaxpr.eqns:
         if equation.primitive.name == "name":
             reachable.add(equation.params["name"])
-        inner = _inner(equation)
+        inner = inlined(equation)
         if inner is not None:
             own, deeper = _names(inner.jaxpr)
             reachable, hidden = reachable | own, hidden | deeper
@@ -171,7 +171,7 @@ def _evaluate(
     values.update(zip(jaxpr.invars, args, strict=True))
     for equation in jaxpr.eqns:
         given = [read(variable) for variable in equation.invars]
-        inner = _inner(equation)
+        inner = inlined(equation)
         if equation.primitive.name == "name":
             made = [at_name(equation.params["name"], given[0])]
         elif inner is not None and _names(inner.jaxpr)[0]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxmethods import sql
 from jaxmethods.kid.config import DistillRun as Run
+from jaxmethods.kid.recipes.diagnosis import diagnosable
 from jaxmethods.kid.recipes.judging import JUDGED, judged_stage
 from jaxmethods.kid.recipes.learning import (
     learns_teacher,
@@ -31,7 +32,7 @@ from jaxmethods.kid.recipes.models import Models
 from jaxmethods.kid.recipes.questions import judged_splits, write_questions
 from jaxmethods.kid.recipes.report import report
 from jaxmethods.kid.recipes.teaching import responses_stage, states_stage
-from jaxmethods.stages import Recipe, Results, Stage, Write
+from jaxmethods.stages import Diagnosable, Recipe, Results, Stage, Write
 
 __all__ = ["Run", "recipe"]
 
@@ -69,7 +70,28 @@ def recipe(run: Run) -> Recipe:
         [stage.name for stage in stages],
         headline,
         partial(ready, run, models, material),
+        partial(diagnosed, run, models, material),
     )
+
+
+def diagnosed(
+    run: Run, models: Models, material: Material, results: Results, seed: int
+) -> Diagnosable:
+    """The last student as a model that can be diagnosed.
+
+    Args:
+        run: the config.
+        models: student and teacher.
+        material: questions as texts and arrays.
+        results: of all stages.
+        seed: its place among the run's.
+
+    Returns:
+        A pure function with parameters and data.
+    """
+    learned = results[run.students[-1].title]
+    params = jax.tree.map(lambda leaf: leaf[seed], learned.params)
+    return diagnosable(models.student, params, material.texts(results), run.data)
 
 
 def ready(

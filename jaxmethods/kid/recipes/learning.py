@@ -16,7 +16,7 @@ from jaxmethods.kid.recipes.material import Material
 from jaxmethods.kid.recipes.models import Model, Models, optimizer_of
 from jaxmethods.kid.recipes.verdicts import judge_answers
 from jaxmethods.layout import Layout, Rule
-from jaxmethods.method import Method, Metrics
+from jaxmethods.method import Method, Metrics, Objective
 from jaxmethods.models.decoder.network import RULES
 from jaxmethods.numerics.keys import named
 from jaxmethods.stages import Evaluation, Results, Train
@@ -165,7 +165,11 @@ def _method(model: Model, teacher: Model | None, student: StudentConfig, fit: Fi
     def step(state: DistillState, fed: Fed) -> tuple[DistillState, Metrics]:
         return own.step(state, fed.data)
 
-    return Method(lambda key, fed: own.init(key, fed.data), step)
+    def objective(state: DistillState, fed: Fed) -> Objective:
+        assert own.objective is not None
+        return own.objective(state, fed.data)
+
+    return Method(lambda key, fed: own.init(key, fed.data), step, objective)
 
 
 def _loss(loss: KIDConfig, fit: FitConfig) -> KIDConfig:

@@ -28,7 +28,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxmethods.layout import Rule
-from jaxmethods.merging.adaptive.adaptation import Unlabeled, draw, objective
+from jaxmethods.merging.adaptive.adaptation import Unlabeled, draw
+from jaxmethods.merging.adaptive.adaptation import objective as entropies
 from jaxmethods.merging.config import AdaMergingConfig
 from jaxmethods.merging.static.trees import (
     Tree,
@@ -38,7 +39,7 @@ from jaxmethods.merging.static.trees import (
     map_with_names,
     number_of_tasks,
 )
-from jaxmethods.method import Method, Metrics, gradient_step
+from jaxmethods.method import Method, Metrics, Objective, gradient_step
 
 RULES = (
     Rule(r"(^|/)task_vectors/", ("fsdp",)),  # [T, ...]
@@ -97,7 +98,14 @@ def adapter(apply: Callable[[Tree, jax.Array, Any], jax.Array], config: AdaMergi
         after = State(key, coefficients, moments, state.step + 1)
         return after, {"loss": value, "mean_coefficient": mean}
 
-    return Method(init, step)
+    def objective(state: State, batch: Batch) -> Objective:
+        def watched(coefficients: Any, key: jax.Array) -> jax.Array:
+            inputs = draw(key, batch.unlabeled, config.batch_size)
+            return loss(coefficients, batch, inputs, apply, config)[0]
+
+        return Objective(state.coefficients, watched)
+
+    return Method(init, step, objective)
 
 
 def loss(
@@ -121,7 +129,7 @@ def loss(
     """
     params = merged(coefficients, batch, config)
     logits = jax.vmap(apply, (None, 0, 0))(params, inputs, batch.heads)
-    of_tasks = objective(logits, None, config.entropy_epsilon, config.diversity)
+    of_tasks = entropies(logits, None, config.entropy_epsilon, config.diversity)
     return jnp.sum(of_tasks), of_tasks
 
 

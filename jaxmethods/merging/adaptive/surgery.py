@@ -30,7 +30,7 @@ from jaxmethods.layout import Rule
 from jaxmethods.merging.adaptive.adaptation import Unlabeled, draw_indices, take
 from jaxmethods.merging.config import SurgeryConfig
 from jaxmethods.merging.static.trees import compute_dtype
-from jaxmethods.method import Method, Metrics, gradient_step
+from jaxmethods.method import Method, Metrics, Objective, gradient_step
 
 RULES = (
     Rule(r"(^|/)(modules|unlabeled|targets)(/|$)", ("data",)),
@@ -187,20 +187,28 @@ def aligner(config: SurgeryConfig, encode: Encode | None = None) -> Method:
         modules: Any = init(module_key, tasks, width, config.rank, *deep)
         return State(key, modules, optimizer.init(modules), jnp.int32(0))
 
+    def drawn(key: jax.Array, batch: Batch) -> tuple[jax.Array, Targets]:
+        indices = draw_indices(key, batch.unlabeled, config.batch_size)
+        return jax.tree.map(partial(take, indices=indices), (batch.unlabeled.inputs, batch.targets))
+
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         key, draw_key = jax.random.split(state.key)
-        indices = draw_indices(draw_key, batch.unlabeled, config.batch_size)
-        inputs, targets = jax.tree.map(
-            partial(take, indices=indices), (batch.unlabeled.inputs, batch.targets)
-        )
+        inputs, targets = drawn(draw_key, batch)
         (value, _), gradient = jax.value_and_grad(loss, has_aux=True)(
             state.modules, batch.model, inputs, targets, config, encode
         )
         modules, moments = gradient_step(optimizer, gradient, state.optimizer, state.modules)
         after = State(key, modules, moments, state.step + 1)
-        return after, {"loss": value / len(indices), "gradient_norm": optax.tree.norm(gradient)}
+        return after, {"loss": value / len(inputs), "gradient_norm": optax.tree.norm(gradient)}
 
-    return Method(start, step)
+    def objective(state: State, batch: Batch) -> Objective:
+        def watched(modules: Modules, key: jax.Array) -> jax.Array:
+            inputs, targets = drawn(key, batch)
+            return loss(modules, batch.model, inputs, targets, config, encode)[0]
+
+        return Objective(state.modules, watched)
+
+    return Method(start, step, objective)
 
 
 def loss(

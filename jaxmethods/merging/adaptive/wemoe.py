@@ -44,7 +44,7 @@ from jaxmethods.merging.config import WEMoEConfig
 from jaxmethods.merging.static.arithmetic import task_arithmetic
 from jaxmethods.merging.static.magnitude import magnitude_prune
 from jaxmethods.merging.static.trees import Tree, check_stack, task_vectors
-from jaxmethods.method import Method, Metrics, gradient_step
+from jaxmethods.method import Method, Metrics, Objective, gradient_step
 from jaxmethods.models.clip import vit
 from jaxmethods.models.clip.vit import VisionConfig
 
@@ -300,7 +300,14 @@ def adapter(vision: VisionConfig, config: WEMoEConfig) -> Method:
         after = State(key, routers, moments, state.step + 1)
         return after, {"loss": value, "gradient_norm": optax.tree.norm(gradient)}
 
-    return Method(init, step)
+    def watched(state: State, batch: Batch) -> Objective:
+        def of_routers(routers: Routers, key: jax.Array) -> jax.Array:
+            pixels = draw(key, batch.unlabeled, config.batch_size)
+            return loss(routers, batch, pixels, vision, config)[0]
+
+        return Objective(state.routers, of_routers)
+
+    return Method(init, step, watched)
 
 
 def loss(

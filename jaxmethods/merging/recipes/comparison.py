@@ -40,13 +40,23 @@ from jaxmethods.merging.finetuning import (
     to_pixels,
 )
 from jaxmethods.merging.recipes import table
+from jaxmethods.merging.recipes.diagnosis import diagnosable
 from jaxmethods.merging.static.arithmetic import average, task_arithmetic
 from jaxmethods.merging.static.ties import ties
 from jaxmethods.merging.static.trees import Tree, task_vectors
 from jaxmethods.method import Batch, State
 from jaxmethods.models.clip import vit
 from jaxmethods.models.clip.vit import VisionConfig
-from jaxmethods.stages import Arrays, Compute, Part, Place, Recipe, Results, Train
+from jaxmethods.stages import (
+    Arrays,
+    Compute,
+    Diagnosable,
+    Part,
+    Place,
+    Recipe,
+    Results,
+    Train,
+)
 
 
 def recipe(run: Run) -> Recipe:
@@ -76,7 +86,16 @@ def recipe(run: Run) -> Recipe:
     ]
     names = ("individual", "wemoe", "ewemoe", "surgery_v2", "task_arithmetic", "base")
     headline = tuple(f"comparison/{name}_accuracy" for name in names)
-    return Recipe(stages, report, reads=("comparison",), headline=headline)
+
+    def diagnosed(results: Results, seed: int) -> Diagnosable:
+        base, heads = jax.tree.map(lambda leaf: leaf[seed], results["base"])
+        stack = jax.tree.map(lambda leaf: leaf[seed], results["experts"])
+        tower = task_arithmetic(base.tower, stack, run.static.task_arithmetic)
+        head = heads.weights[0, : inputs.classes[0]]
+        frozen = base.projection, head, run.network.logit_scale
+        return diagnosable(inputs.vision, tower, *frozen, inputs.train[0], inputs.tasks[0].test)
+
+    return Recipe(stages, report, ("comparison",), headline, diagnosable=diagnosed)
 
 
 ENCODED = 64

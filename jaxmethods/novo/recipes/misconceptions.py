@@ -21,7 +21,7 @@ import optax
 
 from jaxmethods.files import write_atomically
 from jaxmethods.language.next_token import LearnerState, Tokens, begin, next_token_learner
-from jaxmethods.method import Batch, Method, Metrics
+from jaxmethods.method import Batch, Method, Metrics, Objective
 from jaxmethods.models import decoder
 from jaxmethods.models.decoder.config import DecoderConfig
 from jaxmethods.novo import baselines, heads
@@ -38,7 +38,10 @@ from jaxmethods.novo.misconceptions import (
     vocabulary,
 )
 from jaxmethods.numerics.keys import named
-from jaxmethods.stages import Evaluation, Recipe, Results, Train
+from jaxmethods.stages import Diagnosable, Evaluation, Recipe, Results, Train
+
+DIAGNOSED = 256
+"""Sentences of either set that the decoder is diagnosed on."""
 
 
 class State(NamedTuple):
@@ -83,7 +86,35 @@ def recipe(run: Run) -> Recipe:
 
         return logits
 
-    return Recipe([learn], partial(report, run), ("learn",), headline, ready)
+    return Recipe(
+        [learn], partial(report, run), ("learn",), headline, ready, partial(diagnosed, run)
+    )
+
+
+def diagnosed(run: Run, results: Results, seed: int) -> Diagnosable:
+    """The decoder on sentences about its world; those that are held out are drawn anew.
+
+    Args:
+        run: the run's config.
+        results: of its stage.
+        seed: index into the run's seeds.
+
+    Returns:
+        Inputs are tokens [N, T], outputs logits of the next one [N, T, V].
+    """
+    model = learner_config(run)
+    found: Learned = jax.tree.map(lambda leaf: leaf[seed], results["learn"])
+
+    def apply(params: Any, ids: jax.Array) -> jax.Array:
+        return decoder.forward(params, model, ids).logits
+
+    def sentences(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        ids = draw_sentences(key, found.facts, run.world, DIAGNOSED)
+        return ids[:, :-1], ids[:, 1:]
+
+    keys = jax.random.split(named(jax.random.key(run.seed + seed), "diagnosis"))
+    both = sentences(keys[0]), sentences(keys[1])
+    return Diagnosable("a decoder of facts and myths", apply, found.params, "cross_entropy", *both)
 
 
 def report(run: Run, results: Results, folder: Path) -> None:
@@ -146,7 +177,12 @@ def trainer(run: Run) -> Method:
         after, metrics = learning.step(state.learner, state.facts)
         return State(state.facts, after), metrics
 
-    return Method(init, step)
+    def objective(state: State, batch: Batch) -> Objective:
+        del batch
+        assert learning.objective is not None
+        return learning.objective(state.learner, state.facts)
+
+    return Method(init, step, objective)
 
 
 def evaluate(

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from jaxmethods.layout import Layout
-from jaxmethods.method import Method, Metrics, gradient_step
+from jaxmethods.method import Method, Metrics, Objective, gradient_step
 from jaxmethods.numerics.statistics import Summary, summarize
 from jaxmethods.obd.baselines import cluster_rows, random_rows, top_rows
 from jaxmethods.obd.config import OBDConfig
@@ -112,7 +113,20 @@ def contest(config: OBDConfig, n_students: int) -> Method:
             metrics[f"loss_{name}"] = loss.mean()
         return State(key, students, moments), metrics
 
-    return Method(init, step)
+    def objective(state: State, sets: dict[str, SynSet]) -> Objective:
+        """The mean loss of all students."""
+
+        def loss(students: dict[str, Any], key: jax.Array) -> jax.Array:
+            def of_set(name: str, syn: SynSet) -> jax.Array:
+                noise = config.inner_noise * jax.random.normal(key, syn.actions.shape)
+                each = jax.vmap(lambda own: bc_loss(own, syn, noise, policy.sample))
+                return each(students[name]).mean()
+
+            return jnp.mean(jnp.stack([of_set(name, syn) for name, syn in sets.items()]))
+
+        return Objective(state.students, loss)
+
+    return Method(init, step, objective)
 
 
 def score_parts(

@@ -33,13 +33,23 @@ from jaxmethods.obd.evaluate import (
 from jaxmethods.obd.recipes import comparison, figures
 from jaxmethods.obd.recipes import distilled_files as distilled
 from jaxmethods.obd.recipes.comparison import Competitor, contest, real_sets
+from jaxmethods.obd.recipes.diagnosis import diagnosable
 from jaxmethods.obd.recipes.inputs import Inputs
 from jaxmethods.obd.types import Source, SynSet
 from jaxmethods.offline_rl import calql, iql
 from jaxmethods.offline_rl.policies import tanh_gaussian
 from jaxmethods.offline_rl.scores import score_name
 from jaxmethods.offline_rl.types import Teacher
-from jaxmethods.stages import Compute, Evaluation, Part, Place, Recipe, Results, Train
+from jaxmethods.stages import (
+    Compute,
+    Diagnosable,
+    Evaluation,
+    Part,
+    Place,
+    Recipe,
+    Results,
+    Train,
+)
 
 __all__ = ["Run", "recipe"]
 
@@ -85,7 +95,12 @@ def recipe(run: Run) -> Recipe:
         headline = [f"scores/score_{name}" for name in shown]
     reads = [stage.name for stage in stages if stage.name in ("distillation", "scores")]
     return Recipe(
-        stages, partial(report, run, inputs), reads, headline, partial(ready, run, inputs)
+        stages,
+        partial(report, run, inputs),
+        reads,
+        headline,
+        partial(ready, run, inputs),
+        partial(diagnosed, run, inputs),
     )
 
 
@@ -103,10 +118,7 @@ def ready(
     Returns:
         Observations [..., S] as the environment gives them -> deterministic actions [..., A].
     """
-    syn: SynSet = jax.tree.map(lambda leaf: leaf[seed], results["distillation"].syn)
-    key = named(jax.random.key(run.seed + seed), "ready")
-    students = trained_students(run.distillation, 1, key, syn)
-    student = jax.tree.map(lambda leaf: leaf[0], students)
+    _, student = _student(run, results, seed)
     norm, mode = inputs.offline()[1], method.make_student(run.distillation.student).mode
 
     @jax.jit
@@ -115,6 +127,31 @@ def ready(
         return mode(student, norm.apply(observations))
 
     return policy
+
+
+def diagnosed(run: Run, inputs: Inputs, results: Results, seed: int) -> Diagnosable:
+    """The same student as a model that can be diagnosed.
+
+    Args:
+        run: the run's config.
+        inputs: the data.
+        results: of the run's stages.
+        seed: index into the run's seeds.
+
+    Returns:
+        A pure function with parameters and data.
+    """
+    syn, student = _student(run, results, seed)
+    policy = method.make_student(run.distillation.student)
+    return diagnosable(policy, student, syn, inputs.offline()[0])
+
+
+def _student(run: Run, results: Results, seed: int) -> tuple[SynSet, Any]:
+    """The set of a seed, and what a student learns from it."""
+    syn: SynSet = jax.tree.map(lambda leaf: leaf[seed], results["distillation"].syn)
+    key = named(jax.random.key(run.seed + seed), "ready")
+    students = trained_students(run.distillation, 1, key, syn)
+    return syn, jax.tree.map(lambda leaf: leaf[0], students)
 
 
 def closes_with_scores(run: Run) -> bool:
@@ -230,12 +267,15 @@ def cloning_stage(run: Run, against: ComparisonConfig, inputs: Inputs) -> Train:
     """Behavioral cloning on all the data, to compare with."""
     plain = tanh_gaussian(run.distillation.student.n_layers, run.distillation.student.hidden)
     learner = cloning(against.cloning, plain)
+    objective = learner.objective
+    assert objective is not None
     return Train(
         "cloning",
         # What judges the policy needs the normalization too.
         Method(
             lambda key, batch: learner.init(key, batch.data),
             lambda state, batch: learner.step(state, batch.data),
+            lambda state, batch: objective(state, batch.data),
         ),
         against.cloning_steps,
         lambda results: Source(*inputs.offline()),

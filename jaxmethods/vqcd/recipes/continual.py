@@ -12,9 +12,14 @@ from __future__ import annotations
 
 from functools import partial
 
-from jaxmethods.stages import Compute, Recipe, Train
+import jax
+
+from jaxmethods.numerics.keys import named
+from jaxmethods.stages import Compute, Diagnosable, Recipe, Results, Train
+from jaxmethods.vqcd import task_weights
 from jaxmethods.vqcd.config import Run
 from jaxmethods.vqcd.recipes.between import IMPORTANCE, imagined_stage, penalty_stage
+from jaxmethods.vqcd.recipes.diagnosis import diagnosable
 from jaxmethods.vqcd.recipes.learners import Learner
 from jaxmethods.vqcd.recipes.play import policy_config
 from jaxmethods.vqcd.recipes.report import report
@@ -68,7 +73,35 @@ def recipe(run: Run) -> Recipe:
             stages += [learner.joint_stage(), score_stage(tasks, learner, len(run.tasks) - 1)]
     stages.append(summary_stage(tasks, learners))
     reads = [stage.name for stage in stages]
-    return Recipe(stages, partial(report, tasks, learners), reads, headline(tasks, learners))
+    return Recipe(
+        stages,
+        partial(report, tasks, learners),
+        reads,
+        headline(tasks, learners),
+        diagnosable=partial(diagnosed, run, learners[0]),
+    )
+
+
+def diagnosed(run: Run, learner: Learner, results: Results, seed: int) -> Diagnosable:
+    """The first learner's network for the task that it learned last.
+
+    Args:
+        run: the run's config.
+        learner: whose.
+        results: of the run's stages.
+        seed: index into the run's seeds.
+
+    Returns:
+        A model and a task's windows.
+    """
+    number = run.sequence[-1]
+    bank = jax.tree.map(
+        lambda leaf: leaf[seed], learner.bank(results, len(run.tasks) - 1)._replace(key=None)
+    )
+    data = learner.data_of_seed(results, number, seed)
+    weights = task_weights(learner.planner, bank, learner.task(number))
+    key = named(jax.random.key(run.seed + seed), "diagnosis")
+    return diagnosable(learner.planner, weights.network, weights.inverse, data, key)
 
 
 def _with_sizes(run: Run) -> Run:

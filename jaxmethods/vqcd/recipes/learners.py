@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jaxmethods.config import merge
 from jaxmethods.layout import Layout
-from jaxmethods.method import Method, Metrics
+from jaxmethods.method import Method, Metrics, Objective
 from jaxmethods.numerics.keys import named
 from jaxmethods.stages import Results, Train
 from jaxmethods.vqcd import (
@@ -97,6 +97,10 @@ class Learner:
     def data_of(self, results: Results, number: int) -> TaskData:
         """A task's aligned windows; what depends on modules has an axis of seeds."""
         return _data_of(self.run, results, number)
+
+    def data_of_seed(self, results: Results, number: int, seed: int) -> TaskData:
+        """One seed's part of a task's aligned windows."""
+        return _of_seed(_data_of(self.run, results, number), seed)
 
     def keys(self, name: str) -> jax.Array:
         """[seeds] keys for one purpose."""
@@ -268,7 +272,11 @@ def _from_start(config: PlannerConfig) -> Method:
     def step(state: State, batch: Planned) -> tuple[State, Metrics]:
         return method.step(state, batch.feed)
 
-    return Method(init, step)
+    def objective(state: State, batch: Planned) -> Objective:
+        assert method.objective is not None
+        return method.objective(state, batch.feed)
+
+    return Method(init, step, objective)
 
 
 def _finished(config: PlannerConfig, state: State, batch: Planned) -> Bank:

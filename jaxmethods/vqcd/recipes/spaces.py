@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmethods.layout import seed_axes
-from jaxmethods.method import Method, Metrics
+from jaxmethods.method import Method, Metrics, Objective
 from jaxmethods.stages import Arrays, Compute, Part, Place, Results, Train
 from jaxmethods.vqcd import (
     AlignmentConfig,
@@ -89,7 +89,19 @@ def both_aligners(config: Any) -> Method:
             metrics |= {f"{side}_{name}": value for name, value in found.items()}
         return after, metrics
 
-    return Method(init, step)
+    def objective(state: Any, batch: Any) -> Objective:
+        own = {
+            side: one.objective(state[side], batch[side])
+            for side, one in methods.items()
+            if one.objective is not None
+        }
+
+        def loss(params: Any, key: jax.Array) -> jax.Array:
+            return sum((one.loss(params[side], key) for side, one in own.items()), jnp.zeros(()))
+
+        return Objective({side: one.params for side, one in own.items()}, loss)
+
+    return Method(init, step, objective)
 
 
 def align_stage(run: Run, tasks: Tasks, numbers: Sequence[int]) -> Train:

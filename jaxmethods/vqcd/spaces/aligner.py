@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmethods.method import Method, Metrics, gradient_step
+from jaxmethods.method import Method, Metrics, Objective, gradient_step
 from jaxmethods.vqcd.config import AlignmentConfig
 from jaxmethods.vqcd.spaces import alignment
 from jaxmethods.vqcd.spaces.codebook import (
@@ -99,7 +99,19 @@ def parallel(method: Method) -> Method:
         state, metrics = jax.vmap(method.step)(state, batch)
         return state, {name: value.mean() for name, value in metrics.items()}
 
-    return Method(init, step)
+    def objective(state: Any, batch: Any) -> Objective:
+        """The mean over the axis."""
+        assert method.objective is not None
+        own = method.objective
+        params = jax.vmap(lambda state, batch: own(state, batch).params)(state, batch)
+
+        def loss(params: Any, key: jax.Array) -> jax.Array:
+            one = jax.vmap(lambda state, batch, params: own(state, batch).loss(params, key))
+            return one(state, batch, params).mean()
+
+        return Objective(params, loss)
+
+    return Method(init, step, None if method.objective is None else objective)
 
 
 def trimmed(params: Params, config: AlignmentConfig, size: int) -> Params:
@@ -193,7 +205,15 @@ def aligner(config: AlignmentConfig) -> Method:
             metrics |= {"codes_used": use.share, "perplexity": use.perplexity}
         return State(params, moments, averages, idle, state.key, state.step + 1), metrics
 
-    return Method(init, step)
+    def objective(state: State, data: AlignmentRows) -> Objective:
+        def loss(params: Params, key: jax.Array) -> jax.Array:
+            row_key, noise_key = jax.random.split(key)
+            rows = _draw(row_key, config, data)
+            return alignment.loss(params, config, rows, noise_key, data.size)[0]
+
+        return Objective(state.params, loss)
+
+    return Method(init, step, objective)
 
 
 def _draw(key: jax.Array, config: AlignmentConfig, data: AlignmentRows) -> jax.Array:

@@ -9,7 +9,7 @@ import pytest
 
 import jaxmethods
 from jaxmethods import cli
-from jaxmethods.interpret.report import MEASURES
+from jaxmethods.interpret.measures import MEASURES
 from jaxmethods.models import decoder
 from tests.models.decoder.decoders import LLAMA, random_params
 
@@ -41,7 +41,7 @@ def model(tmp_path_factory):
 
 def arguments(model, text, out, *more):
     where = ["--model", str(model), "--data", str(text), "--out", str(out)]
-    sizes = ["--tokenizer", "bytes", "--tokens", "4", "--sequences", "4", "--batch", "2"]
+    sizes = ["--tokenizer", "bytes", "--tokens", "4", "--examples", "4", "--batch", "2"]
     return ["run", str(CONFIGS / "report.yaml"), *where, *sizes, "--quiet", *more]
 
 
@@ -51,7 +51,9 @@ def test_a_model_folder_is_reported_on(tmp_path, model):
     text.write_text("What is said of a model has its error. " * 4)
     assert cli.main(arguments(model, text, out)) == 0
     (rows,) = json.loads((out / "diagnostics.json").read_text())
-    assert set(rows) == {name for name, own in MEASURES.items() if not own.classifier}
+    assert set(rows) == {
+        name for name, own in MEASURES.items() if own.needs in ("anything", "logits")
+    }
     again = jaxmethods.load_run(out)
     assert again.metrics["rows"]["train_loss"] > 0
 

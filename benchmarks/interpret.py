@@ -1,0 +1,250 @@
+"""Diagnostics beside their peers: PyHessian, hessian-eigenthings, curvlinops, laplax, torch.func.
+
+The same network, data and number of products in one run; a row a peer, in `torch` the peer's time
+(laplax is JAX, and compiled as ours). What each found is compared: a note says how far apart they
+are. Peers that are not installed have no row. A tanh network of P = 306 weights on 64 examples is
+the regime in which a torch product is all overhead, the one of 134,154 that in which it is a matrix
+product.
+"""
+
+# The peers are optional:
+# pyright: reportMissingImports=false
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import torch_interpret as peers
+from benchmarks.harness import Row, Settings, Work, prepare_jax, time_in_turns
+from jaxmethods.interpret import cross_entropy, make_problem, trees
+from jaxmethods.interpret.curvature import eigenpairs, hutchinson, operators, slq
+from jaxmethods.interpret.kernels import ntk
+from jaxmethods.interpret.problem import Problem
+
+
+class Size(NamedTuple):
+    """A tanh network and its data."""
+
+    name: str
+    layers: tuple[int, ...]
+    examples: int
+    probes: int
+    steps: int
+    traces: int
+    """Probes of the trace."""
+
+
+TINY = Size("tiny", (8, 20, 6), 64, 8, 30, 256)
+SMALL = Size("small", (20, 30, 10), 256, 8, 30, 256)
+LARGE = Size("large", (256, 256, 256, 10), 512, 2, 20, 16)
+
+
+def rows(settings: Settings) -> Iterator[Row]:
+    """Spectra, traces, eigenpairs, kernels, shadow models."""
+    for size in (TINY, SMALL, LARGE):
+        yield from spectra(settings, size)
+        yield from traces(settings, size)
+    yield from largest(settings, LARGE)
+    yield from kernels(settings)
+    yield from shadows(settings)
+
+
+def network(params: Any, x: jax.Array) -> jax.Array:
+    """tanh between layers; params are a list of (W [in, out], b)."""
+    for w, b in params[:-1]:
+        x = jnp.tanh(x @ w + b)
+    w, b = params[-1]
+    return x @ w + b
+
+
+def problem_of(size: Size) -> Problem:
+    """Random weights, inputs and labels; numpy's, so that PyTorch gets the same."""
+    rng = np.random.default_rng(0)
+    params = [
+        (
+            (rng.normal(size=pair) / pair[0] ** 0.5).astype(np.float32),
+            (0.1 * rng.normal(size=pair[1])).astype(np.float32),
+        )
+        for pair in itertools.pairwise(size.layers)
+    ]
+    x = rng.normal(size=(size.examples, size.layers[0])).astype(np.float32)
+    y = rng.integers(0, size.layers[-1], size.examples).astype(np.int32)
+    params, x, y = jax.tree.map(jnp.asarray, (params, x, y))
+    return make_problem(network, cross_entropy, params, (x, y))
+
+
+def beside(
+    settings: Settings,
+    name: str,
+    sizes: Mapping[str, Any],
+    ours: Work,
+    others: Mapping[str, Work | None],
+    work: float,
+    unit: str,
+    found: Callable[[Any], float],
+) -> Iterator[Row]:
+    """A row for every peer that is there; `found` makes a number of what a call returns."""
+    there = {peer: one for peer, one in others.items() if one is not None}
+    own = float(found(ours.call()))
+    apart = {peer: float(one.call()) / own - 1 for peer, one in there.items()}
+    first, *timings = time_in_turns([ours, *there.values()], settings)
+    if not there:
+        yield Row(name, dict(sizes), work, unit, first)
+    for peer, timing in zip(there, timings, strict=True):
+        note = f"beside {peer}, whose number is {100 * apart[peer]:+.1f} % of ours away"
+        yield Row(f"{name}_{peer}", dict(sizes), work, unit, first, torch=timing, note=note)
+
+
+def peer(package: str, make: Callable[[], Callable[[], Any]], settings: Settings) -> Work | None:
+    """A peer's work on the CPU cores of the run; None where it is not installed."""
+    if find_spec(package) is None or jax.default_backend() != "cpu":
+        return None
+    if package != "laplax":
+        import torch
+
+        torch.set_num_threads(settings.cores or len(os.sched_getaffinity(0)))
+    return Work(make())
+
+
+def spectra(settings: Settings, size: Size) -> Iterator[Row]:
+    """Stochastic Lanczos quadrature of the Hessian, r probes of m steps."""
+    problem = problem_of(size)
+
+    def ours(problem: Problem, key: jax.Array) -> jax.Array:
+        found = slq.spectrum(operators.hessian(problem), key, size.steps, size.probes)
+        return slq.spectral_sum(found, jnp.square).value
+
+    counts = size.probes, size.steps
+    yield from beside(
+        settings,
+        f"interpret/slq_{size.name}",
+        {"P": trees.size(problem.floats), "probes": size.probes, "steps": size.steps},
+        prepare_jax(ours, problem, jax.random.key(0)),
+        {
+            "pyhessian": peer("pyhessian", lambda: peers.pyhessian_slq(problem, *counts), settings),
+            "eigenthings": peer(
+                "hessian_eigenthings", lambda: peers.eigenthings_slq(problem, *counts), settings
+            ),
+            "curvlinops": peer(
+                "curvlinops", lambda: peers.curvlinops_slq(problem, *counts), settings
+            ),
+        },
+        size.probes * size.steps,
+        "products/s",
+        float,
+    )
+
+
+def traces(settings: Settings, size: Size) -> Iterator[Row]:
+    """Hutchinson's trace of the Hessian with a fixed number of probes."""
+    problem, count = problem_of(size), size.traces
+
+    def ours(problem: Problem, key: jax.Array) -> jax.Array:
+        return hutchinson.trace(operators.hessian(problem), key, count, 32).value
+
+    yield from beside(
+        settings,
+        f"interpret/trace_{size.name}",
+        {"P": trees.size(problem.floats), "probes": count},
+        prepare_jax(ours, problem, jax.random.key(0)),
+        {
+            "pyhessian": peer("pyhessian", lambda: peers.pyhessian_trace(problem, count), settings),
+            "eigenthings": peer(
+                "hessian_eigenthings", lambda: peers.eigenthings_trace(problem, count), settings
+            ),
+            "curvlinops": peer(
+                "curvlinops", lambda: peers.curvlinops_trace(problem, count), settings
+            ),
+            "laplax": peer("laplax", lambda: peers.laplax_trace(problem, network, count), settings),
+        },
+        count,
+        "probes/s",
+        float,
+    )
+
+
+def largest(settings: Settings, size: Size) -> Iterator[Row]:
+    """The five largest eigenvalues to a residual of a thousandth of the first."""
+    problem = problem_of(size)
+
+    def ours(problem: Problem, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        found = eigenpairs.eigenpairs(operators.hessian(problem), key, 5, 30)
+        return found.values, found.residuals
+
+    yield from beside(
+        settings,
+        "interpret/top5_large",
+        {"P": trees.size(problem.floats), "k": 5},
+        prepare_jax(ours, problem, jax.random.key(0)),
+        {
+            "pyhessian": peer("pyhessian", lambda: peers.pyhessian_top(problem, 5), settings),
+            "eigenthings": peer(
+                "hessian_eigenthings", lambda: peers.eigenthings_top(problem, 5, 30), settings
+            ),
+        },
+        1,
+        "calls/s",
+        lambda found: float(found[0][0]),
+    )
+
+
+def kernels(settings: Settings) -> Iterator[Row]:
+    """The traced tangent kernel of a classifier."""
+    problem = problem_of(Size("kernel", (64, 64, 64, 10), 256, 0, 0, 0))
+
+    def ours(params: Any, x: jax.Array) -> jax.Array:
+        return ntk.ntk(network, params, x, method="layers")
+
+    yield from beside(
+        settings,
+        "interpret/ntk",
+        {"P": trees.size(problem.floats), "N": 256, "C": 10},
+        prepare_jax(ours, problem.params, problem.data.inputs),
+        {"torch_func": peer("torch", lambda: peers.torch_ntk(problem), settings)},
+        256 * 256,
+        "entries/s",
+        lambda kernel: float(jnp.trace(kernel)),
+    )
+
+
+def shadows(settings: Settings, models: int = 64, steps: int = 100) -> Iterator[Row]:
+    """64 shadow models of LiRA as one program, and one after the other in PyTorch."""
+    size = Size("shadows", (16, 32, 2), 200, 0, 0, 0)
+    problem = problem_of(size)
+    x, y = problem.data.inputs, problem.data.targets
+
+    def train(key: jax.Array, weights: jax.Array, x: jax.Array, y: jax.Array) -> Any:
+        def loss(params: Any) -> jax.Array:
+            return jnp.sum(weights * cross_entropy.value(network(params, x), y)) / jnp.sum(weights)
+
+        def step(params: Any, _: None) -> tuple[Any, None]:
+            return trees.axpy(-0.5, jax.grad(loss)(params), params), None
+
+        start = trees.random_like(key, problem.params, "normal")
+        start = jax.tree.map(lambda leaf: leaf / leaf.shape[0] ** 0.5, start)
+        return jax.lax.scan(step, start, None, length=steps)[0]
+
+    def ours(key: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+        keys = jax.random.split(key, models)
+        member = jax.random.bernoulli(key, 0.5, (models, len(x))).astype(x.dtype)
+        params = jax.vmap(train, (0, 0, None, None))(keys, member, x, y)
+        losses = jax.vmap(lambda own: cross_entropy.value(network(own, x), y))(params)
+        return jnp.sum(member * losses) / jnp.sum(member)
+
+    yield from beside(
+        settings,
+        "interpret/shadows",
+        {"models": models, "steps": steps, "N": size.examples},
+        prepare_jax(ours, jax.random.key(0), x, y),
+        {"torch": peer("torch", lambda: peers.torch_shadows(problem, models, steps), settings)},
+        models,
+        "models/s",
+        float,
+    )

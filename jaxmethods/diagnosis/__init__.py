@@ -1,0 +1,1 @@
+"""Diagnostics of whatever a run has trained: what `method: interpret` runs, above all methods."""
