@@ -204,7 +204,19 @@ def _tempered(logits: jax.Array, temperature: float) -> jax.Array:
 def check_positions(
     config: DecoderConfig, length: int, new_tokens: int, mask: jax.Array | None
 ) -> None:
-    """The last new token is never fed, so that a table of P positions allows P + 1 tokens."""
+    """Refuses more tokens than a model has learned positions for.
+
+    The last new token is never fed, so that a table of P positions allows P + 1 tokens.
+
+    Args:
+        config: of the decoder.
+        length: T, of the prompts.
+        new_tokens: N.
+        mask: [B, T], False on padding; None: there is none.
+
+    Raises:
+        ValueError: there are more.
+    """
     if config.positions != "learned" or isinstance(mask, Tracer):
         return
     longest = length if mask is None else int(jnp.max(jnp.sum(mask != 0, axis=1), initial=0))
