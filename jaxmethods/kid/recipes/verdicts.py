@@ -86,7 +86,7 @@ def elect(texts: Texts, examples: Sequence[Example], samples: Sequence[Any]) -> 
 
 
 def best_beams(texts: Texts, examples: Sequence[Example], answers: Any) -> tuple[Any, Any]:
-    """Chooses the first beam of every question that SQLite can plan, or else the first.
+    """Chooses, for every question, the first beam that SQLite can plan; else the first.
 
     Args:
         texts: with the tokenizer and the databases.

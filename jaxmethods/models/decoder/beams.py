@@ -39,7 +39,7 @@ class _Search(NamedTuple):
     """[B, K] int32, chosen and not yet fed."""
     tokens: jax.Array
     cache: Cache
-    """Has B K rows."""
+    """B K rows, those of a prompt side by side."""
     done: jax.Array
     lengths: jax.Array
     scores: jax.Array

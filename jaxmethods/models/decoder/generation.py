@@ -204,16 +204,18 @@ def _tempered(logits: jax.Array, temperature: float) -> jax.Array:
 def check_positions(
     config: DecoderConfig, length: int, new_tokens: int, mask: jax.Array | None
 ) -> None:
-    """Refuses what learned positions don't reach: a table of P allows P + 1 tokens.
+    """Refuses more tokens than a model has learned positions for.
+
+    The last new token is never fed, so that a table of P positions allows P + 1 tokens.
 
     Args:
         config: of the decoder.
-        length: tokens of the prompt.
-        new_tokens: how many are to follow; the last one is never fed.
-        mask: [B, T], which prompt tokens are there; None for all.
+        length: T, of the prompts.
+        new_tokens: N.
+        mask: [B, T], False on padding; None: there is none.
 
     Raises:
-        ValueError: a prompt and its continuation are longer than the table.
+        ValueError: there are more.
     """
     if config.positions != "learned" or isinstance(mask, Tracer):
         return
