@@ -132,9 +132,9 @@ def say(run: SpeechTextRun, split: str, config: LogMelConfig) -> Arrays:
     voices = synthesizer.UNSEEN if split == UNSEEN else synthesizer.TRAINED
     clips, lengths, sounds = [], [], []
     positions = config.n_samples // PER_POSITION
-    for place, sentence in enumerate(chosen):
+    for sentence in chosen:
         noise = rng.choice(NOISE_DB) if rng.random() < run.speech.noisy else None
-        voice = voices[place % len(voices)]
+        voice = voices[rng.integers(len(voices))]
         wave, said = synthesizer.speak(known.sentences[sentence].text, voice, rng, noise)
         if len(wave) > config.n_samples:
             raise ValueError(
