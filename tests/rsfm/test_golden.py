@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmethods.data import normalization, sensors
+from jaxmethods.data.earth import normalization, sensors
 from jaxmethods.models import clip, location
 from jaxmethods.models.geovit import (
     EncoderConfig,

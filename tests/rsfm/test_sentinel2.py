@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmethods.data import normalization, sensors
+from jaxmethods.data.earth import normalization, sensors
 from jaxmethods.files import read_npz
 from jaxmethods.models import geovit
 from jaxmethods.rsfm.evaluation import segmenter, tiles

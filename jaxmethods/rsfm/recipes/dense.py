@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmethods.data.scenes import CLASSES, Scenes
+from jaxmethods.data.earth.scenes import CLASSES, Scenes
 from jaxmethods.models.geovit import EncoderConfig, init
 from jaxmethods.models.geovit.patches import patchify
 from jaxmethods.numerics.keys import named

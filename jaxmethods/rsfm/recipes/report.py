@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmethods.data.scenes import CLASSES
+from jaxmethods.data.earth.scenes import CLASSES
 from jaxmethods.files import write_atomically
 from jaxmethods.models.geovit import Context
 from jaxmethods.models.geovit.patches import patchify, unpatchify

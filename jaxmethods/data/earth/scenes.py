@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxmethods.data.sensors import SENTINEL2, places_of
+from jaxmethods.data.earth.sensors import SENTINEL2, places_of
 
 CLASSES = ("water", "forest", "grass", "soil", "built")
 WATER, FOREST, GRASS, SOIL, BUILT = range(len(CLASSES))

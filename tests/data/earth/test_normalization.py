@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jaxmethods.data import normalization, sensors
+from jaxmethods.data.earth import normalization, sensors
 from jaxmethods.errors import DataError
 
 NAMES = ("B4", "B3", "B2")

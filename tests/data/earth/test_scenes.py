@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jaxmethods.data.scenes import BUILT, CLASSES, FOREST, WATER, synthetic_scenes
-from jaxmethods.data.sensors import SENTINEL2
+from jaxmethods.data.earth.scenes import BUILT, CLASSES, FOREST, WATER, synthetic_scenes
+from jaxmethods.data.earth.sensors import SENTINEL2
 
 
 @pytest.fixture(scope="module")

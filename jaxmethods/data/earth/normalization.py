@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from jaxmethods.data.sensors import Statistics
+from jaxmethods.data.earth.sensors import Statistics
 from jaxmethods.errors import DataError
 
 Policy = Literal["dataset", "model"]

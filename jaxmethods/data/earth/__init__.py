@@ -1,0 +1,1 @@
+"""Earth observation: sensors and their bands, normalization, generated scenes."""
