@@ -178,7 +178,7 @@ def torch_ntk(problem: Problem) -> Call:
     def call() -> float:
         jacobians = torch.func.vmap(torch.func.jacrev(one), (None, 0))(params, x)
         flat = [leaf.flatten(2) for leaf in jacobians.values()]
-        kernel = sum(torch.einsum("ncp,mcp->nm", leaf, leaf) for leaf in flat)
+        kernel = torch.stack([torch.einsum("ncp,mcp->nm", leaf, leaf) for leaf in flat]).sum(0)
         return float(torch.trace(kernel)) / problem.params[-1][1].shape[0]
 
     return call
