@@ -319,13 +319,13 @@ class TestContinuousActions:
         mask = jnp.ones((B, N, A), bool)
 
         @jax.jit
-        def play(key):
+        def play(params, key):
             acted = policy.act(network, params, key, obs, mask, GRAPH)
             judged = policy.evaluate_actions(network, params, obs, acted.action, mask, GRAPH)
             greedy = policy.act(network, params, key, obs, mask, GRAPH, greedy=True)
             return acted, judged, greedy
 
-        return params, *play(jax.random.key(2))
+        return params, *play(params, jax.random.key(2))
 
     @pytest.mark.slow
     def test_each_dimension_has_its_probability_and_acting_agrees_with_judging(self, played):

@@ -24,8 +24,8 @@ MUTATIONS = [
     ),
     (
         "decoder/attention.py",
-        "scores * width**-0.5",
-        "scores * width**-1",
+        "    scores = scores * width**-0.5",
+        "    scores = scores * width**-1",
         "cached scores over the width, not its root",
         "decoder/test_network.py",
     ),
@@ -143,7 +143,7 @@ MUTATIONS = [
     ),
     (
         "decoder/layer.py",
-        'config.residual == "sequential" else x + (attended + output)',
+        'config.residual == "sequential" else x + (change + output)',
         'config.residual == "sequential" else x + output',
         "parallel layers lose their attention",
         "test_golden.py decoder/test_checkpoint.py",
