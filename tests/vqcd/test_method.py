@@ -10,8 +10,6 @@ import pytest
 from jaxmethods import vqcd
 from jaxmethods.training.checkpoints import Checkpoints
 from jaxmethods.vqcd.bank import take
-from jaxmethods.vqcd.data.task_data import gather
-from jaxmethods.vqcd.method import planner_loss
 from tests.vqcd.toy import (
     ACTIONS,
     CONFIG,
@@ -99,47 +97,6 @@ def test_fine_tuning_forgets():
     weights = [vqcd.task_weights(config, each, 0) for each in (first, second)]
     assert not equal(weights[0].network, weights[1].network)
     assert not equal(weights[0].inverse, weights[1].inverse)
-
-
-def one_place(task):
-    """Windows of a task that never moves."""
-    random = np.random.default_rng(task)
-    rows = [np.tile(random.uniform(-1, 1, (1, n)), (60, 1)).astype(np.float32) for n in (6, 4)]
-    states, actions = ((jnp.asarray(values), None) for values in rows)
-    return vqcd.task_data(states, actions, np.arange(57), random.uniform(size=60), task)
-
-
-@pytest.mark.slow
-def test_with_owners_swapped_tasks_are_lost_as_by_fine_tuning():
-    """Each task's own kernels matter, and not only what it has privately."""
-    own = changed(PERCEPTRON, tasks=2, lr=5e-3, batch=32)
-    dense = changed(own, scope="none", rest="shared", inverse="shared")
-    banks = {}
-    for config in (own, dense):
-        compiled, bank = programs(config), vqcd.initial_bank(jax.random.key(3), config)
-        for task in range(2):
-            bank, _ = train(config, compiled, bank, task, 400, data=one_place(task))
-        banks[config] = bank
-
-    def loss(config, bank, task):
-        windows, current = gather(one_place(task), jnp.arange(50), 4), take(config, bank.ema, task)
-        key = jax.random.key(1)
-        return float(jitted(config, current, bank.owner, task, windows, key)[0])
-
-    jitted = jax.jit(planner_loss, static_argnums=0)
-    swapped = jax.tree.map(
-        lambda owner: None if owner is None else 1 - owner,
-        banks[own].owner,
-        is_leaf=lambda leaf: leaf is None,
-    )
-    for task in range(2):
-        kept = loss(own, banks[own], jnp.int32(task))
-        lost = loss(own, banks[own]._replace(owner=swapped), jnp.int32(task))
-        tuned = loss(dense, banks[dense], jnp.int32(task))
-        assert lost > 1.5 * kept
-        assert lost >= tuned
-    # Of which fine-tuning has forgotten the first.
-    assert loss(dense, banks[dense], jnp.int32(0)) > 1.5 * loss(own, banks[own], jnp.int32(0))
 
 
 @pytest.mark.parametrize("what", ["rest", "inverse"])
