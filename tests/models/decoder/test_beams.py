@@ -77,6 +77,7 @@ def test_a_row_depends_neither_on_padding_nor_on_its_neighbors(params):
     assert not np.any(together.tokens[2])
 
 
+@pytest.mark.slow
 def test_beams_are_those_of_transformers(params, tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
