@@ -60,9 +60,18 @@ def report(run, out, *more):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["team", "world"])
-def test_a_finished_run_is_reported_on(tmp_path, request, name):
-    run = request.getfixturevalue(name)
+def test_a_team_is_diagnosed_by_what_it_does(team):
+    found = jaxmethods.load_run(team).diagnosable()
+    inputs, actions = found.data
+    outputs = jax.eval_shape(found.apply, found.params, inputs)
+    assert outputs.shape[:-1] == actions.shape
+    rows = [json.loads(line) for line in (team / "metrics.jsonl").read_text().splitlines()]
+    assert any("train/monitor_sharpness" in row for row in rows)
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_reported_on(tmp_path, world):
+    run = world
     assert report(run, tmp_path / "out") == 0
     (rows,) = json.loads((tmp_path / "out" / "diagnostics.json").read_text())
     assert {"train_loss", "accuracy", "trace", "ggn_trace", "calibration"} <= set(rows)
