@@ -87,8 +87,10 @@ def space(task=0):
     return vqcd.TaskSpace(
         vqcd.statistics(states),
         vqcd.statistics(actions),
-        weights(alignment.init, STATES, states.shape[1], seed=task),
-        weights(alignment.init, ACTIONS, actions.shape[1], seed=task),
+        *(
+            jax.tree.map(jnp.asarray, weights(alignment.init, config, rows.shape[1], seed=task))
+            for config, rows in ((STATES, states), (ACTIONS, actions))
+        ),
         jnp.full(10, -1.0),
         jnp.full(10, 1.0),
     )
