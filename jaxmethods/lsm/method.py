@@ -22,7 +22,7 @@ import optax
 from jaxmethods.lsm.config import TuneConfig
 from jaxmethods.lsm.connector import connect, init_connector
 from jaxmethods.lsm.model import Model, Text, assemble, response_losses
-from jaxmethods.method import Method, Metrics, gradient_step
+from jaxmethods.method import Method, Metrics, Objective, gradient_step
 from jaxmethods.models.decoder import lora
 from jaxmethods.models.decoder.layer import Params
 from jaxmethods.numerics.keys import named
@@ -128,7 +128,16 @@ def tuner(
         after = TuneState(key, trained, moments, state.tokens + tokens)
         return after, {"loss": jnp.sum(values), "tokens": tokens}
 
-    return Method(init, step)
+    def objective(state: TuneState, data: Data) -> Objective:
+        def loss(trained: Params, key: jax.Array) -> jax.Array:
+            draw, dropout = jax.random.split(key)
+            rows = draw_rows(draw, data.weights, config.batch)
+            nats, learned = losses(trained, data, rows, dropout)
+            return jnp.sum(nats) / jnp.maximum(jnp.sum(learned), 1)
+
+        return Objective(state.trained, loss)
+
+    return Method(init, step, objective)
 
 
 def language_model_of(trained: Params, base: Params, config: TuneConfig) -> Params:

@@ -11,7 +11,7 @@ from jaxmethods.lsm.model import IGNORED, Model, Text
 from jaxmethods.models import decoder
 from jaxmethods.models.decoder.config import DecoderConfig
 from jaxmethods.models.qformer import QFormerConfig
-from tests.programs import once
+from tests.programs import weights
 
 INPUTS, FRAMES = 6, 60
 LANGUAGE = DecoderConfig(
@@ -37,14 +37,11 @@ def model(policy="fixed"):
     return Model(CONNECTOR.model_copy(update={"policy": policy}), LANGUAGE)
 
 
-@once
 def params():
-    keys = jax.random.split(jax.random.key(0))
-    found = {
-        "connector": init_connector(keys[0], CONNECTOR, INPUTS, LANGUAGE.width),
-        "language_model": decoder.init_params(keys[1], LANGUAGE),
+    return {
+        "connector": weights(init_connector, CONNECTOR, INPUTS, LANGUAGE.width),
+        "language_model": weights(decoder.init_params, LANGUAGE, seed=1),
     }
-    return jax.tree.map(lambda leaf: 4 * leaf, found)
 
 
 def frames(clips, seed=2):

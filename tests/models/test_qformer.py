@@ -9,18 +9,13 @@ import pytest
 
 from jaxmethods.models import qformer
 from jaxmethods.models.qformer import QFormerConfig
-from tests.programs import once
+from tests.programs import weights
 
 CONFIG = QFormerConfig(width=8, layers=2, heads=2, mlp_width=12, queries=1, dropout=0.5)
 
 
-@once
 def params(queries=1):
-    config = CONFIG.model_copy(update={"queries": queries})
-    found = qformer.init(jax.random.key(0), config, 6)
-    bias = found["layers"]["cross"]["value"]["bias"]
-    found["layers"]["cross"]["value"]["bias"] = bias + 0.3
-    return jax.tree.map(lambda leaf: 3 * leaf, found)
+    return weights(qformer.init, CONFIG.model_copy(update={"queries": queries}), 6)
 
 
 read = jax.jit(qformer.read, static_argnames=("config", "absorb", "attention"))

@@ -26,7 +26,7 @@ from jaxmethods.lsm.recipes.world import (
     for_a_small_model,
 )
 from jaxmethods.lsm.synthesizer import SYMBOLS
-from jaxmethods.method import Method, Metrics, gradient_step
+from jaxmethods.method import Method, Metrics, Objective, gradient_step
 from jaxmethods.models.decoder.layer import Params
 from jaxmethods.models.whisper.config import EncoderConfig
 from jaxmethods.models.whisper.encoder import encode, init_encoder
@@ -99,24 +99,27 @@ def listener(config: EncoderConfig, settings: ListenerConfig) -> Method:
         params = {"encoder": encoder | {"layers": blocks}, "head": kernel}
         return ListenerState(key, params, optimizer.init(params))
 
-    def step(state: ListenerState, batch: Clips) -> tuple[ListenerState, Metrics]:
-        key, draw, change = jax.random.split(state.key, 3)
+    def measured(params: Params, batch: Clips, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        draw, change = jax.random.split(key)
         rows = jax.random.randint(draw, (settings.batch,), 0, len(batch.features))
         features, sounds = varied(
             change, batch.features[rows].astype(jnp.float32), batch.sounds[rows]
         )
+        logits = encode(params["encoder"], config, features).last @ params["head"]
+        nats = optax.softmax_cross_entropy_with_integer_labels(logits, sounds)
+        return jnp.mean(nats), jnp.mean(jnp.argmax(logits, -1) == sounds)
 
-        def loss(params: Params) -> tuple[jax.Array, jax.Array]:
-            logits = encode(params["encoder"], config, features).last @ params["head"]
-            nats = optax.softmax_cross_entropy_with_integer_labels(logits, sounds)
-            return jnp.mean(nats), jnp.mean(jnp.argmax(logits, -1) == sounds)
+    def objective(state: ListenerState, batch: Clips) -> Objective:
+        return Objective(state.params, lambda params, key: measured(params, batch, key)[0])
 
-        found, gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+    def step(state: ListenerState, batch: Clips) -> tuple[ListenerState, Metrics]:
+        key, own = jax.random.split(state.key)
+        found, gradient = jax.value_and_grad(measured, has_aux=True)(state.params, batch, own)
         params, moments = gradient_step(optimizer, gradient, state.optimizer, state.params)
         metrics = {"loss": found[0], "accuracy": found[1]}
         return ListenerState(key, params, moments), metrics
 
-    return Method(init, step)
+    return Method(init, step, objective)
 
 
 def varied(key: jax.Array, features: jax.Array, sounds: jax.Array) -> tuple[jax.Array, jax.Array]:

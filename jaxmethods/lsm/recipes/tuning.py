@@ -73,7 +73,7 @@ def student_stage(run: SpeechTextRun, student: StudentConfig) -> Train:
 
     return Train(
         student.title,
-        Method(init, method.step),
+        Method(init, method.step, method.objective),
         student.tune.steps,
         lambda results: data_of(run, student, results),
         result=result,

@@ -92,7 +92,7 @@ def writer_stage(run: SpeechTextRun) -> Train:
 
     return Train(
         WRITER,
-        Method(init, learner.step),
+        Method(init, learner.step, learner.objective),
         run.writer.steps,
         lambda results: text_tasks(run.speech),
         result=lambda state, batch: state.params,

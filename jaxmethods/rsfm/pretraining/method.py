@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxmethods.method import Method, Metrics, gradient_step
+from jaxmethods.method import Method, Metrics, Objective, gradient_step
 from jaxmethods.models.geovit.encoder import Context
 from jaxmethods.numerics.keys import named
 from jaxmethods.rsfm.config import MAEConfig, PretrainConfig
@@ -81,20 +81,23 @@ def pretrainer(config: MAEConfig, training: PretrainConfig) -> Method:
         params = mae.init(params_key, config)
         return State(own, jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
-    def step(state: State, batch: Pixels) -> tuple[State, Metrics]:
-        now = jax.random.fold_in(state.key, state.step)
-        views = draw_views(now, batch, training)
-        noise = jax.random.uniform(named(now, "noise"), mae.noise_shape(config, training.batch))
-
-        def loss(params: Any) -> jax.Array:
+    def objective(state: State, batch: Pixels) -> Objective:
+        def loss(params: Any, key: jax.Array) -> jax.Array:
+            views = draw_views(key, batch, training)
+            noise = jax.random.uniform(named(key, "noise"), mae.noise_shape(config, training.batch))
             return masked_loss(params, config, training, views, noise)
 
-        value, gradient = jax.value_and_grad(loss)(state.params)
+        return Objective(state.params, loss)
+
+    def step(state: State, batch: Pixels) -> tuple[State, Metrics]:
+        params, loss = objective(state, batch)
+        now = jax.random.fold_in(state.key, state.step)
+        value, gradient = jax.value_and_grad(loss)(params, now)
         params, moments = gradient_step(optimizer, gradient, state.optimizer, state.params)
         metrics = {"loss": value, "rate": rate_at(training)(state.step)}
         return State(state.key, state.step + 1, params, moments), metrics
 
-    return Method(init, step)
+    return Method(init, step, objective)
 
 
 def masked_loss(

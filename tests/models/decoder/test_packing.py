@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from jaxmethods.models import decoder
 from jaxmethods.models.decoder import lora
 from jaxmethods.models.decoder.attention import token_positions
 from jaxmethods.models.decoder.config import DecoderConfig
-from tests.programs import once
+from tests.models.decoder.decoders import random_params
 
 CONFIG = DecoderConfig(
     family="llama",
@@ -28,13 +30,16 @@ CONFIG = DecoderConfig(
 SEGMENTS = jnp.asarray([[1, 1, 1, 2, 2, 0]])
 
 
-@once
+FORWARD = jax.jit(decoder.forward, static_argnums=1, static_argnames=("taps",))
+
+
+@cache
 def params():
-    return jax.tree.map(lambda leaf: 5 * leaf, decoder.init_params(jax.random.key(0), CONFIG))
+    return random_params(CONFIG)
 
 
 def logits(ids, **settings):
-    return decoder.forward(params(), CONFIG, jnp.asarray(ids), **settings).logits
+    return FORWARD(params(), CONFIG, jnp.asarray(ids), **settings).logits
 
 
 def test_positions_begin_anew_with_every_segment():
