@@ -31,7 +31,7 @@ def test_with_owners_swapped_tasks_are_lost_as_by_fine_tuning():
     for config in (own, dense):
         compiled, bank = programs(config), vqcd.initial_bank(jax.random.key(3), config)
         for task in range(2):
-            bank, _ = train(config, compiled, bank, task, 500, data=one_place(task))
+            bank, _ = train(config, compiled, bank, task, 800, data=one_place(task))
         banks[config] = bank
 
     def loss(config, bank, task):
