@@ -92,6 +92,7 @@ def test_what_a_run_leaves_can_be_read_by_others(finished):
         assert path.stat().st_mode & (0o055 if path.is_dir() else 0o044), path
 
 
+@pytest.mark.slow
 def test_evaluate_writes_a_result_that_says_that_it_is_fresh(finished, tmp_path, capsys):
     file = tmp_path / "fresh.json"
     assert cli.main(["evaluate", str(finished), "--json", str(file), "--seed", "5"]) == 0

@@ -25,6 +25,7 @@ def test_equal_work(config):
     np.testing.assert_allclose(logits, bench.torch_prefill(model, ids)().numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_rows_of_a_small_model(monkeypatch):
     monkeypatch.setattr(bench, "COPIED", 2**12)
     monkeypatch.setattr(bench, "transformers_model", lambda config, params: None)

@@ -37,6 +37,7 @@ def test_the_loss_is_that_of_pytorch():
     np.testing.assert_allclose(loss, bench.torch_step(SIZES, own, other, "cpu")(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_rows_say_how_often_a_step_is_that_of_the_others():
     rows = list(bench.steps(Settings(3, 0.1, 1), SIZES, ("sft", "rkd_cached")))
     assert [row.name for row in rows] == ["kid/sft", "kid/rkd_cached"]

@@ -18,6 +18,7 @@ def test_a_call_that_is_cut_off_keeps_its_rows(tmp_path):
     assert {"devices", "jax", "memory"} <= set(content["environment"])
 
 
+@pytest.mark.slow
 def test_what_fails_is_named_and_the_rest_is_measured(tmp_path, monkeypatch):
     def broken(settings, sizes):
         raise MemoryError("no room")

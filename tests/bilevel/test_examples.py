@@ -19,6 +19,7 @@ def test_the_docstring_s_example_runs():
     assert not failed
 
 
+@pytest.mark.slow
 def test_reweighting_finds_wrong_labels_and_gains_by_it():
     pytest.importorskip("sklearn")
     result = runpy.run_path(str(EXAMPLES / "reweighting.py"))["main"]()

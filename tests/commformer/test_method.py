@@ -429,6 +429,7 @@ def test_environment_steps_count_on_beyond_what_int32_holds(compiled):
     np.testing.assert_allclose(metrics["environment_steps"], (2**30 + 1) * 8 * 6, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_truncated_episode_is_worth_what_the_state_it_reached_is():
     """With lambda 0 the return of a cut step is its reward plus the value of what it led to."""
     ppo = PPO.model_copy(update={"gae_lambda": 0.0, "bootstrap_truncated": True, "rollout": 3})

@@ -209,6 +209,7 @@ def close_trees(a, b, atol):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
 
 
+@pytest.mark.slow
 def test_microbatches_and_devices_change_nothing():
     own = problem()
     weight = jnp.arange(24.0) % 3
@@ -233,6 +234,7 @@ def test_microbatches_and_devices_change_nothing():
     close_trees(_products(spread, jax.device_put(vector, everywhere)), expected, 1e-5)
 
 
+@pytest.mark.slow
 def test_sharded_parameters_stay_sharded_and_change_nothing():
     own = classification(0, 16, (8, 16, 8))
     vector = jax.tree.map(jnp.cos, own.floats)

@@ -155,6 +155,7 @@ def test_nothing_to_replace_is_plain_distillation_bit_for_bit():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), found, plain)
 
 
+@pytest.mark.slow
 def test_chunks_of_logits_and_micro_batches_change_nothing():
     whole = run(config())
     assert_same(run(config(micro_batches=4, logit_chunk=5)), whole)

@@ -23,6 +23,7 @@ def method_of(settings, rows=4, **models):
     return distiller(*own.values(), optax.adam(0.02), settings, rows=rows, init=init)
 
 
+@pytest.mark.slow
 def test_training_goes_down_for_several_seeds_in_one_program():
     """`vmap` over seeds; 30 steps in one loop on the device."""
     method = method_of(config(share_prefix=False))

@@ -43,6 +43,7 @@ def after(steps=1, **settings):
     return state, metrics
 
 
+@pytest.mark.slow
 def test_the_loss_falls():
     own = method(optax.adam(3e-2))
     given = data()
@@ -56,6 +57,7 @@ def test_the_loss_falls():
     assert metrics["loss"][-5:].mean() < 0.7 * metrics["loss"][:5].mean()
 
 
+@pytest.mark.slow
 def test_the_mean_over_tokens_does_not_depend_on_micro_batches():
     whole, _ = after()
     parts, _ = after(micro_batches=4)

@@ -114,6 +114,7 @@ def finetuning_leaves(tree):
     return [(jax.tree_util.keystr(p, simple=True, separator="/"), leaf) for p, leaf in leaves]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_the_base_learns(optimizer):
     config = BaseConfig(

@@ -35,6 +35,7 @@ def assert_close(many, one, **tolerances):
             np.testing.assert_allclose(left, right, **tolerances)
 
 
+@pytest.mark.slow
 def test_static_merges(mesh):
     stack = spread(tiny.setting(tasks=4).stack, trees.STACK_RULES, mesh)
     assert jax.tree.leaves(stack)[0].sharding.spec[0] == "fsdp"
@@ -69,6 +70,7 @@ def test_routed_towers_and_their_adaptation(mesh, routing):
     assert_close(many, run(state, batch), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_deep_surgery(mesh):
     def encode(model, pixels, correct, corrections):
         out = vit.forward(

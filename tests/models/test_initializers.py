@@ -43,6 +43,7 @@ def test_the_numbers_are_those_of_jax_mapped_or_not():
         np.testing.assert_allclose(mine, theirs, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_many_layers_of_many_models_are_drawn_side_by_side_without_waiting_for_ever():
     subprocess.run(
         [sys.executable, "-c", MANY_AT_ONCE],

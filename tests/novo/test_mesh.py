@@ -28,6 +28,7 @@ def one_device(folder):
     return score(params, CONFIG, random_sequences(questions=8), batch_tokens=128, likelihood=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(2, 1), (1, 2), (2, 4)])
 def test_norms_of_a_mesh_are_those_of_one_device(folder, one_device, sizes):
     devices = np.array(jax.devices()[: np.prod(sizes)]).reshape(sizes)

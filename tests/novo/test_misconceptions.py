@@ -54,6 +54,7 @@ def test_every_fact_is_asked_once_with_truth_and_myth_among_four_values():
     assert len(set(items.labels)) > 1
 
 
+@pytest.mark.slow
 def test_a_learner_learns_and_is_judged_by_every_rule():
     learner = LearnerConfig(layers=2, width=32, mlp_width=32, heads=4, kv_heads=2, steps=30)
     run = Run(

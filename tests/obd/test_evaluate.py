@@ -131,6 +131,7 @@ def test_without_an_environment_only_the_loss_is_measured():
     assert list(evaluate.judge_sets(nowhere, CONFIG, measures)) == ["offline_loss"]
 
 
+@pytest.mark.slow
 def test_mujoco_plays_every_seed_from_its_own_episodes():
     pytest.importorskip("mujoco")
     pytest.importorskip("gymnasium")

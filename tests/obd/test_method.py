@@ -167,6 +167,7 @@ def test_rows_of_the_highest_value():
     np.testing.assert_array_equal(syn.states, small.source().data.states[best])
 
 
+@pytest.mark.slow
 def test_clusters_give_different_rows_and_separated_groups_one_each():
     centers = 100.0 * jnp.arange(4.0)[:, None]
     states = (centers[:, None] + jax.random.normal(jax.random.key(0), (4, 10, 1))).reshape(40, 1)
@@ -239,6 +240,7 @@ def test_other_data_of_the_same_shape_does_not_retrace():
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 def test_mixed_mode_needs_a_third_of_the_memory_of_reverse_mode():
     """At the paper's size: N = 256, T = 100, B = 2560, width 256."""
     temporary = {}

@@ -196,6 +196,7 @@ def test_the_policys_loss_is_temperature_times_log_density_minus_value(start):
     np.testing.assert_allclose(change, -2 * one["entropy"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_cloning_ends_after_its_steps(start):
     state = start[0]._replace(step=jnp.int32(5))
     _, plain = step_of((state, None))

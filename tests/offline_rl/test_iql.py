@@ -103,6 +103,7 @@ def test_the_best_actions_of_a_known_world_are_found_in_random_data(learned):
     assert np.all(np.asarray(actions) * np.array([1, 1, -1, -1]) > 0.5)
 
 
+@pytest.mark.slow
 def test_its_critic_prefers_the_way_to_the_middle(learned):
     teacher = iql.teacher(learned[0])
     states = teacher.norm.apply(jnp.array([[-0.8], [0.8]]))

@@ -21,6 +21,7 @@ SIZE, CLASSES, TILE = 4, 11, 16
 BANDS = ("B2", "B3", "B4", "B8", "B11", "B12")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not PATCH.exists(), reason="needs JAXMETHODS_SHARED")
 def test_a_map_of_a_real_scene():
     arrays = read_npz(PATCH)

@@ -70,6 +70,7 @@ def on_one_device(tmp_path_factory):
     return of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MESHES)
 def test_a_mesh_stopped_and_resumed_gives_the_results_of_one_device(tmp_path, on_one_device, name):
     mesh, seeds, rules = MESHES[name]
@@ -91,6 +92,7 @@ def test_a_checkpoint_moves_between_eight_devices_and_one(tmp_path, on_one_devic
     assert_rows_close(tmp_path / "run", path)
 
 
+@pytest.mark.slow
 def test_initial_weights_may_be_orthogonal_on_every_device():
     def init(key, batch):
         # Layers that are independent of each other are factorized side by side.

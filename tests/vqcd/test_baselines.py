@@ -44,6 +44,7 @@ def distance(a, b):
     return float(sum(jnp.square(x - y).sum() for x, y in pairs)) ** 0.5
 
 
+@pytest.mark.slow
 def test_a_network_a_task_forgets_nothing_and_shares_nothing():
     (start, first, last), _ = both_tasks(baselines.separate(PAIR))
     assert not [own for own in jax.tree.leaves(start.owner) if own is not None]
@@ -67,6 +68,7 @@ def test_a_pull_keeps_weights_near_what_was_learned():
     assert equal(again.center, pulled.params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ewc", "mas"])
 def test_importance_is_of_gradients_with_a_floor(kind):
     config = baselines.regularized(PAIR, 1.0)
@@ -123,6 +125,7 @@ def test_packnet_keeps_the_largest_and_runs_earlier_tasks_weights():
     np.testing.assert_array_equal(running[owner == 0], average[owner == 0])
 
 
+@pytest.mark.slow
 def test_adapters_leave_the_first_tasks_network_alone():
     config = baselines.cod_lora(PAIR, rank=2)
     (start, first, last), _ = both_tasks(config)
@@ -153,6 +156,7 @@ def test_every_so_manieth_batch_is_of_an_earlier_task():
     assert draw(config, KEY, jnp.int32(2), feed._replace(replay=None)).task[0] == 2
 
 
+@pytest.mark.slow
 def test_the_predecessor_is_given_the_task_and_not_the_return():
     config = baselines.cod(PAIR)
     bank = vqcd.initial_bank(KEY, config)
@@ -181,6 +185,7 @@ def test_cloning_trains_a_policy_without_plans():
     assert equal(memory, after)
 
 
+@pytest.mark.slow
 def test_mixed_tasks_train_one_network():
     config = baselines.multitask(PAIR)
     joined = vqcd.join_tasks([codes_data(0), codes_data(1)])

@@ -99,6 +99,7 @@ def test_fine_tuning_forgets():
     assert not equal(weights[0].inverse, weights[1].inverse)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["rest", "inverse"])
 def test_what_is_shared_and_trained_on_is_forgotten(what):
     config = changed(PERCEPTRON, **{what: "shared"})
@@ -110,6 +111,7 @@ def test_what_is_shared_and_trained_on_is_forgotten(what):
     assert equal(before.inverse, after.inverse) == (what == "rest")
 
 
+@pytest.mark.slow
 def test_frozen_leftovers_are_the_first_tasks():
     config = changed(PERCEPTRON, rest="freeze_after_first")
     compiled, bank = programs(config), vqcd.initial_bank(jax.random.key(3), config)
@@ -180,6 +182,7 @@ def test_tasks_that_share_weights_cannot_be_joined():
         vqcd.join_banks(config, banks)
 
 
+@pytest.mark.slow
 def test_dense_training_with_assembling_equals_masked_training(start, sequence):
     config = changed(CONFIG, update="dense")
     compiled, bank = programs(config), start
@@ -202,6 +205,7 @@ def test_momentum_that_is_kept_drifts_but_the_assembled_tree_does_not():
     np.testing.assert_array_equal(kernel(first.ema), kernel(second.ema))
 
 
+@pytest.mark.slow
 def test_accumulated_batches_take_the_mean_gradient():
     start = vqcd.initial_bank(jax.random.key(3), PERCEPTRON)
     config = changed(PERCEPTRON, accumulate=2, windows="permute", batch=4)
@@ -255,6 +259,7 @@ def test_seeds_side_by_side_equal_single_runs():
             np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_actions_can_be_diffused_with_the_states():
     config = changed(
         PERCEPTRON,

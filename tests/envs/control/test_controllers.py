@@ -85,6 +85,7 @@ def test_controllers_score_a_hundred(name):
     assert 93 < score < 107
 
 
+@pytest.mark.slow
 def test_better_mixtures_are_better():
     env = make_control("point_mass", time_limit=30)
     controller = CONTROLLERS["point_mass"](env)

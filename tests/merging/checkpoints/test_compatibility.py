@@ -402,6 +402,7 @@ def test_nan_in_what_is_copied_is_refused(tmp_path):
     refused(tmp_path, "head: expected finite weights to copy", *folders, exclude=("head",))
 
 
+@pytest.mark.slow
 def test_weights_of_float64_are_merged_in_float64(tmp_path):
     base = weights() | {"wide": 1 + 1e-12 * np.arange(8.0)}
     moved = [weights(i) | {"wide": base["wide"] + 1e-10 * i} for i in (1, 2)]

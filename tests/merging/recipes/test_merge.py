@@ -78,6 +78,7 @@ def inputs():
     return pixels, ids
 
 
+@pytest.mark.slow
 def test_a_merged_model_can_be_read_by_others(merged_clip):
     check_others_can_read(merged_clip)
 

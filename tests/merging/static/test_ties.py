@@ -71,6 +71,7 @@ def test_mergekit_keeps_exactly_its_number_of_equal_magnitudes():
     )
 
 
+@pytest.mark.slow
 def test_dare_with_ties_is_ties_of_the_rescaled_vectors():
     base = {"w": jnp.linspace(-1, 1, 40)}
     stack = {"w": base["w"] + jax.random.normal(jax.random.key(0), (3, 40))}

@@ -39,6 +39,7 @@ def projected(tmp_path):
     return tmp_path / "projected"
 
 
+@pytest.mark.slow
 def test_a_projection_is_read_applied_and_written(tmp_path, projected):
     loaded = clip.load(projected)
     weight = load_file(projected / "model.safetensors")[clip.PROJECTION]

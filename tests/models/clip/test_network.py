@@ -171,6 +171,7 @@ def test_what_is_wrong_with_a_folder_is_named(tmp_path, loaded):
         clip.text_features(loaded.params, loaded.config, jnp.zeros((1, 17), jnp.int32))
 
 
+@pytest.mark.slow
 def test_a_head_from_templates_averages_over_them(tmp_path, loaded):
     tokenizers = pytest.importorskip("tokenizers")
     write_tokenizer(tmp_path, tokenizers)

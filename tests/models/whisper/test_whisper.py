@@ -118,6 +118,7 @@ def test_greedy_tokens_are_those_of_a_pass_without_a_cache():
         assert int(found.lengths[row]) == len(said)
 
 
+@pytest.mark.slow
 def test_a_clip_does_not_depend_on_the_clips_beside_it():
     settings = {"end": 10, "new_tokens": 5}
     both = whisper.transcribe(params(), CONFIG, features(), jnp.asarray([3]), **settings)

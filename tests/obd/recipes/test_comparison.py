@@ -37,6 +37,8 @@ evaluation: {environment: pendulum, students: 3, episodes: 2}
 comparison: {cloning_steps: 4, cloning: {batch: 8}}
 training: {log_every: 4, evaluate_every: 4, checkpoint_every: 4}
 """
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 
 

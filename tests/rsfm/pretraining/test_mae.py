@@ -111,6 +111,7 @@ def test_groups_compare_every_band_with_itself(images):
     assert satmae.loss(published, images, pred, hidden) > 0.1
 
 
+@pytest.mark.slow
 def test_groups_of_the_same_mask_hide_as_much_of_each(images):
     shared = MAEConfig.model_validate(GROUPS.model_dump() | {"masking": "shared"})
     out = forward(mae_params(GROUPS), shared, images, uniform(1, 2, 16))
@@ -119,6 +120,7 @@ def test_groups_of_the_same_mask_hide_as_much_of_each(images):
     assert out.pred.shape == (2, 3, 16, 16)
 
 
+@pytest.mark.slow
 def test_half_precision_gives_the_loss_to_a_percent(images):
     params, noise = mae_params(MAE), uniform(1, 2, 16)
     narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)

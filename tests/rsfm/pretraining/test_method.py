@@ -55,6 +55,7 @@ def test_the_first_step_has_no_rate_where_there_is_a_warm_up():
     np.testing.assert_allclose(float(rate(2)), 0.05 * 8 / 256, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_eight_devices_take_the_step_of_one(pixels):
     own = pretrainer(MAE, TRAINING)
     mesh = Mesh(np.array(jax.devices()), ("data",))
