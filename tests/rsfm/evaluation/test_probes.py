@@ -64,3 +64,13 @@ def test_standardized_features_have_mean_0_and_deviation_1():
     own = probes.standardizer(features)(features)
     np.testing.assert_allclose(jnp.mean(own, 0), 0, atol=1e-5)
     np.testing.assert_allclose(jnp.std(own, 0), 1, rtol=1e-5)
+
+
+def test_more_features_than_images_are_told_apart():
+    """Also where the start of the search is a product with many zeros."""
+    features = draw(5, 540, 768)
+    found = probes.probe_lbfgs(
+        features, jnp.arange(540) % 10, jnp.array([1e-2]), classes=10, most_steps=3
+    )
+    assert found.steps[0] > 0
+    assert float(found.objective[0]) < np.log(10)
