@@ -64,7 +64,7 @@ class GrokkingRun(TrainingRunConfig):
     share: OpenFraction = 0.4
     """Share of all pairs that it is trained on."""
     width: Annotated[int, Field(ge=4)] = 96
-    """Of the hidden layer; embeddings have half of it."""
+    """Units of the hidden layer; embeddings have half as many."""
     steps: PositiveInt = 2000
     rate: PositiveFloat = 0.01
     """Learning rate of AdamW."""

@@ -36,7 +36,7 @@ class QFormerConfig(Config):
     queries: PositiveInt = 1
     norm_eps: Annotated[float, Field(gt=0)] = 1e-12
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Of states and attention probabilities, in training."""
+    """Dropout of states and attention probabilities, in training."""
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
