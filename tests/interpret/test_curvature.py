@@ -141,9 +141,8 @@ def test_a_trace_goes_on_until_its_error_is_small_enough():
     assert many.error <= 0.005 * many.value
 
 
-@once
-def _matrices():
-    own, key = problem(), jax.random.key(5)
+@jax.jit
+def _matrices(own, key):
     made = {
         "hessian": operators.hessian(own),
         "ggn": operators.ggn(own),
@@ -155,7 +154,7 @@ def _matrices():
 
 @pytest.mark.slow
 def test_ggn_is_positive_and_is_the_fisher_information_in_the_mean():
-    own = _matrices()
+    own = _matrices(problem(), jax.random.key(5))
     assert np.linalg.eigvalsh(own["ggn"]).min() > -1e-6
     apart = np.linalg.norm(own["fisher"] - own["ggn"]) / np.linalg.norm(own["ggn"])
     assert apart < 0.05

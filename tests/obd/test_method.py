@@ -72,10 +72,12 @@ def test_a_sweep_in_one_program_is_the_single_runs():
     sizes = jnp.array([6, 3, 5, 6])
     distilling = method.distiller(changed(inner_momentum=0.5))
 
+    source = jax.tree.map(jnp.asarray, small.source())
+
     def run(key, beta_w, lr, size):
-        state = distilling.init(key, small.source())
+        state = distilling.init(key, source)
         state = method.with_rates(state, beta_w=beta_w, inner_lr=lr, size=size)
-        return jax.lax.scan(lambda s, _: distilling.step(s, small.source()), state, length=3)
+        return jax.lax.scan(lambda s, _: distilling.step(s, source), state, length=3)
 
     together = jax.jit(jax.vmap(run))(keys, betas, rates, sizes)
     alone = jax.jit(run)

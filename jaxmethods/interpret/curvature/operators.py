@@ -245,13 +245,14 @@ def _fisher(context: tuple[Problem, jax.Array]) -> Product:
             return jax.grad(lambda outputs: jnp.sum(loss.value(outputs, drawn)))(outputs)
 
         slopes = jax.lax.map(one, keys)  # [S, N, ...], of the losses in the outputs
+        flat = slopes.reshape(*slopes.shape[:2], -1)  # [S, N, K]
 
         def product(vector: Vector) -> Vector:
-            axes = tuple(range(2, slopes.ndim))
-            along = jnp.sum(slopes * jacobian(vector), axes) * weight / len(slopes)  # [S, N]
-            return transposed(
-                jnp.sum(slopes * along.reshape(*along.shape, *[1] * len(axes)), axis=0)
-            )
+            moved = jacobian(vector).reshape(flat.shape[1:])  # [N, K]
+            # Contractions, not sums of products: XLA on CPU (jax 0.10.2, YNN) computes those wrong
+            # for many vectors at once.
+            along = jnp.einsum("snk,nk->sn", flat, moved) * weight / len(flat)
+            return transposed(jnp.einsum("snk,sn->nk", flat, along).reshape(outputs.shape))
 
         return product
 
