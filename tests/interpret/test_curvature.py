@@ -28,7 +28,7 @@ from jaxmethods.interpret.problem import (
     one_batch,
 )
 from tests.interpret.networks import classification, mlp
-from tests.programs import FUSED, once
+from tests.programs import FUSED
 
 P = 24
 
