@@ -100,6 +100,17 @@ class Interval(NamedTuple):
     def __str__(self) -> str:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether zero lies outside."""
+        return self.low > 0 or self.high < 0
+
+
+def percentile_interval(mean: float, draws: np.ndarray, level: float = 0.95) -> Interval:
+    """The interval that holds the middle share `level` of drawn means [R]."""
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(mean), float(low), float(high))
+
 
 def bootstrap_interval(
     values: np.ndarray, seed: int = 0, draws: int = 2000, level: float = 0.95
@@ -124,5 +135,4 @@ def bootstrap_interval(
     rows = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
     drawn = counts[rows].sum(1)
     means = sums[rows].sum(1)[drawn > 0] / drawn[drawn > 0]
-    tails = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(sums.sum() / counts.sum()), float(tails[0]), float(tails[1]))
+    return percentile_interval(sums.sum() / counts.sum(), means, level)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-import numpy as np
 
 from jaxmethods.models import geovit
 from jaxmethods.rsfm.config import MAEConfig
 from jaxmethods.rsfm.pretraining import mae
+from tests import programs
 from tests.programs import weights
 
 TINY = geovit.EncoderConfig(width=16, depth=1, heads=2, patch=4, image_size=16, channels=3)
@@ -15,11 +15,11 @@ MAE = MAEConfig(encoder=TINY, decoder_width=16, decoder_depth=1, decoder_heads=2
 
 
 def draw(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+    return jnp.asarray(programs.normal(seed, *shape), jnp.float32)
 
 
 def uniform(seed, *shape):
-    return jnp.asarray(np.random.default_rng(seed).random(shape), jnp.float32)
+    return jnp.asarray(programs.uniform(seed, 0, 1, *shape), jnp.float32)
 
 
 def encoder_params(config):

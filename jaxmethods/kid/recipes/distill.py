@@ -89,9 +89,14 @@ def diagnosed(
     Returns:
         A pure function with parameters and data.
     """
-    learned = results[run.students[-1].title]
-    params = jax.tree.map(lambda leaf: leaf[seed], learned.params)
+    params = last_student(run, results, seed)
     return diagnosable(models.student, params, material.texts(results), run.data)
+
+
+def last_student(run: Run, results: Results, seed: int) -> Any:
+    """Parameters of one seed."""
+    learned = results[run.students[-1].title]
+    return jax.tree.map(lambda leaf: leaf[seed], learned.params)
 
 
 def ready(
@@ -109,8 +114,7 @@ def ready(
     Returns:
         (SQLite file, questions) -> queries.
     """
-    learned = results[run.students[-1].title]
-    params = jax.tree.map(lambda leaf: leaf[seed], learned.params)
+    params = last_student(run, results, seed)
     texts = material.texts(results)
     generate = models.student.language.generate
     assert generate is not None

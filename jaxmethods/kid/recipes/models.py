@@ -158,19 +158,8 @@ def _config(
             f"heads, kv_heads: expected heads that divide a width of {settings.width} into even "
             f"parts, and kv_heads that divide them, got {settings.heads} and {settings.kv_heads}"
         )
-    size = settings.width // settings.heads
-    return decoder.DecoderConfig(
-        family="llama",
-        vocab_size=vocabulary,
-        width=settings.width,
-        mlp_width=settings.mlp_width,
-        layers=settings.layers,
-        heads=settings.heads,
-        kv_heads=settings.kv_heads,
-        head_dim=size,
-        rotary_dim=size,
-        max_positions=needed,
-        tied=settings.tied,
+    return decoder.DecoderConfig.llama(
+        vocabulary, settings, needed, settings.kv_heads, settings.tied
     )
 
 

@@ -62,18 +62,7 @@ def writer_config(run: SpeechTextRun) -> DecoderConfig:
     own = run.writer
     if own.width % own.heads:
         raise ValueError(f"writer.heads: expected a divisor of width, got {own.heads}")
-    return DecoderConfig(
-        family="llama",
-        vocab_size=len(WORDS.words),
-        width=own.width,
-        mlp_width=own.mlp_width,
-        layers=own.layers,
-        heads=own.heads,
-        kv_heads=own.heads,
-        head_dim=own.width // own.heads,
-        rotary_dim=own.width // own.heads,
-        max_positions=512,
-    )
+    return DecoderConfig.llama(len(WORDS.words), own, 512)
 
 
 def writer_stage(run: SpeechTextRun) -> Train:

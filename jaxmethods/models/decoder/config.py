@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -20,6 +20,19 @@ class RopeScaling(Config):
     low_frequency_factor: Annotated[float, Field(gt=0)] = 1.0
     high_frequency_factor: Annotated[float, Field(gt=0)] = 4.0
     original_max_positions: PositiveInt = 8192
+
+
+class LlamaSizes(Protocol):
+    """What configs of small decoders say."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def mlp_width(self) -> int: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
 
 
 class DecoderConfig(Config):
@@ -61,6 +74,42 @@ class DecoderConfig(Config):
     """RMS norm of every query and key head before the rotation."""
     tied: bool = False
     """The embedding is also the head."""
+
+    @classmethod
+    def llama(
+        cls,
+        vocab_size: int,
+        sizes: LlamaSizes,
+        max_positions: int,
+        kv_heads: int | None = None,
+        tied: bool = False,
+    ) -> Self:
+        """Makes a Llama whose heads share its width.
+
+        Args:
+            vocab_size: V.
+            sizes: width, that of the MLP, layers and heads.
+            max_positions: tokens of the longest text.
+            kv_heads: heads of keys and values; None: as many as of queries.
+            tied: whether the embedding is also the head.
+
+        Returns:
+            The config.
+        """
+        size = sizes.width // sizes.heads
+        return cls(
+            family="llama",
+            vocab_size=vocab_size,
+            width=sizes.width,
+            mlp_width=sizes.mlp_width,
+            layers=sizes.layers,
+            heads=sizes.heads,
+            kv_heads=sizes.heads if kv_heads is None else kv_heads,
+            head_dim=size,
+            rotary_dim=size,
+            max_positions=max_positions,
+            tied=tied,
+        )
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> DecoderConfig:

@@ -137,18 +137,7 @@ def learner_config(run: Run) -> DecoderConfig:
     learner = run.learner
     if learner.width % learner.heads:
         raise ValueError(f"learner.heads: expected a divisor of width, got {learner.heads}")
-    return DecoderConfig(
-        family="llama",
-        vocab_size=vocabulary(run.world),
-        width=learner.width,
-        mlp_width=learner.mlp_width,
-        layers=learner.layers,
-        heads=learner.heads,
-        kv_heads=learner.kv_heads,
-        head_dim=learner.width // learner.heads,
-        rotary_dim=learner.width // learner.heads,
-        max_positions=16,
-    )
+    return DecoderConfig.llama(vocabulary(run.world), learner, 16, learner.kv_heads)
 
 
 def trainer(run: Run) -> Method:

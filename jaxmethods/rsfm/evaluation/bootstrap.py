@@ -6,28 +6,15 @@ them cancels in differences (Efron 1979; percentile intervals).
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-LEVEL = 0.95
+from jaxmethods.numerics.compiled import compiled
+from jaxmethods.numerics.statistics import Interval, percentile_interval
 
 
-class Interval(NamedTuple):
-    """A mean and where it lies with 95 % of the draws."""
-
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether zero lies outside."""
-        return self.low > 0 or self.high < 0
-
-
+@compiled("draws")
 def resampled_means(key: jax.Array, values: jax.Array, draws: int = 1000) -> jax.Array:
     """Means over images drawn anew.
 
@@ -50,7 +37,8 @@ def resampled_means(key: jax.Array, values: jax.Array, draws: int = 1000) -> jax
 
 def interval(key: jax.Array, values: jax.Array, draws: int = 1000) -> Interval:
     """The mean of values [N] with its interval."""
-    return _interval(np.mean(values, dtype=float), resampled_means(key, values, draws))
+    means = np.asarray(resampled_means(key, values, draws=draws))
+    return percentile_interval(np.mean(values, dtype=float), means)
 
 
 def paired_difference(
@@ -73,8 +61,3 @@ def paired_difference(
     if np.shape(first) != np.shape(second):
         raise ValueError(f"second: expected {np.shape(first)} values, got {np.shape(second)}")
     return interval(key, jnp.asarray(first, jnp.float32) - jnp.asarray(second, jnp.float32), draws)
-
-
-def _interval(mean: float, draws: jax.Array) -> Interval:
-    low, high = np.quantile(np.asarray(draws), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(mean), float(low), float(high))

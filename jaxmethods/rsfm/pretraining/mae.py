@@ -25,11 +25,10 @@ from jaxmethods.models.clip.vit import linear
 from jaxmethods.models.geovit import encoder
 from jaxmethods.models.geovit.config import EncoderConfig
 from jaxmethods.models.geovit.encoder import NOTHING, Context, Encoded, encode
-from jaxmethods.models.geovit.patches import patchify
 from jaxmethods.rsfm.config import MAEConfig
 from jaxmethods.rsfm.pretraining import satmae
 from jaxmethods.rsfm.pretraining.masking import Masks, fill, random_masks, repeated
-from jaxmethods.rsfm.pretraining.targets import masked_mean, normalized, valid_pixels
+from jaxmethods.rsfm.pretraining.targets import masked_mean, patch_targets
 
 
 class Painted(NamedTuple):
@@ -164,11 +163,7 @@ def pixel_loss(
     Returns:
         [] float32.
     """
-    patch, channels = config.encoder.patch, images.shape[-1]
-    target = patchify(images.astype(jnp.float32), patch)
-    target = target.reshape(len(images), -1, patch * patch, channels)  # [B, T, p p, C]
-    weight = valid_pixels(valid, patch, target.shape[1])
-    target = normalized(target, weight, config.norm_pix)
+    target, weight = patch_targets(images, config.encoder.patch, config.norm_pix, valid)
     errors = jnp.square(pred.astype(jnp.float32).reshape(target.shape) - target)
     return masked_mean(jnp.mean(errors, axis=-1), hidden, weight)
 

@@ -17,9 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.models.clip.vit import linear
-from jaxmethods.models.geovit.patches import patchify
 from jaxmethods.rsfm.config import MAEConfig
-from jaxmethods.rsfm.pretraining.targets import masked_mean, normalized, valid_pixels
+from jaxmethods.rsfm.pretraining.targets import masked_mean, patch_targets
 
 
 def paint(params: Any, config: MAEConfig, tokens: jax.Array) -> jax.Array:
@@ -77,10 +76,9 @@ def loss(
         places = [
             tuple(range(end - len(group), end)) for end, group in zip(ends, own.groups, strict=True)
         ]
-    target = patchify(images.astype(jnp.float32)[..., jnp.asarray(order)], patch)
-    target = target.reshape(len(images), -1, patch * patch, len(order))  # [B, L, p p, C]
-    weight = valid_pixels(valid, patch, target.shape[1])
-    target = normalized(target, weight, config.norm_pix).transpose(0, 3, 1, 2)  # [B, C, L, p p]
+    ordered = images[..., jnp.asarray(order)]
+    target, weight = patch_targets(ordered, patch, config.norm_pix, valid)
+    target = target.transpose(0, 3, 1, 2)  # [B, C, L, p p]
     errors = jnp.square(pred.astype(jnp.float32) - target)
     of_groups = jnp.stack([jnp.mean(errors[:, jnp.asarray(own)], axis=1) for own in places], 1)
     flat = of_groups.reshape(len(images), -1, patch * patch)  # [B, G L, p p]

@@ -33,6 +33,26 @@ def normalized(target: jax.Array, weight: jax.Array | None, how: str) -> jax.Arr
     return centered * jax.lax.rsqrt(squares / jnp.maximum(count - 1, 1) + EPSILON)
 
 
+def patch_targets(
+    images: jax.Array, patch: int, how: str, valid: jax.Array | None
+) -> tuple[jax.Array, jax.Array | None]:
+    """What patches are painted as.
+
+    Args:
+        images: [B, H, W, C], or [B, T, H, W, C] with frames.
+        patch: p; static.
+        how: see `normalized`; static.
+        valid: [B, H, W] bool; None: all.
+
+    Returns:
+        Normalized pixels [B, T, p p, C] float32, and which of them count [B, T, p p], or None.
+    """
+    target = patchify(images.astype(jnp.float32), patch)
+    target = target.reshape(len(images), -1, patch * patch, images.shape[-1])  # [B, T, p p, C]
+    weight = valid_pixels(valid, patch, target.shape[1])
+    return normalized(target, weight, how), weight
+
+
 def valid_pixels(valid: jax.Array | None, patch: int, tokens: int) -> jax.Array | None:
     """[B, T, p p] float32 of [B, H, W] bool; groups of bands and frames share them."""
     if valid is None:

@@ -62,7 +62,7 @@ def fixed_features(name: str, run: Run, material: Material) -> dict[str, np.ndar
     filters = baselines.random_filters(
         jax.random.key(run.seed), jnp.asarray(images["train"]), number
     )
-    apply = jax.jit(partial(baselines.random_convolutions, filters))
+    apply = partial(jax.jit(baselines.random_convolutions), filters)
     return {part: _in_batches(apply, own, 500) for part, own in images.items()}
 
 

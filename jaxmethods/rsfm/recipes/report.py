@@ -15,10 +15,10 @@ from jaxmethods.data.earth.scenes import CLASSES
 from jaxmethods.files import write_atomically
 from jaxmethods.models.geovit import Context
 from jaxmethods.models.geovit.patches import patchify, unpatchify
-from jaxmethods.numerics.statistics import markdown_table
+from jaxmethods.numerics.statistics import Interval, markdown_table
 from jaxmethods.plotting import INK, new_figure, open_frame, write_png
 from jaxmethods.rsfm.config import MAEConfig, Run
-from jaxmethods.rsfm.evaluation.bootstrap import Interval, interval, paired_difference
+from jaxmethods.rsfm.evaluation.bootstrap import interval, paired_difference
 from jaxmethods.rsfm.pretraining import mae
 from jaxmethods.rsfm.recipes import dense, encoders
 from jaxmethods.rsfm.recipes.material import Material

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxmethods.models.geovit import EncoderConfig
+from jaxmethods.models.geovit.patches import patchify
 from jaxmethods.rsfm.config import MAEConfig
 from jaxmethods.rsfm.pretraining import mae, masking, satmae, targets
 from tests.rsfm.small import MAE, TINY, draw, mae_params, uniform
@@ -102,7 +103,7 @@ def test_a_tile_without_data_has_no_loss(images):
 
 def test_groups_compare_every_band_with_itself(images):
     """Perfect pixels of all bands, in the order of the groups, have no loss."""
-    rows = mae.patchify(images[..., jnp.array([0, 2, 1])], 4).reshape(2, 16, 16, 3)
+    rows = patchify(images[..., jnp.array([0, 2, 1])], 4).reshape(2, 16, 16, 3)
     pred = rows.transpose(0, 3, 1, 2)
     config = GROUPS.model_copy(update={"norm_pix": "none"})
     hidden = jnp.ones((2, 32))
