@@ -142,13 +142,9 @@ def test_a_checkpoint_is_not_begun_where_it_has_no_room(tmp_path, monkeypatch, m
 
 
 def test_a_full_disk_is_named_although_it_stands_behind_another_error():
-    try:
-        try:
-            full_disk()
-        except OSError:
-            raise RuntimeError("the event loop is closed")  # noqa: B904
-    except RuntimeError as error:
-        assert files.reason(error) == FULL
+    error = RuntimeError("the event loop is closed")
+    error.__context__ = OSError(errno.ENOSPC, FULL)
+    assert files.reason(error) == FULL
 
 
 def test_a_row_that_finds_no_room_is_not_half_written(tmp_path, mounted):
