@@ -208,8 +208,6 @@ class TranscribeRun(RunConfig):
     """Clips that are transcribed at once."""
     skip_unreadable: bool = False
     """Count recordings that can't be heard and go on, in place of an error."""
-    spelling: Path | None = None
-    """Table of spellings, normalizer.json; null: the model's, where it has one."""
 
     @model_validator(mode="before")
     @classmethod
