@@ -15,7 +15,7 @@ from pydantic import (
 )
 
 from jaxmethods.config import Config, OnResume, OpenFraction, TrainingRunConfig
-from jaxmethods.models.geovit.config import EncoderConfig
+from jaxmethods.models.geovit.config import EncoderConfig, Pooling
 
 
 class MAEConfig(Config):
@@ -120,7 +120,7 @@ class EvaluationConfig(Config):
 
     presets: tuple[Preset, ...] = ("scale_mae", "torchgeo_bench")
     """Protocols, one row of the table for each, see `protocols`."""
-    poolings: tuple[Literal["cls", "mean", "cls+mean"], ...] = ("cls", "mean")
+    poolings: tuple[Pooling, ...] = ("cls", "mean")
     """What of the tokens is a feature; one row for each."""
     draws: PositiveInt = 1000
     """Draws of the bootstrap."""
@@ -130,6 +130,27 @@ class EvaluationConfig(Config):
     """Filters of the random convolutions."""
     segmentation_steps: NonNegativeInt = 200
     """Steps of the linear head that segments, where pixels have labels; 0: none."""
+
+
+class FinetuneConfig(Config):
+    """Fine-tuning with few labels, from the pretrained encoder and from scratch."""
+
+    shots: tuple[PositiveInt, ...] = ()
+    """Labels a class, one point of the curve for each; none: nothing is fine-tuned."""
+    draws: PositiveInt = 5
+    """Draws of the labeled images, each with its own head; all of them are one program."""
+    steps: PositiveInt = 60
+    batch: PositiveInt = 16
+    """Images of a step; at most those that are labeled."""
+    learning_rate: PositiveFloat = 2e-3
+    """Of AdamW's head, for this batch; lower layers have less of it, see `layer_decay`."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.75
+    """What the rate is multiplied with from a block to the one below; from scratch it is 1."""
+    weight_decay: NonNegativeFloat = 0.05
+    rank: PositiveInt = 4
+    """Of LoRA's additions to queries, keys and values."""
+    judged: PositiveInt = 500
+    """Test images at most on which the models are judged."""
 
 
 class ScenesConfig(Config):
@@ -142,6 +163,14 @@ class ScenesConfig(Config):
     gsd: PositiveInt = 10
     """Meters of a pixel."""
     bands: tuple[str, ...] = ("B2", "B3", "B4", "B8", "B11", "B12")
+
+
+class DataConfig(Config):
+    """Where images come from."""
+
+    path: Path | None = None
+    """A folder or zip of images in folders of their class, with splits.csv; None: generated
+    scenes."""
 
 
 class ModelConfig(Config):
@@ -167,10 +196,9 @@ class Run(TrainingRunConfig):
     """Pretrain a masked autoencoder and compare it with what is simpler."""
 
     method: Literal["rsfm"]
-    data: Path | None = None
-    """A folder or zip of images in folders of their class, with splits.csv; None: generated
-    scenes."""
+    data: DataConfig = DataConfig()
     scenes: ScenesConfig = ScenesConfig()
     model: ModelConfig = ModelConfig()
     pretrain: PretrainConfig = PretrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    finetune: FinetuneConfig = FinetuneConfig()

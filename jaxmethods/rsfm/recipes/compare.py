@@ -27,6 +27,8 @@ from jaxmethods.rsfm.recipes.material import PARTS, Material, read_material
 from jaxmethods.stages import Arrays, Compute, Evaluation, Part, Recipe, Results, Train
 
 WIDTHS = 128
+CONTROL = "permuted_labels"
+"""Statistics of the pixels, learned with the labels of other images: no more than chance."""
 HELD_OUT = 256
 """Test images at most on which the loss of pretraining is taken."""
 
@@ -72,7 +74,9 @@ def _pretrain(run: Run, material: Material, config: MAEConfig) -> Train:
 
     def data(results: Results) -> Fed:
         del results
-        learned = _pixels(material, material.parts["train"])
+        # Labels are not read, so the images that choose settings may be learned from as well.
+        seen = [material.parts[part] for part in ("train", "validation")]
+        learned = _pixels(material, np.concatenate(seen))
         slots = np.arange(run.pretrain.batch, dtype=np.int32)
         held_out = _pixels(material, material.parts["test"][:HELD_OUT])
         return Fed(learned._replace(slots=slots), held_out)  # type: ignore[arg-type]
@@ -143,6 +147,7 @@ def rows_of(run: Run) -> list[tuple[str, str, str]]:
     """The table's rows: (name in the features, pooling or "", preset)."""
     own = run.evaluation
     rows = [(name, "", preset) for name in encoders.FIXED for preset in own.presets]
+    rows.append((CONTROL, "", own.presets[0]))
     return rows + [
         (f"{name}-{seed}", how, preset)
         for name in encoders.ENCODERS
@@ -157,20 +162,22 @@ def _comparison(run: Run, material: Material) -> Compute:
 
     def compute(features: Mapping[str, Any], row: tuple[str, str, str]) -> Arrays:
         name, how, preset = row
+        found = features["imagestats" if name == CONTROL else name]
+        labels = [material.labels[material.parts[part]] for part in PARTS]
+        if name == CONTROL:
+            rng = np.random.default_rng(run.seed)
+            labels[:2] = [rng.permutation(own) for own in labels[:2]]
         splits = [
-            Split(
-                _widened(features[name][f"{part}.{how}" if how else part]),
-                jnp.asarray(material.labels[material.parts[part]]),
-            )
-            for part in PARTS
+            Split(_widened(found[f"{part}.{how}" if how else part]), jnp.asarray(own))
+            for part, own in zip(PARTS, labels, strict=True)
         ]
-        found = judge(preset, *splits, classes=len(material.class_names))
+        said = judge(preset, *splits, classes=len(material.class_names))
         truth = np.asarray(splits[2].labels)
         return {
-            "neighbors": np.asarray(found.neighbors) == truth,
-            "probe": np.asarray(found.probe) == truth,
-            "setting": np.float32(found.setting),
-            "k": np.int32(found.k),
+            "neighbors": np.asarray(said.neighbors) == truth,
+            "probe": np.asarray(said.probe) == truth,
+            "setting": np.float32(said.setting),
+            "k": np.int32(said.k),
         }
 
     def parts(results: Results, place: Any) -> list[Part]:
@@ -201,7 +208,9 @@ def _call(
 
 def accuracies(run: Run, found: Mapping[Any, Arrays]) -> dict[str, np.ndarray]:
     """Name to shares of test images that are right, one or [seeds]."""
-    metrics: dict[str, np.ndarray] = {}
+    first = run.evaluation.presets[0]
+    control = found[CONTROL, "", first]["probe"]
+    metrics = {_label(CONTROL, first, "probe"): np.array(np.mean(control))}
     for name in (*encoders.FIXED, *encoders.ENCODERS):
         seeds: Sequence[str] = [name]
         if name in encoders.ENCODERS:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmethods.models.geovit import Context, EncoderConfig, encode, pool
-from jaxmethods.models.geovit.encoder import Pooling
+from jaxmethods.models.geovit.config import Pooling
 from jaxmethods.rsfm.config import MAEConfig, Run
 from jaxmethods.rsfm.evaluation import baselines
 from jaxmethods.rsfm.recipes.material import PARTS, Material

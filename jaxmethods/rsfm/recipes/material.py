@@ -54,7 +54,7 @@ def read_material(run: Run) -> Material:
     Raises:
         UserError: what is wrong with them.
     """
-    return _generated(run) if run.data is None else _read(run)
+    return _generated(run) if run.data.path is None else _read(run)
 
 
 def _generated(run: Run) -> Material:
@@ -84,8 +84,8 @@ def _generated(run: Run) -> Material:
 
 
 def _read(run: Run) -> Material:
-    assert run.data is not None
-    data = read_classes(run.data)
+    assert run.data.path is not None
+    data = read_classes(run.data.path)
     parts = _parts_of(data, run.seed)
     pieces = {name: data.rows(rows) for name, rows in parts.items()}
     for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
@@ -93,7 +93,7 @@ def _read(run: Run) -> Material:
     absent = np.setdiff1d(np.arange(len(data.class_names)), pieces["train"].labels)
     if len(absent):
         raise DataError(
-            f"data {run.data}: expected training images of all classes, got none of "
+            f"data {run.data.path}: expected training images of all classes, got none of "
             f"{data.class_names[absent[0]]}"
         )
     names = tuple(RGB)

@@ -53,7 +53,7 @@ def test_a_run_on_generated_scenes(tmp_path):
     for name in ("mean_std", "imagestats", "random_convolutions"):
         assert 0 <= found[f"{name}_scale_mae_probe"] <= 1
     text = (out / "table.md").read_text()
-    for name in ("imagestats", "random convolutions", "random encoder-0", "mae-0"):
+    for name in ("imagestats", "permuted labels", "random convolutions", "random encoder-0", "mae-0"):
         assert any(name in line and "scale_mae" in line for line in text.splitlines())
     figures = {own.name for own in (out / "figures").iterdir()}
     assert {"painted.png", "accuracies.png", "maps.png"} <= figures
@@ -71,7 +71,7 @@ def test_scenes_have_three_parts_and_only_pairs_that_can_be_learned():
 
 
 def test_a_folder_that_is_not_there_leaves_no_run(tmp_path):
-    changes = {**SMALL, "data": str(tmp_path / "absent")}
+    changes = {**SMALL, "data": {"path": str(tmp_path / "absent")}}
     with pytest.raises(UserError, match="no such folder or zip"):
         run(QUICKSTART, changes)
 
@@ -83,7 +83,7 @@ def test_baselines_of_eurosat_are_those_that_were_measured():
     percent (2,000 to learn from, 1,000 to judge)."""
     from jaxmethods.rsfm.recipes.compare import recipe
 
-    own = run(QUICKSTART, {"data": str(SHARED / "eurosat_rgb_subset.zip")})
+    own = run(QUICKSTART, {"data": {"path": str(SHARED / "eurosat_rgb_subset.zip")}})
     made = recipe(own)
     features, comparison = made.stages[1:3]
     wanted = ("mean_std", "imagestats")
@@ -94,3 +94,6 @@ def test_baselines_of_eurosat_are_those_that_were_measured():
         right = judged[f"{name}_scale_mae"].compute()["probe"]
         assert len(right) == 1000
         assert 100 * np.mean(right) == pytest.approx(expected, abs=1.0)
+    chance = judged["permuted_labels_scale_mae"].compute()
+    for what in ("probe", "neighbors"):
+        assert 100 * np.mean(chance[what]) == pytest.approx(10, abs=3)
