@@ -17,6 +17,8 @@ protocols, bootstrap intervals, baselines, maps of whole scenes and measures.
 
 from jaxmethods.numerics.linear_probe import probe_lbfgs, standardizer
 from jaxmethods.rsfm import evaluation, pretraining, schedules
+from jaxmethods.rsfm.config import ContrastConfig as ContrastConfig
+from jaxmethods.rsfm.config import ImageTextConfig as ImageTextConfig
 from jaxmethods.rsfm.config import MAEConfig as MAEConfig
 from jaxmethods.rsfm.config import OptimizerConfig as OptimizerConfig
 from jaxmethods.rsfm.config import PretrainConfig as PretrainConfig

@@ -46,7 +46,7 @@ MUTATIONS = [
         "test_a_batch_that_is_split_has_the_loss_and_gradient_of_the_whole",
     ),
     (
-        "pretraining/method.py",
+        "pretraining/views.py",
         "gsd = None if gsd is None else gsd * sides",
         "gsd = None if gsd is None else gsd / sides",
         "an enlarged crop has larger pixels",
