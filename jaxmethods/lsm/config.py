@@ -208,6 +208,8 @@ class TranscribeRun(RunConfig):
     language: str = "en"
     new_tokens: PositiveInt = 224
     """Tokens of 30 s, at most."""
+    beams: PositiveInt = 1
+    """Transcripts of a piece that are followed at once; 1: the greedy one."""
     batch: PositiveInt = 1
     """Clips that are transcribed at once."""
     skip_unreadable: bool = False

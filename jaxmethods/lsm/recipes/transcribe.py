@@ -89,12 +89,16 @@ def recipe(run: Run) -> Recipe:
 
 def read_model(run: Run) -> whisper.Transcriber:
     """The model, read once."""
-    return _read_model(run.model, run.language, run.batch, run.new_tokens)
+    return _read_model(run.model, run.language, run.batch, run.new_tokens, run.beams)
 
 
 @lru_cache(maxsize=1)
-def _read_model(path: Path, language: str, batch: int, new_tokens: int) -> whisper.Transcriber:
-    return whisper.read_transcriber(path, language=language, batch=batch, new_tokens=new_tokens)
+def _read_model(
+    path: Path, language: str, batch: int, new_tokens: int, beams: int
+) -> whisper.Transcriber:
+    return whisper.read_transcriber(
+        path, language=language, batch=batch, new_tokens=new_tokens, beams=beams
+    )
 
 
 def recordings_of(run: Run) -> list[Recording]:
