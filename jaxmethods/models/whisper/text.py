@@ -136,7 +136,7 @@ def transcribe(
     length_penalty: float = 1.0,
     dtype: Any = None,
 ) -> Generated:
-    """The most likely token after the other, until `end`, for every clip; or the best of some beams.
+    """The most likely token after the other, until `end`, for every clip; or the best of beams.
 
     Args:
         params: of encoder and decoder.
