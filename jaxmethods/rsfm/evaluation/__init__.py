@@ -5,6 +5,8 @@ from __future__ import annotations
 from jaxmethods.rsfm.evaluation import (
     baselines,
     bootstrap,
+    fewshot,
+    finetune,
     measures,
     neighbors,
     probes,
@@ -16,6 +18,8 @@ from jaxmethods.rsfm.evaluation import (
 __all__ = [
     "baselines",
     "bootstrap",
+    "fewshot",
+    "finetune",
     "measures",
     "neighbors",
     "probes",

@@ -177,8 +177,8 @@ def draw_views(key: jax.Array, batch: Pixels, training: PretrainConfig) -> Views
         gsd = None if gsd is None else gsd * sides
     if training.mirror:
         turn = jax.random.bernoulli(named(key, "mirror"), 0.5, (3, number))[:, slots]
-        images = _mirrored(images, turn)
-        valid = None if valid is None else _mirrored(valid, turn)
+        images = mirrored(images, turn)
+        valid = None if valid is None else mirrored(valid, turn)
     return Views(images, valid, gsd)
 
 
@@ -222,22 +222,24 @@ def rate_at(training: PretrainConfig) -> optax.Schedule:
 
 def make_optimizer(training: PretrainConfig) -> optax.GradientTransformation:
     """AdamW; biases, norms and single tokens have no decay."""
-
-    def decays(params: Any) -> Any:
-        def own(path: Any, leaf: jax.Array) -> bool:
-            stacked = any(getattr(key, "key", None) == "blocks" for key in path)
-            return leaf.ndim - stacked > 1
-
-        return jax.tree_util.tree_map_with_path(own, params)
-
     own = training.optimizer
     return optax.adamw(
-        rate_at(training), b1=0.9, b2=own.beta_2, weight_decay=own.weight_decay, mask=decays
+        rate_at(training), b1=0.9, b2=own.beta_2, weight_decay=own.weight_decay, mask=decayed
     )
 
 
-def _mirrored(images: jax.Array, turn: jax.Array) -> jax.Array:
-    """Flips rows, columns, and swaps them, where `turn` [3, B] says so."""
+def decayed(params: Any) -> Any:
+    """Which leaves have weight decay: matrices; those of stacked blocks have an axis more."""
+
+    def own(path: Any, leaf: jax.Array) -> bool:
+        stacked = any(getattr(key, "key", None) == "blocks" for key in path)
+        return leaf.ndim - stacked > 1
+
+    return jax.tree_util.tree_map_with_path(own, params)
+
+
+def mirrored(images: jax.Array, turn: jax.Array) -> jax.Array:
+    """Flips rows and columns of [B, H, W, ...], and swaps them, where `turn` [3, B] says so."""
     wide = turn.reshape(3, -1, *[1] * (images.ndim - 1))
     images = jnp.where(wide[0], images[:, ::-1], images)
     images = jnp.where(wide[1], images[:, :, ::-1], images)

@@ -2,7 +2,8 @@
 
 Stages: `pretrain`, a masked autoencoder; `features`, frozen features of all images by everything
 that is compared; `comparison`, predictions by every preset; on generated scenes `dense`, maps of
-land cover and of change by linear heads; `painted`, what the autoencoder makes of some images.
+land cover and of change by linear heads; with `finetune.shots`, `labels`, what few labels are worth;
+`painted`, what the autoencoder makes of some images.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from jaxmethods.numerics.keys import named
 from jaxmethods.rsfm.config import MAEConfig, Run
 from jaxmethods.rsfm.evaluation.protocols import Split, judge
 from jaxmethods.rsfm.pretraining.method import Pixels, State, held_out_loss, pretrainer
-from jaxmethods.rsfm.recipes import dense, encoders, report
+from jaxmethods.rsfm.recipes import dense, encoders, labels, report
 from jaxmethods.rsfm.recipes.material import PARTS, Material, read_material
 from jaxmethods.stages import Arrays, Compute, Evaluation, Part, Recipe, Results, Train
 
@@ -52,6 +53,8 @@ def recipe(run: Run) -> Recipe:
     stages += [_features(run, material, config), _comparison(run, material)]
     if material.scenes is not None and run.evaluation.segmentation_steps:
         stages.append(dense.stage(run, material, config.encoder))
+    if run.finetune.shots:
+        stages.append(labels.stage(run, material, config.encoder))
     stages.append(report.painted_stage(run, material, config))
     how, preset = run.evaluation.poolings[-1], run.evaluation.presets[0]
     shown = [("mae", how), ("random_encoder", how), *((name, "") for name in encoders.FIXED)]
@@ -163,13 +166,13 @@ def _comparison(run: Run, material: Material) -> Compute:
     def compute(features: Mapping[str, Any], row: tuple[str, str, str]) -> Arrays:
         name, how, preset = row
         found = features["imagestats" if name == CONTROL else name]
-        labels = [material.labels[material.parts[part]] for part in PARTS]
+        own_labels = [material.labels[material.parts[part]] for part in PARTS]
         if name == CONTROL:
             rng = np.random.default_rng(run.seed)
-            labels[:2] = [rng.permutation(own) for own in labels[:2]]
+            own_labels[:2] = [rng.permutation(own) for own in own_labels[:2]]
         splits = [
             Split(_widened(found[f"{part}.{how}" if how else part]), jnp.asarray(own))
-            for part, own in zip(PARTS, labels, strict=True)
+            for part, own in zip(PARTS, own_labels, strict=True)
         ]
         said = judge(preset, *splits, classes=len(material.class_names))
         truth = np.asarray(splits[2].labels)
