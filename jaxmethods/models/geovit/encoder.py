@@ -19,6 +19,7 @@ from jaxmethods.models.clip import vit
 from jaxmethods.models.geovit import patches, positions, wavelength
 from jaxmethods.models.geovit.config import EncoderConfig, Pooling
 
+
 class Context(NamedTuple):
     """What is known of images beside their pixels."""
 

@@ -2,8 +2,8 @@
 
 Stages: `pretrain`, a masked autoencoder; `features`, frozen features of all images by everything
 that is compared; `comparison`, predictions by every preset; on generated scenes `dense`, maps of
-land cover and of change by linear heads; with `finetune.shots`, `labels`, what few labels are worth;
-`painted`, what the autoencoder makes of some images.
+land cover and of change by linear heads; with `finetune.shots`, `labels`, what a few labels are
+worth; `painted`, what the autoencoder makes of some images. With `data.scene` see `scene`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jaxmethods.numerics.keys import named
 from jaxmethods.rsfm.config import MAEConfig, Run
 from jaxmethods.rsfm.evaluation.protocols import Split, judge
 from jaxmethods.rsfm.pretraining.method import Pixels, State, held_out_loss, pretrainer
-from jaxmethods.rsfm.recipes import dense, encoders, labels, report
+from jaxmethods.rsfm.recipes import dense, encoders, labels, report, scene
 from jaxmethods.rsfm.recipes.material import PARTS, Material, read_material
 from jaxmethods.stages import Arrays, Compute, Evaluation, Part, Recipe, Results, Train
 
@@ -47,6 +47,8 @@ def recipe(run: Run) -> Recipe:
     Raises:
         UserError: what is wrong with images or config, before anything is trained.
     """
+    if run.data.scene is not None:
+        return _scene(run)
     material = read_material(run)
     config = encoders.model_config(run, material)
     stages: list[Any] = [_pretrain(run, material, config)]
@@ -65,6 +67,19 @@ def recipe(run: Run) -> Recipe:
         partial(report.write, run, material),
         reads=reads,
         headline=headline,
+        ready=partial(_ready, config, material),
+    )
+
+
+def _scene(run: Run) -> Recipe:
+    """Pretraining on a real scene's tiles, and its map."""
+    own, material = scene.read_tiles(run)
+    config = encoders.model_config(run, material)
+    return Recipe(
+        [_pretrain(run, material, config), scene.stage(run, own, material, config.encoder)],
+        partial(scene.write, run, own),
+        reads=[scene.STAGE],
+        headline=[f"{scene.STAGE}/{model}_{head}_miou" for model, head in scene.ROWS],
         ready=partial(_ready, config, material),
     )
 

@@ -68,9 +68,7 @@ def stage(run: Run, material: Material, config: EncoderConfig) -> Compute:
     return Compute(
         STAGE,
         parts,
-        lambda found: {
-            name: own["accuracy"] for name, own in zip(names, found, strict=True)
-        },
+        lambda found: {name: own["accuracy"] for name, own in zip(names, found, strict=True)},
         metrics=lambda found: {
             f"{way}_{shots}": np.mean(own) for (way, shots), own in found.items()
         },

@@ -37,7 +37,7 @@ def test_draws_are_balanced_differ_and_hold_no_image_twice(rows):
         np.testing.assert_array_equal(np.bincount(LABELS[own]), [SHOTS, SHOTS])
         assert len(set(own.tolist())) == CLASSES * SHOTS
     assert set(rows[0].tolist()) != set(rows[1].tolist())
-    with pytest.raises(DataError, match="at least 11 images .* got 10 of water"):
+    with pytest.raises(DataError, match=r"at least 11 images .* got 10 of water"):
         fewshot.check_shots(np.asarray(LABELS), 11, ("water", "forest"))
 
 

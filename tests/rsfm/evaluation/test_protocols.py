@@ -27,17 +27,11 @@ def splits():
 
 
 @pytest.mark.parametrize("name", ["scale_mae", "torchgeo_bench"])
-def test_classes_are_told_apart_and_permuted_labels_are_chance(splits, name):
+def test_classes_are_told_apart(splits, name):
     found = judge(name, *splits, classes=CLASSES)
     truth = splits[2].labels
     for said in (found.probe, found.neighbors):
         assert np.mean(said == truth) > 0.9
-    order = np.random.default_rng(0).permutation(120)
-    cheat = splits[0]._replace(labels=splits[0].labels[order])
-    order = np.random.default_rng(1).permutation(40)
-    other = splits[1]._replace(labels=splits[1].labels[order])
-    chance = judge(name, cheat, other, splits[2], classes=CLASSES)
-    assert abs(np.mean(chance.probe == truth) - 1 / CLASSES) < 0.2
 
 
 def test_with_permuted_labels_ten_classes_are_told_apart_one_time_in_ten():

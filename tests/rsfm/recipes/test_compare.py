@@ -53,7 +53,13 @@ def test_a_run_on_generated_scenes(tmp_path):
     for name in ("mean_std", "imagestats", "random_convolutions"):
         assert 0 <= found[f"{name}_scale_mae_probe"] <= 1
     text = (out / "table.md").read_text()
-    for name in ("imagestats", "permuted labels", "random convolutions", "random encoder-0", "mae-0"):
+    for name in (
+        "imagestats",
+        "permuted labels",
+        "random convolutions",
+        "random encoder-0",
+        "mae-0",
+    ):
         assert any(name in line and "scale_mae" in line for line in text.splitlines())
     figures = {own.name for own in (out / "figures").iterdir()}
     assert {"painted.png", "accuracies.png", "maps.png"} <= figures
