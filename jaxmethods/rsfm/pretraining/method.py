@@ -2,7 +2,7 @@ r"""Pretraining of a masked autoencoder as a `Method`: AdamW on random crops of 
 
     method = pretrainer(config, training, steps)
     state = method.init(key, Pixels(images, mean, std))
-    state, metrics = method.step(state, batch)                                  # loss, rate
+    state, metrics = method.step(state, batch)  # loss, rate, gradient_norm
 
 Images stay on the device as they were read (bytes, 16-bit numbers); a step draws rows, crops,
 mirrors, normalizes and cuts patches there. A crop that is enlarged has smaller pixels on the
@@ -71,7 +71,8 @@ def pretrainer(config: MAEConfig, training: PretrainConfig) -> Method:
         training: steps, batch, rates, crops and the type of the computation.
 
     Returns:
-        `init(key, Pixels)` and `step(state, Pixels)` on a `State`; metrics are `loss` and `rate`.
+        `init(key, Pixels)` and `step(state, Pixels)` on a `State`; metrics are `loss`, `rate`
+        and `gradient_norm`.
     """
     optimizer = make_optimizer(training)
 
@@ -94,7 +95,11 @@ def pretrainer(config: MAEConfig, training: PretrainConfig) -> Method:
         now = jax.random.fold_in(state.key, state.step)
         value, gradient = jax.value_and_grad(loss)(params, now)
         params, moments = gradient_step(optimizer, gradient, state.optimizer, state.params)
-        metrics = {"loss": value, "rate": rate_at(training)(state.step)}
+        metrics = {
+            "loss": value,
+            "rate": rate_at(training)(state.step),
+            "gradient_norm": optax.tree.norm(gradient),
+        }
         return State(state.key, state.step + 1, params, moments), metrics
 
     return Method(init, step, objective)
