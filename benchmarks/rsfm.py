@@ -2,9 +2,8 @@
 
 Random pixels and features. A sweep is 16 learning rates x 3 weight decays on 2,000 features; ours
 is one program, PyTorch fits one after the other. Pretraining is the whole update on images that are
-at hand. On CPU Ti/8 on 64 pixels with 16 images, and with three groups of ten bands (SatMAE) with 8;
-on a GPU Ti/8 with 1024 and L/16 on 224 pixels
-with 128, in bfloat16.
+at hand. On CPU Ti/8 on 64 pixels with 16 images, and SatMAE's with three groups of ten bands with
+8; on a GPU Ti/8 with 1024 and L/16 on 224 pixels with 128, in bfloat16.
 """
 
 from __future__ import annotations

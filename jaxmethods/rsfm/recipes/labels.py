@@ -5,7 +5,8 @@
     tuned     the whole pretrained encoder, and a head
     scratch   the same network, never trained before
 
-Draws of the labeled images are shared by all four, so that their differences are paired.
+Draws of the labeled images are shared by all four, so that their differences are paired. Nothing is
+chosen by validation images, so they are drawn from as well.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ WAYS = {
     "tuned": "fine-tuned",
     "scratch": "from scratch",
 }
+LEARNED = ("train", "validation")
 COLORS = {"frozen": "#8fa3b5", "lora": "#c98a2b", "tuned": INK, "scratch": "#b5483a"}
 
 
@@ -55,7 +57,7 @@ def stage(run: Run, material: Material, config: EncoderConfig) -> Compute:
         DataError: a class with fewer images than labels are asked for.
     """
     names = [(way, shots) for shots in run.finetune.shots for way in WAYS]
-    labels = material.labels[material.parts["train"]]
+    labels = material.labels[_pool(material)]
     check_shots(labels, max(run.finetune.shots), material.class_names)
 
     def parts(results: Results, place: Any) -> list[Part]:
@@ -86,16 +88,18 @@ def _right(
     own, classes = run.finetune, len(material.class_names)
     key = named(jax.random.key(run.seed), f"labels-{shots}")
     keys = jax.random.split(key, own.draws)
-    labels = jnp.asarray(material.labels[material.parts["train"]])
+    labels = jnp.asarray(material.labels[_pool(material)])
     rows = jax.vmap(partial(draw_shots, labels=labels, shots=shots, classes=classes))(keys)
     judged = _spread(material, own.judged)
     truth = material.labels[material.parts["test"]][judged]
     if way == "frozen":
         how = run.evaluation.poolings[-1]
         found = results["features"]["mae-0"]
-        train, test = found[f"train.{how}"], found[f"test.{how}"][judged]
+        train = np.concatenate([found[f"{part}.{how}"] for part in LEARNED])
+        test = found[f"test.{how}"][judged]
         said = few_shot(rows, jnp.asarray(train), labels, jnp.asarray(test), classes=classes)
     else:
+        images = np.concatenate([material.normalized(part) for part in LEARNED])
         scratch = way == "scratch"
         params = encoders.one_seed(results, "pretrain", 0)["encoder"]
         if scratch:
@@ -104,7 +108,7 @@ def _right(
             keys,
             params,
             rows,
-            Labeled(jnp.asarray(material.normalized("train")), labels),
+            Labeled(jnp.asarray(images), labels),
             jnp.asarray(material.normalized("test")[judged]),
             config=config,
             training=own,
@@ -114,6 +118,11 @@ def _right(
             gsd=None if material.scenes is None else jnp.asarray(float(material.scenes.gsd)),
         )
     return {"accuracy": np.mean(np.asarray(said) == truth, axis=1, dtype=np.float32)}
+
+
+def _pool(material: Material) -> np.ndarray:
+    """The images that labeled ones are drawn from."""
+    return np.concatenate([material.parts[part] for part in LEARNED])
 
 
 def _spread(material: Material, most: int) -> np.ndarray:
