@@ -21,7 +21,8 @@ from jaxmethods.rsfm.config import MAEConfig, OptimizerConfig, PretrainConfig
 from jaxmethods.rsfm.evaluation.neighbors import neighbor_scores
 from jaxmethods.rsfm.evaluation.probes import probe_sgd, product
 from jaxmethods.rsfm.pretraining import mae
-from jaxmethods.rsfm.pretraining.method import Pixels, pretrainer
+from jaxmethods.rsfm.pretraining.method import pretrainer
+from jaxmethods.rsfm.pretraining.views import Pixels
 
 TINY = MAEConfig(
     encoder=sized("tiny", patch=8, image_size=64),

@@ -48,6 +48,10 @@ class TuneConfig(Config):
     """Rows of a step."""
     micro_batches: PositiveInt = 1
     """Parts in which a batch is run, one after the other; a divisor of `batch`."""
+    tokens: PositiveInt | None = None
+    """Tokens that a step learns from, where its rows have so many: those behind them are left out.
+    Students with equal numbers here learn from equal numbers of tokens, however long their answers
+    are; null: all tokens of the rows."""
     loss_average: Literal["tokens", "micro"] = "tokens"
     """Mean over the tokens of the step, or of the means of micro-batches, as published."""
     trains: Literal["all", "lora", "connector"] = "all"
@@ -204,12 +208,12 @@ class TranscribeRun(RunConfig):
     language: str = "en"
     new_tokens: PositiveInt = 224
     """Tokens of 30 s, at most."""
+    beams: PositiveInt = 1
+    """Transcripts of a piece that are followed at once; 1: the greedy one."""
     batch: PositiveInt = 1
     """Clips that are transcribed at once."""
     skip_unreadable: bool = False
     """Count recordings that can't be heard and go on, in place of an error."""
-    spelling: Path | None = None
-    """Table of spellings, normalizer.json; null: the model's, where it has one."""
 
     @model_validator(mode="before")
     @classmethod

@@ -15,6 +15,7 @@ from pydantic import (
 )
 
 from jaxmethods.config import Config, OnResume, OpenFraction, TrainingRunConfig
+from jaxmethods.models.clip.network import TextConfig
 from jaxmethods.models.geovit.config import EncoderConfig, Pooling
 
 
@@ -81,6 +82,34 @@ class ScaleMAEConfig(Config):
                 f"got {self.decoder_heads}"
             )
         return self
+
+
+class ContrastConfig(Config):
+    """Two sensors that see the same places: one trunk with an embedding for each of them."""
+
+    encoder: EncoderConfig
+    """With embedding `per_sensor` of the two, the first one's images first."""
+    projection: PositiveInt = 128
+    """Numbers by which images are compared."""
+    temperature: PositiveFloat = 0.07
+
+    @model_validator(mode="after")
+    def _two_sensors(self) -> ContrastConfig:
+        if len(self.encoder.sensors) != 2:
+            raise ValueError(
+                f"encoder: expected embedding per_sensor of 2 sensors, got "
+                f"{len(self.encoder.sensors)}"
+            )
+        return self
+
+
+class ImageTextConfig(Config):
+    """CLIP with an encoder of `models.geovit` for images and a text tower of `models.clip`."""
+
+    encoder: EncoderConfig = EncoderConfig()
+    text: TextConfig = TextConfig()
+    projection: PositiveInt = 128
+    """Numbers by which images and captions are compared."""
 
 
 class OptimizerConfig(Config):

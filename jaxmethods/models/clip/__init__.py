@@ -12,6 +12,7 @@ from jaxmethods.models.clip.network import TextConfig as TextConfig
 from jaxmethods.models.clip.network import (
     image_features,
     init,
+    init_text,
     normalize,
     similarity,
     text_features,
@@ -27,6 +28,7 @@ __all__ = [
     "head_from_templates",
     "image_features",
     "init",
+    "init_text",
     "load",
     "load_tokenizer",
     "normalize",

@@ -177,28 +177,44 @@ def init(key: jax.Array, config: CLIPConfig) -> Any:
     params: dict[str, Any] = {"vision_model": vit.init(keys[0], config.vision)}
     text, projection = config.text, config.projection_dim
 
-    def normal(key: jax.Array, *shape: int, std: float = 0.02) -> dict[str, jax.Array]:
-        return {"weight": std * jax.random.normal(key, shape)}
-
     if text is not None or config.projected_tower:
-        params["visual_projection"] = normal(
+        params["visual_projection"] = _normal(
             keys[1], projection, config.vision.hidden_size, std=config.vision.hidden_size**-0.5
         )
     if text is None:
         return params
-    width = text.hidden_size
-    params["text_projection"] = normal(keys[2], projection, width, std=width**-0.5)
-    params["text_model"] = {
-        "embeddings": {
-            "token_embedding": normal(keys[3], text.vocab_size, width),
-            "position_embedding": normal(keys[5], text.max_position_embeddings, width),
+    return params | _init_text(keys[2:], text, projection) | {"logit_scale": jnp.asarray(2.6592)}
+
+
+def init_text(key: jax.Array, config: TextConfig, projection: int) -> Any:
+    """Random parameters of a text tower, for an image tower of another kind.
+
+    Args:
+        key: typed random key [].
+        config: sizes of the tower.
+        projection: P.
+
+    Returns:
+        {"text_model", "text_projection"}, float32.
+    """
+    return _init_text(jax.random.split(key, 4), config, projection)
+
+
+def _init_text(keys: jax.Array, config: TextConfig, projection: int) -> dict[str, Any]:
+    width = config.hidden_size
+    blocks = (config.num_hidden_layers, width, config.intermediate_size)
+    return {
+        "text_projection": _normal(keys[0], projection, width, std=width**-0.5),
+        "text_model": {
+            "embeddings": {
+                "token_embedding": _normal(keys[1], config.vocab_size, width),
+                "position_embedding": _normal(keys[3], config.max_position_embeddings, width),
+            },
+            "encoder": {"layers": vit.init_layers(keys[2], *blocks)},
+            "final_layer_norm": vit.init_norm(width),
         },
-        "encoder": {
-            "layers": vit.init_layers(
-                keys[4], text.num_hidden_layers, width, text.intermediate_size
-            )
-        },
-        "final_layer_norm": vit.init_norm(width),
     }
-    params["logit_scale"] = jnp.asarray(2.6592)
-    return params
+
+
+def _normal(key: jax.Array, *shape: int, std: float = 0.02) -> dict[str, jax.Array]:
+    return {"weight": std * jax.random.normal(key, shape)}

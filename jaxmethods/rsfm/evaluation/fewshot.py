@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxmethods.errors import DataError
 from jaxmethods.numerics.compiled import compiled
-from jaxmethods.rsfm.evaluation import probes
+from jaxmethods.numerics.linear_probe import logits, probe_lbfgs, standardizer
 
 LAM = 0.01
 
@@ -72,10 +72,10 @@ def few_shot(
     """
 
     def one(own: jax.Array) -> jax.Array:
-        scaling = probes.standardizer(features[own])
-        found = probes.probe_lbfgs(
+        scaling = standardizer(features[own])
+        found = probe_lbfgs(
             scaling(features[own]), labels[own], jnp.full(1, lam), classes=classes, most_steps=200
         )
-        return jnp.argmax(probes.logits(found, scaling(test))[0], axis=1)
+        return jnp.argmax(logits(found, scaling(test))[0], axis=1)
 
     return jax.lax.map(one, rows)

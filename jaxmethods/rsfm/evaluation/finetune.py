@@ -21,7 +21,8 @@ from jaxmethods.method import gradient_step
 from jaxmethods.models.geovit import Context, EncoderConfig, encode, pool
 from jaxmethods.numerics.compiled import compiled
 from jaxmethods.rsfm.config import FinetuneConfig
-from jaxmethods.rsfm.pretraining.method import decayed, mirrored
+from jaxmethods.rsfm.pretraining.method import decayed
+from jaxmethods.rsfm.pretraining.views import mirrored
 from jaxmethods.rsfm.schedules import layer_decay_scales
 
 How = Literal["full", "lora"]
@@ -145,7 +146,7 @@ def finetune(
         row_key, turn_key = jax.random.split(key)
         chosen = rows[jax.random.permutation(row_key, len(rows))[:size]]
         turn = jax.random.bernoulli(turn_key, 0.5, (3, size))
-        images, labels = mirrored(data.images[chosen], turn), data.labels[chosen]
+        images, labels = mirrored(data.images[chosen], turn, (-3, -2)), data.labels[chosen]
 
         def loss(trained: Any) -> jax.Array:
             said = logits(trained, params, config, images, gsd)

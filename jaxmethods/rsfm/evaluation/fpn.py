@@ -21,8 +21,8 @@ from flax import linen as nn
 
 from jaxmethods.models.geovit import EncoderConfig
 from jaxmethods.numerics.compiled import compiled
+from jaxmethods.numerics.linear_probe import Scaling, standardizer
 from jaxmethods.rsfm.evaluation.measures.segmentation import IGNORED
-from jaxmethods.rsfm.evaluation.probes import Scaling, standardizer
 
 SCALES = (4.0, 2.0, 1.0, 0.5)
 BINS = (1, 2, 3, 6)

@@ -5,21 +5,25 @@ from __future__ import annotations
 from jaxmethods.rsfm.pretraining import (
     checkpoints,
     contrastive,
+    learners,
     mae,
     masking,
     method,
     satmae,
     scale_mae,
     targets,
+    views,
 )
 
 __all__ = [
     "checkpoints",
     "contrastive",
+    "learners",
     "mae",
     "masking",
     "method",
     "satmae",
     "scale_mae",
     "targets",
+    "views",
 ]

@@ -186,11 +186,11 @@ def init(key: jax.Array, config: MAEConfig) -> Any:
     if own.groups:
         heads = jax.random.split(keys[2], len(own.groups))
         decoder["pred"] = {
-            str(place): _dense(head, len(group) * size, width)
+            str(place): init_dense(head, len(group) * size, width)
             for place, (head, group) in enumerate(zip(heads, own.groups, strict=True))
         }
     else:
-        decoder["pred"] = _dense(keys[2], own.channels * size, width)
+        decoder["pred"] = init_dense(keys[2], own.channels * size, width)
     return {"encoder": encoder.init(keys[0], own), "decoder": decoder}
 
 
@@ -209,13 +209,14 @@ def init_decoder(key: jax.Array, inputs: int, depth: int, width: int, inner: int
     """
     keys = jax.random.split(key, 3)
     return {
-        "embed": _dense(keys[0], width, inputs),
+        "embed": init_dense(keys[0], width, inputs),
         "mask_token": 0.02 * jax.random.normal(keys[1], (width,)),
         "blocks": encoder.init_blocks(keys[2], depth, width, inner),
         "norm": vit.init_norm(width),
     }
 
 
-def _dense(key: jax.Array, outputs: int, inputs: int) -> dict[str, jax.Array]:
+def init_dense(key: jax.Array, outputs: int, inputs: int) -> dict[str, jax.Array]:
+    """A fresh linear map, {"weight" [outputs, inputs], "bias" [outputs]}: uniform (Xavier)."""
     weight = jax.nn.initializers.xavier_uniform()(key, (outputs, inputs))
     return {"weight": weight, "bias": jnp.zeros(outputs)}

@@ -1,12 +1,11 @@
-r"""Pretraining of a masked autoencoder as a `Method`: AdamW on random crops of random images.
+r"""Pretraining as a `Method`: AdamW on random crops of random images.
 
-    method = pretrainer(config, training, steps)
+    method = pretrainer(config, training)                     # any config of `learners`
     state = method.init(key, Pixels(images, mean, std))
     state, metrics = method.step(state, batch)  # loss, rate, gradient_norm
 
-Images stay on the device as they were read (bytes, 16-bit numbers); a step draws rows, crops,
-mirrors, normalizes and cuts patches there. A crop that is enlarged has smaller pixels on the
-ground, so the ground sampling distance follows it.
+One step for masked autoencoders, contrasts of sensors and of captions: what is minimized follows
+from the config's type (`learners`), what is seen from the batch (`views`).
 """
 
 from __future__ import annotations
@@ -18,56 +17,30 @@ import jax.numpy as jnp
 import optax
 
 from jaxmethods.method import Method, Metrics, Objective, gradient_step
-from jaxmethods.models.geovit.encoder import Context
-from jaxmethods.numerics.keys import named
-from jaxmethods.rsfm.config import MAEConfig, PretrainConfig
-from jaxmethods.rsfm.pretraining import mae
+from jaxmethods.rsfm.config import PretrainConfig
+from jaxmethods.rsfm.pretraining.learners import PretrainedConfig, learner_of
+from jaxmethods.rsfm.pretraining.views import Pixels, draw_views, whole_views
 
-
-class Pixels(NamedTuple):
-    """Images to learn from, all of them on the device."""
-
-    images: jax.Array
-    """[N, H, W, C] of any type."""
-    mean: jax.Array
-    """[C], in the unit of the images."""
-    std: jax.Array
-    """[C]"""
-    valid: jax.Array | None = None
-    """[N, H, W] bool; None: all pixels have data."""
-    gsd: jax.Array | None = None
-    """[N] meters of a pixel."""
-    slots: jax.Array | None = None
-    """[B] int32, 0 to B - 1; how it is split over devices decides how a step's images are."""
+STACKS = ("blocks", "layers")
+"""Below these names, a parameter has a leading axis of layers."""
 
 
 class State(NamedTuple):
-    """A masked autoencoder under way."""
+    """A pretraining under way."""
 
     key: jax.Array
     step: jax.Array
     """[] int32"""
     params: Any
-    """{"encoder", "decoder"}, float32."""
+    """{"encoder", "decoder"} of an autoencoder, see `learners`; float32."""
     optimizer: optax.OptState
 
 
-class Views(NamedTuple):
-    """The images of one step."""
-
-    images: jax.Array
-    """[B, H, W, C] float32, normalized."""
-    valid: jax.Array | None
-    """[B, H, W] bool"""
-    gsd: jax.Array | None
-    """[B] meters of a pixel of the view."""
-
-
-def pretrainer(config: MAEConfig, training: PretrainConfig) -> Method:
-    """Makes the pretraining of a masked autoencoder.
+def pretrainer(config: PretrainedConfig, training: PretrainConfig) -> Method:
+    """Makes the pretraining of an encoder.
 
     Args:
-        config: encoder, decoder and masks.
+        config: what is trained, and by which objective.
         training: steps, batch, rates, crops and the type of the computation.
 
     Returns:
@@ -75,18 +48,16 @@ def pretrainer(config: MAEConfig, training: PretrainConfig) -> Method:
         and `gradient_norm`.
     """
     optimizer = make_optimizer(training)
+    learner = learner_of(config, training)
 
     def init(key: jax.Array, batch: Pixels) -> State:
         del batch
         params_key, own = jax.random.split(key)
-        params = mae.init(params_key, config)
-        return State(own, jnp.zeros((), jnp.int32), params, optimizer.init(params))
+        return begin(own, learner.init(params_key), training)
 
     def objective(state: State, batch: Pixels) -> Objective:
         def loss(params: Any, key: jax.Array) -> jax.Array:
-            views = draw_views(key, batch, training)
-            noise = jax.random.uniform(named(key, "noise"), mae.noise_shape(config, training.batch))
-            return masked_loss(params, config, training, views, noise)
+            return learner.loss(params, draw_views(key, batch, training), key)
 
         return Objective(state.params, loss)
 
@@ -105,37 +76,18 @@ def pretrainer(config: MAEConfig, training: PretrainConfig) -> Method:
     return Method(init, step, objective)
 
 
-def masked_loss(
-    params: Any, config: MAEConfig, training: PretrainConfig, views: Views, noise: jax.Array
-) -> jax.Array:
-    """The loss of views, computed in the type that the training says.
-
-    Args:
-        params: float32.
-        config: static.
-        training: static.
-        views: normalized images.
-        noise: that decides the masks.
-
-    Returns:
-        [] float32.
-    """
-    dtype = jnp.dtype(training.dtype)
-    narrow = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-    out = mae.forward(
-        narrow,
-        config,
-        views.images,
-        noise,
-        Context(gsd=views.gsd),
-        valid=views.valid,
-        remat=training.remat,
-    )
-    return out.loss
+def begin(key: jax.Array, params: Any, training: PretrainConfig) -> State:
+    """The state in which pretraining goes on from given parameters: a released model's."""
+    moments = make_optimizer(training).init(params)
+    return State(key, jnp.zeros((), jnp.int32), params, moments)
 
 
 def held_out_loss(
-    params: Any, config: MAEConfig, training: PretrainConfig, batch: Pixels, key: jax.Array
+    params: Any,
+    config: PretrainedConfig,
+    training: PretrainConfig,
+    batch: Pixels,
+    key: jax.Array,
 ) -> jax.Array:
     """The loss of images as they are, without crops; all of them at once.
 
@@ -149,67 +101,7 @@ def held_out_loss(
     Returns:
         [] float32.
     """
-    views = Views(normalized(batch.images, batch), batch.valid, batch.gsd)
-    noise = jax.random.uniform(key, mae.noise_shape(config, len(batch.images)))
-    return masked_loss(params, config, training, views, noise)
-
-
-def draw_views(key: jax.Array, batch: Pixels, training: PretrainConfig) -> Views:
-    """Random images, cropped and mirrored at random, normalized.
-
-    Args:
-        key: [] typed random key of the step.
-        batch: N images.
-        training: batch size and crops.
-
-    Returns:
-        B views.
-    """
-    number = training.batch
-    slots = jnp.arange(number) if batch.slots is None else batch.slots
-    rows = jax.random.randint(named(key, "rows"), (number,), 0, len(batch.images))[slots]
-    images = normalized(batch.images[rows], batch)
-    valid = None if batch.valid is None else batch.valid[rows]
-    gsd = None if batch.gsd is None else batch.gsd[rows]
-    if training.crop < 1:
-        keys = jax.random.split(named(key, "crops"), number)[slots]
-        maps, sides = jax.vmap(crop_maps, (0, None, None))(keys, images.shape[1], training.crop)
-        images = jnp.einsum("bph,bhwc->bpwc", maps[:, 0], images)
-        images = jnp.einsum("bqw,bpwc->bpqc", maps[:, 1], images)
-        if valid is not None:
-            seen = jnp.einsum("bph,bhw,bqw->bpq", maps[:, 0], 1.0 - valid, maps[:, 1])
-            valid = seen < 1e-6  # none of the pixels that a pixel is made of lacks data
-        gsd = None if gsd is None else gsd * sides
-    if training.mirror:
-        turn = jax.random.bernoulli(named(key, "mirror"), 0.5, (3, number))[:, slots]
-        images = mirrored(images, turn)
-        valid = None if valid is None else mirrored(valid, turn)
-    return Views(images, valid, gsd)
-
-
-def crop_maps(key: jax.Array, size: int, smallest: float) -> tuple[jax.Array, jax.Array]:
-    """Bilinear maps that cut a random square out and enlarge it to the whole.
-
-    Args:
-        key: [] typed random key.
-        size: pixels along a side; static.
-        smallest: of the areas that are drawn, as a share.
-
-    Returns:
-        [2, size, size] of rows and columns, and [] the side as a share of the whole.
-    """
-    area_key, place_key = jax.random.split(key)
-    side = jnp.sqrt(jax.random.uniform(area_key, minval=smallest, maxval=1.0))
-    start = jax.random.uniform(place_key, (2, 1)) * (1 - side) * size
-    centers = start + (jnp.arange(size) + 0.5) * side - 0.5  # [2, size]
-    centers = jnp.clip(centers, 0, size - 1)
-    distance = jnp.abs(centers[..., None] - jnp.arange(size))
-    return jnp.maximum(1 - distance, 0), side
-
-
-def normalized(images: jax.Array, batch: Pixels) -> jax.Array:
-    """(x - mean) / std in float32, whatever the images' type."""
-    return (images.astype(jnp.float32) - batch.mean) / batch.std
+    return learner_of(config, training).loss(params, whole_views(batch), key)
 
 
 def rate_at(training: PretrainConfig) -> optax.Schedule:
@@ -237,15 +129,7 @@ def decayed(params: Any) -> Any:
     """Which leaves have weight decay: matrices; those of stacked blocks have an axis more."""
 
     def own(path: Any, leaf: jax.Array) -> bool:
-        stacked = any(getattr(key, "key", None) == "blocks" for key in path)
+        stacked = any(getattr(key, "key", None) in STACKS for key in path)
         return leaf.ndim - stacked > 1
 
     return jax.tree_util.tree_map_with_path(own, params)
-
-
-def mirrored(images: jax.Array, turn: jax.Array) -> jax.Array:
-    """Flips rows and columns of [B, H, W, ...], and swaps them, where `turn` [3, B] says so."""
-    wide = turn.reshape(3, -1, *[1] * (images.ndim - 1))
-    images = jnp.where(wide[0], images[:, ::-1], images)
-    images = jnp.where(wide[1], images[:, :, ::-1], images)
-    return jnp.where(wide[2], jnp.swapaxes(images, 1, 2), images)

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxmethods.numerics.linear_probe import probe_lbfgs
 from jaxmethods.rsfm.evaluation.neighbors import neighbor_scores
-from jaxmethods.rsfm.evaluation.probes import probe_lbfgs
 from jaxmethods.rsfm.evaluation.protocols import LAMS
 
 NUMBER, WIDTH, QUERIES, CLASSES = 100_000, 768, 10_000, 10

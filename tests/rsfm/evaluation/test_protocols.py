@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jaxmethods.errors import DataError
-from jaxmethods.rsfm.evaluation import baselines, bootstrap, probes
+from jaxmethods.numerics import linear_probe
+from jaxmethods.rsfm.evaluation import baselines, bootstrap
 from jaxmethods.rsfm.evaluation.protocols import PRESETS, Split, judge, penalties
 from tests.rsfm.small import draw, uniform
 
@@ -57,8 +58,8 @@ def test_five_values_of_c_have_exactly_the_accuracies_of_scikit_learn():
     centers = 0.4 * draw(98, CLASSES, width)
     train, test = (draw(seed, number, width) + centers[labels] for seed in (7, 8))
     lams = jnp.asarray(penalties(preset, number)[chosen])
-    own = probes.probe_lbfgs(train, labels, lams, classes=CLASSES, most_steps=400)
-    right = probes.accuracies(own, test, labels)
+    own = linear_probe.probe_lbfgs(train, labels, lams, classes=CLASSES, most_steps=400)
+    right = linear_probe.accuracies(own, test, labels)
     assert len(set(right.tolist())) > 2
     for place, c in enumerate(inverse):
         model = linear.LogisticRegression(C=c, tol=1e-9, max_iter=5000)

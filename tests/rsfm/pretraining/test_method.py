@@ -10,8 +10,9 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmethods.rsfm.config import OptimizerConfig, PretrainConfig
-from jaxmethods.rsfm.pretraining import method
-from jaxmethods.rsfm.pretraining.method import Pixels, pretrainer
+from jaxmethods.rsfm.pretraining import learners, method, views
+from jaxmethods.rsfm.pretraining.method import pretrainer
+from jaxmethods.rsfm.pretraining.views import Pixels
 from tests.rsfm.small import MAE
 
 TRAINING = PretrainConfig(
@@ -63,25 +64,25 @@ def test_eight_devices_take_the_step_of_one(pixels):
     batch = jax.tree.map(jnp.asarray, pixels)
     many = jax.device_put(batch, whole)._replace(slots=jax.device_put(batch.slots, split))
     state = own.init(jax.random.key(0), batch)
-    views = method.draw_views(jax.random.key(1), batch, TRAINING)
+    drawn = views.draw_views(jax.random.key(1), batch, TRAINING)
     noise = jax.random.uniform(jax.random.key(2), (8, 16))
 
-    def loss(params, views):
-        return method.masked_loss(params, MAE, TRAINING, views, noise)
+    def loss(params, own):
+        return learners.masked_loss(params, MAE, TRAINING, own, noise)
 
     step = jax.jit(jax.value_and_grad(loss))
-    spread = jax.jit(method.draw_views, static_argnums=2)(jax.random.key(1), many, TRAINING)
+    spread = jax.jit(views.draw_views, static_argnums=2)(jax.random.key(1), many, TRAINING)
     assert not spread.images.sharding.is_fully_replicated
-    one = step(state.params, views)
+    one = step(state.params, drawn)
     other = step(jax.device_put(state.params, whole), spread)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), other, one)
 
 
 def test_a_crop_has_smaller_pixels(pixels):
     batch = jax.tree.map(jnp.asarray, pixels)
-    views = method.draw_views(jax.random.key(3), batch, TRAINING)
-    assert np.all((views.gsd >= 10 * 0.4**0.5) & (views.gsd <= 10))
-    maps, side = method.crop_maps(jax.random.key(4), 16, 1.0 - 1e-6)
+    drawn = views.draw_views(jax.random.key(3), batch, TRAINING)
+    assert np.all((drawn.gsd >= 10 * 0.4**0.5) & (drawn.gsd <= 10))
+    maps, side = views.crop_maps(jax.random.key(4), 16, 1.0 - 1e-6)
     np.testing.assert_allclose(maps, np.stack([np.eye(16)] * 2), atol=1e-3)
     np.testing.assert_allclose(side, 1, atol=1e-5)
 
@@ -89,10 +90,10 @@ def test_a_crop_has_smaller_pixels(pixels):
 def test_a_pixel_made_of_missing_ones_is_missing(pixels):
     batch = jax.tree.map(jnp.asarray, pixels)
     valid = jnp.ones((24, 16, 16), bool)
-    own = method.draw_views(jax.random.key(3), batch._replace(valid=valid), TRAINING)
+    own = views.draw_views(jax.random.key(3), batch._replace(valid=valid), TRAINING)
     assert np.all(own.valid)
     nothing = batch._replace(valid=jnp.zeros_like(valid))
-    assert not np.any(method.draw_views(jax.random.key(3), nothing, TRAINING).valid)
+    assert not np.any(views.draw_views(jax.random.key(3), nothing, TRAINING).valid)
 
 
 def test_vectors_and_single_tokens_have_no_decay():
