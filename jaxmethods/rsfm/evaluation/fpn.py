@@ -49,7 +49,7 @@ class Pyramid(nn.Module):
         grid = round(levels.shape[2] ** 0.5)
         maps = []
         for place, scale in enumerate(SCALES):
-            side = max(int(grid * scale), 1)
+            side = min(max(int(grid * scale), 1), self.size)  # no finer than pixels
             own = levels[:, place].reshape(len(levels), grid, grid, -1)  # [B, g, g, D]
             maps.append(_resized(nn.Dense(self.width, name=f"lateral_{place}")(own), side))
         maps[-1] = self._pooled(maps[-1])
