@@ -302,9 +302,10 @@ def _draw(path: Path, run: Run, scene: Scene, found: Mapping[str, Arrays]) -> No
     image = scene.images[run.data.date].astype(float)
     shown = [name for name in ("B4", "B3", "B2") if name in scene.bands] or [scene.bands[0]] * 3
     color = image[..., places_of(scene.bands, shown, "scene")]
-    low, high = np.quantile(color, [0.02, 0.98])
+    # Each band by itself: air scatters blue light, so that all of a scene would be blue.
+    low, high = np.quantile(color, [0.02, 0.98], axis=(0, 1))
     truth = np.where(scene.labels == segmentation.IGNORED, 0, scene.labels)
-    panels = [("image", np.clip((color - low) / max(high - low, 1e-9), 0, 1))]
+    panels = [("image", np.clip((color - low) / np.maximum(high - low, 1e-9), 0, 1))]
     panels.append(("land cover", COLORS[truth]))
     panels += [
         (f"{model.replace('_', ' ')}, {how}", COLORS[found[f"{model}-{how}"]["map"]])
