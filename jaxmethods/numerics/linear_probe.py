@@ -19,6 +19,9 @@ from jaxmethods.numerics.compiled import compiled
 EPSILON = 1e-6
 MEMORY = 10
 """Pairs of steps and changes of gradient that L-BFGS remembers."""
+COPIES = 2**28
+"""Bytes that copies of the features may take. Penalties that are searched together (`vmap`) have a
+copy each: a search branches, and JAX copies what both branches of a batched condition read."""
 
 
 class Scaling(NamedTuple):
@@ -104,7 +107,11 @@ def probe_lbfgs(
 
         return _minimize(objective, start, tolerance, most_steps)
 
-    return jax.vmap(solve)(lams.astype(features.dtype))
+    copies = max(COPIES // (features.size * features.dtype.itemsize), 1)
+    together = max(
+        size for size in range(1, len(lams) + 1) if not len(lams) % size and size <= copies
+    )
+    return jax.lax.map(solve, lams.astype(features.dtype), batch_size=together)
 
 
 def _minimize(objective: Any, start: Any, tolerance: float, most_steps: int) -> Probe:

@@ -199,7 +199,24 @@ class DataConfig(Config):
 
     path: Path | None = None
     """A folder or zip of images in folders of their class, with splits.csv; None: generated
-    scenes."""
+    scenes, or `scene`."""
+    scene: Path | None = None
+    """An npz of one real place: `bands_dn` [T, H, W, C] uint16 of T dates, `band_names` [C], `lulc`
+    [H, W] land cover. It is mapped, nothing else is compared."""
+    bands: tuple[str, ...] = ()
+    """Bands of the scene; none: all 13 of Sentinel-2."""
+    tile: PositiveInt = 16
+    """Pixels along a side of what the encoder sees of the scene."""
+    learned: OpenFraction = 0.6
+    """Share of the scene's columns, from the left, that is learned from; the others are judged."""
+    date: NonNegativeInt = 0
+    """The date that is mapped."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataConfig:
+        if self.path is not None and self.scene is not None:
+            raise ValueError("scene: expected none beside path")
+        return self
 
 
 class ModelConfig(Config):

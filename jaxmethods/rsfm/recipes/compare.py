@@ -2,7 +2,8 @@
 
 Stages: `pretrain`, a masked autoencoder; `features`, frozen features of all images by everything
 that is compared; `comparison`, predictions by every preset; on generated scenes `dense`, maps of
-land cover and of change by linear heads; `painted`, what the autoencoder makes of some images.
+land cover and of change by linear heads; with `finetune.shots`, `labels`, what a few labels are
+worth; `painted`, what the autoencoder makes of some images. With `data.scene` see `scene`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from jaxmethods.numerics.keys import named
 from jaxmethods.rsfm.config import MAEConfig, Run
 from jaxmethods.rsfm.evaluation.protocols import Split, judge
 from jaxmethods.rsfm.pretraining.method import Pixels, State, held_out_loss, pretrainer
-from jaxmethods.rsfm.recipes import dense, encoders, report
+from jaxmethods.rsfm.recipes import dense, encoders, labels, report, scene
 from jaxmethods.rsfm.recipes.material import PARTS, Material, read_material
 from jaxmethods.stages import Arrays, Compute, Evaluation, Part, Recipe, Results, Train
 
@@ -46,12 +47,16 @@ def recipe(run: Run) -> Recipe:
     Raises:
         UserError: what is wrong with images or config, before anything is trained.
     """
+    if run.data.scene is not None:
+        return _scene(run)
     material = read_material(run)
     config = encoders.model_config(run, material)
     stages: list[Any] = [_pretrain(run, material, config)]
     stages += [_features(run, material, config), _comparison(run, material)]
     if material.scenes is not None and run.evaluation.segmentation_steps:
         stages.append(dense.stage(run, material, config.encoder))
+    if run.finetune.shots:
+        stages.append(labels.stage(run, material, config.encoder))
     stages.append(report.painted_stage(run, material, config))
     how, preset = run.evaluation.poolings[-1], run.evaluation.presets[0]
     shown = [("mae", how), ("random_encoder", how), *((name, "") for name in encoders.FIXED)]
@@ -62,6 +67,19 @@ def recipe(run: Run) -> Recipe:
         partial(report.write, run, material),
         reads=reads,
         headline=headline,
+        ready=partial(_ready, config, material),
+    )
+
+
+def _scene(run: Run) -> Recipe:
+    """Pretraining on a real scene's tiles, and its map."""
+    own, material = scene.read_tiles(run)
+    config = encoders.model_config(run, material)
+    return Recipe(
+        [_pretrain(run, material, config), scene.stage(run, own, material, config.encoder)],
+        partial(scene.write, run, own),
+        reads=[scene.STAGE],
+        headline=[f"{scene.STAGE}/{model}_{head}_miou" for model, head in scene.ROWS],
         ready=partial(_ready, config, material),
     )
 
@@ -163,13 +181,13 @@ def _comparison(run: Run, material: Material) -> Compute:
     def compute(features: Mapping[str, Any], row: tuple[str, str, str]) -> Arrays:
         name, how, preset = row
         found = features["imagestats" if name == CONTROL else name]
-        labels = [material.labels[material.parts[part]] for part in PARTS]
+        own_labels = [material.labels[material.parts[part]] for part in PARTS]
         if name == CONTROL:
             rng = np.random.default_rng(run.seed)
-            labels[:2] = [rng.permutation(own) for own in labels[:2]]
+            own_labels[:2] = [rng.permutation(own) for own in own_labels[:2]]
         splits = [
             Split(_widened(found[f"{part}.{how}" if how else part]), jnp.asarray(own))
-            for part, own in zip(PARTS, labels, strict=True)
+            for part, own in zip(PARTS, own_labels, strict=True)
         ]
         said = judge(preset, *splits, classes=len(material.class_names))
         truth = np.asarray(splits[2].labels)

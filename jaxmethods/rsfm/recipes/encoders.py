@@ -80,13 +80,15 @@ def encoder_features(
     Returns:
         "PART.POOLING" -> [n, D] float32.
     """
+    poolings = run.evaluation.poolings
+    widths = [config.width * len(how.split("+")) for how in poolings]
     found = {}
     for part in PARTS:
-        images = material.normalized(part)
         own = _context(material, part)
-        for how in run.evaluation.poolings:
-            apply = partial(_pooled, config=config, how=how, params=params, gsd=own)
-            found[f"{part}.{how}"] = _in_batches(apply, images, run.evaluation.batch)
+        apply = partial(_pooled, config=config, poolings=poolings, params=params, gsd=own)
+        beside = _in_batches(apply, material.normalized(part), run.evaluation.batch)
+        pieces = np.split(beside, np.cumsum(widths)[:-1], axis=1)
+        found |= {f"{part}.{how}": one for how, one in zip(poolings, pieces, strict=True)}
     return found
 
 
@@ -114,12 +116,18 @@ def _context(material: Material, part: str) -> float | None:
     return None if material.scenes is None else material.scenes.gsd
 
 
-@partial(jax.jit, static_argnames=("config", "how", "gsd"))
+@partial(jax.jit, static_argnames=("config", "poolings", "gsd"))
 def _pooled(
-    images: jax.Array, *, params: Any, config: EncoderConfig, how: Pooling, gsd: float | None
+    images: jax.Array,
+    *,
+    params: Any,
+    config: EncoderConfig,
+    poolings: tuple[Pooling, ...],
+    gsd: float | None,
 ) -> jax.Array:
+    """All poolings of one pass, side by side."""
     encoded = encode(params, config, images, _gsd_of(images, gsd))
-    return pool(params, config, encoded, how)
+    return jnp.concatenate([pool(params, config, encoded, how) for how in poolings], axis=-1)
 
 
 @partial(jax.jit, static_argnames=("config", "gsd"))

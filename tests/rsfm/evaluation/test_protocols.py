@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jaxmethods.errors import DataError
-from jaxmethods.rsfm.evaluation import baselines, bootstrap, probes
+from jaxmethods.numerics import linear_probe
+from jaxmethods.rsfm.evaluation import baselines, bootstrap
 from jaxmethods.rsfm.evaluation.protocols import PRESETS, Split, judge, penalties
 from tests.rsfm.small import draw, uniform
 
@@ -27,17 +28,11 @@ def splits():
 
 
 @pytest.mark.parametrize("name", ["scale_mae", "torchgeo_bench"])
-def test_classes_are_told_apart_and_permuted_labels_are_chance(splits, name):
+def test_classes_are_told_apart(splits, name):
     found = judge(name, *splits, classes=CLASSES)
     truth = splits[2].labels
     for said in (found.probe, found.neighbors):
         assert np.mean(said == truth) > 0.9
-    order = np.random.default_rng(0).permutation(120)
-    cheat = splits[0]._replace(labels=splits[0].labels[order])
-    order = np.random.default_rng(1).permutation(40)
-    other = splits[1]._replace(labels=splits[1].labels[order])
-    chance = judge(name, cheat, other, splits[2], classes=CLASSES)
-    assert abs(np.mean(chance.probe == truth) - 1 / CLASSES) < 0.2
 
 
 def test_with_permuted_labels_ten_classes_are_told_apart_one_time_in_ten():
@@ -63,8 +58,8 @@ def test_five_values_of_c_have_exactly_the_accuracies_of_scikit_learn():
     centers = 0.4 * draw(98, CLASSES, width)
     train, test = (draw(seed, number, width) + centers[labels] for seed in (7, 8))
     lams = jnp.asarray(penalties(preset, number)[chosen])
-    own = probes.probe_lbfgs(train, labels, lams, classes=CLASSES, most_steps=400)
-    right = probes.accuracies(own, test, labels)
+    own = linear_probe.probe_lbfgs(train, labels, lams, classes=CLASSES, most_steps=400)
+    right = linear_probe.accuracies(own, test, labels)
     assert len(set(right.tolist())) > 2
     for place, c in enumerate(inverse):
         model = linear.LogisticRegression(C=c, tol=1e-9, max_iter=5000)

@@ -6,13 +6,16 @@ import json
 import os
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+import jaxmethods
 from jaxmethods import cli, config
 from jaxmethods.errors import UserError
 from jaxmethods.registry import parse
-from jaxmethods.rsfm.recipes import material
+from jaxmethods.rsfm.recipes import labels, material
+from jaxmethods.training.checkpoints import Checkpoints
 from tests.same_numbers import check_same_numbers
 
 ROOT = Path(__file__).parents[3]
@@ -25,6 +28,7 @@ SMALL = {
         **{"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2},
     },
     "pretrain": {"steps": 3, "batch": 8},
+    "finetune": {"shots": [2], "draws": 2, "steps": 2, "batch": 4},
     "evaluation": {
         "presets": ["scale_mae"],
         "poolings": ["mean"],
@@ -33,6 +37,7 @@ SMALL = {
         "draws": 50,
     },
 }
+OFTEN = {"log_every": 1, "evaluate_every": 3, "checkpoint_every": 1}
 
 
 def run(path, changes):
@@ -40,12 +45,19 @@ def run(path, changes):
     return parse(values, "test")[0]
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A whole run, with a checkpoint at every step."""
+    folder = tmp_path_factory.mktemp("rsfm")
+    path = folder / "small.json"
+    path.write_text(json.dumps({"method": "rsfm", **SMALL, "training": OFTEN}))  # JSON is YAML
+    assert cli.main(["run", str(path), "--out", str(folder / "out"), "--quiet"]) == 0
+    return folder / "out"
+
+
 @pytest.mark.slow
-def test_a_run_on_generated_scenes(tmp_path):
-    path = tmp_path / "small.json"
-    path.write_text(json.dumps({"method": "rsfm", **SMALL}))  # JSON is YAML
-    out = tmp_path / "out"
-    assert cli.main(["run", str(path), "--out", str(out), "--quiet"]) == 0
+def test_a_run_on_generated_scenes(finished):
+    out = finished
     check_same_numbers(out)
     stages = json.loads((out / "result.json").read_text())["stages"]
     assert {"pretrain", "comparison", "dense"} <= set(stages)
@@ -62,7 +74,34 @@ def test_a_run_on_generated_scenes(tmp_path):
     ):
         assert any(name in line and "scale_mae" in line for line in text.splitlines())
     figures = {own.name for own in (out / "figures").iterdir()}
-    assert {"painted.png", "accuracies.png", "maps.png"} <= figures
+    assert {"painted.png", "accuracies.png", "maps.png", "labels.png"} <= figures
+    assert {f"{way}_2" for way in labels.WAYS} == set(stages["labels"]["metrics"])
+
+
+class Killed(BaseException):
+    """Nothing of the run comes after it."""
+
+
+@pytest.mark.slow
+def test_a_run_that_dies_behind_a_checkpoint_ends_in_the_same_bits(finished, tmp_path, monkeypatch):
+    values = {"method": "rsfm", **SMALL, "training": OFTEN}
+    save = Checkpoints.save
+
+    def save_and_die(self, step, *rest):
+        save(self, step, *rest)
+        if step == 2:
+            raise Killed
+
+    monkeypatch.setattr(Checkpoints, "save", save_and_die)
+    with pytest.raises(Killed):
+        jaxmethods.run(values, tmp_path / "run")
+    monkeypatch.undo()
+    resumed = jaxmethods.run(values, tmp_path / "run", resume=True)
+    whole = jaxmethods.load_run(finished)
+    jax.tree.map(
+        np.testing.assert_array_equal, resumed.results["pretrain"], whole.results["pretrain"]
+    )
+    assert (tmp_path / "run" / "table.md").read_text() == (finished / "table.md").read_text()
 
 
 def test_scenes_have_three_parts_and_only_pairs_that_can_be_learned():
