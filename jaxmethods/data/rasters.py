@@ -107,7 +107,7 @@ def read_classes(
         DataError: names the file, and says what is wrong with it.
     """
     root = Path(root)
-    members = _members(root)
+    members = list_members(root)
     given = _split_names(root, members, splits)
     files = [name for name in sorted(members) if name.lower().endswith(SUFFIXES)]
     if not files:
@@ -122,7 +122,7 @@ def read_classes(
     for name in files:
         content = members[name].read()
         hashes.append(hashlib.sha256(content).hexdigest())
-        image = _picture(content, f"{root}: {name}")
+        image = read_picture(content, f"{root}: {name}")
         if images and image.shape != images[0].shape:
             raise DataError(
                 f"data {root}: {name}: expected {images[0].shape[0]} x {images[0].shape[1]} pixels "
@@ -167,8 +167,8 @@ def read_bands(
         The bands, which pixels have data, and the size of a pixel.
 
     Raises:
-        DataError: a band that isn't there, another number of bands than names, or a file that
-            cannot be read.
+        DataError: a band that isn't there, another number of bands than names, a file that cannot
+            be read, or no pixel with data.
         MissingExtraError: neither rasterio nor tifffile is installed.
     """
     if isinstance(files, Mapping):
@@ -191,6 +191,11 @@ def read_bands(
     images = np.stack(grown, axis=-1)
     known = [own for own in sizes if own is not None]
     there = np.all(valid, axis=0) & np.any(images != 0, axis=-1)
+    if not there.any():
+        source = (
+            ", ".join(str(files[name]) for name in names) if isinstance(files, Mapping) else files
+        )
+        raise DataError(f"data {source}: expected a pixel with data, got nodata everywhere")
     return Stack(images, there, tuple(names), min(known) if known else None)
 
 
@@ -291,7 +296,7 @@ def _bilinear(before: int, after: int) -> np.ndarray:
     return np.maximum(1 - np.abs(centers[:, None] - np.arange(before)), 0)
 
 
-class _Member(NamedTuple):
+class Member(NamedTuple):
     """A file of a folder or of a zip."""
 
     root: Path
@@ -311,11 +316,16 @@ class _Member(NamedTuple):
             ) from error
 
 
-def _members(root: Path) -> dict[str, _Member]:
+def list_members(root: Path) -> dict[str, Member]:
+    """Path below the root -> file, of a folder or of a zip.
+
+    Raises:
+        DataError: neither of them, or a zip with a path that leads outside.
+    """
     if root.is_dir():
         files = [path for path in sorted(root.rglob("*")) if path.is_file()]
         names = [path.relative_to(root).as_posix() for path in files]
-        return {name: _Member(root, name, False) for name in names}
+        return {name: Member(root, name, False) for name in names}
     if not root.is_file():
         raise DataError(f"data {root}: no such folder or zip")
     try:
@@ -327,11 +337,11 @@ def _members(root: Path) -> dict[str, _Member]:
         path = PurePosixPath(name.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
             raise DataError(f"data {root}: {name}: is a path outside of the zip")
-    return {name: _Member(root, name, True) for name in names}
+    return {name: Member(root, name, True) for name in names}
 
 
 def _split_names(
-    root: Path, members: Mapping[str, _Member], splits: Path | str | Mapping[str, Path] | None
+    root: Path, members: Mapping[str, Member], splits: Path | str | Mapping[str, Path] | None
 ) -> dict[str, str] | None:
     """The split of every path; None where nothing says."""
     if isinstance(splits, Mapping):
@@ -359,7 +369,7 @@ def _split_names(
     return {_full_name(row["path"], members): row["split"] for row in rows}
 
 
-def _full_name(line: str, members: Mapping[str, _Member]) -> str:
+def _full_name(line: str, members: Mapping[str, Member]) -> str:
     """A path of a split file as it stands below the root, which may have a folder around all."""
     if line in members:
         return line
@@ -374,8 +384,8 @@ def _text(path: Path) -> str:
         raise DataError(f"data {path}: cannot be read ({first_line(error)})") from error
 
 
-def _picture(content: bytes, source: str) -> np.ndarray:
-    """[H, W, 3] uint8"""
+def read_picture(content: bytes, source: str) -> np.ndarray:
+    """A picture of bytes as [H, W, 3] uint8. Raises `DataError` where it is none."""
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if image.mode[0] in "IF":  # conversion would cut values off at 255

@@ -89,6 +89,8 @@ def normalize(
         from_unit = 255.0 if full_scale is None else full_scale
         _check_unit(wide, from_unit)
         wide = wide * np.float32(own.largest / from_unit)
+    elif own.largest >= 100:
+        _check_unit(wide, own.largest)
     return (wide - own.mean.astype(np.float32)) / own.std.astype(np.float32)
 
 

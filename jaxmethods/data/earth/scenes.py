@@ -77,6 +77,11 @@ class Scenes(NamedTuple):
         return np.array([pairs.index(tuple(own)) for own in two.tolist()], np.int32)
 
 
+def caption(first: str, second: str) -> str:
+    """What is said of a scene whose largest classes are these two."""
+    return f"A satellite image of {first} with some {second}."
+
+
 def synthetic_scenes(seed: int, number: int, size: int, gsd: float = 10.0) -> Scenes:
     """Draws scenes; the same seed gives the same ones.
 
@@ -188,4 +193,4 @@ def _averaged(images: np.ndarray, factor: int) -> np.ndarray:
 def _caption(labels: np.ndarray) -> str:
     counts = np.bincount(labels.reshape(-1), minlength=len(CLASSES))
     first, second = np.argsort(-counts, kind="stable")[:2]
-    return f"A satellite image of {CLASSES[first]} with some {CLASSES[second]}."
+    return caption(CLASSES[first], CLASSES[second])
