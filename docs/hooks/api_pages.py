@@ -160,7 +160,11 @@ def example_page() -> dict[str, str]:
     lines = ["# Examples", "", "Each runs in less than two minutes on a CPU, and in the tests.", ""]
     for file in sorted((ROOT / "docs" / "examples").glob("*.py")):
         code = file.read_text()
-        lines += [f"## {file.stem.replace('_', ' ').capitalize()}", "", f"`{file.relative_to(ROOT)}`"]
+        lines += [
+            f"## {file.stem.replace('_', ' ').capitalize()}",
+            "",
+            f"`{file.relative_to(ROOT)}`",
+        ]
         lines += ["", "```python", code.rstrip(), "```", ""]
     return {"examples/index.md": "\n".join(lines)}
 
