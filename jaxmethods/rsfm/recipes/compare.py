@@ -30,6 +30,9 @@ from jaxmethods.stages import Arrays, Compute, Evaluation, Part, Recipe, Results
 WIDTHS = 128
 CONTROL = "permuted_labels"
 """Statistics of the pixels, learned with the labels of other images: no more than chance."""
+JUDGES = ("probe", "neighbors")
+PERMUTATIONS = 4
+"""Images of a class look alike and are named alike, so one permutation is off by some points."""
 HELD_OUT = 256
 """Test images at most on which the loss of pretraining is taken."""
 
@@ -178,25 +181,36 @@ def rows_of(run: Run) -> list[tuple[str, str, str]]:
 def _comparison(run: Run, material: Material) -> Compute:
     rows = rows_of(run)
 
+    labels_of = {part: material.labels[material.parts[part]] for part in PARTS}
+    truth = labels_of["test"]
+
+    def judged(features: Mapping[str, Any], row: tuple[str, str, str], labels: Any) -> Arrays:
+        name, how, preset = row
+        splits = [
+            Split(
+                _widened(features[name][f"{part}.{how}" if how else part]),
+                jnp.asarray(labels[part]),
+            )
+            for part in PARTS
+        ]
+        found = judge(preset, *splits, classes=len(material.class_names))
+        return {
+            "neighbors": np.asarray(found.neighbors) == truth,
+            "probe": np.asarray(found.probe) == truth,
+            "setting": np.float32(found.setting),
+            "k": np.int32(found.k),
+        }
+
     def compute(features: Mapping[str, Any], row: tuple[str, str, str]) -> Arrays:
         name, how, preset = row
-        found = features["imagestats" if name == CONTROL else name]
-        own_labels = [material.labels[material.parts[part]] for part in PARTS]
-        if name == CONTROL:
-            rng = np.random.default_rng(run.seed)
-            own_labels[:2] = [rng.permutation(own) for own in own_labels[:2]]
-        splits = [
-            Split(_widened(found[f"{part}.{how}" if how else part]), jnp.asarray(own))
-            for part, own in zip(PARTS, own_labels, strict=True)
-        ]
-        said = judge(preset, *splits, classes=len(material.class_names))
-        truth = np.asarray(splits[2].labels)
-        return {
-            "neighbors": np.asarray(said.neighbors) == truth,
-            "probe": np.asarray(said.probe) == truth,
-            "setting": np.float32(said.setting),
-            "k": np.int32(said.k),
-        }
+        if name != CONTROL:
+            return judged(features, row, labels_of)
+        rng, found = np.random.default_rng(run.seed), []
+        for _ in range(PERMUTATIONS):
+            mixed = {part: rng.permutation(labels_of[part]) for part in PARTS[:2]}
+            found.append(judged(features, ("imagestats", how, preset), labels_of | mixed))
+        shares = {what: np.mean([own[what] for own in found], 0) for what in JUDGES}
+        return found[0] | shares
 
     def parts(results: Results, place: Any) -> list[Part]:
         del place
@@ -235,7 +249,7 @@ def accuracies(run: Run, found: Mapping[Any, Arrays]) -> dict[str, np.ndarray]:
             seeds = [f"{name}-{seed}" for seed in range(run.seeds)]
         for how in run.evaluation.poolings if name in encoders.ENCODERS else ("",):
             for preset in run.evaluation.presets:
-                for judged in ("probe", "neighbors"):
+                for judged in JUDGES:
                     values = [np.mean(found[own, how, preset][judged]) for own in seeds]
                     single = len(values) == 1
                     label = _label(name, how, preset, judged)
