@@ -15,7 +15,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 TESTS = $(if $(FOR),tests/$(FOR),tests)
 PYTEST = $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-slow test-all test-newest lint bench clean
+.PHONY: demo test test-slow test-all test-newest lint docs bench clean
 
 demo: $(VENV)/.installed ## train a team in about two minutes and write a report
 	$(VENV)/bin/jaxmethods run configs/commformer/demo.yaml --out runs/demo-$$(date +%Y%m%d-%H%M%S)
@@ -38,11 +38,15 @@ lint: $(VENV)/.installed-lint ## style, format and types
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
+docs: $(VENV)/.installed-docs ## the documentation site, in site/
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+	@echo 'open site/index.html'
+
 bench: $(VENV)/.installed ## all benchmarks
 	$(VENV)/bin/python -m benchmarks
 
 clean: ## remove environments, caches and build products, never runs/
-	rm -rf .venv .venv-newest .cache build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-newest .cache build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python"; exit 2; }
@@ -57,6 +61,10 @@ $(VENV)/.installed-test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo 'installing into $(VENV) (about a minute)'
 	$(PIP) install -c constraints.txt -e '.[test]'
 	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install -c constraints.txt -e '.[docs]'
+	@touch $@
 
 $(VENV)/.installed-lint: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) install -c constraints.txt -e '.[lint]'

@@ -2,8 +2,8 @@
 
 Random pixels and features. A sweep is 16 learning rates x 3 weight decays on 2,000 features; ours
 is one program, PyTorch fits one after the other. Pretraining is the whole update on images that are
-at hand. On CPU Ti/8 on 64 pixels with 16 images; on a GPU Ti/8 with 1024 and L/16 on 224 pixels
-with 128, in bfloat16.
+at hand. On CPU Ti/8 on 64 pixels with 16 images, and SatMAE's with three groups of ten bands with
+8; on a GPU Ti/8 with 1024 and L/16 on 224 pixels with 128, in bfloat16.
 """
 
 from __future__ import annotations
@@ -30,6 +30,22 @@ TINY = MAEConfig(
     decoder_depth=4,
     decoder_heads=4,
 )
+SATMAE = MAEConfig(
+    encoder=sized(
+        "tiny",
+        patch=8,
+        image_size=64,
+        channels=10,
+        embedding="grouped",
+        positions="group",
+        groups=((0, 1, 2, 6), (3, 4, 5, 7), (8, 9)),
+        channel_width=64,
+    ),
+    decoder_width=128,
+    decoder_depth=4,
+    decoder_heads=4,
+    decoder_channel_width=32,
+)
 LARGE = MAEConfig(encoder=sized("large"))
 RATES = tuple(float(rate) for rate in np.logspace(-3, 1, 16))
 DECAYS = (0.0, 1e-4, 1e-2)
@@ -38,7 +54,7 @@ DECAYS = (0.0, 1e-4, 1e-2)
 class Sizes(NamedTuple):
     """How large everything is."""
 
-    models: tuple[tuple[str, MAEConfig, int], ...] = (("tiny", TINY, 16),)
+    models: tuple[tuple[str, MAEConfig, int], ...] = (("tiny", TINY, 16), ("satmae", SATMAE, 8))
     """Name, sizes, images at once."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     features: tuple[int, int] = (2000, 384)

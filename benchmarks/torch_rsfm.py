@@ -57,15 +57,19 @@ class Autoencoder(nn.Module):
         self.decoder, self.last_norm = nn.Sequential(*blocks), nn.LayerNorm(narrow, 1e-6)
         self.pred = nn.Linear(narrow, patch * patch * channels)
 
+    def embedded(self, images: Tensor) -> Tensor:
+        """[B, L, D] tokens of [B, C, H, W]."""
+        return self.embed(images).flatten(2).transpose(1, 2)
+
     def features(self, images: Tensor) -> Tensor:
         """[B, D] class tokens of [B, C, H, W]."""
-        x = self.embed(images).flatten(2).transpose(1, 2) + self.positions[:, 1:]
+        x = self.embedded(images) + self.positions[:, 1:]
         x = torch.cat([self.cls.expand(len(x), -1, -1), x], 1)
         return self.norm(self.blocks(x))[:, 0]
 
     def loss(self, images: Tensor) -> Tensor:
         """The loss of standardized pixels of hidden patches."""
-        x = self.embed(images).flatten(2).transpose(1, 2) + self.positions[:, 1:]
+        x = self.embedded(images) + self.positions[:, 1:]
         order = torch.rand(x.shape[:2]).argsort(1)
         restore = order.argsort(1)
         kept = int(self.tokens * (1 - self.ratio))
@@ -77,11 +81,55 @@ class Autoencoder(nn.Module):
         rest = torch.cat([x[:, 1:], masks], 1)
         rest = torch.gather(rest, 1, restore[..., None].expand(-1, -1, x.shape[2]))
         x = torch.cat([x[:, :1], rest], 1) + self.narrow_positions
-        pred = self.pred(self.last_norm(self.decoder(x)))[:, 1:]
+        errors = self.errors(self.last_norm(self.decoder(x))[:, 1:], self.standard(images))
+        return (errors * hidden).sum() / hidden.sum()
+
+    def standard(self, images: Tensor) -> Tensor:
+        """[B, L, C p p] pixels of patches, standardized."""
         target = functional.unfold(images, self.patch, stride=self.patch).transpose(1, 2)
         mean, var = target.mean(-1, keepdim=True), target.var(-1, keepdim=True)
-        errors = ((pred - (target - mean) / (var + 1e-6) ** 0.5) ** 2).mean(-1)
-        return (errors * hidden).sum() / hidden.sum()
+        return (target - mean) / (var + 1e-6) ** 0.5
+
+    def errors(self, tokens: Tensor, target: Tensor) -> Tensor:
+        """[B, L] mean squared errors of patches."""
+        return ((self.pred(tokens) - target) ** 2).mean(-1)
+
+
+class GroupAutoencoder(Autoencoder):
+    """SatMAE: an embedding and a head for each group of bands, all tokens in one sequence."""
+
+    def __init__(self, sizes: Any) -> None:
+        super().__init__(sizes)
+        own, narrow = sizes.encoder, sizes.decoder_width
+        self.groups = [list(group) for group in own.groups]
+        self.embed = nn.ModuleList(
+            nn.Conv2d(len(group), own.width, own.patch, own.patch) for group in self.groups
+        )
+        self.pred = nn.ModuleList(
+            nn.Linear(narrow, len(group) * own.patch**2) for group in self.groups
+        )
+
+    def embedded(self, images: Tensor) -> Tensor:
+        """[B, G L, D] tokens of [B, C, H, W], group by group."""
+        parts = zip(self.embed, self.groups, strict=True)
+        found = [embed(images[:, own]).flatten(2).transpose(1, 2) for embed, own in parts]
+        return torch.cat(found, 1)
+
+    def errors(self, tokens: Tensor, target: Tensor) -> Tensor:
+        """[B, G L] mean squared errors of the groups' patches."""
+        size = self.patch**2
+        wide = target.reshape(*target.shape[:2], -1, size)  # [B, L, C, p p]
+        parts = zip(self.pred, self.groups, tokens.chunk(len(self.groups), 1), strict=True)
+        found = []
+        for pred, own, x in parts:
+            painted = pred(x).reshape(*x.shape[:2], len(own), size)
+            found.append(((painted - wide[:, :, own]) ** 2).mean((2, 3)))
+        return torch.cat(found, 1)
+
+
+def _model(sizes: Any, device: str) -> Autoencoder:
+    kind = GroupAutoencoder if sizes.encoder.groups else Autoencoder
+    return kind(sizes).to(device)
 
 
 def mae_step(sizes: Any, batch: int, device: str) -> Callable[[], Any]:
@@ -95,7 +143,7 @@ def mae_step(sizes: Any, batch: int, device: str) -> Callable[[], Any]:
     Returns:
         The call that is timed.
     """
-    model = Autoencoder(sizes).to(device)
+    model = _model(sizes, device)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, (0.9, 0.95), weight_decay=0.05)
     images = torch.randn(batch, sizes.encoder.channels, *[sizes.encoder.image_size] * 2)
     images = images.to(device)
@@ -119,7 +167,7 @@ def encode(sizes: Any, batch: int, device: str) -> Callable[[], Any]:
     Returns:
         The call that is timed.
     """
-    model = Autoencoder(sizes).to(device).eval()
+    model = _model(sizes, device).eval()
     images = torch.randn(batch, sizes.encoder.channels, *[sizes.encoder.image_size] * 2)
     images = images.to(device)
 

@@ -1,12 +1,16 @@
-"""`jaxmethods run | evaluate | report | compare | methods`: the command line.
+"""`jaxmethods run | evaluate | report | compare | methods | configs | doctor`: the command line.
 
-    jaxmethods run CONFIG.yaml [--out DIR] [--resume] [--quiet] [--distributed] [--FIELD VALUE ...]
-    jaxmethods run CONFIG.yaml --help
+    jaxmethods run CONFIG [--out DIR] [--resume] [--quiet] [--distributed] [--FIELD VALUE ...]
+    jaxmethods run CONFIG --help
     jaxmethods evaluate RUN_DIR [--checkpoint best|latest|STEP] [--seed N] [--json FILE]
     jaxmethods report RUN_DIR
     jaxmethods compare RUN_DIR [RUN_DIR ...] [--json FILE]
     jaxmethods methods [NAME]
+    jaxmethods configs [copy NAME [--to FILE]]
+    jaxmethods doctor
+    jaxmethods --version
 
+CONFIG is a YAML file, or the name of one of the packaged configs that `jaxmethods configs` lists.
 Exit codes: 0 done, 1 the run diverged, 2 wrong input (one line says what), 130 and 143
 stopped by Ctrl-C or SIGTERM (saved).
 """
@@ -41,7 +45,7 @@ if TYPE_CHECKING:  # jax is imported by the commands that need it
     from jaxmethods.records.run_folder import RunFolder
     from jaxmethods.stages import Recipe
 
-COMMANDS = ("run", "evaluate", "report", "compare", "methods")
+COMMANDS = ("run", "evaluate", "report", "compare", "methods", "configs", "doctor")
 OPTIONS = "[--out DIR] [--resume] [--quiet] [--distributed] [--FIELD VALUE ...]"
 FRESH_SEED = 1_000_000
 """The seed of an evaluation that is asked for; no run's own evaluation has it."""
@@ -52,7 +56,8 @@ class Run:
     """Run what CONFIG describes; any of its fields can be set as --FIELD VALUE."""
 
     config: tyro.conf.Positional[Path]
-    """A YAML file; `jaxmethods run CONFIG --help` lists its fields."""
+    """A YAML file, or a name that `jaxmethods configs` lists; `jaxmethods run CONFIG --help` lists
+    its fields."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     """Run folder (default: runs/NAME-seedN, after the config file's name)."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -105,12 +110,29 @@ class Methods:
     """A method's name: its fields are listed."""
 
 
+@dataclass
+class Configs:
+    """List the packaged configs, or write one as a file: `jaxmethods configs copy NAME`."""
+
+    words: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Nothing, or `copy NAME`."""
+    to: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Where a copy is written (default: the working folder, under the config's own name)."""
+
+
+@dataclass
+class Doctor:
+    """Say what is installed, which devices there are, which extras are missing, and compile."""
+
+
 Command = (
     Annotated[Run, tyro.conf.subcommand("run")]
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Report, tyro.conf.subcommand("report")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
     | Annotated[Methods, tyro.conf.subcommand("methods")]
+    | Annotated[Configs, tyro.conf.subcommand("configs")]
+    | Annotated[Doctor, tyro.conf.subcommand("doctor")]
 )
 
 
@@ -160,6 +182,10 @@ def _main(arguments: Sequence[str]) -> int:
         return _evaluate(command)
     if isinstance(command, Compare):
         return _compare(command)
+    if isinstance(command, Configs):
+        return _configs(command)
+    if isinstance(command, Doctor):
+        return _doctor()
     return _report(command) if isinstance(command, Report) else _methods(command)
 
 
@@ -186,6 +212,7 @@ def _check_folder(path: Path) -> None:
 def _read(command: Run, overrides: Sequence[str]) -> dict[str, Any]:
     """The config file with the command line laid over it."""
     from jaxmethods import registry
+    from jaxmethods.installation.packaged_configs import resolve
 
     file = command.config
     if file.is_dir():
@@ -193,7 +220,7 @@ def _read(command: Run, overrides: Sequence[str]) -> dict[str, Any]:
         hint = f"; to go on with its run: {again}" if (file / "config.yaml").is_file() else ""
         raise ConfigError(f"config {file}: expected a YAML file, got a folder{hint}")
     given = parse_overrides(overrides)
-    values = merge(read_yaml(file), given)
+    values = merge(read_yaml(resolve(file)), given)
     known = registry.find(values.get("method"), str(file)).config.model_fields
     for name in given.keys() - known.keys():
         close = nearest(name, ("out", "resume", "quiet", "distributed"))
@@ -318,8 +345,33 @@ def _methods(command: Methods) -> int:
     width = max(map(len, METHODS))
     for name, entry in sorted(METHODS.items()):
         print(f"{name:<{width}}  {entry.summary}")
-    print("\njaxmethods methods NAME lists the fields of its configs; configs/ has some of each")
+    print("\njaxmethods methods NAME lists the fields of its configs; jaxmethods configs has some")
     return 0
+
+
+def _configs(command: Configs) -> int:
+    from jaxmethods.installation import packaged_configs
+
+    if not command.words:
+        known = packaged_configs.packaged()
+        width = max(map(len, known))
+        for name, file in known.items():
+            print(f"{name:<{width}}  {packaged_configs.summary(file)}")
+        print("\njaxmethods run NAME runs one, jaxmethods configs copy NAME writes it as a file")
+        return 0
+    if command.words[0] != "copy" or len(command.words) != 2:
+        given = " ".join(command.words)
+        raise ConfigError(f"command line: expected configs copy NAME, got configs {given}")
+    print(f"written: {packaged_configs.copy(command.words[1], command.to)}")
+    return 0
+
+
+def _doctor() -> int:
+    from jaxmethods.installation.doctor import examine
+
+    diagnosis = examine()
+    print("\n".join(diagnosis.lines))
+    return 0 if diagnosis.healthy else 1
 
 
 def _default_folder(config_file: Path, config: RunConfig) -> Path:

@@ -34,11 +34,13 @@ def reason(error: BaseException) -> str:
     """What the system said ("No space left on device"), or the first line of the message."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    text = str(error)
-    # Libraries in C++ put the system's words into a long message of their own.
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
-        if os.strerror(number) in text:
-            return os.strerror(number)
+    cause: BaseException | None = error
+    while cause is not None:  # a full disk may be behind another error
+        # Libraries in C++ put the system's words into a long message of their own.
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO):
+            if os.strerror(number) in str(cause):
+                return os.strerror(number)
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return first_line(error)
 
 

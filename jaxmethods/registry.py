@@ -75,6 +75,10 @@ METHODS = {
         "jaxmethods.rsfm.recipes.compare",
         "Pretrain an encoder of satellite images and compare it with what is simpler.",
     ),
+    "speech_probe": Entry(
+        "jaxmethods.lsm.recipes.probe.recipe",
+        "Read labels from a Whisper's frozen frames: linear probes, left-out speakers, answers.",
+    ),
     "transcribe": Entry(
         "jaxmethods.lsm.recipes.transcribe",
         "Write recordings down with a Whisper.",

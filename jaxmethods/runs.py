@@ -22,6 +22,7 @@ import numpy as np
 from jaxmethods import registry
 from jaxmethods.config import RunConfig, merge, mesh_of, read_yaml, seeds_of
 from jaxmethods.devices.sharding import make_mesh
+from jaxmethods.installation.packaged_configs import resolve
 from jaxmethods.records.progress import Progress
 from jaxmethods.records.run_folder import RunFolder, RunFolderError
 from jaxmethods.reports.result import last_judged
@@ -126,7 +127,8 @@ def run(
     """Runs what a config describes, as `jaxmethods run` does, and returns what it found.
 
     Args:
-        config: a YAML file, its content, or the config of a run.
+        config: a YAML file or the name of a packaged config, a file's content, or the config of a
+            run.
         out: the run folder; new or empty, unless `resume`.
         resume: go on with the run that is there.
         quiet: show no progress.
@@ -142,7 +144,7 @@ def run(
     if isinstance(config, RunConfig):
         values: dict[str, Any] = config.model_dump(mode="json")
     else:
-        values = dict(config) if isinstance(config, Mapping) else read_yaml(Path(config))
+        values = dict(config) if isinstance(config, Mapping) else read_yaml(resolve(Path(config)))
     parsed, recipe = registry.parse(merge(values, changes), source)
     folder = RunFolder(Path(out))
     progress = Progress(quiet=quiet, headline=recipe.headline)

@@ -1,4 +1,8 @@
-"""Python snippets of the READMEs print what their comments say."""
+"""Python blocks of READMEs and of the documentation print what their comments say.
+
+The blocks of a page run one after another in one namespace, as a reader meets them; each prints
+something, and the comment behind a `print` is what it prints.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +10,39 @@ import contextlib
 import io
 import re
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SNIPPETS = [
-    pytest.param(snippet, id=f"{file.relative_to(ROOT)}-{number}")
-    for file in (ROOT / "README.md", *sorted(ROOT.glob("configs/*/README.md")))
-    for number, snippet in enumerate(
-        re.findall(r"```python\n(.*?)```", file.read_text(), re.DOTALL)
+BLOCK = re.compile(r"^( *)```python\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
+
+
+def blocks(file: Path) -> list[str]:
+    """The Python blocks of a page, those inside of tabs and lists among them."""
+    return [dedent(code) for _, code in BLOCK.findall(file.read_text())]
+
+
+PAGES = [
+    pytest.param(blocks(file), id=str(file.relative_to(ROOT)))
+    for file in (
+        ROOT / "README.md",
+        *sorted(ROOT.glob("configs/*/README.md")),
+        *sorted(ROOT.glob("docs/**/*.md")),
     )
+    if blocks(file)
 ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("snippet", SNIPPETS)
-def test_a_snippet_prints_what_it_promises(snippet):
-    promised = re.findall(r"print\(.*\)  # (.*)", snippet)
-    assert promised
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(compile(snippet, "README", "exec"), {})
-    assert printed.getvalue().splitlines() == promised
+@pytest.mark.parametrize("page", PAGES)
+def test_the_blocks_of_a_page_print_what_they_promise(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace: dict = {"__name__": "page"}
+    for block in page:
+        promised = re.findall(r"print\(.*\)  # (.*)", block)
+        assert promised, block
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(block, "page", "exec"), namespace)
+        assert printed.getvalue().splitlines() == promised

@@ -16,7 +16,7 @@ ORDER = [
     {"runs"},
     {"field_help", "registry", "training"},
     {"reports"},
-    {"devices"},
+    {"devices", "installation"},
     METHODS,
     {"bilevel", "offline_rl", "records", "stages"},
     {"language", "sql"},

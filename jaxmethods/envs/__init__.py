@@ -27,6 +27,8 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+import jax
+
 from jaxmethods.config import nearest
 from jaxmethods.envs.adapters import Cleaner as Cleaner
 from jaxmethods.envs.adapters import Connector as Connector
@@ -86,4 +88,7 @@ def make(name: str, *, preset: str | None = None, **arguments: Any) -> TeamEnvir
     for argument in arguments:
         if argument not in known:
             raise ValueError(f"{name}: unknown argument {argument!r}{nearest(argument, known)}")
-    return environment(**arguments) if preset is None else environment.preset(preset, **arguments)
+    with jax.ensure_compile_time_eval():  # jumanji compares bounds of specs, also inside of jit
+        if preset is None:
+            return environment(**arguments)
+        return environment.preset(preset, **arguments)

@@ -75,7 +75,7 @@ def sensitivity(answers: Sequence[Sequence[str]]) -> np.ndarray:
     """How far answers to one clip differ between instructions.
 
     Args:
-        answers: [instructions][n] texts.
+        answers: texts, n for each instruction.
 
     Returns:
         [n] float, 0 where all instructions get one answer.

@@ -48,6 +48,10 @@ class TuneConfig(Config):
     """Rows of a step."""
     micro_batches: PositiveInt = 1
     """Parts in which a batch is run, one after the other; a divisor of `batch`."""
+    tokens: PositiveInt | None = None
+    """Tokens that a step learns from, where its rows have so many: those behind them are left out.
+    Students with equal numbers here learn from equal numbers of tokens, however long their answers
+    are; null: all tokens of the rows."""
     loss_average: Literal["tokens", "micro"] = "tokens"
     """Mean over the tokens of the step, or of the means of micro-batches, as published."""
     trains: Literal["all", "lora", "connector"] = "all"
@@ -204,12 +208,12 @@ class TranscribeRun(RunConfig):
     language: str = "en"
     new_tokens: PositiveInt = 224
     """Tokens of 30 s, at most."""
+    beams: PositiveInt = 1
+    """Transcripts of a piece that are followed at once; 1: the greedy one."""
     batch: PositiveInt = 1
     """Clips that are transcribed at once."""
     skip_unreadable: bool = False
     """Count recordings that can't be heard and go on, in place of an error."""
-    spelling: Path | None = None
-    """Table of spellings, normalizer.json; null: the model's, where it has one."""
 
     @model_validator(mode="before")
     @classmethod
@@ -223,3 +227,48 @@ class TranscribeRun(RunConfig):
         if not self.audio and self.manifest is None:
             raise ValueError("audio: expected files, or a manifest, got neither")
         return self
+
+
+class AnswererConfig(Config):
+    """A connector and a small language model that learn from nothing to answer with a label."""
+
+    connector: SmallConnectorConfig = SmallConnectorConfig()
+    width: PositiveInt = 64
+    layers: PositiveInt = 2
+    heads: PositiveInt = 4
+    mlp_width: PositiveInt = 192
+    tune: TuneConfig = TuneConfig(steps=400, batch=32)
+
+    @model_validator(mode="after")
+    def _everything_trains(self) -> Self:
+        if self.tune.trains != "all":
+            raise ValueError(f"tune.trains: expected all, got {self.tune.trains}")
+        if self.width % self.heads:
+            raise ValueError(f"heads: expected a divisor of width ({self.width}), got {self.heads}")
+        return self
+
+
+class ProbeRun(TrainingRunConfig):
+    """What the frozen encoder of a Whisper knows about recordings."""
+
+    method: Literal["speech_probe"]
+    model: Path
+    """A Hugging Face folder of a Whisper; its decoder is not read."""
+    train: Path
+    """JSON Lines with `audio` and the label's field; files are relative to its folder."""
+    test: Path
+    """The same of clips that are judged."""
+    label: str = "label"
+    """The field that is to be known."""
+    group: str | None = None
+    """A field such as speaker: each of its values is left out of training once and judged then."""
+    penalties: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1e-3, 1e-2, 1e-1, 1.0)
+    """Of which the best in cross-validation of the training clips is taken."""
+    folds: Annotated[int, Field(ge=2)] = 5
+    """Of cross-validation, where there are no groups."""
+    batch: PositiveInt = 2
+    """Clips that are heard at once."""
+    skip_unreadable: bool = False
+    """Count clips that can't be heard and go on, in place of an error."""
+    answerer: AnswererConfig | None = None
+    """Train a small speech-text model to answer as well; null: probes alone."""

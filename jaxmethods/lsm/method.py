@@ -7,8 +7,9 @@
 The encoder is frozen: its frames are data, computed before (`whisper.encode`), so that a step has
 neither its gradient nor its cost. A step draws rows by their weights, and its loss is the mean over
 the tokens of all of them (`loss_average: tokens`); the published code took the mean of each
-micro-batch's mean (`micro`). What trains is a setting: all weights, low-rank additions (LoRA) or
-the connector.
+micro-batch's mean (`micro`). With `tokens` every step learns from that many, so that students whose
+answers have different lengths can be compared. What trains is a setting: all weights, low-rank
+additions (LoRA) or the connector.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import optax
 
 from jaxmethods.lsm.config import TuneConfig
 from jaxmethods.lsm.connector import connect, init_connector
-from jaxmethods.lsm.model import Model, Text, assemble, response_losses
+from jaxmethods.lsm.model import IGNORED, Model, Text, assemble, response_losses
 from jaxmethods.method import Method, Metrics, Objective, gradient_step
 from jaxmethods.models.decoder import lora
 from jaxmethods.models.decoder.layer import Params
@@ -92,9 +93,15 @@ def tuner(
             )
         return TuneState(key, trained, optimizer.init(trained), jnp.float32(0))
 
-    def losses(trained: Params, data: Data, rows: jax.Array, key: jax.Array) -> tuple:
+    def labels_of(data: Data, rows: jax.Array) -> jax.Array:
+        found = data.text.labels[rows]  # [..., B, R]
+        return found if config.tokens is None else first_labels(found, config.tokens)
+
+    def losses(
+        trained: Params, data: Data, rows: jax.Array, labels: jax.Array, key: jax.Array
+    ) -> tuple:
         clips = data.clips[rows]
-        text = jax.tree.map(lambda leaf: leaf[rows], data.text)
+        text = jax.tree.map(lambda leaf: leaf[rows], data.text)._replace(labels=labels)
         frames = data.frames[clips].astype(jnp.float32)  # kept in half precision
         speech = connect(trained["connector"], model.connector, frames, data.lengths[clips], key)
         own = language_model_of(trained, data.language_model, at_full_strength)
@@ -105,24 +112,25 @@ def tuner(
     def step(state: TuneState, data: Data) -> tuple[TuneState, Metrics]:
         key, draw, dropout = jax.random.split(state.key, 3)
         rows = draw_rows(draw, data.weights, config.batch).reshape(parts, -1)
-        counts = jnp.sum(data.text.labels[rows] >= 0, axis=(1, 2))  # [parts]
+        labels = labels_of(data, rows)  # [parts, B / parts, R]
+        counts = jnp.sum(labels != IGNORED, axis=(1, 2))  # [parts]
         if config.loss_average == "tokens":
             weights = jnp.full(parts, 1.0) / jnp.maximum(jnp.sum(counts), 1)
         else:
             weights = 1.0 / (parts * jnp.maximum(counts, 1))
 
         def part(
-            gradient: Any, given: tuple[jax.Array, jax.Array, jax.Array]
+            gradient: Any, given: tuple[jax.Array, jax.Array, jax.Array, jax.Array]
         ) -> tuple[Any, jax.Array]:
-            own, weight, own_key = given
+            own, own_labels, weight, own_key = given
             value, found = jax.value_and_grad(
-                lambda trained: weight * jnp.sum(losses(trained, data, own, own_key)[0])
+                lambda trained: weight * jnp.sum(losses(trained, data, own, own_labels, own_key)[0])
             )(state.trained)
             return jax.tree.map(jnp.add, gradient, found), value
 
         keys = jax.random.split(dropout, parts)
         nothing = jax.tree.map(jnp.zeros_like, state.trained)
-        gradient, values = jax.lax.scan(part, nothing, (rows, weights, keys))
+        gradient, values = jax.lax.scan(part, nothing, (rows, labels, weights, keys))
         trained, moments = gradient_step(optimizer, gradient, state.optimizer, state.trained)
         tokens = jnp.sum(counts).astype(jnp.float32)
         after = TuneState(key, trained, moments, state.tokens + tokens)
@@ -132,7 +140,7 @@ def tuner(
         def loss(trained: Params, key: jax.Array) -> jax.Array:
             draw, dropout = jax.random.split(key)
             rows = draw_rows(draw, data.weights, config.batch)
-            nats, learned = losses(trained, data, rows, dropout)
+            nats, learned = losses(trained, data, rows, labels_of(data, rows), dropout)
             return jnp.sum(nats) / jnp.maximum(jnp.sum(learned), 1)
 
         return Objective(state.trained, loss)
@@ -158,6 +166,13 @@ def language_model_of(trained: Params, base: Params, config: TuneConfig) -> Para
         return base
     scale = config.lora_scale * config.lora_alpha / config.lora_rank
     return lora.attach(base, trained["adapters"], scale)
+
+
+def first_labels(labels: jax.Array, count: int) -> jax.Array:
+    """Labels [..., R] of which the first `count` in order count; those behind are `IGNORED`."""
+    learned = (labels != IGNORED).ravel()
+    before = jnp.cumsum(learned).reshape(labels.shape)
+    return jnp.where(before <= count, labels, IGNORED)
 
 
 def draw_rows(key: jax.Array, weights: jax.Array, count: int) -> jax.Array:

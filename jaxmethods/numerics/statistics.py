@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
 
 class Summary(NamedTuple):
@@ -110,6 +111,13 @@ def percentile_interval(mean: float, draws: np.ndarray, level: float = 0.95) -> 
     """The interval that holds the middle share `level` of drawn means [R]."""
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(mean), float(low), float(high))
+
+
+def student_interval(values: np.ndarray, level: float = 0.95) -> Interval:
+    """The mean of a few independent values [n], with Student's interval; one value has no width."""
+    mean, error = mean_and_error(np.asarray(values, float))
+    half = 0.0 if error is None else error * float(stdtrit(len(values) - 1, (1 + level) / 2))
+    return Interval(mean, mean - half, mean + half)
 
 
 def bootstrap_interval(

@@ -16,7 +16,7 @@ from pydantic import (
 
 from jaxmethods.config import Config, OnResume, OpenFraction, TrainingRunConfig
 from jaxmethods.models.clip.network import TextConfig
-from jaxmethods.models.geovit.config import EncoderConfig
+from jaxmethods.models.geovit.config import EncoderConfig, Pooling
 
 
 class MAEConfig(Config):
@@ -149,7 +149,7 @@ class EvaluationConfig(Config):
 
     presets: tuple[Preset, ...] = ("scale_mae", "torchgeo_bench")
     """Protocols, one row of the table for each, see `protocols`."""
-    poolings: tuple[Literal["cls", "mean", "cls+mean"], ...] = ("cls", "mean")
+    poolings: tuple[Pooling, ...] = ("cls", "mean")
     """What of the tokens is a feature; one row for each."""
     draws: PositiveInt = 1000
     """Draws of the bootstrap."""
@@ -159,6 +159,27 @@ class EvaluationConfig(Config):
     """Filters of the random convolutions."""
     segmentation_steps: NonNegativeInt = 200
     """Steps of the linear head that segments, where pixels have labels; 0: none."""
+
+
+class FinetuneConfig(Config):
+    """Fine-tuning with few labels, from the pretrained encoder and from scratch."""
+
+    shots: tuple[PositiveInt, ...] = ()
+    """Labels a class, one point of the curve for each; none: nothing is fine-tuned."""
+    draws: PositiveInt = 5
+    """Draws of the labeled images, each with its own head; all of them are one program."""
+    steps: PositiveInt = 60
+    batch: PositiveInt = 16
+    """Images of a step; at most those that are labeled."""
+    learning_rate: PositiveFloat = 2e-3
+    """Of AdamW's head, for this batch; lower layers have less of it, see `layer_decay`."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.75
+    """What the rate is multiplied with from a block to the one below; from scratch it is 1."""
+    weight_decay: NonNegativeFloat = 0.05
+    rank: PositiveInt = 4
+    """Of LoRA's additions to queries, keys and values."""
+    judged: PositiveInt = 500
+    """Test images at most on which the models are judged."""
 
 
 class ScenesConfig(Config):
@@ -171,6 +192,34 @@ class ScenesConfig(Config):
     gsd: PositiveInt = 10
     """Meters of a pixel."""
     bands: tuple[str, ...] = ("B2", "B3", "B4", "B8", "B11", "B12")
+
+
+class DataConfig(Config):
+    """Where images come from."""
+
+    path: Path | None = None
+    """A folder or zip of images in folders of their class, with splits.csv; None: generated
+    scenes, or `scene`."""
+    gsd: PositiveFloat | None = None
+    """Meters of a pixel of the images in `path`; None: not known, and positions in meters are an
+    error."""
+    scene: Path | None = None
+    """An npz of one real place: `bands_dn` [T, H, W, C] uint16 of T dates, `band_names` [C], `lulc`
+    [H, W] land cover. It is mapped, nothing else is compared."""
+    bands: tuple[str, ...] = ()
+    """Bands of the scene; none: all 13 of Sentinel-2."""
+    tile: PositiveInt = 16
+    """Pixels along a side of what the encoder sees of the scene."""
+    learned: OpenFraction = 0.6
+    """Share of the scene's columns, from the left, that is learned from; the others are judged."""
+    date: NonNegativeInt = 0
+    """The date that is mapped."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataConfig:
+        if self.path is not None and self.scene is not None:
+            raise ValueError("scene: expected none beside path")
+        return self
 
 
 Pretraining = Literal["mae", "satmae_group", "satmae_temporal", "scale_mae", "infonce", "clip"]
@@ -214,13 +263,9 @@ class Run(TrainingRunConfig):
     """Pretrain a masked autoencoder and compare it with what is simpler."""
 
     method: Literal["rsfm"]
-    data: Path | None = None
-    """A folder or zip of images in folders of their class, with splits.csv; None: generated
-    scenes."""
-    gsd: PositiveFloat | None = None
-    """Meters of a pixel of the images in `data`; None: not known, and positions in meters are an
-    error."""
+    data: DataConfig = DataConfig()
     scenes: ScenesConfig = ScenesConfig()
     model: ModelConfig = ModelConfig()
     pretrain: PretrainConfig = PretrainConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    finetune: FinetuneConfig = FinetuneConfig()

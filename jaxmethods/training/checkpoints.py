@@ -10,10 +10,13 @@ processes may read the checkpoints of a run that trains. A checkpoint appears an
 from __future__ import annotations
 
 import contextlib
+import errno
+import gc
 import io
 import json
 import logging
 import math
+import os
 import sys
 import threading
 import time
@@ -33,6 +36,8 @@ from jaxmethods.method import State
 STATE, METRICS = "default", "metrics"
 UNFINISHED = ".orbax-checkpoint-tmp"
 """In the name of a checkpoint that orbax has not finished."""
+FOLDER_ROOM, LEAF_ROOM = 256 * 1024, 8 * 1024
+"""Bytes that a checkpoint and each of its arrays take besides the numbers, generously."""
 
 
 class CheckpointError(UserError):
@@ -142,8 +147,21 @@ class Checkpoints:
         items: dict[str, Any] = {STATE: ocp.args.StandardSave({"state": state})}
         if score is not None and _finite(score) is not None:
             items[METRICS] = ocp.args.JsonSave({"score": float(score)})
+        if not distributed.several():
+            self._refuse_a_full_disk(state)
         with _quiet_threads():
             self._orbax.save(self.path(step), args=ocp.args.Composite(**items))
+
+    def _refuse_a_full_disk(self, state: State) -> None:
+        """Before orbax begins: its threads can't be stopped cleanly where a write of theirs fails.
+
+        Compression is not counted on. A file system that doesn't tell its size is not asked.
+        """
+        disk = os.statvfs(self.folder)
+        leaves = jax.tree.leaves(state)
+        needed = sum(leaf.nbytes + LEAF_ROOM for leaf in leaves if hasattr(leaf, "nbytes"))
+        if disk.f_blocks and disk.f_bavail * disk.f_frsize < needed + FOLDER_ROOM:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _clear_once(self) -> None:
         if self._cleared:
@@ -183,6 +201,7 @@ def _quiet_threads() -> Iterator[None]:
                 for thread in set(threading.enumerate()) - running:
                     thread.join(timeout=5.0)
                 time.sleep(0.2)  # writes under way come back to an event loop that is gone
+                gc.collect()  # a coroutine that was never awaited says so when it is collected
                 printed.truncate(0)
                 # Its tasks are found to have failed when they are collected, whenever that is.
                 logging.getLogger("asyncio").addFilter(_is_not_from_orbax)

@@ -12,12 +12,30 @@ from benchmarks.harness import Settings
 from jaxmethods.models.geovit import checkpoint, encode
 from jaxmethods.models.geovit.config import EncoderConfig
 from jaxmethods.rsfm.config import MAEConfig
+from jaxmethods.rsfm.pretraining import satmae
 
 SMALL = MAEConfig(
     encoder=EncoderConfig(width=16, depth=2, heads=2, patch=4, image_size=16, positions="learned"),
     decoder_width=16,
     decoder_depth=1,
     decoder_heads=2,
+)
+GROUPS = SMALL.model_copy(
+    update={
+        "encoder": EncoderConfig(
+            width=16,
+            depth=1,
+            heads=2,
+            patch=4,
+            image_size=8,
+            channels=3,
+            embedding="grouped",
+            positions="group",
+            groups=((2, 0), (1,)),
+            channel_width=8,
+        ),
+        "decoder_channel_width": 8,
+    }
 )
 SIZES = bench.Sizes((("small", SMALL, 4),), "float32", (40, 8), 6, 2, 10)
 
@@ -54,3 +72,22 @@ def test_pytorchs_encoder_is_ours():
         theirs = model.features(torch.tensor(images).permute(0, 3, 1, 2)).numpy()
     ours = jax.jit(lambda x: encode(loaded.params, loaded.config, x).cls)(jnp.asarray(images))
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_pytorchs_groups_are_compared_with_their_own_bands():
+    torch = pytest.importorskip("torch")
+    from benchmarks import torch_rsfm
+
+    model = torch_rsfm.GroupAutoencoder(GROUPS)
+    images = np.random.default_rng(1).standard_normal((2, 8, 8, 3)).astype(np.float32)
+    target = model.standard(torch.tensor(images).permute(0, 3, 1, 2))
+    tokens = torch.zeros(2, 8, 16)
+    with torch.no_grad():
+        for pred in model.pred:
+            pred.bias.zero_()
+        theirs = model.errors(tokens, target).numpy()
+    pred = jnp.zeros((2, 3, 4, 16))
+    for place in range(8):
+        hidden = jnp.zeros((2, 8)).at[:, place].set(1)
+        own = satmae.loss(GROUPS, jnp.asarray(images), pred, hidden)
+        np.testing.assert_allclose(own, theirs[:, place].mean(), rtol=1e-5)

@@ -6,12 +6,14 @@ import builtins
 import io
 import zipfile
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from jaxmethods.data import rasters
 from jaxmethods.errors import DataError, MissingExtraError
+from jaxmethods.rsfm.evaluation import baselines
 
 CLASSES = ("Forest", "River")
 
@@ -158,7 +160,7 @@ def test_bands_come_by_name_on_the_finest_grid(stack):
         rasters.read_bands(stack, ("B2",))
 
 
-def test_bands_shuffled_in_a_file_give_the_same_tensor(tmp_path):
+def test_bands_shuffled_in_a_file_give_the_same_features(tmp_path):
     rasterio = pytest.importorskip("rasterio")
     values = np.random.default_rng(0).integers(1, 99, (3, 6, 6)).astype(np.uint16)
     paths = []
@@ -171,6 +173,9 @@ def test_bands_shuffled_in_a_file_give_the_same_tensor(tmp_path):
     one = rasters.read_bands(paths[0], names, order=("B2", "B3", "B8A"))
     other = rasters.read_bands(paths[1], names, order=("B8A", "B2", "B3"))
     np.testing.assert_array_equal(one.images, other.images)
+    assert one.band_names == other.band_names == names
+    stats = [baselines.imagestats(jnp.asarray(own.images[None] / 99.0)) for own in (one, other)]
+    np.testing.assert_array_equal(*stats)
     assert one.gsd is None
     with pytest.raises(DataError, match="expected the names of its 3 bands, got 2"):
         rasters.read_bands(paths[0], names, order=("B2", "B3"))

@@ -15,6 +15,7 @@ from jaxmethods.data.images import digit_tasks
 from jaxmethods.records.run_folder import RunFolder
 from tests.devices.test_processes import ends, start_two
 from tests.merging.recipes import test_comparison
+from tests.rsfm.recipes import test_compare
 from tests.training import distributed_toy
 from tests.training.test_loop import rows_without_times
 
@@ -84,3 +85,16 @@ def test_merging_and_its_comparison_are_those_of_one_process(tmp_path):
     assert one["accuracy"].keys() == two["accuracy"].keys()
     for name, values in one["distance"].items():
         np.testing.assert_allclose(two["distance"][name], values, rtol=1e-3, atol=1e-4)
+
+
+def test_pretraining_and_what_features_are_worth_are_those_of_one_process(tmp_path):
+    """Losses and norms of gradients of every step, and the predictions that follow."""
+    less = {**test_compare.SMALL["evaluation"], "segmentation_steps": 0}
+    changes = {"evaluation": less, "finetune": {}}
+    often = {"log_every": 1, "evaluate_every": 3, "checkpoint_every": 3}
+    config = {"method": "rsfm", **test_compare.SMALL, **changes, "training": often}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
+    one, two = run_both(tmp_path / "tiny.yaml", tmp_path)
+    assert_same_metrics(one, two, rtol=1e-5, atol=1e-6)
+    rows = [row for row in rows_without_times(two) if row["stage"] == "pretrain"]
+    assert len([row for row in rows if "train/gradient_norm" in row]) == 3

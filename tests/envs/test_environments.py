@@ -46,6 +46,12 @@ def build(variant):
     return envs.make(variant.split("-")[0], **VARIANTS[variant])
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_it_can_be_made_inside_of_jit(variant):
+    longest = jax.jit(lambda: jnp.asarray(build(variant).observation_spec.step_count.maximum))()
+    assert longest == build(variant).observation_spec.step_count.maximum
+
+
 def test_specs_describe_steps_that_compile_once_and_do_not_branch(env):
     chex.clear_trace_counter()
     step = jax.jit(chex.assert_max_traces(env.step, n=1))

@@ -24,7 +24,7 @@ from jaxmethods.lsm.augmentation import keep_response
 from jaxmethods.lsm.connector import Speech, connect, cut
 from jaxmethods.lsm.model import IGNORED, Text, assemble, response_losses
 from jaxmethods.lsm.schedules import warmup_then_linear
-from jaxmethods.lsm.transcripts.normalize import normalize_basic, normalize_english, read_spelling
+from jaxmethods.lsm.transcripts.normalize import normalize_basic, normalize_english
 from jaxmethods.lsm.transcripts.word_errors import corpus_errors, word_errors
 from jaxmethods.lsm.windows import window_plan
 from jaxmethods.models import decoder, hub, qformer, whisper
@@ -502,24 +502,15 @@ def test_prompts_letter_by_letter(file):
         assert case["labels"].count(IGNORED) == len(case["suffix_ids"])
 
 
-def spelling():
-    """Whisper's own table where someone has it, else the words that our cases need."""
-    shared = Path(os.environ.get("JAXMETHODS_SHARED", "")) / "data" / "speech" / "normalizer.json"
-    for file in (HERE / "normalizer.json", shared):
-        if file.is_file():
-            return read_spelling(file)
-    return json.loads((Path(__file__).parents[1] / "golden" / "lsm" / "spelling.json").read_text())
-
-
 @pytest.mark.parametrize("file", json_files("text_norm_wer"))
 def test_normalized_transcripts_and_word_errors(file):
-    golden, table = json.loads(file.read_text()), spelling()
+    golden = json.loads(file.read_text())
     for case in golden["normaliser_cases"]:
-        assert normalize_english(case["text"], table) == case["english"]
+        assert normalize_english(case["text"]) == case["english"]
         assert normalize_basic(case["text"]) == case["basic"]
     pairs = golden["wer_pairs"]
     for pair in pairs:
-        texts = [normalize_english(pair[name], table) for name in ("ref", "hyp")]
+        texts = [normalize_english(pair[name]) for name in ("ref", "hyp")]
         assert texts == [pair["ref_norm"], pair["hyp_norm"]]
         counts = [pair[n] for n in ("substitutions", "deletions", "insertions", "ref_words")]
         assert list(word_errors(*texts)) == counts

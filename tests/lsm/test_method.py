@@ -9,7 +9,8 @@ import optax
 import pytest
 
 from jaxmethods.lsm.config import TuneConfig
-from jaxmethods.lsm.method import Data, draw_rows, language_model_of, tuner
+from jaxmethods.lsm.method import Data, draw_rows, first_labels, language_model_of, tuner
+from jaxmethods.lsm.model import IGNORED
 from tests.lsm import small
 
 CLIPS, ROWS = 3, 6
@@ -143,3 +144,16 @@ def test_one_program_serves_all_batches():
     for length in (60, 5, 1):
         state, _ = step(state, given._replace(lengths=jnp.full(CLIPS, length)))
     assert count == 1
+
+
+def test_every_step_learns_from_as_many_tokens_as_it_is_allowed():
+    state, metrics = after(steps=2, tokens=5)
+    assert float(metrics["tokens"]) == 5
+    assert float(state.tokens) == 10
+
+
+def test_labels_behind_the_allowed_ones_are_left_out():
+    labels = jnp.asarray([[[IGNORED, 3, 4]], [[5, IGNORED, 6]]])
+    expected = [[[IGNORED, 3, 4]], [[5, IGNORED, IGNORED]]]
+    assert first_labels(labels, 3).tolist() == expected
+    assert first_labels(labels, 9).tolist() == labels.tolist()

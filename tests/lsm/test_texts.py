@@ -9,11 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxmethods.errors import DataError
 from jaxmethods.lsm import augmentation, prompts
 from jaxmethods.lsm.model import IGNORED
 from jaxmethods.lsm.schedules import warmup_then_linear
-from jaxmethods.lsm.transcripts.normalize import normalize_english, read_spelling
+from jaxmethods.lsm.transcripts.normalize import normalize_english
 from jaxmethods.lsm.transcripts.word_errors import corpus_errors, edit_errors, word_errors
 
 words = st.lists(st.sampled_from("abc"), max_size=6)
@@ -48,19 +47,9 @@ def test_rates():
 
 @given(st.text(alphabet="ab1 2$.%,'é-", max_size=12))
 def test_normalized_text_has_single_spaces_and_no_capitals(text):
-    found = normalize_english(text, {})
+    found = normalize_english(text)
     assert "  " not in found
     assert found == found.lower()
-
-
-def test_spellings_are_a_file(tmp_path):
-    file = tmp_path / "normalizer.json"
-    file.write_text('{"colour": "color"}')
-    assert normalize_english("Colour!", read_spelling(file)) == "color"
-    for content in ("[1]", '{"a": 1}', "{"):
-        file.write_text(content)
-        with pytest.raises(DataError):
-            read_spelling(file)
 
 
 def encode(text):

@@ -11,6 +11,7 @@ from jaxmethods.numerics.statistics import (
     mcnemar,
     mean_and_error,
     standard_error,
+    student_interval,
     summarize,
 )
 
@@ -19,6 +20,13 @@ def test_the_error_is_the_sample_deviation_over_the_root_of_the_number():
     mean, error = mean_and_error(np.asarray([1.0, 3.0, 5.0, 7.0]))
     assert mean == 4
     assert error == pytest.approx((20 / 3) ** 0.5 / 2)
+
+
+def test_the_interval_of_a_few_values_is_students():
+    values = np.array([0.6, 0.7, 0.65, 0.8])
+    expected = scipy.stats.t.interval(0.95, 3, values.mean(), scipy.stats.sem(values))
+    np.testing.assert_allclose(student_interval(values)[1:], expected)
+    assert student_interval(values[:1]) == (0.6, 0.6, 0.6)
 
 
 def test_one_value_has_no_error():

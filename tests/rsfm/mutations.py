@@ -60,11 +60,11 @@ MUTATIONS = [
         "evaluation/test_neighbors.py::test_distances_are_those_of_numpy_wherever_the_features_are",
     ),
     (
-        "evaluation/probes.py",
+        "../numerics/linear_probe.py",
         "lam / 2 * jnp.sum(jnp.square(weight))",
         "lam * jnp.sum(jnp.square(weight))",
         "the penalty is twice what it says",
-        "evaluation/test_probes.py::test_the_optimum_is_scikit_learns",
+        "../numerics/test_linear_probe.py::test_the_optimum_is_scikit_learns",
     ),
     (
         "evaluation/measures/segmentation.py",

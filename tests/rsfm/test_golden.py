@@ -26,8 +26,9 @@ from jaxmethods.models.geovit import (
     positions,
     wavelength,
 )
+from jaxmethods.numerics import linear_probe
 from jaxmethods.rsfm import schedules
-from jaxmethods.rsfm.evaluation import neighbors, probes
+from jaxmethods.rsfm.evaluation import neighbors
 from jaxmethods.rsfm.evaluation.measures import classification, detection, retrieval, segmentation
 from jaxmethods.rsfm.pretraining import checkpoints, contrastive, mae, scale_mae
 from tests.golden_files import golden_files, read
@@ -284,17 +285,17 @@ def test_nearest_neighbors(protocols):
 
 def test_optimum_of_the_probe(protocols):
     train, labels = jnp.asarray(protocols["knn_train"]), jnp.asarray(protocols["knn_train_y"])
-    scaling = probes.standardizer(train)
+    scaling = linear_probe.standardizer(train)
     classes = protocols["probe_b"].shape[1]
     lams = jnp.asarray(protocols["probe_lams"])
-    probe = probes.probe_lbfgs(scaling(train), labels, lams, classes=classes, tolerance=1e-10)
+    probe = linear_probe.probe_lbfgs(scaling(train), labels, lams, classes=classes, tolerance=1e-10)
     check(probe.objective, protocols["probe_obj"], WIDE)
     # The stored weights are themselves up to 4e-7 from the optimum (by Newton's method).
     check(probe.weight, protocols["probe_W"], 2e-6)
     check(probe.bias, protocols["probe_b"], 2e-6)
     assert np.all(probe.gradient < 1e-8)
     queries = scaling(jnp.asarray(protocols["knn_query"]))
-    own = probes.accuracies(probe, queries, jnp.asarray(protocols["knn_query_y"]))
+    own = linear_probe.accuracies(probe, queries, jnp.asarray(protocols["knn_query_y"]))
     check(own, protocols["probe_acc"], 1e-6)
 
 

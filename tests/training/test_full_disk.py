@@ -131,6 +131,22 @@ def test_a_checkpoint_that_finds_no_room_leaves_those_that_are_there(tmp_path, m
     assert snapshot(tmp_path) == before
 
 
+def test_a_checkpoint_is_not_begun_where_it_has_no_room(tmp_path, monkeypatch, mounted):
+    disk = mounted("-t", "tmpfs", "-o", "size=1m", "tmpfs")
+    saved = Checkpoints(disk)
+    saved.save(1, {"x": jnp.ones(2)}, None)
+    monkeypatch.setattr(saved._orbax, "save", lambda *_, **__: pytest.fail("it was begun"))
+    with pytest.raises(CheckpointError, match=rf"cannot be written \({FULL}\); the last one is"):
+        saved.save(2, {"x": jnp.ones(1 << 18)}, None)
+    assert saved.steps() == [1]
+
+
+def test_a_full_disk_is_named_although_it_stands_behind_another_error():
+    error = RuntimeError("the event loop is closed")
+    error.__context__ = OSError(errno.ENOSPC, FULL)
+    assert files.reason(error) == FULL
+
+
 def test_a_row_that_finds_no_room_is_not_half_written(tmp_path, mounted):
     from jaxmethods.records.writers import JsonLinesWriter
 

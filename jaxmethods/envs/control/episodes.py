@@ -70,14 +70,16 @@ def make_control(name: str, **arguments: Any) -> Any:
         # The adapter imports an optional dependency.
         from jaxmethods.envs.adapters.brax_control import BraxControl
 
-        return BraxControl(name.removeprefix(BRAX), **arguments)
+        with jax.ensure_compile_time_eval():
+            return BraxControl(name.removeprefix(BRAX), **arguments)
     if name not in CONTROL:
         raise ValueError(f"unknown environment {name!r}{nearest(name, CONTROL)}")
     known = list(inspect.signature(CONTROL[name]).parameters)
     for argument in arguments:
         if argument not in known:
             raise ValueError(f"{name}: unknown argument {argument!r}{nearest(argument, known)}")
-    return CONTROL[name](**arguments)
+    with jax.ensure_compile_time_eval():  # jumanji compares bounds of specs, also inside of jit
+        return CONTROL[name](**arguments)
 
 
 def episode_returns(env: Any, act: Act, key: jax.Array, episodes: int) -> jax.Array:

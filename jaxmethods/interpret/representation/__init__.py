@@ -8,11 +8,11 @@ hidden = capture.capture(apply, ["hidden"])(params, images)
 from jaxmethods.interpret.representation import (
     attention,
     capture,
-    cka,
     geometry,
     intrinsic_dimension,
     neural_collapse,
 )
+from jaxmethods.numerics import cka
 
 __all__ = [
     "attention",

@@ -18,9 +18,9 @@ import numpy as np
 from jaxmethods.data import audio
 from jaxmethods.data.audio import AudioError
 from jaxmethods.errors import DataError
-from jaxmethods.files import is_file, refusals, write_atomically
+from jaxmethods.files import refusals, write_atomically
 from jaxmethods.lsm.config import TranscribeRun as Run
-from jaxmethods.lsm.transcripts.normalize import normalize_english, read_spelling
+from jaxmethods.lsm.transcripts.normalize import normalize_english
 from jaxmethods.lsm.transcripts.word_errors import corpus_errors, word_errors
 from jaxmethods.models import whisper
 from jaxmethods.numerics.statistics import bootstrap_interval, markdown_table
@@ -56,7 +56,8 @@ def recipe(run: Run) -> Recipe:
     Raises:
         HubError, TokenizerError: the model can't be used.
         DataError: a manifest that can't be read, a recording that is missing.
-        MissingExtraError: soundfile, soxr or tokenizers is needed and not installed.
+        MissingExtraError: soundfile, soxr, tokenizers or whisper-normalizer is needed and not
+            installed.
     """
     recordings = recordings_of(run)
     if not run.skip_unreadable:
@@ -65,6 +66,9 @@ def recipe(run: Run) -> Recipe:
             if not segment.path.is_file():
                 raise AudioError(f"audio {segment.path}: no such file")
     read_model(run)  # says what is wrong before there is a run folder
+    known = any(one.said is not None for one in recordings)
+    if known:
+        normalize_english("")
 
     def parts(results: Results, place: Place) -> list[Part]:
         del results, place
@@ -78,20 +82,23 @@ def recipe(run: Run) -> Recipe:
             for one in found
         ]
 
-    known = [one.said for one in recordings]
-    headline = [f"{STAGE}/word_error_rate"] if any(said is not None for said in known) else []
+    headline = [f"{STAGE}/word_error_rate"] if known else []
     stage = Compute(STAGE, parts, finish, partial(metrics, run, recordings))
     return Recipe([stage], partial(report, run, recordings), (STAGE,), headline)
 
 
 def read_model(run: Run) -> whisper.Transcriber:
     """The model, read once."""
-    return _read_model(run.model, run.language, run.batch, run.new_tokens)
+    return _read_model(run.model, run.language, run.batch, run.new_tokens, run.beams)
 
 
 @lru_cache(maxsize=1)
-def _read_model(path: Path, language: str, batch: int, new_tokens: int) -> whisper.Transcriber:
-    return whisper.read_transcriber(path, language=language, batch=batch, new_tokens=new_tokens)
+def _read_model(
+    path: Path, language: str, batch: int, new_tokens: int, beams: int
+) -> whisper.Transcriber:
+    return whisper.read_transcriber(
+        path, language=language, batch=batch, new_tokens=new_tokens, beams=beams
+    )
 
 
 def recordings_of(run: Run) -> list[Recording]:
@@ -150,20 +157,16 @@ def metrics(
         "skipped": sum(not one.heard for one in found),
         "seconds": sum(one.seconds for one in found),
     }
-    pairs = compared(run, recordings, found)
+    pairs = compared(recordings, found)
     if pairs:
         values["word_error_rate"] = corpus_errors(*zip(*pairs, strict=True)).rate
     return values
 
 
-def compared(
-    run: Run, recordings: Sequence[Recording], found: Sequence[Transcript]
-) -> list[tuple[str, str]]:
+def compared(recordings: Sequence[Recording], found: Sequence[Transcript]) -> list[tuple[str, str]]:
     """Normalized pairs of what was said and what was heard."""
-    file = run.spelling or run.model / "normalizer.json"
-    table = read_spelling(file) if run.spelling or is_file(file) else {}
     return [
-        (normalize_english(one.said, table), normalize_english(own.text, table))
+        (normalize_english(one.said), normalize_english(own.text))
         for one, own in zip(recordings, found, strict=True)
         if one.said is not None and own.heard
     ]
@@ -189,7 +192,7 @@ def report(run: Run, recordings: Sequence[Recording], results: Results, folder: 
     write_atomically(folder / "transcripts.jsonl", "".join(lines))
     shown = [[row["audio"], row["text"].replace("|", "/"), row.get("said", "")] for row in rows]
     text = markdown_table(["recording", "heard", "said"], shown[:50])
-    pairs = compared(run, recordings, found)
+    pairs = compared(recordings, found)
     if pairs:
         errors = corpus_errors(*zip(*pairs, strict=True))
         each = np.asarray([word_errors(*pair).rate for pair in pairs])

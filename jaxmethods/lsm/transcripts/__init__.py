@@ -1,14 +1,7 @@
 """What was said against what was heard: normalized transcripts and word error rates."""
 
 from jaxmethods.lsm.transcripts import normalize, word_errors
-from jaxmethods.lsm.transcripts.normalize import normalize_basic, normalize_english, read_spelling
+from jaxmethods.lsm.transcripts.normalize import normalize_basic, normalize_english
 from jaxmethods.lsm.transcripts.word_errors import corpus_errors
 
-__all__ = [
-    "corpus_errors",
-    "normalize",
-    "normalize_basic",
-    "normalize_english",
-    "read_spelling",
-    "word_errors",
-]
+__all__ = ["corpus_errors", "normalize", "normalize_basic", "normalize_english", "word_errors"]

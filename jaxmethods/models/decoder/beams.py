@@ -4,12 +4,14 @@
 
 A finished continuation stays among the K with its score until K better ones are found. At the end
 they are ranked by score / length^penalty, which `transformers` divides by as well; it ranks so
-while it searches, too, and keeps finished continuations apart.
+while it searches, too, and keeps finished continuations apart. `search` takes any model that has a
+cache; `models.whisper` is another one.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,9 @@ from jaxmethods.models.decoder.config import DecoderConfig
 from jaxmethods.models.decoder.generation import check_positions, left_padded
 from jaxmethods.models.decoder.layer import Params
 from jaxmethods.models.decoder.network import forward
+
+Extend: TypeAlias = Callable[[jax.Array, Cache], tuple[jax.Array, Cache]]
+"""(tokens [R], cache of R rows) -> logits [R, V] of the next tokens, and the cache with these."""
 
 
 class Beams(NamedTuple):
@@ -82,10 +87,69 @@ def beam_search(
     Raises:
         ValueError: no beams, no tokens, prompts without any, more tokens than learned positions.
     """
-    for name, value in {"beams": beams, "new_tokens": new_tokens, "ids": ids.shape[1]}.items():
+    if ids.shape[1] < 1:
+        raise ValueError(f"ids: expected at least 1, got {ids.shape[1]}")
+    check_search(beams, new_tokens)
+    check_positions(config, ids.shape[1], new_tokens, mask)
+    rows = ids.shape[0]
+    prompt, mask = left_padded(ids, mask)
+    begun = jnp.ones(rows, bool) if mask is None else jnp.any(mask, axis=1)
+    last = jnp.full((rows, 1), prompt.shape[1] - 1)
+    first = forward(params, config, prompt, mask=mask, logits_at=last, keep_cache=True, dtype=dtype)
+
+    def extend(tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        out = forward(params, config, tokens[:, None], cache=cache, dtype=dtype)
+        return out.logits[:, 0], out.cache
+
+    return search(
+        first.logits[:, 0],
+        first.cache,
+        extend,
+        beams=beams,
+        new_tokens=new_tokens,
+        length_penalty=length_penalty,
+        end=end,
+        pad=pad,
+        begun=begun,
+    )
+
+
+def check_search(beams: int, new_tokens: int) -> None:
+    """Raises `ValueError` for no beams or no tokens."""
+    for name, value in {"beams": beams, "new_tokens": new_tokens}.items():
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
-    check_positions(config, ids.shape[1], new_tokens, mask)
+
+
+def search(
+    first: jax.Array,
+    cache: Cache,
+    extend: Extend,
+    *,
+    beams: int,
+    new_tokens: int,
+    length_penalty: float = 1.0,
+    end: int | None = None,
+    pad: int = 0,
+    begun: jax.Array | None = None,
+) -> Beams:
+    """The search itself, over any model with a cache.
+
+    Args:
+        first: [B, V] logits of the first token behind the prompts.
+        cache: of the prompts, without room.
+        extend: (tokens [B K], cache) -> logits [B K, V] of the next, and the grown cache; rows of
+            one prompt lie side by side. A logit of -inf is never chosen.
+        beams: K, static.
+        new_tokens: N, static.
+        length_penalty: see `beam_search`.
+        end: the token that ends a row; None: none does.
+        pad: what stands behind the end.
+        begun: [B] bool, False for a row without a token; None: all have some.
+
+    Returns:
+        Continuations that differ, the best first.
+    """
 
     def choose(state: _Search, logits: jax.Array) -> _Search:
         """Goes on with the best continuations; logits [B, K, V]."""
@@ -106,13 +170,19 @@ def beam_search(
     def unfinished(state: _Search) -> jax.Array:
         return (state.step < new_tokens) & ~jnp.all(state.done)
 
-    def extend(state: _Search) -> _Search:
-        out = forward(params, config, state.last.reshape(-1, 1), cache=state.cache, dtype=dtype)
-        logits = out.logits.reshape(*state.last.shape, -1)
-        return choose(state._replace(cache=out.cache), logits)
+    def further(state: _Search) -> _Search:
+        logits, grown = extend(state.last.reshape(-1), state.cache)
+        return choose(state._replace(cache=grown), logits.reshape(*state.last.shape, -1))
 
-    start = choose(*_begin(params, config, ids, mask, beams, new_tokens, pad, dtype))
-    found = lax.while_loop(unfinished, extend, start)
+    begun = jnp.ones(len(first), bool) if begun is None else begun
+    start = choose(
+        _begin(cache, begun, beams, new_tokens, pad), jnp.repeat(first[:, None], beams, axis=1)
+    )
+    return _ranked(lax.while_loop(unfinished, further, start), length_penalty, pad)
+
+
+def _ranked(found: _Search, length_penalty: float, pad: int) -> Beams:
+    """What was found, the best first."""
     length = jnp.maximum(found.lengths, 1).astype(jnp.float32)
     order = jnp.argsort(-found.scores / length**length_penalty, axis=1, stable=True)
     exists = jnp.isfinite(found.scores)
@@ -146,23 +216,10 @@ def best_continuations(
     return best, places // size, places % size
 
 
-def _begin(
-    params: Params,
-    config: DecoderConfig,
-    ids: jax.Array,
-    mask: jax.Array | None,
-    beams: int,
-    new_tokens: int,
-    pad: int,
-    dtype: Any,
-) -> tuple[_Search, jax.Array]:
-    """The prompts are run once; one beam of each row has the score 0, the others none."""
-    rows = ids.shape[0]
-    prompt, mask = left_padded(ids, mask)
-    begun = jnp.ones(rows, bool) if mask is None else jnp.any(mask, axis=1)
-    last = jnp.full((rows, 1), prompt.shape[1] - 1)
-    first = forward(params, config, prompt, mask=mask, logits_at=last, keep_cache=True, dtype=dtype)
-    cache = reserve(first.cache, new_tokens)
+def _begin(cache: Cache, begun: jax.Array, beams: int, new_tokens: int, pad: int) -> _Search:
+    """One beam of each row has the score 0, the others none."""
+    rows = len(begun)
+    cache = reserve(cache, new_tokens)
     cache = Cache(
         jnp.repeat(cache.keys, beams, axis=1),
         jnp.repeat(cache.values, beams, axis=1),
@@ -171,7 +228,7 @@ def _begin(
     )
     alone = jnp.where(jnp.arange(beams) == 0, 0.0, -jnp.inf)
     nothing = jnp.zeros((rows, beams), jnp.int32)
-    state = _Search(
+    return _Search(
         step=jnp.int32(0),
         last=nothing,
         tokens=jnp.full((rows, beams, new_tokens), pad, jnp.int32),
@@ -180,7 +237,6 @@ def _begin(
         lengths=nothing,
         scores=jnp.broadcast_to(alone, (rows, beams)),
     )
-    return state, jnp.repeat(first.logits, beams, axis=1)
 
 
 def _regrouped(cache: Cache, parents: jax.Array) -> Cache:

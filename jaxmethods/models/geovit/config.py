@@ -11,6 +11,7 @@ from jaxmethods.models.clip.vit import Activation
 
 Embedding = Literal["conv", "grouped", "per_sensor", "wavelength", "tubelet"]
 Positions = Literal["sincos", "gsd", "group", "temporal", "tubelet", "learned"]
+Pooling = Literal["cls", "mean", "cls+mean", "mean+std"]
 KernelLayout = Literal["permute", "raw_view"]
 
 

@@ -10,16 +10,14 @@ embeds what it hides.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxmethods.models.clip import vit
 from jaxmethods.models.geovit import patches, positions, wavelength
-from jaxmethods.models.geovit.config import EncoderConfig
-
-Pooling = Literal["cls", "mean", "cls+mean"]
+from jaxmethods.models.geovit.config import EncoderConfig, Pooling
 
 
 class Context(NamedTuple):
@@ -176,14 +174,18 @@ def pool(params: Any, config: EncoderConfig, encoded: Encoded, how: Pooling = "c
         params: of the encoder, for a norm behind the pooling.
         config: of the encoder; static.
         encoded: of `encode`.
-        how: the class token, the mean of the patch tokens, or both side by side; static.
+        how: the class token, the mean of the patch tokens, both side by side, or the mean beside
+            the deviation over places, which is what random convolutions are judged by; static.
 
     Returns:
-        [B, D], or [B, 2 D] of both.
+        [B, D], or [B, 2 D] of two.
     """
-    pooled = [] if how == "mean" else [encoded.cls]
-    if how != "cls":
-        pooled.append(jnp.mean(encoded.patches, axis=1))
+    made = {
+        "cls": lambda: encoded.cls,
+        "mean": lambda: jnp.mean(encoded.patches, axis=1),
+        "std": lambda: jnp.std(encoded.patches, axis=1),
+    }
+    pooled = [made[name]() for name in how.split("+")]
     if config.norm_after_pooling:
         pooled = [vit.layer_norm(params["norm"], own, config.layer_norm_eps) for own in pooled]
     return jnp.concatenate(pooled, axis=-1)

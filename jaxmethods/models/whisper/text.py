@@ -1,4 +1,4 @@
-"""Whisper's decoder, and greedy transcription: one program from features to tokens.
+"""Whisper's decoder, and transcription, greedy or by beams: one program from features to tokens.
 
     x = E[ids] + P,  x += Attn(LN x),  x += Cross(LN x, encoded),  x += MLP(LN x),  E LN x
 
@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxmethods.models.decoder.attention import Cache, causal_attention, grow, reserve
+from jaxmethods.models.decoder.beams import check_search, search
 from jaxmethods.models.decoder.generation import Generated
 from jaxmethods.models.decoder.layer import Params, dense, over_layers
 from jaxmethods.models.lookup import rows
@@ -83,7 +84,7 @@ def decode(
     Args:
         params: of encoder and decoder.
         config: sizes; static.
-        ids: [B, N] int.
+        ids: [B, N] int; a multiple of the clips where several rows are about one, side by side.
         heard: of `cross_keys`.
         cache: tokens before these, with room for them (`attention.reserve`).
 
@@ -107,7 +108,11 @@ def decode(
         x = x + dense(own["out"], joined(causal(q, k, v, past)))
         normed = layer_norm(layer["cross_norm"], x, eps)
         q = split(dense(layer["cross"]["query"], normed), config.text.heads)
-        x = x + dense(layer["cross"]["out"], joined(jax.nn.dot_product_attention(q, keys, values)))
+        # Beams of a clip hear the same: they are further queries to it.
+        q = q.reshape(len(keys), -1, *q.shape[2:])  # [B, K N, H, d]
+        found = jax.nn.dot_product_attention(q, keys, values)
+        found = found.reshape(batch, new, *found.shape[2:])  # [B K, N, H, d]
+        x = x + dense(layer["cross"]["out"], joined(found))
         return x + mlp(layer["mlp"], layer_norm(layer["mlp_norm"], x, eps)), (k, v)
 
     past = None if cache is None else (cache.keys, cache.values)
@@ -127,9 +132,11 @@ def transcribe(
     new_tokens: int = 224,
     suppressed: jax.Array | None = None,
     first_suppressed: jax.Array | None = None,
+    beams: int = 1,
+    length_penalty: float = 1.0,
     dtype: Any = None,
 ) -> Generated:
-    """The most likely token after the other, until `end`, for every clip.
+    """The most likely token after the other, until `end`, for every clip; or the best of beams.
 
     Args:
         params: of encoder and decoder.
@@ -140,14 +147,18 @@ def transcribe(
         new_tokens: at most that many; static.
         suppressed: [V] bool: tokens that are never said, timestamps among them.
         first_suppressed: [V] bool: tokens that a transcript doesn't begin with.
+        beams: how many transcripts are followed at once (`decoder.beam_search`); 1: the greedy one.
+            Probabilities are those among tokens that may be said. Static.
+        length_penalty: power of the length that log probabilities of beams are divided by; static.
         dtype: of the encoder's computation; None: of the parameters.
 
     Returns:
         Tokens [B, new_tokens], `end` behind the end, and how many are the clip's own.
 
     Raises:
-        ValueError: more tokens than positions.
+        ValueError: more tokens than positions, or no beams.
     """
+    check_search(beams, new_tokens)
     room = config.text.positions - len(prompt) + 1
     if not 0 < new_tokens <= room:
         raise ValueError(f"new_tokens: expected 1 to {room} behind the prompt, got {new_tokens}")
@@ -157,6 +168,24 @@ def transcribe(
     never = jnp.zeros(config.text.vocab_size, bool) if suppressed is None else suppressed
     at_first = never if first_suppressed is None else never | first_suppressed
     first = decode(params, config, jnp.broadcast_to(prompt, (batch, len(prompt))), heard)
+
+    if beams > 1:
+
+        def extend(tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+            found = decode(params, config, tokens[:, None], heard, cache=cache)
+            return jnp.where(never, -jnp.inf, found.logits[:, 0]), found.cache
+
+        best = search(
+            jnp.where(at_first, -jnp.inf, first.logits[:, -1]),
+            first.cache,
+            extend,
+            beams=beams,
+            new_tokens=new_tokens,
+            length_penalty=length_penalty,
+            end=end,
+            pad=end,
+        )
+        return Generated(best.tokens[:, 0], best.lengths[:, 0])
 
     def likeliest(logits: jax.Array, banned: jax.Array) -> jax.Array:
         return jnp.argmax(jnp.where(banned, -jnp.inf, logits), -1).astype(jnp.int32)

@@ -64,6 +64,7 @@ def read_transcriber(
     language: str = "en",
     batch: int = 1,
     new_tokens: int = 224,
+    beams: int = 1,
     dtype: Any = jnp.float32,
 ) -> Transcriber:
     """Reads a Whisper folder with its tokenizer.
@@ -73,6 +74,7 @@ def read_transcriber(
         language: of the speech, for models of several languages.
         batch: clips that are transcribed at once.
         new_tokens: of a piece, at most.
+        beams: transcripts that are followed at once; 1: the greedy one.
         dtype: of parameters and computation.
 
     Returns:
@@ -98,6 +100,7 @@ def read_transcriber(
             jnp.asarray(prompt),
             end=tokenizer.end,
             new_tokens=new_tokens,
+            beams=beams,
             suppressed=jnp.asarray(never),
             first_suppressed=jnp.asarray(at_first),
         )

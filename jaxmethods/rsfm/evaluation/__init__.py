@@ -5,6 +5,9 @@ from __future__ import annotations
 from jaxmethods.rsfm.evaluation import (
     baselines,
     bootstrap,
+    fewshot,
+    finetune,
+    fpn,
     measures,
     neighbors,
     probes,
@@ -16,6 +19,9 @@ from jaxmethods.rsfm.evaluation import (
 __all__ = [
     "baselines",
     "bootstrap",
+    "fewshot",
+    "finetune",
+    "fpn",
     "measures",
     "neighbors",
     "probes",

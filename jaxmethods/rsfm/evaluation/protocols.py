@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmethods.errors import DataError
+from jaxmethods.numerics import linear_probe
 from jaxmethods.rsfm.evaluation import probes
 from jaxmethods.rsfm.evaluation.neighbors import Metric, neighbor_scores
 
@@ -115,18 +116,18 @@ def judge(name: str, train: Split, validation: Split, test: Split, classes: int)
 def _probe(
     preset: Preset, train: Split, validation: Split, both: Split, test: Split, classes: int
 ) -> tuple[jax.Array, float]:
-    scale = probes.standardizer if preset.standardize else probes.no_scaling
+    scale = linear_probe.standardizer if preset.standardize else linear_probe.no_scaling
     scaling = scale(train.features)
     seen = scaling(validation.features)
     if preset.rates is not None:
         rates = probes.product(preset.rates, [0.0], [0])
         found = probes.probe_sgd(scaling(train.features), train.labels, rates, classes=classes)
-        best = int(jnp.argmax(probes.accuracies(found, seen, validation.labels)))
-        said = probes.logits(found, scaling(test.features))[best]
+        best = int(jnp.argmax(linear_probe.accuracies(found, seen, validation.labels)))
+        said = linear_probe.logits(found, scaling(test.features))[best]
         return jnp.argmax(said, axis=1), preset.rates[best]
     lams = penalties(preset, len(train.labels))
     # The search is stopped early, the optimum that is chosen is found to rounding.
-    found = probes.probe_lbfgs(
+    found = linear_probe.probe_lbfgs(
         scaling(train.features),
         train.labels,
         jnp.asarray(lams),
@@ -134,11 +135,11 @@ def _probe(
         tolerance=SEARCH_TOLERANCE,
         most_steps=SEARCH_STEPS,
     )
-    best = int(jnp.argmax(probes.accuracies(found, seen, validation.labels)))
+    best = int(jnp.argmax(linear_probe.accuracies(found, seen, validation.labels)))
     scaling = scale(both.features)
     final = jnp.asarray(penalties(preset, len(both.labels))[best : best + 1])
-    last = probes.probe_lbfgs(scaling(both.features), both.labels, final, classes=classes)
-    said = probes.logits(last, scaling(test.features))[0]
+    last = linear_probe.probe_lbfgs(scaling(both.features), both.labels, final, classes=classes)
+    said = linear_probe.logits(last, scaling(test.features))[0]
     return jnp.argmax(said, axis=1), float(lams[best])
 
 

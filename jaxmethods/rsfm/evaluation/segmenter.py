@@ -16,8 +16,8 @@ import optax
 
 from jaxmethods.models.geovit.patches import patchify, unpatchify
 from jaxmethods.numerics.compiled import compiled
+from jaxmethods.numerics.linear_probe import Scaling, standardizer
 from jaxmethods.rsfm.evaluation.measures.segmentation import IGNORED
-from jaxmethods.rsfm.evaluation.probes import Scaling, standardizer
 
 
 class Segmenter(NamedTuple):

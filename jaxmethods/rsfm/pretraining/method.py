@@ -2,7 +2,7 @@ r"""Pretraining as a `Method`: AdamW on random crops of random images.
 
     method = pretrainer(config, training)                     # any config of `learners`
     state = method.init(key, Pixels(images, mean, std))
-    state, metrics = method.step(state, batch)                                  # loss, rate
+    state, metrics = method.step(state, batch)  # loss, rate, gradient_norm
 
 One step for masked autoencoders, contrasts of sensors and of captions: what is minimized follows
 from the config's type (`learners`), what is seen from the batch (`views`).
@@ -44,7 +44,8 @@ def pretrainer(config: PretrainedConfig, training: PretrainConfig) -> Method:
         training: steps, batch, rates, crops and the type of the computation.
 
     Returns:
-        `init(key, Pixels)` and `step(state, Pixels)` on a `State`; metrics are `loss` and `rate`.
+        `init(key, Pixels)` and `step(state, Pixels)` on a `State`; metrics are `loss`, `rate`
+        and `gradient_norm`.
     """
     optimizer = make_optimizer(training)
     learner = learner_of(config, training)
@@ -65,7 +66,11 @@ def pretrainer(config: PretrainedConfig, training: PretrainConfig) -> Method:
         now = jax.random.fold_in(state.key, state.step)
         value, gradient = jax.value_and_grad(loss)(params, now)
         params, moments = gradient_step(optimizer, gradient, state.optimizer, state.params)
-        metrics = {"loss": value, "rate": rate_at(training)(state.step)}
+        metrics = {
+            "loss": value,
+            "rate": rate_at(training)(state.step),
+            "gradient_norm": optax.tree.norm(gradient),
+        }
         return State(state.key, state.step + 1, params, moments), metrics
 
     return Method(init, step, objective)
@@ -114,15 +119,17 @@ def rate_at(training: PretrainConfig) -> optax.Schedule:
 
 def make_optimizer(training: PretrainConfig) -> optax.GradientTransformation:
     """AdamW; biases, norms and single tokens have no decay."""
-
-    def decays(params: Any) -> Any:
-        def own(path: Any, leaf: jax.Array) -> bool:
-            stacked = any(getattr(key, "key", None) in STACKS for key in path)
-            return leaf.ndim - stacked > 1
-
-        return jax.tree_util.tree_map_with_path(own, params)
-
     own = training.optimizer
     return optax.adamw(
-        rate_at(training), b1=0.9, b2=own.beta_2, weight_decay=own.weight_decay, mask=decays
+        rate_at(training), b1=0.9, b2=own.beta_2, weight_decay=own.weight_decay, mask=decayed
     )
+
+
+def decayed(params: Any) -> Any:
+    """Which leaves have weight decay: matrices; those of stacked blocks have an axis more."""
+
+    def own(path: Any, leaf: jax.Array) -> bool:
+        stacked = any(getattr(key, "key", None) in STACKS for key in path)
+        return leaf.ndim - stacked > 1
+
+    return jax.tree_util.tree_map_with_path(own, params)

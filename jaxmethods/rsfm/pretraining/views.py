@@ -92,8 +92,8 @@ def draw_views(key: jax.Array, batch: Pixels, training: PretrainConfig) -> Views
         gsd = None if gsd is None else gsd * sides
     if training.mirror:
         turn = jax.random.bernoulli(named(key, "mirror"), 0.5, (3, number))[:, slots]
-        images = _mirrored(images, turn, (-3, -2))
-        valid = None if valid is None else _mirrored(valid, turn, (-2, -1))
+        images = mirrored(images, turn, (-3, -2))
+        valid = None if valid is None else mirrored(valid, turn, (-2, -1))
     return Views(
         images,
         valid,
@@ -150,7 +150,7 @@ def _draw_texts(key: jax.Array, texts: Texts | None, rows: jax.Array) -> Texts |
     return Texts(texts.ids[rows, which], texts.mask[rows, which])
 
 
-def _mirrored(images: jax.Array, turn: jax.Array, axes: tuple[int, int]) -> jax.Array:
+def mirrored(images: jax.Array, turn: jax.Array, axes: tuple[int, int]) -> jax.Array:
     """Flips rows, columns, and swaps them, where `turn` [3, B] says so."""
     wide = turn.reshape(3, -1, *[1] * (images.ndim - 1))
     images = jnp.where(wide[0], jnp.flip(images, axes[0]), images)

@@ -3,8 +3,9 @@
 Stages: `pretrain`, an encoder by the objective that `model.objective` names; `features`, frozen
 features of all images by everything that is compared; `comparison`, predictions by every preset;
 `retrieval`, images found by images; on generated scenes `dense`, maps of land cover and of change
-by linear heads, and `objects`, buildings found on those maps; `painted`, what a masked autoencoder
-makes of some images; `zero_shot`, classes by their captions where captions were learned.
+by linear heads, and `objects`, buildings found on those maps; with `finetune.shots`,
+`labels`, what a few labels are worth; `painted`, what a masked autoencoder makes of some images;
+`zero_shot`, classes by their captions where captions were learned. With `data.scene` see `scene`.
 """
 
 from __future__ import annotations
@@ -24,16 +25,20 @@ from jaxmethods.rsfm.evaluation.protocols import Split, judge
 from jaxmethods.rsfm.recipes import (
     dense,
     encoders,
+    labels,
     objectives,
     objects,
     report,
     retrieval,
+    scene,
     zero_shot,
 )
 from jaxmethods.rsfm.recipes.material import PARTS, Material, read_material
 from jaxmethods.stages import Arrays, Compute, Part, Recipe, Results
 
 WIDTHS = 128
+CONTROL = "permuted_labels"
+"""Statistics of the pixels, learned with the labels of other images: no more than chance."""
 
 
 def recipe(run: Run) -> Recipe:
@@ -42,6 +47,8 @@ def recipe(run: Run) -> Recipe:
     Raises:
         UserError: what is wrong with images or config, before anything is trained.
     """
+    if run.data.scene is not None:
+        return _scene(run)
     material = read_material(run)
     config = objectives.pretraining_config(run, material)
     encoder = objectives.encoder_config(run, material)
@@ -50,6 +57,8 @@ def recipe(run: Run) -> Recipe:
     stages.append(retrieval.stage(run, material))
     if material.scenes is not None and run.evaluation.segmentation_steps:
         stages += [dense.stage(run, material, encoder), objects.stage(run, material)]
+    if run.finetune.shots:
+        stages.append(labels.stage(run, material, encoder))
     if isinstance(config, MAEConfig) and run.model.objective == "mae":
         stages.append(report.painted_stage(run, material, config))
     if isinstance(config, ImageTextConfig):
@@ -66,6 +75,23 @@ def recipe(run: Run) -> Recipe:
         partial(report.write, run, material),
         reads=reads,
         headline=headline,
+        ready=partial(_ready, encoder, material),
+    )
+
+
+def _scene(run: Run) -> Recipe:
+    """Pretraining on a real scene's tiles, and its map."""
+    own, material = scene.read_tiles(run)
+    config = objectives.pretraining_config(run, material)
+    encoder = objectives.encoder_config(run, material)
+    return Recipe(
+        [
+            objectives.stage(run, material, config),
+            scene.stage(run, own, material, encoder),
+        ],
+        partial(scene.write, run, own),
+        reads=[scene.STAGE],
+        headline=[f"{scene.STAGE}/{model}_{head}_miou" for model, head in scene.ROWS],
         ready=partial(_ready, encoder, material),
     )
 
@@ -105,6 +131,7 @@ def rows_of(run: Run) -> list[tuple[str, str, str]]:
     """The table's rows: (name in the features, pooling or "", preset)."""
     own = run.evaluation
     rows = [(name, "", preset) for name in encoders.FIXED for preset in own.presets]
+    rows.append((CONTROL, "", own.presets[0]))
     return rows + [
         (f"{name}-{seed}", how, preset)
         for name in encoders.ENCODERS
@@ -119,20 +146,22 @@ def _comparison(run: Run, material: Material) -> Compute:
 
     def compute(features: Mapping[str, Any], row: tuple[str, str, str]) -> Arrays:
         name, how, preset = row
+        found = features["imagestats" if name == CONTROL else name]
+        own_labels = [material.labels[material.parts[part]] for part in PARTS]
+        if name == CONTROL:
+            rng = np.random.default_rng(run.seed)
+            own_labels[:2] = [rng.permutation(own) for own in own_labels[:2]]
         splits = [
-            Split(
-                _widened(features[name][f"{part}.{how}" if how else part]),
-                jnp.asarray(material.labels[material.parts[part]]),
-            )
-            for part in PARTS
+            Split(_widened(found[f"{part}.{how}" if how else part]), jnp.asarray(own))
+            for part, own in zip(PARTS, own_labels, strict=True)
         ]
-        found = judge(preset, *splits, classes=len(material.class_names))
+        said = judge(preset, *splits, classes=len(material.class_names))
         truth = np.asarray(splits[2].labels)
         return {
-            "neighbors": np.asarray(found.neighbors) == truth,
-            "probe": np.asarray(found.probe) == truth,
-            "setting": np.float32(found.setting),
-            "k": np.int32(found.k),
+            "neighbors": np.asarray(said.neighbors) == truth,
+            "probe": np.asarray(said.probe) == truth,
+            "setting": np.float32(said.setting),
+            "k": np.int32(said.k),
         }
 
     def parts(results: Results, place: Any) -> list[Part]:
@@ -163,7 +192,9 @@ def _call(
 
 def accuracies(run: Run, found: Mapping[Any, Arrays]) -> dict[str, np.ndarray]:
     """Name to shares of test images that are right, one or [seeds]."""
-    metrics: dict[str, np.ndarray] = {}
+    first = run.evaluation.presets[0]
+    control = found[CONTROL, "", first]["probe"]
+    metrics = {_label(CONTROL, first, "probe"): np.array(np.mean(control))}
     for name in (*encoders.FIXED, *encoders.ENCODERS):
         seeds: Sequence[str] = [name]
         if name in encoders.ENCODERS:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmethods.models.geovit import Context, EncoderConfig, encode, pool
-from jaxmethods.models.geovit.encoder import Pooling
+from jaxmethods.models.geovit.config import Pooling
 from jaxmethods.rsfm.config import Run
 from jaxmethods.rsfm.evaluation import baselines
 from jaxmethods.rsfm.recipes.material import PARTS, Material
@@ -70,12 +70,14 @@ def encoder_features(
     Returns:
         "PART.POOLING" -> [n, D] float32.
     """
+    poolings = run.evaluation.poolings
+    widths = [config.width * len(how.split("+")) for how in poolings]
     found = {}
     for part in PARTS:
-        images = material.normalized(part)
-        for how in run.evaluation.poolings:
-            apply = partial(_pooled, config=config, how=how, params=params, gsd=material.gsd)
-            found[f"{part}.{how}"] = _in_batches(apply, images, run.evaluation.batch)
+        apply = partial(_pooled, config=config, poolings=poolings, params=params, gsd=material.gsd)
+        beside = _in_batches(apply, material.normalized(part), run.evaluation.batch)
+        pieces = np.split(beside, np.cumsum(widths)[:-1], axis=1)
+        found |= {f"{part}.{how}": one for how, one in zip(poolings, pieces, strict=True)}
     return found
 
 
@@ -98,12 +100,18 @@ def encoder_tokens(
     return _in_batches(apply, images, run.evaluation.batch)
 
 
-@partial(jax.jit, static_argnames=("config", "how", "gsd"))
+@partial(jax.jit, static_argnames=("config", "poolings", "gsd"))
 def _pooled(
-    images: jax.Array, *, params: Any, config: EncoderConfig, how: Pooling, gsd: float | None
+    images: jax.Array,
+    *,
+    params: Any,
+    config: EncoderConfig,
+    poolings: tuple[Pooling, ...],
+    gsd: float | None,
 ) -> jax.Array:
+    """All poolings of one pass, side by side."""
     encoded = encode(params, config, images, _gsd_of(images, gsd))
-    return pool(params, config, encoded, how)
+    return jnp.concatenate([pool(params, config, encoded, how) for how in poolings], axis=-1)
 
 
 @partial(jax.jit, static_argnames=("config", "gsd"))

@@ -56,7 +56,7 @@ def read_material(run: Run) -> Material:
     Raises:
         UserError: what is wrong with them.
     """
-    return _generated(run) if run.data is None else _read(run)
+    return _generated(run) if run.data.path is None else _read(run)
 
 
 def _generated(run: Run) -> Material:
@@ -87,8 +87,8 @@ def _generated(run: Run) -> Material:
 
 
 def _read(run: Run) -> Material:
-    assert run.data is not None
-    data = read_classes(run.data)
+    assert run.data.path is not None
+    data = read_classes(run.data.path)
     parts = _parts_of(data, run.seed)
     pieces = {name: data.rows(rows) for name, rows in parts.items()}
     for first, second in (("train", "validation"), ("train", "test"), ("validation", "test")):
@@ -96,14 +96,13 @@ def _read(run: Run) -> Material:
     absent = np.setdiff1d(np.arange(len(data.class_names)), pieces["train"].labels)
     if len(absent):
         raise DataError(
-            f"data {run.data}: expected training images of all classes, got none of "
+            f"data {run.data.path}: expected training images of all classes, got none of "
             f"{data.class_names[absent[0]]}"
         )
     names = tuple(RGB)
     statistics = dataset_statistics(pieces["train"].images, names)
-    return Material(
-        data.images, data.labels, data.class_names, names, 255.0, parts, statistics, gsd=run.gsd
-    )
+    own = Material(data.images, data.labels, data.class_names, names, 255.0, parts, statistics)
+    return own._replace(gsd=run.data.gsd)
 
 
 def _parts_of(data: Classified, seed: int) -> dict[str, np.ndarray]:

@@ -287,8 +287,8 @@ def _check(run: Run, material: Material) -> None:
     if kind in ("satmae_temporal", "infonce", "clip") and material.scenes is None:
         needed = {"satmae_temporal": "two dates", "infonce": "radar images", "clip": "captions"}
         raise ConfigError(
-            f"{where} {needed[kind]} of every place, which data {run.data} has not; expected no "
-            "data, for generated scenes"
+            f"{where} {needed[kind]} of every place, which the data has not; expected no "
+            "data.path, for generated scenes"
         )
     if kind == "scale_mae" and (patch != 16 or size % 32 or len(bands) != 3):
         raise ConfigError(
@@ -296,7 +296,7 @@ def _check(run: Run, material: Material) -> None:
             f"patch {patch}, {len(bands)} bands and {size} pixels"
         )
     if (kind == "scale_mae" or run.model.positions == "gsd") and material.gsd is None:
-        raise ConfigError("config gsd: positions in meters need the size of a pixel, got none")
+        raise ConfigError("config data.gsd: positions in meters need the size of a pixel, got none")
     grouped = {name for group in run.model.groups for name in group}
     left = [name for name in bands if name not in grouped]
     if kind == "satmae_group" and left:

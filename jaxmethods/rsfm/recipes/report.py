@@ -20,7 +20,7 @@ from jaxmethods.plotting import INK, new_figure, open_frame, write_png
 from jaxmethods.rsfm.config import MAEConfig, Run
 from jaxmethods.rsfm.evaluation.bootstrap import paired_difference
 from jaxmethods.rsfm.pretraining import mae
-from jaxmethods.rsfm.recipes import dense, encoders, retrieval, zero_shot
+from jaxmethods.rsfm.recipes import dense, encoders, labels, retrieval, zero_shot
 from jaxmethods.rsfm.recipes.intervals import in_percent, of_images
 from jaxmethods.rsfm.recipes.material import Material
 from jaxmethods.stages import Arrays, Compute, Part, Results
@@ -105,6 +105,8 @@ def write(run: Run, material: Material, results: Results, folder: Path) -> None:
     """
     comparison = results["comparison"]
     text = table(run, comparison) + "\n\n" + differences(run, comparison)
+    if labels.STAGE in results:
+        text += "\n\n" + labels.table(run, results[labels.STAGE])
     text += "\n\n" + retrieval.table(run, results[retrieval.STAGE])
     if zero_shot.STAGE in results:
         text += "\n\n" + zero_shot.table(run, material, results[zero_shot.STAGE])
@@ -115,6 +117,8 @@ def write(run: Run, material: Material, results: Results, folder: Path) -> None:
         _draw_painted(folder / "figures" / "painted.png", material, results[PAINTED])
     _draw_retrieved(folder / "figures" / "retrieved.png", material, results[retrieval.STAGE])
     _draw_accuracies(folder / "figures" / "accuracies.png", run, comparison)
+    if labels.STAGE in results:
+        labels.draw_curve(folder / "figures" / "labels.png", run, results[labels.STAGE])
     if dense.STAGE in results:
         _draw_maps(folder / "figures" / "maps.png", run, material, results[dense.STAGE])
 
@@ -164,6 +168,11 @@ def conditions(run: Run, material: Material) -> str:
         "pixels over full scale.",
         "Intervals: 95 %, bootstrap over test images.",
     ]
+    if run.finetune.shots:
+        lines.append(
+            f"Few labels: {run.finetune.draws} draws, each balanced; Student's intervals over "
+            f"draws; at most {run.finetune.judged} test images."
+        )
     if material.scenes is None:
         lines.append("Splits of neighboring tiles are optimistic; coordinates are not known here.")
     else:

@@ -11,13 +11,24 @@ import pytest
 from jumanji.types import StepType
 
 from jaxmethods.data.generated import mixed_quality
-from jaxmethods.envs.control.episodes import episode_returns, make_control, record_episodes
+from jaxmethods.envs.control.episodes import (
+    CONTROL,
+    episode_returns,
+    make_control,
+    record_episodes,
+)
 from jaxmethods.envs.control.pendulum import Pendulum, State, swing_up
 
 
 def at(angle: float, velocity: float = 0.0) -> State:
     zero = jnp.zeros((), jnp.int32)
     return State(jnp.float32(angle), jnp.float32(velocity), zero, jax.random.key(0))
+
+
+@pytest.mark.parametrize("name", CONTROL)
+def test_it_can_be_made_inside_of_jit(name):
+    lowest = jax.jit(lambda: jnp.asarray(make_control(name).action_spec.minimum))()
+    np.testing.assert_array_equal(lowest, make_control(name).action_spec.minimum)
 
 
 def test_upright_at_rest_is_paid_one_and_hanging_almost_nothing():

@@ -134,7 +134,6 @@ def test_a_real_whisper_hears_what_was_said(tmp_path):
         "method": "transcribe",
         "model": str(SPEECH / "whisper_tiny_en"),
         "manifest": str(SPEECH / "sentences_dev.jsonl"),
-        "spelling": str(SPEECH / "normalizer.json"),
     }
     run = jaxmethods.run(given, tmp_path / "run")
     assert run.metrics["transcripts"]["word_error_rate"] <= 0.15

@@ -260,7 +260,7 @@ def test_order_statistics_of_parts_equal_a_sort(ranks, seed):
 @pytest.mark.slow
 def test_quantiles_of_a_leaf_too_long_for_float32_indices_are_exact():
     """The rank 2^24 + 1 is no float32."""
-    size = 20_000_000
+    size = (1 << 24) + 2
     values = jnp.arange(size, dtype=jnp.int32)
     leaf = jax.lax.bitcast_convert_type(values[::-1] + (1 << 23), jnp.float32)[None]
     rank = 2**24 + 1

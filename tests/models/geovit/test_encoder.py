@@ -142,3 +142,14 @@ def test_means_of_areas_and_neighbors():
 
 
 FILTERS = ("area", "nearest", "bilinear")
+
+
+def test_features_are_named_by_what_is_pooled():
+    encoded = geovit.Encoded(draw(5, 2, 16), draw(6, 2, 4, 16))
+    patches = np.asarray(encoded.patches)
+    own = geovit.pool({}, TINY, encoded, "mean+std")
+    np.testing.assert_allclose(own, np.concatenate([patches.mean(1), patches.std(1)], 1), atol=1e-6)
+    both = geovit.pool({}, TINY, encoded, "cls+mean")
+    np.testing.assert_array_equal(both[:, :16], encoded.cls)
+    np.testing.assert_array_equal(both[:, 16:], own[:, :16])
+    np.testing.assert_array_equal(geovit.pool({}, TINY, encoded, "cls"), encoded.cls)

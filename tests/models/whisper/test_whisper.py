@@ -118,6 +118,47 @@ def test_greedy_tokens_are_those_of_a_pass_without_a_cache():
         assert int(found.lengths[row]) == len(said)
 
 
+def brute_force(decode, heard, prompt, beams, new_tokens, end, never, at_first):
+    """The same search, transcript by transcript, in NumPy."""
+    known = [([], 0.0)]
+    for number in range(new_tokens):
+        more = []
+        for said, score in known:
+            if said and said[-1] == end:
+                more.append((said, score))
+                continue
+            ids = jnp.asarray([([*prompt, *said] + [0] * 9)[:9]])  # What comes later isn't heard.
+            logits = np.asarray(decode(params(), CONFIG, ids, heard).logits, np.float64)
+            logits = logits[0, len(prompt) + len(said) - 1]
+            logits[np.asarray(never if number else at_first)] = -np.inf
+            chances = logits - np.log(np.sum(np.exp(logits)))
+            more += [([*said, token], score + chance) for token, chance in enumerate(chances)]
+        known = sorted(more, key=lambda one: -one[1])[:beams]
+    return max(known, key=lambda one: one[1] / len(one[0]))[0]
+
+
+def test_beams_are_those_of_a_search_transcript_by_transcript():
+    prompt, end, beams = [3, 1], 10, 3
+    never, at_first = jnp.arange(11) == 4, jnp.isin(jnp.arange(11), jnp.asarray([4, end]))
+    settings = {"end": end, "new_tokens": 5, "suppressed": never, "first_suppressed": at_first}
+    found = whisper.transcribe(
+        params(), CONFIG, features(3), jnp.asarray(prompt), beams=beams, **settings
+    )
+    encoded = whisper.encode(params()["encoder"], CONFIG.encoder, features(3)).last
+    heard = whisper.cross_keys(params(), CONFIG, encoded)
+    decode = jax.jit(whisper.decode, static_argnums=1)
+    for row in range(3):
+        own = jax.tree.map(lambda leaf, row=row: leaf[:, row : row + 1], heard)
+        said = brute_force(decode, own, prompt, beams, 5, end, never, at_first)
+        assert found.tokens[row].tolist() == said + [end] * (5 - len(said))
+        assert int(found.lengths[row]) == len(said)
+
+
+def test_no_beams_are_refused():
+    with pytest.raises(ValueError, match="beams: expected at least 1"):
+        whisper.transcribe(params(), CONFIG, features(), jnp.asarray([3]), end=10, beams=0)
+
+
 @pytest.mark.slow
 def test_a_clip_does_not_depend_on_the_clips_beside_it():
     settings = {"end": 10, "new_tokens": 5}

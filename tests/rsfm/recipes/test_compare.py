@@ -6,13 +6,16 @@ import json
 import os
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+import jaxmethods
 from jaxmethods import cli, config
 from jaxmethods.errors import UserError
 from jaxmethods.registry import parse
-from jaxmethods.rsfm.recipes import material
+from jaxmethods.rsfm.recipes import labels, material
+from jaxmethods.training.checkpoints import Checkpoints
 from tests.same_numbers import check_same_numbers
 
 ROOT = Path(__file__).parents[3]
@@ -25,6 +28,7 @@ SMALL = {
         **{"decoder_width": 16, "decoder_depth": 1, "decoder_heads": 2},
     },
     "pretrain": {"steps": 3, "batch": 8},
+    "finetune": {"shots": [2], "draws": 2, "steps": 2, "batch": 4},
     "evaluation": {
         "presets": ["scale_mae"],
         "poolings": ["mean"],
@@ -33,6 +37,7 @@ SMALL = {
         "draws": 50,
     },
 }
+OFTEN = {"log_every": 1, "evaluate_every": 3, "checkpoint_every": 1}
 
 
 def run(path, changes):
@@ -40,12 +45,19 @@ def run(path, changes):
     return parse(values, "test")[0]
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A whole run, with a checkpoint at every step."""
+    folder = tmp_path_factory.mktemp("rsfm")
+    path = folder / "small.json"
+    path.write_text(json.dumps({"method": "rsfm", **SMALL, "training": OFTEN}))  # JSON is YAML
+    assert cli.main(["run", str(path), "--out", str(folder / "out"), "--quiet"]) == 0
+    return folder / "out"
+
+
 @pytest.mark.slow
-def test_a_run_on_generated_scenes(tmp_path):
-    path = tmp_path / "small.json"
-    path.write_text(json.dumps({"method": "rsfm", **SMALL}))  # JSON is YAML
-    out = tmp_path / "out"
-    assert cli.main(["run", str(path), "--out", str(out), "--quiet"]) == 0
+def test_a_run_on_generated_scenes(finished):
+    out = finished
     check_same_numbers(out)
     stages = json.loads((out / "result.json").read_text())["stages"]
     assert {"pretrain", "comparison", "dense"} <= set(stages)
@@ -53,13 +65,47 @@ def test_a_run_on_generated_scenes(tmp_path):
     for name in ("mean_std", "imagestats", "random_convolutions"):
         assert 0 <= found[f"{name}_scale_mae_probe"] <= 1
     text = (out / "table.md").read_text()
-    for name in ("imagestats", "random convolutions", "random encoder-0", "mae-0"):
+    for name in (
+        "imagestats",
+        "permuted labels",
+        "random convolutions",
+        "random encoder-0",
+        "mae-0",
+    ):
         assert any(name in line and "scale_mae" in line for line in text.splitlines())
     figures = {own.name for own in (out / "figures").iterdir()}
-    assert {"painted.png", "accuracies.png", "maps.png", "retrieved.png"} <= figures
+    assert {"painted.png", "accuracies.png", "maps.png", "labels.png"} <= figures
+    assert "retrieved.png" in figures
     assert "images found by" in text
     assert 0 <= found_in(stages, "retrieval", "imagestats_recall_at_1") <= 1
     assert 0 < found_in(stages, "objects", "truth_built_ap") <= 1
+    assert {f"{way}_2" for way in labels.WAYS} == set(stages["labels"]["metrics"])
+
+
+class Killed(BaseException):
+    """Nothing of the run comes after it."""
+
+
+@pytest.mark.slow
+def test_a_run_that_dies_behind_a_checkpoint_ends_in_the_same_bits(finished, tmp_path, monkeypatch):
+    values = {"method": "rsfm", **SMALL, "training": OFTEN}
+    save = Checkpoints.save
+
+    def save_and_die(self, step, *rest):
+        save(self, step, *rest)
+        if step == 2:
+            raise Killed
+
+    monkeypatch.setattr(Checkpoints, "save", save_and_die)
+    with pytest.raises(Killed):
+        jaxmethods.run(values, tmp_path / "run")
+    monkeypatch.undo()
+    resumed = jaxmethods.run(values, tmp_path / "run", resume=True)
+    whole = jaxmethods.load_run(finished)
+    jax.tree.map(
+        np.testing.assert_array_equal, resumed.results["pretrain"], whole.results["pretrain"]
+    )
+    assert (tmp_path / "run" / "table.md").read_text() == (finished / "table.md").read_text()
 
 
 def found_in(stages, stage, name):
@@ -95,7 +141,7 @@ def test_scenes_have_three_parts_and_only_pairs_that_can_be_learned():
 
 
 def test_a_folder_that_is_not_there_leaves_no_run(tmp_path):
-    changes = {**SMALL, "data": str(tmp_path / "absent")}
+    changes = {**SMALL, "data": {"path": str(tmp_path / "absent")}}
     with pytest.raises(UserError, match="no such folder or zip"):
         run(QUICKSTART, changes)
 
@@ -107,7 +153,7 @@ def test_baselines_of_eurosat_are_those_that_were_measured():
     percent (2,000 to learn from, 1,000 to judge)."""
     from jaxmethods.rsfm.recipes.compare import recipe
 
-    own = run(QUICKSTART, {"data": str(SHARED / "eurosat_rgb_subset.zip")})
+    own = run(QUICKSTART, {"data": {"path": str(SHARED / "eurosat_rgb_subset.zip")}})
     made = recipe(own)
     features, comparison = made.stages[1:3]
     wanted = ("mean_std", "imagestats")
@@ -118,3 +164,6 @@ def test_baselines_of_eurosat_are_those_that_were_measured():
         right = judged[f"{name}_scale_mae"].compute()["probe"]
         assert len(right) == 1000
         assert 100 * np.mean(right) == pytest.approx(expected, abs=1.0)
+    chance = judged["permuted_labels_scale_mae"].compute()
+    for what in ("probe", "neighbors"):
+        assert 100 * np.mean(chance[what]) == pytest.approx(10, abs=3)

@@ -106,7 +106,7 @@ def test_what_only_scenes_have_is_named(objective, materials):
 
 def test_positions_in_meters_need_the_size_of_a_pixel(materials):
     bare = materials["scale_mae"]._replace(scenes=None, gsd=None)
-    with pytest.raises(ConfigError, match="gsd: positions in meters need the size of a pixel"):
+    with pytest.raises(ConfigError, match=r"data\.gsd: positions in meters"):
         objectives.pretraining_config(run_of("scale_mae"), bare)
 
 

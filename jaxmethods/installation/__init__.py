@@ -1,0 +1,1 @@
+"""What was installed: the configs that came with the package, and what works on this machine."""
