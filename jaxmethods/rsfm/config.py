@@ -200,6 +200,9 @@ class DataConfig(Config):
     path: Path | None = None
     """A folder or zip of images in folders of their class, with splits.csv; None: generated
     scenes, or `scene`."""
+    gsd: PositiveFloat | None = None
+    """Meters of a pixel of the images in `path`; None: not known, and positions in meters are an
+    error."""
     scene: Path | None = None
     """An npz of one real place: `bands_dn` [T, H, W, C] uint16 of T dates, `band_names` [C], `lulc`
     [H, W] land cover. It is mapped, nothing else is compared."""
@@ -219,8 +222,26 @@ class DataConfig(Config):
         return self
 
 
+Pretraining = Literal["mae", "satmae_group", "satmae_temporal", "scale_mae", "infonce", "clip"]
+
+
 class ModelConfig(Config):
-    """The autoencoder of a run; bands and size of the images are those of the data."""
+    """The encoder of a run and what it learns from; bands and size of the images are the data's."""
+
+    objective: Pretraining = "mae"
+    """Paint hidden patches (`mae`), with bands in groups (`satmae_group`), of two dates
+    (`satmae_temporal`) or at two resolutions (`scale_mae`: patch 16, three bands); find the radar
+    image of a place (`infonce`), or its caption (`clip`). Dates, radar and captions are those of
+    generated scenes."""
+    groups: tuple[tuple[str, ...], ...] = (
+        ("B2", "B3", "B4", "B8"),
+        ("B5", "B6", "B7", "B8A"),
+        ("B11", "B12"),
+    )
+    """Bands that share an embedding with `satmae_group`; those that the images lack are left
+    out."""
+    projection: PositiveInt = 64
+    """Numbers by which images are compared with radar images or captions."""
 
     width: PositiveInt = 96
     """A multiple of 4 and of `heads`."""
@@ -229,7 +250,7 @@ class ModelConfig(Config):
     patch: PositiveInt = 4
     """Pixels along a side of a patch, a divisor of the images'."""
     positions: Literal["sincos", "gsd"] = "sincos"
-    """Places in the grid, or in meters on the ground, which generated scenes know."""
+    """Places in the grid, or in meters on the ground; SatMAE and Scale-MAE have their own."""
     decoder_width: PositiveInt = 64
     decoder_depth: PositiveInt = 2
     decoder_heads: PositiveInt = 4

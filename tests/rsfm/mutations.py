@@ -80,4 +80,26 @@ MUTATIONS = [
         "overlapping windows are added and not averaged",
         "evaluation/test_tiles.py::test_a_model_that_returns_its_input_returns_the_scene",
     ),
+    (
+        "evaluation/measures/retrieval.py",
+        "first = jnp.sum(similarity > best, axis=1)",
+        "first = jnp.sum(similarity >= best, axis=1)",
+        "equal similarities count against a match",
+        "evaluation/test_retrieval.py::test_equals_count_in_favor_of_a_match",
+    ),
+    (
+        "pretraining/learners.py",
+        "views.images, noise, 2 * views.gsd)",
+        "views.images, noise, views.gsd)",
+        "an image of half the resolution has pixels of the same size",
+        "pretraining/test_learners.py::"
+        "test_scale_mae_encodes_half_the_resolution_with_pixels_twice_as_large",
+    ),
+    (
+        "location/regression.py",
+        "left_out = (y - u @ (shrink[:, None] * turned)) / (1 - leverage)[:, None]",
+        "left_out = y - u @ (shrink[:, None] * turned)",
+        "the penalty is chosen by places that were learned from",
+        "location/test_regression.py::test_the_penalty_predicts_left_out_places_best",
+    ),
 ]

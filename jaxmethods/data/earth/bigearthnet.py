@@ -100,9 +100,13 @@ class Patches(NamedTuple):
         if not rows:
             known = ", ".join(sorted(set(self.splits) - {""})) or "none"
             raise DataError(f"split: expected one of {known}, got {name!r}")
-        arrays = (own[rows] for own in (self.images, self.valid, self.labels))
-        words = (tuple(own[place] for place in rows) for own in (self.names, self.splits))
-        return Patches(*arrays, *words, self.band_names, self.gsd)
+        return self._replace(
+            images=self.images[rows],
+            valid=self.valid[rows],
+            labels=self.labels[rows],
+            names=tuple(self.names[place] for place in rows),
+            splits=tuple(self.splits[place] for place in rows),
+        )
 
 
 def read_bigearthnet(

@@ -17,12 +17,12 @@ from jaxmethods.rsfm.config import PretrainConfig
 
 
 class Texts(NamedTuple):
-    """Captions as token ids."""
+    """Captions as token ids, K of every image; a view has one of them."""
 
     ids: jax.Array
-    """[N, L] int32."""
+    """[N, K, L] int32; [B, L] of views."""
     mask: jax.Array
-    """[N, L], 0 at padding."""
+    """The same shape, 0 at padding."""
 
 
 class Pixels(NamedTuple):
@@ -45,7 +45,7 @@ class Pixels(NamedTuple):
     other: Pixels | None = None
     """The same N places, in the same order, by another sensor."""
     texts: Texts | None = None
-    """A caption of each of the N images."""
+    """Captions of each of the N images."""
 
 
 class Views(NamedTuple):
@@ -100,15 +100,16 @@ def draw_views(key: jax.Array, batch: Pixels, training: PretrainConfig) -> Views
         gsd,
         None if batch.timestamps is None else batch.timestamps[rows],
         _draw_other(key, batch, training),
-        None if batch.texts is None else jax.tree.map(lambda own: own[rows], batch.texts),
+        _draw_texts(key, batch.texts, rows),
     )
 
 
 def whole_views(batch: Pixels) -> Views:
-    """All images as they are, normalized, without crops."""
+    """All images as they are, normalized, without crops; of captions the first."""
     other = None if batch.other is None else whole_views(batch.other)
     images = normalized(batch.images, batch)
-    return Views(images, batch.valid, batch.gsd, batch.timestamps, other, batch.texts)
+    texts = None if batch.texts is None else jax.tree.map(lambda own: own[:, 0], batch.texts)
+    return Views(images, batch.valid, batch.gsd, batch.timestamps, other, texts)
 
 
 def crop_maps(key: jax.Array, size: int, smallest: float) -> tuple[jax.Array, jax.Array]:
@@ -140,6 +141,13 @@ def _draw_other(key: jax.Array, batch: Pixels, training: PretrainConfig) -> View
     if batch.other is None:
         return None
     return draw_views(key, batch.other._replace(slots=batch.slots), training)
+
+
+def _draw_texts(key: jax.Array, texts: Texts | None, rows: jax.Array) -> Texts | None:
+    if texts is None:
+        return None
+    which = jax.random.randint(named(key, "captions"), rows.shape, 0, texts.ids.shape[1])
+    return Texts(texts.ids[rows, which], texts.mask[rows, which])
 
 
 def mirrored(images: jax.Array, turn: jax.Array, axes: tuple[int, int]) -> jax.Array:

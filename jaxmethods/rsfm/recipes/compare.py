@@ -1,31 +1,40 @@
 """`method: rsfm` on the command line: pretrain an encoder and compare it with what is simpler.
 
-Stages: `pretrain`, a masked autoencoder; `features`, frozen features of all images by everything
-that is compared; `comparison`, predictions by every preset; on generated scenes `dense`, maps of
-land cover and of change by linear heads; with `finetune.shots`, `labels`, what a few labels are
-worth; `painted`, what the autoencoder makes of some images. With `data.scene` see `scene`.
+Stages: `pretrain`, an encoder by the objective that `model.objective` names; `features`, frozen
+features of all images by everything that is compared; `comparison`, predictions by every preset;
+`retrieval`, images found by images; on generated scenes `dense`, maps of land cover and of change
+by linear heads, and `objects`, buildings found on those maps; with `finetune.shots`,
+`labels`, what a few labels are worth; `painted`, what a masked autoencoder makes of some images;
+`zero_shot`, classes by their captions where captions were learned. With `data.scene` see `scene`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmethods.layout import Layout, Rule
-from jaxmethods.method import Method
-from jaxmethods.models.geovit import Context, encode, init, pool
+from jaxmethods.models.geovit import Context, EncoderConfig, encode, init, pool
 from jaxmethods.numerics.keys import named
-from jaxmethods.rsfm.config import MAEConfig, Run
+from jaxmethods.rsfm.config import ImageTextConfig, MAEConfig, Run
 from jaxmethods.rsfm.evaluation.protocols import Split, judge
-from jaxmethods.rsfm.pretraining.method import Pixels, State, held_out_loss, pretrainer
-from jaxmethods.rsfm.recipes import dense, encoders, labels, report, scene
+from jaxmethods.rsfm.recipes import (
+    dense,
+    encoders,
+    labels,
+    objectives,
+    objects,
+    report,
+    retrieval,
+    scene,
+    zero_shot,
+)
 from jaxmethods.rsfm.recipes.material import PARTS, Material, read_material
-from jaxmethods.stages import Arrays, Compute, Evaluation, Part, Recipe, Results, Train
+from jaxmethods.stages import Arrays, Compute, Part, Recipe, Results
 
 WIDTHS = 128
 CONTROL = "permuted_labels"
@@ -33,15 +42,6 @@ CONTROL = "permuted_labels"
 JUDGES = ("probe", "neighbors")
 PERMUTATIONS = 4
 """Images of a class look alike and are named alike, so one permutation is off by some points."""
-HELD_OUT = 256
-"""Test images at most on which the loss of pretraining is taken."""
-
-
-class Fed(NamedTuple):
-    """What pretraining is fed."""
-
-    data: Pixels
-    held_out: Pixels
 
 
 def recipe(run: Run) -> Recipe:
@@ -53,92 +53,58 @@ def recipe(run: Run) -> Recipe:
     if run.data.scene is not None:
         return _scene(run)
     material = read_material(run)
-    config = encoders.model_config(run, material)
-    stages: list[Any] = [_pretrain(run, material, config)]
-    stages += [_features(run, material, config), _comparison(run, material)]
+    config = objectives.pretraining_config(run, material)
+    encoder = objectives.encoder_config(run, material)
+    stages: list[Any] = [objectives.stage(run, material, config)]
+    stages += [_features(run, material, encoder), _comparison(run, material)]
+    stages.append(retrieval.stage(run, material))
     if material.scenes is not None and run.evaluation.segmentation_steps:
-        stages.append(dense.stage(run, material, config.encoder))
+        stages += [dense.stage(run, material, encoder), objects.stage(run, material)]
     if run.finetune.shots:
-        stages.append(labels.stage(run, material, config.encoder))
-    stages.append(report.painted_stage(run, material, config))
+        stages.append(labels.stage(run, material, encoder))
+    if isinstance(config, MAEConfig) and run.model.objective == "mae":
+        stages.append(report.painted_stage(run, material, config))
+    if isinstance(config, ImageTextConfig):
+        stages.append(zero_shot.stage(run, material, config))
     how, preset = run.evaluation.poolings[-1], run.evaluation.presets[0]
     shown = [("mae", how), ("random_encoder", how), *((name, "") for name in encoders.FIXED)]
-    headline = [f"comparison/{_label(name, own, preset, 'probe')}" for name, own in shown]
+    headline = [
+        f"comparison/{_label(encoders.shown(run, name), own, preset, 'probe')}"
+        for name, own in shown
+    ]
     reads = [stage.name for stage in stages[2:]]
     return Recipe(
         stages,
         partial(report.write, run, material),
         reads=reads,
         headline=headline,
-        ready=partial(_ready, config, material),
+        ready=partial(_ready, encoder, material),
     )
 
 
 def _scene(run: Run) -> Recipe:
     """Pretraining on a real scene's tiles, and its map."""
     own, material = scene.read_tiles(run)
-    config = encoders.model_config(run, material)
+    config = objectives.pretraining_config(run, material)
+    encoder = objectives.encoder_config(run, material)
     return Recipe(
-        [_pretrain(run, material, config), scene.stage(run, own, material, config.encoder)],
+        [
+            objectives.stage(run, material, config),
+            scene.stage(run, own, material, encoder),
+        ],
         partial(scene.write, run, own),
         reads=[scene.STAGE],
         headline=[f"{scene.STAGE}/{model}_{head}_miou" for model, head in scene.ROWS],
-        ready=partial(_ready, config, material),
+        ready=partial(_ready, encoder, material),
     )
 
 
-def _pretrain(run: Run, material: Material, config: MAEConfig) -> Train:
-    own = pretrainer(config, run.pretrain)
-    method = Method(
-        lambda key, fed: own.init(key, fed.data), lambda state, fed: own.step(state, fed.data)
-    )
-
-    def data(results: Results) -> Fed:
-        del results
-        # Labels are not read, so the images that choose settings may be learned from as well.
-        seen = [material.parts[part] for part in ("train", "validation")]
-        learned = _pixels(material, np.concatenate(seen))
-        slots = np.arange(run.pretrain.batch, dtype=np.int32)
-        held_out = _pixels(material, material.parts["test"][:HELD_OUT])
-        return Fed(learned._replace(slots=slots), held_out)  # type: ignore[arg-type]
-
-    def measure(state: State, fed: Fed, key: jax.Array) -> dict[str, jax.Array]:
-        loss = held_out_loss(state.params, config, run.pretrain, fed.held_out, key)
-        return {"held_out_loss": loss}
-
-    return Train(
-        "pretrain",
-        method,
-        run.pretrain.steps,
-        data,
-        result=lambda state, fed: state.params,
-        evaluation=Evaluation(measure),
-        layout=Layout(
-            state=[Rule(r"(fc1|q_proj|k_proj|v_proj)/weight$", (None, "fsdp"))],
-            batch=[Rule("slots$", ("data",))],
-        ),
-        main=True,
-    )
-
-
-def _pixels(material: Material, rows: np.ndarray) -> Pixels:
-    scenes = material.scenes
-    arrays: Any = (
-        material.images[rows],
-        material.statistics.mean.astype(np.float32),
-        material.statistics.std.astype(np.float32),
-        None if material.valid is None else material.valid[rows],
-        None if scenes is None else np.full(len(rows), scenes.gsd, np.float32),
-    )
-    return Pixels(*arrays)
-
-
-def random_encoder(run: Run, config: MAEConfig, seed: int) -> Any:
+def random_encoder(run: Run, config: EncoderConfig, seed: int) -> Any:
     """An encoder of the same architecture that nothing was taught."""
-    return init(named(jax.random.key(run.seed + seed), "random_encoder"), config.encoder)
+    return init(named(jax.random.key(run.seed + seed), "random_encoder"), config)
 
 
-def _features(run: Run, material: Material, config: MAEConfig) -> Compute:
+def _features(run: Run, material: Material, config: EncoderConfig) -> Compute:
     def parts(results: Results, place: Any) -> list[Part]:
         del place
         made = [
@@ -151,7 +117,7 @@ def _features(run: Run, material: Material, config: MAEConfig) -> Compute:
                 params = encoders.one_seed(results, "pretrain", seed)["encoder"]
             else:
                 params = random_encoder(run, config, seed)
-            return encoders.encoder_features(params, config.encoder, run, material)
+            return encoders.encoder_features(params, config, run, material)
 
         for name in encoders.ENCODERS:
             made += [
@@ -252,7 +218,7 @@ def accuracies(run: Run, found: Mapping[Any, Arrays]) -> dict[str, np.ndarray]:
                 for judged in JUDGES:
                     values = [np.mean(found[own, how, preset][judged]) for own in seeds]
                     single = len(values) == 1
-                    label = _label(name, how, preset, judged)
+                    label = _label(encoders.shown(run, name), how, preset, judged)
                     metrics[label] = np.array(values[0] if single else values)
     return metrics
 
@@ -263,7 +229,7 @@ def _label(*parts: str) -> str:
 
 
 def _ready(
-    config: MAEConfig, material: Material, results: Results, seed: int
+    config: EncoderConfig, material: Material, results: Results, seed: int
 ) -> Callable[..., jax.Array]:
     params = encoders.one_seed(results, "pretrain", seed)["encoder"]
     mean, std = material.statistics.mean, material.statistics.std
@@ -272,7 +238,7 @@ def _ready(
         """Class token and mean of the patch tokens [B, 2 D] of images [B, H, W, C], as they were
         read; `gsd` [B] is needed where positions are on the ground."""
         wide = (jnp.asarray(images, jnp.float32) - mean) / std
-        encoded = encode(params, config.encoder, wide, Context(gsd=gsd))
-        return pool(params, config.encoder, encoded, "cls+mean")
+        encoded = encode(params, config, wide, Context(gsd=gsd))
+        return pool(params, config, encoded, "cls+mean")
 
     return features

@@ -27,8 +27,8 @@ from jaxmethods.stages import Arrays, Compute, Part, Results
 
 STAGE = "dense"
 TASKS = {"cover": len(CLASSES), "change": 2}
-MAPS_KEPT = 8
-"""Test scenes whose maps are kept for the figure."""
+MAPS_KEPT = 256
+"""Test scenes at most whose maps are kept, for the figure and for objects on them."""
 
 
 def stage(run: Run, material: Material, config: EncoderConfig) -> Compute:
@@ -136,11 +136,12 @@ def _metrics(run: Run, found: Mapping[str, Arrays]) -> dict[str, np.ndarray]:
         change = [
             segmentation.measures(jnp.asarray(found[f"{n}-change"]["confusion"])) for n in own
         ]
+        label = encoders.shown(run, name)
         values = {
-            f"{name}_cover_miou": [float(one.miou) for one in cover],
-            f"{name}_change_f1": [float(one.f1[1]) for one in change],
-            f"{name}_change_iou": [float(one.iou[1]) for one in change],
+            f"{label}_cover_miou": [float(one.miou) for one in cover],
+            f"{label}_change_f1": [float(one.f1[1]) for one in change],
+            f"{label}_change_iou": [float(one.iou[1]) for one in change],
         }
-        for label, numbers in values.items():
-            metrics[label] = np.array(numbers[0] if len(numbers) == 1 else numbers)
+        for measure, numbers in values.items():
+            metrics[measure] = np.array(numbers[0] if len(numbers) == 1 else numbers)
     return metrics

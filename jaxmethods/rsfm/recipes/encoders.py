@@ -12,35 +12,25 @@ import numpy as np
 
 from jaxmethods.models.geovit import Context, EncoderConfig, encode, pool
 from jaxmethods.models.geovit.config import Pooling
-from jaxmethods.rsfm.config import MAEConfig, Run
+from jaxmethods.rsfm.config import Run
 from jaxmethods.rsfm.evaluation import baselines
 from jaxmethods.rsfm.recipes.material import PARTS, Material
 
 FIXED = ("mean_std", "imagestats", "random_convolutions")
 """Features without an encoder."""
 ENCODERS = ("random_encoder", "mae")
+"""The last is the pretrained one, whatever it learned from."""
 
 
-def model_config(run: Run, material: Material) -> MAEConfig:
-    """The run's autoencoder, with the size and the bands of its images."""
-    own = run.model
-    encoder = EncoderConfig(
-        width=own.width,
-        depth=own.depth,
-        heads=own.heads,
-        patch=own.patch,
-        positions=own.positions,
-        image_size=material.images.shape[1],
-        channels=material.images.shape[3],
-    )
-    return MAEConfig(
-        encoder=encoder,
-        decoder_width=own.decoder_width,
-        decoder_depth=own.decoder_depth,
-        decoder_heads=own.decoder_heads,
-        mask_ratio=own.mask_ratio,
-        norm_pix=own.norm_pix,
-    )
+def shown(run: Run, name: str) -> str:
+    """What features are called in tables: the pretrained encoder by its objective."""
+    return run.model.objective if name == "mae" else name
+
+
+def shown_seed(run: Run, name: str) -> str:
+    """The same of a name with its seed, "mae-0", in words."""
+    own, dash, seed = name.partition("-")
+    return f"{shown(run, own)}{dash}{seed}".replace("_", " ")
 
 
 def fixed_features(name: str, run: Run, material: Material) -> dict[str, np.ndarray]:
@@ -84,8 +74,7 @@ def encoder_features(
     widths = [config.width * len(how.split("+")) for how in poolings]
     found = {}
     for part in PARTS:
-        own = _context(material, part)
-        apply = partial(_pooled, config=config, poolings=poolings, params=params, gsd=own)
+        apply = partial(_pooled, config=config, poolings=poolings, params=params, gsd=material.gsd)
         beside = _in_batches(apply, material.normalized(part), run.evaluation.batch)
         pieces = np.split(beside, np.cumsum(widths)[:-1], axis=1)
         found |= {f"{part}.{how}": one for how, one in zip(poolings, pieces, strict=True)}
@@ -109,11 +98,6 @@ def encoder_tokens(
     """
     apply = partial(_tokens, config=config, params=params, gsd=gsd)
     return _in_batches(apply, images, run.evaluation.batch)
-
-
-def _context(material: Material, part: str) -> float | None:
-    del part
-    return None if material.scenes is None else material.scenes.gsd
 
 
 @partial(jax.jit, static_argnames=("config", "poolings", "gsd"))

@@ -35,6 +35,8 @@ class Material(NamedTuple):
     """Band statistics of the images to learn from."""
     valid: np.ndarray | None = None
     """[N, H, W] bool"""
+    gsd: float | None = None
+    """Meters of a pixel; None: not known."""
     scenes: Scenes | None = None
     """Generated scenes, in the order of the images."""
 
@@ -79,6 +81,7 @@ def _generated(run: Run) -> Material:
         parts,
         dataset_statistics(images[train], own.bands, made.valid[train]),
         made.valid,
+        made.gsd,
         made,
     )
 
@@ -98,7 +101,8 @@ def _read(run: Run) -> Material:
         )
     names = tuple(RGB)
     statistics = dataset_statistics(pieces["train"].images, names)
-    return Material(data.images, data.labels, data.class_names, names, 255.0, parts, statistics)
+    own = Material(data.images, data.labels, data.class_names, names, 255.0, parts, statistics)
+    return own._replace(gsd=run.data.gsd)
 
 
 def _parts_of(data: Classified, seed: int) -> dict[str, np.ndarray]:

@@ -15,12 +15,13 @@ from jaxmethods.data.earth.scenes import CLASSES
 from jaxmethods.files import write_atomically
 from jaxmethods.models.geovit import Context
 from jaxmethods.models.geovit.patches import patchify, unpatchify
-from jaxmethods.numerics.statistics import Interval, markdown_table
+from jaxmethods.numerics.statistics import markdown_table
 from jaxmethods.plotting import INK, new_figure, open_frame, write_png
 from jaxmethods.rsfm.config import MAEConfig, Run
-from jaxmethods.rsfm.evaluation.bootstrap import interval, paired_difference
+from jaxmethods.rsfm.evaluation.bootstrap import paired_difference
 from jaxmethods.rsfm.pretraining import mae
-from jaxmethods.rsfm.recipes import dense, encoders, labels
+from jaxmethods.rsfm.recipes import dense, encoders, labels, retrieval, zero_shot
+from jaxmethods.rsfm.recipes.intervals import in_percent, of_images
 from jaxmethods.rsfm.recipes.material import Material
 from jaxmethods.stages import Arrays, Compute, Part, Results
 
@@ -76,7 +77,7 @@ def paint(params: Any, config: MAEConfig, material: Material, seed: int) -> Arra
     images = jnp.asarray(material.normalized("test")[:PICTURES])
     number, patch = len(images), config.encoder.patch
     noise = jax.random.uniform(jax.random.key(seed), mae.noise_shape(config, number))
-    gsd = None if material.scenes is None else jnp.full(number, material.scenes.gsd)
+    gsd = None if material.gsd is None else jnp.full(number, material.gsd)
     out = mae.forward(params, config, images, noise, Context(gsd=gsd))
     target = patchify(images, patch)
     pred = out.pred
@@ -106,15 +107,20 @@ def write(run: Run, material: Material, results: Results, folder: Path) -> None:
     text = table(run, comparison) + "\n\n" + differences(run, comparison)
     if labels.STAGE in results:
         text += "\n\n" + labels.table(run, results[labels.STAGE])
+    text += "\n\n" + retrieval.table(run, results[retrieval.STAGE])
+    if zero_shot.STAGE in results:
+        text += "\n\n" + zero_shot.table(run, material, results[zero_shot.STAGE])
     text += "\n\n" + conditions(run, material) + "\n"
     write_atomically(folder / "table.md", text)
     (folder / "figures").mkdir(exist_ok=True)
-    _draw_painted(folder / "figures" / "painted.png", material, results[PAINTED])
+    if PAINTED in results:
+        _draw_painted(folder / "figures" / "painted.png", material, results[PAINTED])
+    _draw_retrieved(folder / "figures" / "retrieved.png", material, results[retrieval.STAGE])
     _draw_accuracies(folder / "figures" / "accuracies.png", run, comparison)
     if labels.STAGE in results:
         labels.draw_curve(folder / "figures" / "labels.png", run, results[labels.STAGE])
     if dense.STAGE in results:
-        _draw_maps(folder / "figures" / "maps.png", material, results[dense.STAGE])
+        _draw_maps(folder / "figures" / "maps.png", run, material, results[dense.STAGE])
 
 
 def table(run: Run, comparison: Mapping[Any, Arrays]) -> str:
@@ -122,8 +128,8 @@ def table(run: Run, comparison: Mapping[Any, Arrays]) -> str:
     head = ["features", "pooling", "protocol", "neighbors", "linear probe", "k", "chosen setting"]
     rows = []
     for (name, how, preset), found in comparison.items():
-        own = [name.replace("_", " "), how or "-", preset]
-        own += [_percent(_interval(run, found[what])) for what in ("neighbors", "probe")]
+        own = [encoders.shown_seed(run, name), how or "-", preset]
+        own += [in_percent(of_images(run, found[what])) for what in ("neighbors", "probe")]
         rows.append([*own, str(int(found["k"])), f"{float(found['setting']):.3g}"])
     return markdown_table(head, rows)
 
@@ -145,7 +151,7 @@ def differences(run: Run, comparison: Mapping[Any, Arrays]) -> str:
                     jnp.asarray(second, jnp.float32),
                     run.evaluation.draws,
                 )
-                row = [name.replace("_", " "), how, preset, _percent(own)]
+                row = [name.replace("_", " "), how, preset, in_percent(own)]
                 rows.append([*row, "yes" if own.excludes_zero else "no"])
     return markdown_table(head, rows)
 
@@ -156,6 +162,8 @@ def conditions(run: Run, material: Material) -> str:
     lines = [
         f"Images: {counts}; {material.images.shape[1]} pixels a side; "
         f"bands {', '.join(material.bands)}; {len(material.class_names)} classes.",
+        f"Pretraining: `{run.model.objective}`, {run.pretrain.steps} steps of "
+        f"{run.pretrain.batch} images.",
         "Normalization: `dataset`, mean and deviation of the training images; fixed features read "
         "pixels over full scale.",
         "Intervals: 95 %, bootstrap over test images.",
@@ -170,15 +178,6 @@ def conditions(run: Run, material: Material) -> str:
     else:
         lines.append("Images are generated; nothing follows for real ones.")
     return "\n".join(f"- {line}" for line in lines)
-
-
-def _interval(run: Run, right: np.ndarray) -> Interval:
-    key = jax.random.key(run.seed)
-    return interval(key, jnp.asarray(right, jnp.float32), run.evaluation.draws)
-
-
-def _percent(own: Interval) -> str:
-    return f"{100 * own.mean:.1f} [{100 * own.low:.1f}, {100 * own.high:.1f}]"
 
 
 def _color(material: Material, images: np.ndarray) -> np.ndarray:
@@ -216,7 +215,30 @@ def _draw_painted(path: Path, material: Material, painted: Arrays) -> None:
     _grid(list(zip(names, np.split(colored, len(names)), strict=True)), path)
 
 
-def _draw_maps(path: Path, material: Material, found: Mapping[str, Arrays]) -> None:
+def _draw_retrieved(path: Path, material: Material, found: Mapping[str, Arrays]) -> None:
+    """A row for each query, then what lies nearest; of another class with a red edge."""
+    first = found["mae-0"]
+    asked = material.images[material.parts["test"]][first["query"]]
+    near = material.images[first["nearest"]]
+    queries, depth = near.shape[:2]
+    whole = np.concatenate([asked[:, None], near], axis=1)  # [q, 1 + n, H, W, C]
+    statistics = material.statistics
+    flat = whole.reshape(-1, *whole.shape[2:])
+    colored = _color(material, (flat - statistics.mean) / statistics.std)
+    panels = new_figure(1.2 * (depth + 1), 1.3 * queries)
+    grid = panels.subplots(queries, depth + 1, squeeze=False)
+    for place, (panel, picture) in enumerate(zip(grid.flat, colored, strict=True)):
+        row, column = divmod(place, depth + 1)
+        panel.imshow(picture, interpolation="nearest")
+        panel.set(xticks=[], yticks=[])
+        right = column == 0 or first["right"][row, column - 1]
+        panel.spines[:].set(color=INK if right else "#c0392b", linewidth=1 if right else 3)
+        if row == 0:
+            panel.set_title("query" if column == 0 else str(column), fontsize=8)
+    write_png(panels, path)
+
+
+def _draw_maps(path: Path, run: Run, material: Material, found: Mapping[str, Arrays]) -> None:
     first = found["mae-0-cover"]
     number = min(PICTURES, len(first["maps"]))
     rows = [("image", _color(material, material.normalized("test")[:number]))]
@@ -224,7 +246,7 @@ def _draw_maps(path: Path, material: Material, found: Mapping[str, Arrays]) -> N
     palette = np.concatenate([COLORS, np.zeros((256 - len(CLASSES), 3))])
     rows.append(("land cover", palette[truth]))
     for name in ("pixels", "random_encoder-0", "mae-0"):
-        label = name.removesuffix("-0").replace("_", "\n")
+        label = encoders.shown(run, name.removesuffix("-0")).replace("_", "\n")
         rows.append((label, palette[found[f"{name}-cover"]["maps"][:number]]))
     _grid(rows, path)
 
@@ -232,9 +254,9 @@ def _draw_maps(path: Path, material: Material, found: Mapping[str, Arrays]) -> N
 def _draw_accuracies(path: Path, run: Run, comparison: Mapping[Any, Arrays]) -> None:
     preset = run.evaluation.presets[0]
     rows = [(key, own) for key, own in comparison.items() if key[2] == preset]
-    found = [(key, _interval(run, own["probe"])) for key, own in rows]
+    found = [(key, of_images(run, own["probe"])) for key, own in rows]
     found.sort(key=lambda item: item[1].mean)
-    names = [" ".join(filter(None, (key[0].replace("_", " "), key[1]))) for key, _ in found]
+    names = [" ".join(filter(None, (encoders.shown_seed(run, key[0]), key[1]))) for key, _ in found]
     means = np.array([100 * own.mean for _, own in found])
     errors = 100 * np.array([[own.mean - own.low, own.high - own.mean] for _, own in found]).T
     figure = new_figure(6.4, 0.35 * len(found) + 1.0)

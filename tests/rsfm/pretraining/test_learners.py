@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,7 @@ from jaxmethods.rsfm.config import (
     ScaleMAEConfig,
 )
 from jaxmethods.rsfm.pretraining import learners, method
-from jaxmethods.rsfm.pretraining.views import Pixels, Texts, Views
+from jaxmethods.rsfm.pretraining.views import Pixels, Texts, Views, draw_views
 from tests.programs import weights
 from tests.rsfm.small import MAE, TINY, draw
 
@@ -98,7 +100,7 @@ def batch_of(name):
         own = own._replace(images=np.stack([images, -images], 1), timestamps=days)
     if name == "sensors":
         own = own._replace(other=Pixels(images[..., :2] ** 2, zeros[:2], ones[:2]))
-    ids = np.stack([np.array([n // 4, n % 4 // 2, 2 + n % 2, 7]) for n in range(8)])
+    ids = np.stack([np.array([[n // 4, n % 4 // 2, 2 + n % 2, 7]]) for n in range(8)])
     own = own._replace(texts=Texts(ids.astype(np.int32), np.ones_like(ids)))
     return jax.tree.map(jnp.asarray, own)
 
@@ -148,6 +150,39 @@ def test_what_an_objective_needs_and_a_batch_lacks_is_named(name, missing):
     learner = learners.learner_of(CONFIGS[name], TRAINING)
     with pytest.raises(ValueError, match=f"{missing}: expected"):
         learner.loss({}, views, jax.random.key(0))
+
+
+def test_scale_mae_encodes_half_the_resolution_with_pixels_twice_as_large(monkeypatch):
+    seen = {}
+
+    def forward(params, config, images, targets, noise, gsd):
+        seen.update(images=images, targets=targets, gsd=gsd)
+        return SimpleNamespace(loss=jnp.zeros(()))
+
+    monkeypatch.setattr(learners.scale_mae, "forward", forward)
+    images = draw(0, 2, 64, 64, 3)
+    views = Views(images, None, jnp.array([1.0, 10.0]))
+    learners.learner_of(CONFIGS["scales"], TRAINING).loss({}, views, jax.random.key(0))
+    means = images.reshape(2, 32, 2, 32, 2, 3).mean((2, 4))
+    np.testing.assert_allclose(seen["images"], means, atol=1e-5)
+    np.testing.assert_array_equal(seen["targets"], images)
+    np.testing.assert_array_equal(seen["gsd"], [2, 20])
+
+
+def test_a_view_has_the_other_sensor_and_a_caption_of_its_own_place():
+    """Image n is n everywhere, its radar image 10 n, its captions are 2 n and 2 n + 1."""
+    numbers = jnp.arange(6.0)
+    flat = jnp.broadcast_to(numbers[:, None, None, None], (6, 4, 4, 3))
+    ids = jnp.arange(12).reshape(6, 2, 1)
+    batch = Pixels(flat, jnp.zeros(3), jnp.ones(3), texts=Texts(ids, jnp.ones_like(ids)))
+    batch = batch._replace(other=Pixels(10 * flat[..., :2], jnp.zeros(2), jnp.ones(2)))
+    training = TRAINING.model_copy(update={"crop": 0.5, "batch": 32})
+    own = draw_views(jax.random.key(0), batch, training)
+    place = own.images[:, 0, 0, 0]
+    assert len(set(place.tolist())) > 3
+    np.testing.assert_allclose(own.other.images[:, 2, 2, 1], 10 * place, atol=1e-4)
+    np.testing.assert_allclose(own.texts.ids[:, 0] // 2, place, atol=1e-4)
+    assert set((own.texts.ids[:, 0] % 2).tolist()) == {0, 1}
 
 
 def test_an_encoder_of_dates_is_read_at_one_of_them():

@@ -75,6 +75,10 @@ def test_a_run_on_generated_scenes(finished):
         assert any(name in line and "scale_mae" in line for line in text.splitlines())
     figures = {own.name for own in (out / "figures").iterdir()}
     assert {"painted.png", "accuracies.png", "maps.png", "labels.png"} <= figures
+    assert "retrieved.png" in figures
+    assert "images found by" in text
+    assert 0 <= found_in(stages, "retrieval", "imagestats_recall_at_1") <= 1
+    assert 0 < found_in(stages, "objects", "truth_built_ap") <= 1
     assert {f"{way}_2" for way in labels.WAYS} == set(stages["labels"]["metrics"])
 
 
@@ -102,6 +106,27 @@ def test_a_run_that_dies_behind_a_checkpoint_ends_in_the_same_bits(finished, tmp
         np.testing.assert_array_equal, resumed.results["pretrain"], whole.results["pretrain"]
     )
     assert (tmp_path / "run" / "table.md").read_text() == (finished / "table.md").read_text()
+
+
+def found_in(stages, stage, name):
+    return stages[stage]["metrics"][name]["mean"]
+
+
+@pytest.mark.slow
+def test_an_encoder_that_learned_captions_names_classes_without_labels(tmp_path):
+    path = tmp_path / "small.json"
+    values = config.merge(SMALL, {"evaluation": {"segmentation_steps": 0}})
+    values = config.merge(values, {"method": "rsfm", "model": {"objective": "clip"}})
+    path.write_text(json.dumps(values))
+    out = tmp_path / "out"
+    assert cli.main(["run", str(path), "--out", str(out), "--quiet"]) == 0
+    stages = json.loads((out / "result.json").read_text())["stages"]
+    for name in ("accuracy", "image_to_text_recall_at_1", "text_to_image_recall_at_1"):
+        assert 0 <= found_in(stages, "zero_shot", name) <= 1
+    assert "clip_mean_scale_mae_probe" in stages["comparison"]["metrics"]
+    text = (out / "table.md").read_text()
+    assert "zero-shot accuracy" in text
+    assert "clip-0" in text
 
 
 def test_scenes_have_three_parts_and_only_pairs_that_can_be_learned():
