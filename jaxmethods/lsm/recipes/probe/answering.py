@@ -72,7 +72,14 @@ def stages(
 
     Returns:
         Training stages named `answerer` and `answerer_without_GROUP`, then `answered`.
+
+    Raises:
+        ValueError: sizes that don't fit, or weights that shall not train.
     """
+    if config.width % config.heads:
+        raise ValueError(f"answerer.heads: expected a divisor of width, got {config.heads}")
+    if config.tune.trains != "all":
+        raise ValueError(f"answerer.tune.trains: expected all, got {config.tune.trains}")
     words = words_of(clips)
     language = DecoderConfig.llama(len(words.words), config, LANGUAGE_POSITIONS)
     model = Model(config.connector, language)
