@@ -178,6 +178,9 @@ class SpeechTextRun(TrainingRunConfig):
         StudentConfig(title="vanilla", transcripts=1.0, generated=MixtureConfig()),
         StudentConfig(),
     )
+    lora_scales: tuple[NonNegativeFloat, ...] = ()
+    """Strengths of additions at which students that train them are judged besides `lora_scale`:
+    copying against them is a figure."""
     new_tokens: PositiveInt = 16
     """Tokens of an answer, at most."""
     compat_filter: bool = False

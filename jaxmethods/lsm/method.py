@@ -155,7 +155,7 @@ def language_model_of(trained: Params, base: Params, config: TuneConfig) -> Para
         trained: what trains.
         base: where it began.
         config: says what trains, and how strong additions are: less than 1 of `lora_scale` at test
-            time undoes a part of the tuning.
+            time undoes a part of the tuning (`lora.weakened`).
 
     Returns:
         Its parameters.

@@ -41,6 +41,7 @@ class Learned(NamedTuple):
 
     connector: Any
     language_model: Any
+    """With additions at their full strength, where additions train."""
     tokens: jax.Array
     """[] float32: tokens it has learned from."""
 
@@ -59,7 +60,8 @@ def student_stage(run: SpeechTextRun, student: StudentConfig) -> Train:
     inputs = encoder_config(run.speech, run.listener).width
 
     def result(state: TuneState, data: Data) -> Learned:
-        own = language_model_of(state.trained, data.language_model, student.tune)
+        full = student.tune.model_copy(update={"lora_scale": 1.0})
+        own = language_model_of(state.trained, data.language_model, full)
         return Learned(state.trained["connector"], own, state.tokens)
 
     optimizer = optimizer_of(student.tune)
