@@ -102,14 +102,17 @@ def tuner(
         size = text.suffix.shape[1]
         return response_losses(own, model.language_model, assembled, size, remat=config.remat)
 
+    def token_weights(data: Data, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What a token of each micro-batch counts, [parts], and how many there are."""
+        counts = jnp.sum(data.text.labels[rows] >= 0, axis=(1, 2))
+        if config.loss_average == "tokens":
+            return jnp.full(parts, 1.0) / jnp.maximum(jnp.sum(counts), 1), counts
+        return 1.0 / (parts * jnp.maximum(counts, 1)), counts
+
     def step(state: TuneState, data: Data) -> tuple[TuneState, Metrics]:
         key, draw, dropout = jax.random.split(state.key, 3)
         rows = draw_rows(draw, data.weights, config.batch).reshape(parts, -1)
-        counts = jnp.sum(data.text.labels[rows] >= 0, axis=(1, 2))  # [parts]
-        if config.loss_average == "tokens":
-            weights = jnp.full(parts, 1.0) / jnp.maximum(jnp.sum(counts), 1)
-        else:
-            weights = 1.0 / (parts * jnp.maximum(counts, 1))
+        weights, counts = token_weights(data, rows)
 
         def part(
             gradient: Any, given: tuple[jax.Array, jax.Array, jax.Array]
@@ -132,8 +135,9 @@ def tuner(
         def loss(trained: Params, key: jax.Array) -> jax.Array:
             draw, dropout = jax.random.split(key)
             rows = draw_rows(draw, data.weights, config.batch)
-            nats, learned = losses(trained, data, rows, dropout)
-            return jnp.sum(nats) / jnp.maximum(jnp.sum(learned), 1)
+            weights, _ = token_weights(data, rows.reshape(parts, -1))
+            nats, _ = losses(trained, data, rows, dropout)  # [B, R]
+            return jnp.sum(weights * jnp.sum(nats.reshape(parts, -1), axis=1))
 
         return Objective(state.trained, loss)
 

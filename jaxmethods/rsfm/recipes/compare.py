@@ -23,8 +23,9 @@ from jaxmethods.rsfm.config import MAEConfig, Run
 from jaxmethods.rsfm.evaluation.protocols import Split, judge
 from jaxmethods.rsfm.pretraining.method import Pixels, State, held_out_loss, pretrainer
 from jaxmethods.rsfm.recipes import dense, encoders, report
+from jaxmethods.rsfm.recipes.diagnosis import MOST, diagnosable
 from jaxmethods.rsfm.recipes.material import PARTS, Material, read_material
-from jaxmethods.stages import Arrays, Compute, Evaluation, Part, Recipe, Results, Train
+from jaxmethods.stages import Arrays, Compute, Diagnosable, Evaluation, Part, Recipe, Results, Train
 
 WIDTHS = 128
 HELD_OUT = 256
@@ -61,13 +62,18 @@ def recipe(run: Run) -> Recipe:
         reads=reads,
         headline=headline,
         ready=partial(_ready, config, material),
+        diagnosable=partial(_diagnosed, run, config, material),
     )
 
 
 def _pretrain(run: Run, material: Material, config: MAEConfig) -> Train:
     own = pretrainer(config, run.pretrain)
+    objective = own.objective
+    assert objective is not None
     method = Method(
-        lambda key, fed: own.init(key, fed.data), lambda state, fed: own.step(state, fed.data)
+        lambda key, fed: own.init(key, fed.data),
+        lambda state, fed: own.step(state, fed.data),
+        lambda state, fed: objective(state, fed.data),
     )
 
     def data(results: Results) -> Fed:
@@ -219,6 +225,14 @@ def accuracies(run: Run, found: Mapping[Any, Arrays]) -> dict[str, np.ndarray]:
 def _label(*parts: str) -> str:
     """Name, pooling, preset and judge as one name."""
     return "_".join(filter(None, parts)).replace("+", "_and_")
+
+
+def _diagnosed(
+    run: Run, config: MAEConfig, material: Material, results: Results, seed: int
+) -> Diagnosable:
+    parts = [_pixels(material, material.parts[part][:MOST]) for part in ("train", "test")]
+    key = named(jax.random.key(run.seed + seed), "diagnosis")
+    return diagnosable(config, encoders.one_seed(results, "pretrain", seed), *parts, key)
 
 
 def _ready(
