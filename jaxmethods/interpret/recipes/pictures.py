@@ -108,11 +108,11 @@ def _landscape(problem: Problem, held: Problem, key: jax.Array, effort: Effort) 
     along = np.stack([line, np.zeros_like(line)], axis=1)
     plane = np.stack(np.meshgrid(axis, axis, indexing="xy"), axis=-1)
     blocks = plane.reshape(-1, LINE, 2)  # [G, G, 2] -> [K, L, 2]: of the line's shape
-    found = [programs.landscape(problem, key, block) for block in blocks]
+    found = [programs.landscape(problem, key, jnp.asarray(block)) for block in blocks]
     return {
         "line": line,
-        "train": programs.landscape(problem, key, along),
-        "held_out": programs.landscape(held, key, along),
+        "train": programs.landscape(problem, key, jnp.asarray(along)),
+        "held_out": programs.landscape(held, key, jnp.asarray(along)),
         "axis": axis,
         "plane": np.concatenate(found).reshape(GRID, GRID),
     }

@@ -230,9 +230,10 @@ def _label(*parts: str) -> str:
 def _diagnosed(
     run: Run, config: MAEConfig, material: Material, results: Results, seed: int
 ) -> Diagnosable:
-    parts = [_pixels(material, material.parts[part][:MOST]) for part in ("train", "test")]
+    train, test = (_pixels(material, material.parts[part][:MOST]) for part in ("train", "test"))
     key = named(jax.random.key(run.seed + seed), "diagnosis")
-    return diagnosable(config, encoders.one_seed(results, "pretrain", seed), *parts, key)
+    params = encoders.one_seed(results, "pretrain", seed)
+    return diagnosable(config, params, train, test, key)
 
 
 def _ready(
