@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import jaxmethods
 from jaxmethods import cli, config
 from jaxmethods.errors import UserError
 from jaxmethods.registry import parse
 from jaxmethods.rsfm.recipes import material
+from tests.diagnosis import check_diagnosable
+from tests.objectives import check_objectives
 from tests.same_numbers import check_same_numbers
 
 ROOT = Path(__file__).parents[3]
@@ -47,6 +50,8 @@ def test_a_run_on_generated_scenes(tmp_path):
     out = tmp_path / "out"
     assert cli.main(["run", str(path), "--out", str(out), "--quiet"]) == 0
     check_same_numbers(out)
+    check_diagnosable(jaxmethods.load_run(out))
+    check_objectives(jaxmethods.load_run(out))
     stages = json.loads((out / "result.json").read_text())["stages"]
     assert {"pretrain", "comparison", "dense"} <= set(stages)
     found = {name: own["mean"] for name, own in stages["comparison"]["metrics"].items()}
