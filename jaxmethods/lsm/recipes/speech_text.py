@@ -23,6 +23,7 @@ from jaxmethods.data.audio import pad_or_trim, to_int16
 from jaxmethods.data.log_mel import frame_lengths, log_mel
 from jaxmethods.lsm.config import SpeechTextRun as Run
 from jaxmethods.lsm.recipes.asking import at_strength, speaking
+from jaxmethods.lsm.recipes.diagnosis import diagnosed
 from jaxmethods.lsm.recipes.judging import STAGE, judged_stage
 from jaxmethods.lsm.recipes.listening import LISTENER, heard_stage, listener_stage
 from jaxmethods.lsm.recipes.report import report
@@ -71,7 +72,9 @@ def recipe(run: Run) -> Recipe:
         for name in ("copy", "follow")
         for student in run.students
     ]
-    return Recipe(stages, partial(report, run), reads, headline, partial(ready, run))
+    return Recipe(
+        stages, partial(report, run), reads, headline, partial(ready, run), partial(diagnosed, run)
+    )
 
 
 def ready(run: Run, results: Results, seed: int) -> Callable[..., Any]:

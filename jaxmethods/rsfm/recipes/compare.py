@@ -33,8 +33,9 @@ from jaxmethods.rsfm.recipes import (
     scene,
     zero_shot,
 )
+from jaxmethods.rsfm.recipes.diagnosis import MOST, diagnosable
 from jaxmethods.rsfm.recipes.material import PARTS, Material, read_material
-from jaxmethods.stages import Arrays, Compute, Part, Recipe, Results
+from jaxmethods.stages import Arrays, Compute, Diagnosable, Part, Recipe, Results
 
 WIDTHS = 128
 CONTROL = "permuted_labels"
@@ -62,8 +63,10 @@ def recipe(run: Run) -> Recipe:
         stages += [dense.stage(run, material, encoder), objects.stage(run, material)]
     if run.finetune.shots:
         stages.append(labels.stage(run, material, encoder))
+    diagnosed = None
     if isinstance(config, MAEConfig) and run.model.objective == "mae":
         stages.append(report.painted_stage(run, material, config))
+        diagnosed = partial(_diagnosed, run, config, material)
     if isinstance(config, ImageTextConfig):
         stages.append(zero_shot.stage(run, material, config))
     how, preset = run.evaluation.poolings[-1], run.evaluation.presets[0]
@@ -79,6 +82,7 @@ def recipe(run: Run) -> Recipe:
         reads=reads,
         headline=headline,
         ready=partial(_ready, encoder, material),
+        diagnosable=diagnosed,
     )
 
 
@@ -226,6 +230,16 @@ def accuracies(run: Run, found: Mapping[Any, Arrays]) -> dict[str, np.ndarray]:
 def _label(*parts: str) -> str:
     """Name, pooling, preset and judge as one name."""
     return "_".join(filter(None, parts)).replace("+", "_and_")
+
+
+def _diagnosed(
+    run: Run, config: MAEConfig, material: Material, results: Results, seed: int
+) -> Diagnosable:
+    sets = (material.parts[part][:MOST] for part in ("train", "test"))
+    train, test = (objectives.pixels(run, material, rows) for rows in sets)
+    key = named(jax.random.key(run.seed + seed), "diagnosis")
+    params = encoders.one_seed(results, "pretrain", seed)
+    return diagnosable(config, params, train, test, key)
 
 
 def _ready(

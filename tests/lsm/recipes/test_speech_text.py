@@ -16,6 +16,7 @@ from jaxmethods.lsm.config import SpeechTextRun
 from jaxmethods.lsm.recipes import tuning, world, writing
 from jaxmethods.lsm.recipes.listening import HEARD
 from jaxmethods.models import decoder
+from tests.diagnosis import check_diagnosable
 
 SMALL = {"width": 8, "heads": 2, "mlp_width": 8, "steps": 2, "batch": 2}
 TUNE = {"steps": 2, "warmup": 1, "batch": 2}
@@ -180,3 +181,4 @@ def test_a_whole_run_and_its_report(tmp_path):
     assert len(rows) == 3 * 2 * 5 * 2 * 4
     answer = run.ready()(np.zeros(4000, np.float32), "name the purpose")
     assert isinstance(answer, str)
+    check_diagnosable(run)

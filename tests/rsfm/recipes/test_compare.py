@@ -16,6 +16,8 @@ from jaxmethods.errors import UserError
 from jaxmethods.registry import parse
 from jaxmethods.rsfm.recipes import labels, material
 from jaxmethods.training.checkpoints import Checkpoints
+from tests.diagnosis import check_diagnosable
+from tests.objectives import check_objectives
 from tests.same_numbers import check_same_numbers
 
 ROOT = Path(__file__).parents[3]
@@ -59,6 +61,8 @@ def finished(tmp_path_factory):
 def test_a_run_on_generated_scenes(finished):
     out = finished
     check_same_numbers(out)
+    check_diagnosable(jaxmethods.load_run(out))
+    check_objectives(jaxmethods.load_run(out))
     stages = json.loads((out / "result.json").read_text())["stages"]
     assert {"pretrain", "comparison", "dense"} <= set(stages)
     found = {name: own["mean"] for name, own in stages["comparison"]["metrics"].items()}
