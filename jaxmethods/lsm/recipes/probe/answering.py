@@ -167,7 +167,17 @@ def asked(words: Vocabulary, answers: Sequence[str]) -> Text:
 
 
 def answered_stage(run: Run, model: Model, words: Vocabulary, titles: dict[str, str]) -> Compute:
-    """Every answerer is asked about the clips that it has not learned from."""
+    """Every answerer is asked about the clips that it has not learned from.
+
+    Args:
+        run: the config.
+        model: sizes of connector and language model.
+        words: of question and labels.
+        titles: splits to the stages that trained for them.
+
+    Returns:
+        The stage.
+    """
     tag = len(words.encode(TAG))
 
     @jax.jit
