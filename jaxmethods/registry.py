@@ -47,6 +47,10 @@ METHODS = {
         "jaxmethods.lsm.recipes.speech_text",
         "Tune speech-text models on what a language model wrote, and measure their bias.",
     ),
+    "lsm_recordings": Entry(
+        "jaxmethods.lsm.recipes.recordings.recipe",
+        "Tune speech-text models of your own recordings, Whisper and language model.",
+    ),
     "merge": Entry(
         "jaxmethods.merging.recipes.merge",
         "Merge checkpoints into a new model folder.",

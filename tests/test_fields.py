@@ -27,6 +27,11 @@ SMALLEST: dict[str, dict[str, Any]] = {
     "interpret_grokking": {},
     "kid": {},
     "lsm": {},
+    "lsm_recordings": {
+        "data": {"train": "a"},
+        "speech": {"path": "b"},
+        "language": {"path": "c"},
+    },
     "merge": {"base": "a", "experts": ["b"], "algorithm": "ties"},
     "merging": {"data": {"path": "a"}},
     "misconceptions": {},
@@ -50,6 +55,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "speech_probe answerer.connector.qformer.width": {
         "answerer": {"connector": {"qformer": {"heads": 1}}}
     },
+    "lsm_recordings connector.qformer.width": {"connector": {"qformer": {"heads": 1}}},
     "misconceptions world.entities": {"selection": {"samples": 3}},
     "obd data.generate": {"data": {"path": None}},
     "vqcd planner.diffusion.steps": {"planner": {"diffusion": {"stride": 1}}},

@@ -68,7 +68,9 @@ LLAMA3 = Template(
     + _HEADER.format("assistant"),
 )
 """The beginning of a text is part of the template: a tokenizer that adds one makes it two."""
-TEMPLATES = {"vicuna": VICUNA, "llama3": LLAMA3}
+PLAIN = Template("{instruction}\n", "\n", "{instruction}: {transcript}\n")
+"""For language models that were never taught to chat."""
+TEMPLATES = {"vicuna": VICUNA, "llama3": LLAMA3, "plain": PLAIN}
 
 
 class Rendered(NamedTuple):

@@ -18,8 +18,9 @@ import numpy as np
 from jaxmethods.data import audio
 from jaxmethods.data.audio import AudioError
 from jaxmethods.errors import DataError
-from jaxmethods.files import refusals, write_atomically
+from jaxmethods.files import write_atomically
 from jaxmethods.lsm.config import TranscribeRun as Run
+from jaxmethods.lsm.recipes.manifests import numbered_rows
 from jaxmethods.lsm.transcripts.normalize import normalize_english
 from jaxmethods.lsm.transcripts.word_errors import corpus_errors, word_errors
 from jaxmethods.models import whisper
@@ -106,21 +107,13 @@ def recordings_of(run: Run) -> list[Recording]:
     found = [Recording(reference, None, None) for reference in run.audio]
     if run.manifest is None:
         return found
-    with refusals(run.manifest, "read"):
-        lines = run.manifest.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except ValueError as error:
-            raise DataError(f"data {run.manifest}: line {number}: is not valid JSON") from error
-        if row is None:
-            continue
+    for number, row in numbered_rows(run.manifest):
         reference = row.get("audio") if isinstance(row, dict) else None
         said = row.get("text") if isinstance(row, dict) else None
         if not isinstance(reference, str) or not isinstance(said, str | None):
             raise DataError(
                 f"data {run.manifest}: line {number}: expected an object with the text fields "
-                f"audio and maybe text, got {line[:60]!r}"
+                f"audio and maybe text, got {json.dumps(row)[:60]!r}"
             )
         found.append(Recording(reference, run.manifest.parent, said))
     if not found:

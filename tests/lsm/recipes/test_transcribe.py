@@ -6,7 +6,6 @@ import json
 import os
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -15,46 +14,14 @@ from jaxmethods.config import ConfigError
 from jaxmethods.data import audio
 from jaxmethods.data.tokenizer import TokenizerError
 from jaxmethods.errors import DataError
-from jaxmethods.models import whisper
-
-SPECIAL = ("<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>")
-WORDS = ("go", "stop", "left", "right", *SPECIAL, "<|0.00|>")
-RAW = {
-    "model_type": "whisper",
-    "d_model": 8,
-    "encoder_layers": 1,
-    "encoder_attention_heads": 2,
-    "encoder_ffn_dim": 8,
-    "decoder_layers": 1,
-    "decoder_attention_heads": 2,
-    "decoder_ffn_dim": 8,
-    "num_mel_bins": 8,
-    "max_source_positions": 10,
-    "max_target_positions": 12,
-    "vocab_size": len(WORDS),
-    "eos_token_id": WORDS.index("<|endoftext|>"),
-}
+from tests.lsm.recipes.folders import write_whisper
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """A Whisper of 0.2 s pieces that has learned nothing, with words for a tokenizer."""
     pytest.importorskip("tokenizers")
-    place = tmp_path_factory.mktemp("whisper") / "model"
-    config = whisper.read_config(RAW)
-    params = jax.tree.map(lambda x: 9 * x, whisper.init_params(jax.random.key(3), config))
-    whisper.save(place, RAW, config, params)
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    added = [
-        {"id": WORDS.index(word), "content": word, "special": True} | flags for word in SPECIAL
-    ]
-    vocabulary = {word: number for number, word in enumerate(WORDS)}
-    words = {"type": "WordLevel", "vocab": vocabulary, "unk_token": "go"}
-    tokenizer = {"version": "1.0", "added_tokens": added, "model": words}
-    tokenizer |= dict.fromkeys(("normalizer", "post_processor", "decoder", "truncation", "padding"))
-    tokenizer["pre_tokenizer"] = {"type": "Whitespace"}
-    (place / "tokenizer.json").write_text(json.dumps(tokenizer))
-    return place
+    return write_whisper(tmp_path_factory.mktemp("whisper") / "model")
 
 
 @pytest.fixture(scope="module")

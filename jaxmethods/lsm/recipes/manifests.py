@@ -1,0 +1,32 @@
+"""Lists of recordings as JSON Lines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxmethods.errors import DataError
+from jaxmethods.files import refusals
+
+
+def numbered_rows(manifest: Path) -> Iterator[tuple[int, Any]]:
+    """What the lines of a file hold, with their numbers from 1; empty ones are left out.
+
+    Raises:
+        FileError, DataError: a file that can't be read, or a line that is no JSON.
+    """
+    with refusals(manifest, "read"):
+        content = manifest.read_bytes()
+    try:
+        lines = content.decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"data {manifest}: is not text in UTF-8") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            yield number, json.loads(line)
+        except ValueError as error:
+            raise DataError(f"data {manifest}: line {number}: is not valid JSON") from error
