@@ -40,7 +40,7 @@ lint: $(VENV)/.installed-lint ## style, format and types
 
 docs: $(VENV)/.installed-docs ## the documentation site, in site/
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
-	@echo 'open site/index.html'
+	@echo 'open site/index.html, or serve it, for its search: python3 -m http.server -d site'
 
 bench: $(VENV)/.installed ## all benchmarks
 	$(VENV)/bin/python -m benchmarks

@@ -26,7 +26,9 @@ from benchmarks.harness import Row, Settings, Work, prepare_jax, time_in_turns
 from jaxmethods.interpret import cross_entropy, make_problem, trees
 from jaxmethods.interpret.curvature import eigenpairs, hutchinson, operators, slq
 from jaxmethods.interpret.kernels import ntk
-from jaxmethods.interpret.problem import Problem
+from jaxmethods.interpret.problem import Data, Problem
+from jaxmethods.models import decoder
+from jaxmethods.models.decoder.config import DecoderConfig
 
 
 class Size(NamedTuple):
@@ -78,6 +80,78 @@ def problem_of(size: Size) -> Problem:
     y = rng.integers(0, size.layers[-1], size.examples).astype(np.int32)
     params, x, y = jax.tree.map(jnp.asarray, (params, x, y))
     return make_problem(network, cross_entropy, params, (x, y))
+
+
+class Language(NamedTuple):
+    """A decoder, and the text that its curvature is taken on."""
+
+    model: DecoderConfig
+    sequences: int
+    tokens: int
+    spectrum: int
+    """Lanczos steps of one probe's spectrum."""
+    top: int
+    """Lanczos steps of the five largest eigenvalues."""
+
+
+DECODER = Language(
+    DecoderConfig(
+        family="llama",
+        vocab_size=32_000,
+        width=768,
+        mlp_width=2048,
+        layers=12,
+        heads=12,
+        kv_heads=12,
+        head_dim=64,
+        rotary_dim=64,
+        max_positions=256,
+        tied=True,
+    ),
+    sequences=8,
+    tokens=256,
+    spectrum=32,
+    top=40,
+)
+"""110 million parameters."""
+
+
+def language(settings: Settings, size: Language) -> Iterator[Row]:
+    """The spectrum and the five largest eigenvalues of a decoder's Hessian, a sequence at a time.
+
+    Args:
+        settings: how long to measure.
+        size: of the decoder and the text; random weights and tokens.
+
+    Returns:
+        Two rows, in products of the Hessian with a vector.
+    """
+
+    def apply(params: Any, ids: jax.Array) -> jax.Array:
+        return decoder.forward(params, size.model, ids).logits
+
+    ids = np.random.default_rng(0).integers(
+        0, size.model.vocab_size, (size.sequences, 1, size.tokens + 1)
+    )
+    ids = jnp.asarray(ids, jnp.int32)
+    params = jax.jit(decoder.init_params, static_argnums=1)(jax.random.key(0), size.model)
+    data = Data(ids[..., :-1], ids[..., 1:])
+    problem = make_problem(apply, cross_entropy, params, data, microbatched=True)
+
+    def spectral(problem: Problem, key: jax.Array) -> jax.Array:
+        found = slq.spectrum(operators.hessian(problem), key, size.spectrum, 1)
+        return slq.spectral_sum(found, jnp.square).value
+
+    def top(problem: Problem, key: jax.Array) -> jax.Array:
+        return eigenpairs.eigenpairs(operators.hessian(problem), key, 5, size.top).values
+
+    sizes = {"P": trees.size(problem.floats), "tokens": size.sequences * size.tokens}
+    for name, make, steps in (("slq", spectral, size.spectrum), ("top5", top, size.top)):
+        work = prepare_jax(make, problem, jax.random.key(0))
+        (timing,) = time_in_turns([work], settings)
+        yield Row(
+            f"interpret/{name}_decoder", sizes | {"steps": steps}, steps, "products/s", timing
+        )
 
 
 def beside(

@@ -29,6 +29,7 @@ from benchmarks import (
     commformer,
     decoder,
     environments,
+    interpret,
     kid,
     lsm,
     merging,
@@ -72,6 +73,7 @@ class Sizes(NamedTuple):
     distilled: kid.Sizes = kid.GPU
     spoken: lsm.Sizes = lsm.GPU
     sensed: rsfm.Sizes = rsfm.GPU
+    diagnosed: interpret.Language = interpret.DECODER
     inner: bilevel.Sizes = bilevel.Sizes()
     inner_steps: int = 100
     dtype: Any = jnp.bfloat16
@@ -98,6 +100,9 @@ TINY = Sizes(
     sensed=rsfm.Sizes(models=(("tiny", rsfm.TINY.model_copy(update={
         "encoder": rsfm.TINY.encoder.model_copy(update={"width": 48, "depth": 1, "image_size": 16}),
         "decoder_depth": 1}), 2),)),
+    diagnosed=interpret.Language(decoder.LLAMA.model_copy(update={
+        "vocab_size": 64, "width": 16, "mlp_width": 24, "layers": 2, "heads": 2, "kv_heads": 2,
+        "head_dim": 8, "rotary_dim": 8}), sequences=2, tokens=8, spectrum=4, top=6),
     inner=bilevel.Sizes(width=8, hidden=1, pairs=8, judged=16),
     inner_steps=24,
     dtype=jnp.float32,
@@ -167,6 +172,11 @@ def remote_sensing(settings: Settings, sizes: Sizes) -> Iterator[Row]:
     yield from rsfm.models(settings, sizes.sensed)
 
 
+def diagnostics(settings: Settings, sizes: Sizes) -> Iterator[Row]:
+    """Spectrum and largest eigenvalues of a decoder of 110 million parameters."""
+    yield from interpret.language(settings, sizes.diagnosed)
+
+
 def hypergradients(settings: Settings, sizes: Sizes) -> Iterator[Row]:
     """Every mode of `bilevel.solve`."""
     yield from bilevel.modes(settings, sizes.inner, sizes.inner_steps)
@@ -228,6 +238,7 @@ PLAN: dict[str, Callable[[Settings, Sizes], Iterator[Row]]] = {
     "speech": speech,
     "remote_sensing": remote_sensing,
     "kernel": kernel,
+    "diagnostics": diagnostics,
     "hypergradients": hypergradients,
     "language_model": language_model,
     "voting": voting,

@@ -7,6 +7,7 @@ them, and `jaxmethods.load_run` opens what a run left behind.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +77,9 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"jaxmethods.{name}")
     if name in __all__:
         return getattr(importlib.import_module("jaxmethods.runs"), name)
-    raise AttributeError(f"module 'jaxmethods' has no attribute {name!r}")
+    close = difflib.get_close_matches(name, __all__, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    raise AttributeError(f"module 'jaxmethods' has no attribute {name!r}{hint}")
 
 
 def __dir__() -> list[str]:

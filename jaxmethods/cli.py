@@ -40,6 +40,7 @@ from jaxmethods.config import (
     seeds_of,
 )
 from jaxmethods.errors import UserError
+from jaxmethods.installation.command_words import check_words
 
 if TYPE_CHECKING:  # jax is imported by the commands that need it
     from jaxmethods.records.run_folder import RunFolder
@@ -164,7 +165,7 @@ def _main(arguments: Sequence[str]) -> int:
     if list(arguments) == ["--version"]:
         print(f"jaxmethods {__version__}")
         return 0
-    _check_command(arguments)
+    check_words(arguments, COMMANDS)
     if _asks_for_fields(arguments):
         return _show_run(arguments)
     command, unknown = tyro.cli(
@@ -189,23 +190,17 @@ def _main(arguments: Sequence[str]) -> int:
     return _report(command) if isinstance(command, Report) else _methods(command)
 
 
-def _check_command(arguments: Sequence[str]) -> None:
-    """Raises `ConfigError` for a first word that is no command."""
-    if not arguments or arguments[0].startswith("-") or arguments[0] in COMMANDS:
-        return
-    given = arguments[0]
-    hint = nearest(given, COMMANDS)
-    if given.endswith((".yaml", ".yml")):
-        hint = f"; write jaxmethods run {given}"
-    raise ConfigError(f"command line: unknown command {given!r}{hint}")
-
-
 def _check_folder(path: Path) -> None:
     """Raises `ConfigError` for a file where a run's folder is expected."""
     if path.is_file():
         raise ConfigError(
             f"{path}: expected the folder of a run, got a file; a config is run by "
             f"jaxmethods run {path}"
+        )
+    runs = sorted(path.glob("*/config.yaml")) if not (path / "config.yaml").is_file() else []
+    if runs:
+        raise ConfigError(
+            f"{path}: not a run folder, but it holds {len(runs)}, for instance {runs[0].parent}"
         )
 
 

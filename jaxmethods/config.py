@@ -225,10 +225,11 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     while pending:
         argument = pending.pop(0)
         if not argument.startswith("--") or argument == "--":
-            raise ConfigError(
-                f"command line: expected --field value, got {argument!r} (a value with spaces, as "
-                'lists have, is one word: --field "[a, b]")'
-            )
+            if re.fullmatch(r"-[a-zA-Z][\w.-]*|-?[\w.-]+=.*", argument):
+                hint = f"; write --{argument.lstrip('-')}"
+            else:
+                hint = ' (a value with spaces, as lists have, is one word: --field "[a, b]")'
+            raise ConfigError(f"command line: expected --field value, got {argument!r}{hint}")
         field, equals, value = argument[2:].partition("=")
         if not equals:
             if not pending or re.match("--[a-zA-Z]", pending[0]):

@@ -12,7 +12,10 @@ import yaml
 
 import jaxmethods
 from jaxmethods import cli, registry
+from jaxmethods.config import TrainingRunConfig
 from jaxmethods.interpret.measures import MEASURES
+from tests.diagnosis import check_diagnosable
+from tests.objectives import check_objectives
 from tests.same_numbers import check_same_numbers
 
 REPORT = Path(__file__).parents[1] / "configs" / "interpret" / "report.yaml"
@@ -59,14 +62,47 @@ def report(run, out, *more):
     return cli.main(["run", str(REPORT), *where, *more])
 
 
+TINY_RUNS = {
+    "commformer": "test_diagnosis.py",
+    "interpret_digits": "interpret/recipes/test_recipes.py",
+    "interpret_grokking": "interpret/recipes/test_grokking.py",
+    "kid": "kid/recipes/test_distill.py",
+    "lsm": "lsm/recipes/test_speech_text.py",
+    "merging": "merging/recipes/test_comparison.py",
+    "misconceptions": "test_diagnosis.py",
+    "obd": "obd/recipes/test_comparison.py",
+    "rsfm": "rsfm/recipes/test_compare.py",
+    "vqcd": "vqcd/recipes/test_continual.py",
+}
+"""Method that trains -> the tests that have a tiny run of it, and diagnose it."""
+
+
+def test_every_method_that_trains_something_is_diagnosed_by_a_test():
+    trained = {
+        name
+        for name in registry.METHODS
+        if issubclass(registry.find(name, "test").config, TrainingRunConfig)
+    }
+    assert trained == set(TINY_RUNS)
+    for file in TINY_RUNS.values():
+        assert "    check_diagnosable(" in (Path(__file__).parent / file).read_text(), file
+
+
 @pytest.mark.slow
 def test_a_team_is_diagnosed_by_what_it_does(team):
+    check_diagnosable(jaxmethods.load_run(team))
     found = jaxmethods.load_run(team).diagnosable()
     inputs, actions = found.data
     outputs = jax.eval_shape(found.apply, found.params, inputs)
     assert outputs.shape[:-1] == actions.shape
     rows = [json.loads(line) for line in (team / "metrics.jsonl").read_text().splitlines()]
     assert any("train/monitor_sharpness" in row for row in rows)
+
+
+@pytest.mark.slow
+def test_a_monitor_shows_what_a_world_goes_down_on(world):
+    check_diagnosable(jaxmethods.load_run(world))
+    check_objectives(jaxmethods.load_run(world))
 
 
 @pytest.mark.slow

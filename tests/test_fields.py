@@ -32,6 +32,7 @@ SMALLEST: dict[str, dict[str, Any]] = {
     "misconceptions": {},
     "novo": {"model": "a", "data": "b"},
     "obd": {"data": {"path": "a"}, "teacher": {"path": "b"}},
+    "speech_probe": {"model": "a", "train": "b", "test": "c", "answerer": {}},
     "transcribe": {"model": "a", "audio": ["b"]},
     "vqcd": {"tasks": [{"name": "text", "path": "b"}]},
     "rsfm": {},
@@ -46,6 +47,9 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "kid teacher.fit.questions": {"teacher": {"fit": {"batch": 1}}},
     "kid teacher.fit.steps": {"teacher": {"path": "a"}},
     "lsm connector.qformer.width": {"connector": {"qformer": {"heads": 1}}},
+    "speech_probe answerer.connector.qformer.width": {
+        "answerer": {"connector": {"qformer": {"heads": 1}}}
+    },
     "misconceptions world.entities": {"selection": {"samples": 3}},
     "obd data.generate": {"data": {"path": None}},
     "vqcd planner.diffusion.steps": {"planner": {"diffusion": {"stride": 1}}},

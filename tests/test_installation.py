@@ -8,10 +8,13 @@ import sys
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from jaxmethods import cli, config, registry
+import jaxmethods
+from jaxmethods import cli, config, merging, novo, registry
 from jaxmethods.installation import doctor, packaged_configs
+from jaxmethods.models.hub.folders import HubError, open_folder
 
 ROOT = Path(__file__).parents[1]
 
@@ -142,3 +145,51 @@ def test_a_wheel_has_the_configs_and_all_modules(tmp_path):
     configs = {f"jaxmethods/{path.relative_to(ROOT)}" for path in ROOT.glob("configs/*/*.yaml")}
     ours = {name for name in names if ".dist-info/" not in name}
     assert ours == of | configs | {"jaxmethods/py.typed"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["demo"], "unknown command 'demo'; write jaxmethods run demo"),
+        (["run"], "run needs a config: jaxmethods run demo"),
+        (["evaluate"], "evaluate needs the folder of a run"),
+        (["compare"], "compare needs at least one run folder"),
+        (["version"], "write jaxmethods --version"),
+        (["run", "demo", "--out"], "--out needs a value, a folder"),
+        (["run", "--seed", "3", "demo"], "run needs its config before --seed"),
+        (["run", "demo.yml"], "the packaged one is run by jaxmethods run commformer/demo"),
+        (["-v"], "write jaxmethods --version"),
+        (["--verison"], "did you mean '--version'?"),
+        (["run", "demo", "seed=3"], "expected --field value, got 'seed=3'; write --seed=3"),
+        (["run", "demo", "-seed", "3"], "got '-seed'; write --seed"),
+        (["report", "runs"], "runs: not a run folder, but it holds 1, for instance runs/first"),
+    ],
+)
+def test_a_new_users_mistake_is_one_line_that_helps(
+    tmp_path, monkeypatch, capsys, arguments, expected
+):
+    (tmp_path / "runs/first").mkdir(parents=True)
+    (tmp_path / "runs/first/config.yaml").write_text("method: obd\n")
+    monkeypatch.chdir(tmp_path)
+    assert expected in told(capsys, *arguments)
+
+
+def test_a_misspelled_package_is_named_with_the_nearest():
+    with pytest.raises(AttributeError, match=r"no attribute 'mergin' \(did you mean 'merging'"):
+        _ = jaxmethods.mergin
+
+
+def test_a_list_of_experts_is_told_how_it_becomes_a_stack():
+    base = {"w": np.zeros(2)}
+    with pytest.raises(ValueError, match=r"got a list of 2; write merging\.stack_trees\(experts"):
+        merging.ties(base, [base, base])
+
+
+def test_voters_of_no_direction_are_refused():
+    with pytest.raises(ValueError, match="voters: expected both, max or min, got 'largest'"):
+        novo.select_heads(np.ones((2, 4), int), voters="largest")
+
+
+def test_a_models_name_is_not_downloaded():
+    with pytest.raises(HubError, match="nothing is downloaded, give the folder of a model"):
+        open_folder("somebody/some-model")

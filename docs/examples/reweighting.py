@@ -1,4 +1,4 @@
-"""Which labels are wrong? Data re-weighting on scikit-learn's digits, in about ten seconds.
+"""python docs/examples/reweighting.py: which labels of scikit-learn's digits are wrong?
 
 Four in ten of 500 training labels are drawn anew at random. Every training image has a weight,
 sigmoid(logit), that starts at a half. The inner problem trains a softmax classifier on the weighted
@@ -10,8 +10,6 @@ well on 100 images whose labels are right:
 
 Nobody tells it which labels are wrong; it finds out, and the classifier gains by it. (The idea is
 that of Ren et al. 2018, "Learning to Reweight Examples for Robust Deep Learning".)
-
-    python docs/examples/reweighting.py
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""Trains a small team from Python, opens the run again and lets the team play.
-
-    python docs/examples/use_a_run.py runs/example
+"""python docs/examples/use_a_run.py runs/example: train from Python, open the run, play.
 
 A config is a mapping, or the path of a YAML file; the run folder is what `jaxmethods run` leaves.
 """

@@ -10,14 +10,13 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import File, Files
+if TYPE_CHECKING:  # the pages themselves need no mkdocs, and a test reads them
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
 
 ROOT = Path(__file__).parents[2]
-FOLDED = ("recipes", "control", "team")
-"""Rooms whose pages would say less than their files."""
 
 
 class Package(NamedTuple):
@@ -70,7 +69,7 @@ def packages() -> Iterator[str]:
     """Packages with an `__all__`, the library itself apart."""
     for file in sorted((ROOT / "jaxmethods").rglob("__init__.py")):
         parts = file.relative_to(ROOT).parts[:-1]
-        if len(parts) > 1 and "\n__all__ = [" in file.read_text() and not {*parts} & {*FOLDED}:
+        if len(parts) > 1 and "\n__all__ = [" in file.read_text():
             yield ".".join(parts)
 
 
@@ -107,15 +106,15 @@ def page(package: Package, owned: dict[str, str]) -> str:
     lines += ["## Exported", ""] if package.modules or package.objects else []
     links = [(name.rpartition(".")[2], place(name)) for name in package.modules]
     links += [(name.rpartition(".")[2], f"{owned[name]}#{name}") for name in package.objects]
-    lines += [f"- [`{short}.{name}`]({url.removeprefix('api/')})" for name, url in sorted(links)]
-    lines += [""]
+    listed = [f"[`{name}`]({url.removeprefix('api/')})" for name, url in sorted(links)]
+    lines += [" · ".join(listed), ""]
     for target in here:
         lines += [f"::: {target}", "    options:", "      heading_level: 3", ""]
     return "\n".join(lines)
 
 
 def module_page(name: str, apart: set[str]) -> str:
-    """Markdown of a module, or of a package without an `__all__` and its modules but for `apart`."""
+    """Markdown of a module, or of a package without an `__all__` and its modules; not `apart`."""
     lines = [f"# {name.removeprefix('jaxmethods.')}", "", f"::: {name}", "    options:"]
     lines += ["      show_root_heading: false", "      heading_level: 2", ""]
     for inner in inner_modules(name):
@@ -169,8 +168,15 @@ def example_page() -> dict[str, str]:
     return {"examples/index.md": "\n".join(lines)}
 
 
+def generated() -> dict[str, str]:
+    """Path inside of docs/ -> Markdown of every page that no file holds."""
+    return pages() | project_pages() | example_page()
+
+
 def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
     """Adds the generated pages to the site's files."""
-    for path, text in (pages() | project_pages() | example_page()).items():
+    from mkdocs.structure.files import File
+
+    for path, text in generated().items():
         files.append(File.generated(config, path, content=text))
     return files

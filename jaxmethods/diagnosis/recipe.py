@@ -18,7 +18,7 @@ from jaxmethods.config import ConfigError
 from jaxmethods.data.offline import DataError, read_npz
 from jaxmethods.interpret.config import ReportRun as Run
 from jaxmethods.interpret.losses import cross_entropy, squared_error
-from jaxmethods.interpret.problem import Data, make_problem
+from jaxmethods.interpret.problem import Data, Problem, make_problem
 from jaxmethods.interpret.recipes import language
 from jaxmethods.interpret.recipes.rows import STAGE, Subject, rows_stage, write_report
 from jaxmethods.layout import path_name
@@ -49,7 +49,7 @@ def recipe(run: Run) -> Recipe:
     except ValueError as error:
         raise ConfigError(f"model {run.model}: {error}") from error
     sets = own_data(found) if run.data is None else read_arrays(run, found)
-    own, held_out = (_problem(run, found, one) for one in sets)
+    own, held_out = (problem_of(run, found, one) for one in sets)
 
     def subjects(results: Results) -> list[Subject]:
         del results
@@ -116,7 +116,17 @@ def _arrays(path: Path, found: Diagnosable) -> Data:
     return Data(read["inputs"], read["targets"])
 
 
-def _problem(run: Run, found: Diagnosable, data: Data) -> Any:
+def problem_of(run: Run, found: Diagnosable, data: Data) -> Problem:
+    """A set of examples and what was trained, as diagnostics take them.
+
+    Args:
+        run: how many examples, and how many of them are in memory together.
+        found: the model.
+        data: all examples of the set.
+
+    Returns:
+        The problem; microbatched where not all examples are in memory together.
+    """
     count = min(run.examples or EXAMPLES, len(jax.tree.leaves(data)[0]))
     size = min(run.batch or count, count)
     whole = count // size * size  # [N, ...] -> [K, B, ...]

@@ -89,8 +89,11 @@ def resolve(given: Path) -> Path:
         return given
     if given.suffix not in (".yaml", ".yml"):
         return find(given.as_posix())
+    known = packaged()
+    same = [full for full in known if full.partition("/")[2] == given.stem]
     namesake = "/".join((*given.parent.parts[-1:], given.stem))
-    if namesake in packaged():
+    if namesake in known or len(same) == 1:
+        namesake = namesake if namesake in known else same[0]
         raise ConfigError(
             f"config {given}: no such file; the packaged one is run by jaxmethods run {namesake} "
             f"and written by jaxmethods configs copy {namesake}"

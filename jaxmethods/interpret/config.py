@@ -17,8 +17,8 @@ class ReportRun(RunConfig):
 
     method: Literal["interpret"]
     model: Path
-    """A Hugging Face folder of a language model, or the folder of a finished run of this library
-    (`method` commformer, interpret_digits, kid, merging, misconceptions, obd or vqcd)."""
+    """A Hugging Face folder of a language model, or the folder of a finished run of any method of
+    this library that trains something."""
     data: Path | None = None
     """For a model folder, a text, UTF-8, that the model's loss is taken on. For a run, an NPZ file
     with arrays `inputs` (`inputs.NAME` where there are several) and `targets`, as the error says

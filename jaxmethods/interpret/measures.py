@@ -1,52 +1,26 @@
-"""The measures of a report: one compiled program each, and what each does not prove.
+"""The measures of a report, and what each does not prove.
 
-`MEASURES` is the declaration; `report` makes rows of it.
+`MEASURES` is the declaration; `report` makes rows of it, with the programs of `programs`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmethods.interpret import trees
-from jaxmethods.interpret.curvature import eigenpairs, hutchinson, operators, slq
-from jaxmethods.interpret.dynamics import sharpness
+from jaxmethods.interpret import programs, trees
+from jaxmethods.interpret.curvature import slq
 from jaxmethods.interpret.estimates import exact
-from jaxmethods.interpret.generalization import norms
-from jaxmethods.interpret.gradients import noise_scale
 from jaxmethods.interpret.honesty import calibration
-from jaxmethods.interpret.kernels import kernel_statistics, ntk
+from jaxmethods.interpret.kernels import kernel_statistics
 from jaxmethods.interpret.privacy import membership
-from jaxmethods.interpret.problem import (
-    Data,
-    Estimate,
-    Problem,
-    first_batch,
-    map_batches,
-    mean_gradient,
-    one_batch,
-    weights,
-)
+from jaxmethods.interpret.problem import Estimate, Problem, first_batch, one_batch
+from jaxmethods.interpret.programs import Effort, Predicted
 from jaxmethods.numerics.compiled import compiled
-
-
-class Effort(NamedTuple):
-    """How much a level spends; hashable, hence static."""
-
-    steps: int
-    """Steps of a Lanczos recurrence."""
-    probes: int
-    """Random vectors of a trace."""
-    spectra: int
-    """Probes of spectral densities."""
-    kernel: int
-    """Examples of the tangent kernel."""
-
 
 LEVELS = {
     "quick": Effort(24, 16, 2, 32),
@@ -79,12 +53,7 @@ class Measure(NamedTuple):
     """What kind of problem has it."""
 
 
-def _losses(problem: Problem) -> tuple[jax.Array, jax.Array]:
-    joined = one_batch(problem)
-    losses = joined.losses(joined.floats, joined.data)
-    return losses, weights(joined.data, losses.dtype)
-
-
+@compiled()
 def _weighted_mean(values: jax.Array, weight: jax.Array) -> Estimate:
     share = weight / jnp.sum(weight)
     mean = jnp.sum(share * values)
@@ -92,78 +61,39 @@ def _weighted_mean(values: jax.Array, weight: jax.Array) -> Estimate:
     return Estimate(mean, error, jnp.sum(weight > 0))
 
 
-@compiled("effort")
 def _train_loss(problem: Problem, held: Problem, key: jax.Array, effort: Effort) -> Estimate:
-    return _weighted_mean(*_losses(problem))
+    return _weighted_mean(*programs.losses(problem))
 
 
-@compiled("effort")
 def _gap(problem: Problem, held: Problem, key: jax.Array, effort: Effort) -> Estimate:
-    own, other = _weighted_mean(*_losses(problem)), _weighted_mean(*_losses(held))
+    own, other = (_weighted_mean(*programs.losses(one)) for one in (problem, held))
     error = jnp.sqrt(own.error**2 + other.error**2)
     return Estimate(other.value - own.value, error, other.samples)
 
 
-class Predicted(NamedTuple):
-    """What a classifier says of every target, [N, T]: T targets an example."""
-
-    margin: jax.Array
-    """Own logit minus the largest other one."""
-    confidence: jax.Array
-    right: jax.Array
-    weight: jax.Array
-    """The example's, over the number of its targets; 0 for those that don't count."""
-
-
-def predicted(problem: Problem) -> Predicted:
-    """Margins and probabilities of a classifier, microbatch by microbatch.
-
-    Args:
-        problem: logits [N, ..., C] and integer targets [N, ...].
-
-    Returns:
-        [N, T] each; logits of one microbatch are in memory.
-    """
-
-    def of_batch(batch: Data) -> Predicted:
-        logits = problem.outputs(problem.floats, batch.inputs)
-        logits = logits.reshape(len(logits), -1, logits.shape[-1])  # [B, T, C]
-        targets = jnp.reshape(batch.targets, logits.shape[:2])
-        p = jax.nn.softmax(logits, axis=-1)
-        counted = (targets >= 0).astype(p.dtype)
-        share = counted / jnp.maximum(jnp.sum(counted, axis=1, keepdims=True), 1)
-        return Predicted(
-            norms.margins(logits, jnp.maximum(targets, 0)),
-            jnp.max(p, axis=-1),
-            (jnp.argmax(logits, axis=-1) == targets).astype(p.dtype),
-            share * weights(batch, p.dtype)[:, None],
-        )
-
-    if not problem.microbatched:
-        return of_batch(problem.data)
-    found = map_batches(problem, of_batch)
-    return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), found)  # [K B, T]
-
-
-@compiled("effort")
 def _accuracy(problem: Problem, held: Problem, key: jax.Array, effort: Effort) -> Estimate:
-    found = predicted(held)
+    return _share_right(programs.predicted(held))
+
+
+@compiled()
+def _share_right(found: Predicted) -> Estimate:
     weight = jnp.sum(found.weight, axis=1)
     share = jnp.where(weight > 0, weight, 1)
     return _weighted_mean(jnp.sum(found.weight * found.right, axis=1) / share, weight)
 
 
-@compiled("effort")
 def _margin(problem: Problem, held: Problem, key: jax.Array, effort: Effort) -> Estimate:
-    found = predicted(problem)
+    found = programs.predicted(problem)
     margins = jnp.where(found.weight > 0, found.margin, jnp.nan)
     return exact(jnp.nanquantile(margins, 0.1))
 
 
-@compiled("effort")
 def _calibration(problem: Problem, held: Problem, key: jax.Array, effort: Effort) -> Estimate:
-    found = predicted(held)
+    return _calibration_error(programs.predicted(held), key)
 
+
+@compiled()
+def _calibration_error(found: Predicted, key: jax.Array) -> Estimate:
     def error(weight: jax.Array) -> jax.Array:
         return calibration.binned(found.confidence, found.right, weight).expected_error
 
@@ -177,70 +107,59 @@ def _calibration(problem: Problem, held: Problem, key: jax.Array, effort: Effort
     return Estimate(error(found.weight), jnp.std(draws, ddof=1), jnp.asarray(len(found.weight)))
 
 
-@compiled("effort")
 def _membership(problem: Problem, held: Problem, key: jax.Array, effort: Effort) -> Estimate:
-    own, other = _losses(problem)[0], _losses(held)[0]
+    own, other = programs.losses(problem)[0], programs.losses(held)[0]
     member = jnp.append(jnp.ones(len(own)), jnp.zeros(len(other)))
     return membership.auc(-jnp.append(own, other), member)
 
 
-@compiled("effort")
 def _gradient_norm(problem: Problem, held: Problem, key: jax.Array, effort: Effort) -> Estimate:
-    return exact(trees.norm(mean_gradient(problem)))
+    return exact(programs.gradients(problem).norm)
 
 
-@compiled("effort")
 def _noise_scale(problem: Problem, held: Problem, key: jax.Array, effort: Effort) -> Estimate:
-    return exact(noise_scale.noise_scale(problem).unbiased)
+    return exact(programs.gradients(problem).noise_scale)
 
 
-@compiled("effort")
 def _largest(problem: Problem, held: Problem, key: jax.Array, effort: Effort) -> Estimate:
-    found = eigenpairs.eigenpairs(operators.hessian(problem), key, 1, effort.steps)
-    return _eigenvalue(found)
+    return _outermost(programs.spectrum(problem, key, effort), 1.0)
 
 
-@compiled("effort")
 def _smallest(problem: Problem, held: Problem, key: jax.Array, effort: Effort) -> Estimate:
-    operator = operators.hessian(problem)
-    found = eigenpairs.eigenpairs(operator, key, 1, effort.steps, "smallest")
-    return _eigenvalue(found)
+    return _outermost(programs.spectrum(problem, key, effort), -1.0)
 
 
-def _eigenvalue(found: eigenpairs.Eigenpairs) -> Estimate:
-    """The first one with its residual, which is a bound up to rounding."""
-    value = found.values[0]
+@compiled()
+def _outermost(found: slq.Spectrum, sign: jax.Array | float) -> Estimate:
+    """The largest node (-1: the smallest) with its residual, which is a bound up to rounding."""
+    place = jnp.argmax(jnp.where(found.weights > 0, sign * found.nodes, -jnp.inf))
+    value, residual = found.nodes.reshape(-1)[place], found.residuals.reshape(-1)[place]
     rounding = jnp.finfo(value.dtype).eps * jnp.abs(value)
-    return Estimate(value, jnp.maximum(found.residuals[0], rounding), jnp.asarray(1))
+    return Estimate(value, jnp.maximum(residual, rounding), jnp.asarray(1))
 
 
-@compiled("effort")
 def _trace(problem: Problem, held: Problem, key: jax.Array, effort: Effort) -> Estimate:
-    return hutchinson.trace(operators.hessian(problem), key, effort.probes)
+    return programs.trace(problem, key, effort, "hessian")
 
 
-@compiled("effort")
 def _ggn_trace(problem: Problem, held: Problem, key: jax.Array, effort: Effort) -> Estimate:
-    return hutchinson.trace(operators.ggn(problem), key, effort.probes)
+    return programs.trace(problem, key, effort, "ggn")
 
 
-@compiled("effort")
 def _negative(problem: Problem, held: Problem, key: jax.Array, effort: Effort) -> Estimate:
-    found = slq.spectrum(operators.hessian(problem), key, effort.steps, effort.spectra)
+    found = programs.spectrum(problem, key, effort)
     # Rounding puts null directions on either side of zero: they are not counted as negative.
     floor = -1e-4 * jnp.max(jnp.abs(found.nodes))
     count = slq.spectral_sum(found, lambda t: (t < floor).astype(t.dtype))
     return Estimate(count.value / found.dimension, count.error / found.dimension, count.samples)
 
 
-@compiled("effort")
 def _sam(problem: Problem, held: Problem, key: jax.Array, effort: Effort) -> Estimate:
-    return exact(sharpness.ascent_sharpness(problem, 0.05))
+    return exact(programs.ascent(problem))
 
 
-@compiled("effort")
 def _flatness(problem: Problem, held: Problem, key: jax.Array, effort: Effort) -> Estimate:
-    found = sharpness.pac_bayes_flatness(problem, key, draws=effort.probes, steps=12)
+    found = programs.flatness(problem, key, effort)
     # The error of sigma, from that of the rise, which grows about as its square.
     return Estimate(found.sigma, found.rise.error / 0.1 * found.sigma / 2, found.rise.samples)
 
@@ -248,39 +167,30 @@ def _flatness(problem: Problem, held: Problem, key: jax.Array, effort: Effort) -
 def kernel(problem: Problem, effort: Effort) -> jax.Array:
     """The traced tangent kernel of the first examples; of their losses where outputs are many."""
     if "few outputs" not in kinds(problem):
-        return gradient_kernel(problem, effort)
-    inputs = one_batch(problem).data.inputs
-    rows = jax.tree.map(lambda x: x[: effort.kernel], inputs)
-    return ntk.ntk(problem.apply, problem.params, rows, method="products", chunk=8)
+        return programs.gradient_kernel(problem, effort)
+    return programs.kernel(problem, effort)
 
 
-def gradient_kernel(problem: Problem, effort: Effort) -> jax.Array:
-    """Inner products of the gradients of the first examples' losses, [n, n]."""
-    joined = one_batch(problem)
-    rows = jax.tree.map(lambda x: x[: effort.kernel], joined.data)
-    return ntk.of_losses(replace(joined, data=rows), chunk=8)
-
-
-@compiled("effort")
 def _kernel_rank(problem: Problem, held: Problem, key: jax.Array, effort: Effort) -> Estimate:
-    return exact(kernel_statistics.kernel_statistics(kernel(problem, effort)).effective_rank)
+    return _rank(kernel(problem, effort))
 
 
-@compiled("effort")
 def _gradient_rank(problem: Problem, held: Problem, key: jax.Array, effort: Effort) -> Estimate:
-    gram = gradient_kernel(problem, effort)
+    return _rank(programs.gradient_kernel(problem, effort))
+
+
+@compiled()
+def _rank(gram: jax.Array) -> Estimate:
     return exact(kernel_statistics.kernel_statistics(gram).effective_rank)
 
 
-@compiled("effort")
 def _alignment(problem: Problem, held: Problem, key: jax.Array, effort: Effort) -> Estimate:
     labels = one_batch(problem).data.targets[: effort.kernel]
     return exact(kernel_statistics.label_alignment(kernel(problem, effort), labels, True))
 
 
-@compiled("effort")
 def _weight_norm(problem: Problem, held: Problem, key: jax.Array, effort: Effort) -> Estimate:
-    return exact(trees.norm(problem.floats))
+    return exact(jax.jit(trees.norm)(problem.floats))
 
 
 MEASURES: Mapping[str, Measure] = {

@@ -25,6 +25,7 @@ from jaxmethods.interpret import trees
 from jaxmethods.interpret.losses import Loss, as_loss
 from jaxmethods.interpret.streams import Stream
 from jaxmethods.interpret.trees import Vector
+from jaxmethods.numerics.compiled import compiled_quickly
 
 Apply = Callable[[Any, Any], jax.Array]
 
@@ -146,8 +147,8 @@ def _check_lengths(data: Data, microbatched: bool) -> None:
 def check_independent(problem: Problem, tolerance: float = 1e-3) -> None:
     """Refuses a model whose examples see each other, such as BatchNorm in training mode or dropout.
 
-    The outputs of the first example are computed with and without the others. It computes, so it
-    is no part of `make_problem`.
+    The outputs of the last example are computed with and without the others: random numbers of a
+    fixed key would be the same for the first. It computes, so it is no part of `make_problem`.
 
     Args:
         problem: what to look at; its first microbatch is used.
@@ -156,13 +157,9 @@ def check_independent(problem: Problem, tolerance: float = 1e-3) -> None:
     Raises:
         ValueError: they differ.
     """
-    inputs = (
-        problem.data.fetch(0).inputs
-        if isinstance(problem.data, Stream)
-        else (first_batch(problem).inputs)
-    )
-    together = problem.apply(problem.params, inputs)[:1]
-    alone = problem.apply(problem.params, jax.tree.map(lambda x: x[:1], inputs))
+    streamed = isinstance(problem.data, Stream)
+    inputs = (problem.data.fetch(0) if streamed else first_batch(problem)).inputs
+    together, alone = _last_output(problem.apply, problem.params, inputs)
     difference = float(jnp.max(jnp.abs(together - alone)))
     if not difference <= tolerance * max(float(jnp.max(jnp.abs(together))), 1e-30):
         raise ValueError(
@@ -170,6 +167,12 @@ def check_independent(problem: Problem, tolerance: float = 1e-3) -> None:
             f"difference of {difference:.2g}; turn off dropout and use BatchNorm's inference "
             "statistics"
         )
+
+
+@compiled_quickly("apply")
+def _last_output(apply: Apply, params: Any, inputs: Any) -> tuple[jax.Array, jax.Array]:
+    """The last example's outputs, with and without the others."""
+    return apply(params, inputs)[-1:], apply(params, jax.tree.map(lambda x: x[-1:], inputs))
 
 
 def first_batch(problem: Problem) -> Data:

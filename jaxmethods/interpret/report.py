@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from jaxmethods.interpret.measures import LEVELS, MEASURES, Measure, kinds
-from jaxmethods.interpret.problem import Problem
+from jaxmethods.interpret.problem import Problem, check_independent
 from jaxmethods.numerics.keys import named
 from jaxmethods.numerics.statistics import markdown_table
 
@@ -88,7 +88,12 @@ def report(
 
     Returns:
         Name -> row, in the order of `MEASURES`.
+
+    Raises:
+        ValueError: a model whose examples see each other: what is measured of single examples,
+            or of batches, would be of no model at all.
     """
+    check_independent(problem)
     names = measures_of(problem)
     return {name: measure_row(name, problem, held_out, key, level) for name in names}
 

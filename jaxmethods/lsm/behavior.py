@@ -13,6 +13,7 @@ are ours; the published ones could not be read.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
 
@@ -69,6 +70,22 @@ def contains_one_label(answer: str, labels: Sequence[str], right: str) -> bool:
     words = f" {' '.join(answer.split())} "
     found = [label for label in labels if f" {label.replace('_', ' ')} " in words]
     return found == [right]
+
+
+def word_f1(answer: str, right: str) -> float:
+    """Harmonic mean of precision and recall of words, each as often as it occurs; key words are
+    judged by it.
+
+    Args:
+        answer: normalized.
+        right: the right one, normalized.
+
+    Returns:
+        From 0 to 1; 0 where no word is shared.
+    """
+    said, wanted = Counter(answer.split()), Counter(right.split())
+    shared = (said & wanted).total()
+    return 2 * shared / (said.total() + wanted.total()) if shared else 0.0
 
 
 def sensitivity(answers: Sequence[Sequence[str]]) -> np.ndarray:

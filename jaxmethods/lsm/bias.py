@@ -104,6 +104,30 @@ def attribute(
     )
 
 
+def attribute_each(
+    language_model: Params, config: DecoderConfig, rows: Assembled, segments: jax.Array
+) -> Attribution:
+    """The measures of every row alone, one after the other: what intervals are made of.
+
+    Args:
+        language_model: the decoder's parameters.
+        config: its sizes; static.
+        rows: of `model.assemble`, with the labels that are predicted.
+        segments: [B, S] int in 0 .. 3.
+
+    Returns:
+        The fields of `Attribution` with an axis of rows in front, [B, ...]; `gradient_input` is
+        [B, S].
+    """
+
+    def one(given: tuple[Assembled, jax.Array]) -> Attribution:
+        row, own = jax.tree.map(lambda leaf: leaf[None], given)
+        found = attribute(language_model, config, row, own)
+        return found._replace(gradient_input=found.gradient_input[0])
+
+    return jax.lax.map(one, (rows, segments))
+
+
 def anchor_ratio(scores: jax.Array, segments: jax.Array, mask: jax.Array) -> jax.Array:
     """Mean score of a token of speech over that of a token of the instruction.
 

@@ -109,15 +109,18 @@ def tuner(
         size = text.suffix.shape[1]
         return response_losses(own, model.language_model, assembled, size, remat=config.remat)
 
+    def token_weights(labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What a token of each micro-batch counts, [parts], and how many there are."""
+        counts = jnp.sum(labels != IGNORED, axis=(1, 2))
+        if config.loss_average == "tokens":
+            return jnp.full(parts, 1.0) / jnp.maximum(jnp.sum(counts), 1), counts
+        return 1.0 / (parts * jnp.maximum(counts, 1)), counts
+
     def step(state: TuneState, data: Data) -> tuple[TuneState, Metrics]:
         key, draw, dropout = jax.random.split(state.key, 3)
         rows = draw_rows(draw, data.weights, config.batch).reshape(parts, -1)
         labels = labels_of(data, rows)  # [parts, B / parts, R]
-        counts = jnp.sum(labels != IGNORED, axis=(1, 2))  # [parts]
-        if config.loss_average == "tokens":
-            weights = jnp.full(parts, 1.0) / jnp.maximum(jnp.sum(counts), 1)
-        else:
-            weights = 1.0 / (parts * jnp.maximum(counts, 1))
+        weights, counts = token_weights(labels)
 
         def part(
             gradient: Any, given: tuple[jax.Array, jax.Array, jax.Array, jax.Array]
@@ -140,8 +143,10 @@ def tuner(
         def loss(trained: Params, key: jax.Array) -> jax.Array:
             draw, dropout = jax.random.split(key)
             rows = draw_rows(draw, data.weights, config.batch)
-            nats, learned = losses(trained, data, rows, labels_of(data, rows), dropout)
-            return jnp.sum(nats) / jnp.maximum(jnp.sum(learned), 1)
+            labels = labels_of(data, rows)
+            weights, _ = token_weights(labels.reshape(parts, -1, labels.shape[-1]))
+            nats, _ = losses(trained, data, rows, labels, dropout)  # [B, R]
+            return jnp.sum(weights * jnp.sum(nats.reshape(parts, -1), axis=1))
 
         return Objective(state.trained, loss)
 
@@ -155,7 +160,7 @@ def language_model_of(trained: Params, base: Params, config: TuneConfig) -> Para
         trained: what trains.
         base: where it began.
         config: says what trains, and how strong additions are: less than 1 of `lora_scale` at test
-            time undoes a part of the tuning.
+            time undoes a part of the tuning (`lora.weakened`).
 
     Returns:
         Its parameters.

@@ -82,6 +82,44 @@ def assemble(language_model: Params, speech: Speech, text: Text) -> Assembled:
     return Assembled(embeds, jnp.concatenate(masks, axis=1), labels)
 
 
+def response_logits(
+    language_model: Params,
+    config: DecoderConfig,
+    rows: Assembled,
+    suffix: int,
+    *,
+    reference_padding: bool = False,
+    dtype: Any = None,
+    remat: bool = False,
+) -> jax.Array:
+    """Logits of every place of the suffix from what stands before it; see `response_losses`.
+
+    Args:
+        language_model: the decoder's parameters.
+        config: its sizes; static.
+        rows: of `assemble`.
+        suffix: R; static.
+        reference_padding: count positions of padding, as in the published training; static.
+        dtype: of the computation; None: of the parameters.
+        remat: compute layers again in the backward pass.
+
+    Returns:
+        [B, R, V].
+    """
+    batch, length = rows.mask.shape
+    places = jnp.broadcast_to(jnp.arange(length - suffix - 1, length - 1), (batch, suffix))
+    return decoder.forward(
+        language_model,
+        config,
+        inputs_embeds=rows.embeds,
+        mask=rows.mask,
+        positions=_positions(rows.mask) if reference_padding else None,
+        logits_at=places,
+        dtype=dtype,
+        remat=remat,
+    ).logits
+
+
 def response_losses(
     language_model: Params,
     config: DecoderConfig,
@@ -106,19 +144,16 @@ def response_losses(
     Returns:
         Nats [B, R], 0 where nothing is learned, and which are, [B, R] bool.
     """
-    batch, length = rows.mask.shape
-    places = jnp.broadcast_to(jnp.arange(length - suffix - 1, length - 1), (batch, suffix))
-    logits = decoder.forward(
+    logits = response_logits(
         language_model,
         config,
-        inputs_embeds=rows.embeds,
-        mask=rows.mask,
-        positions=_positions(rows.mask) if reference_padding else None,
-        logits_at=places,
+        rows,
+        suffix,
+        reference_padding=reference_padding,
         dtype=dtype,
         remat=remat,
-    ).logits
-    labels = rows.labels[:, length - suffix :]
+    )
+    labels = rows.labels[:, rows.mask.shape[1] - suffix :]
     learned = labels != IGNORED
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(learned, labels, 0))
     return jnp.where(learned, nats, 0.0), learned

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -115,6 +115,8 @@ def select_heads(
         max_mask, min_mask = reached & ~by_smallest, reached & by_smallest
     else:
         raise ValueError(f"rule: expected code or paper, got {rule!r}")
+    if voters not in get_args(Voters):
+        raise ValueError(f"voters: expected both, max or min, got {voters!r}")
     max_mask = max_mask & (voters != "min")
     min_mask = min_mask & (voters != "max")
     return Heads(max_mask, min_mask, jnp.any(max_mask | min_mask))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -144,3 +144,38 @@ def bootstrap_interval(
     drawn = counts[rows].sum(1)
     means = sums[rows].sum(1)[drawn > 0] / drawn[drawn > 0]
     return percentile_interval(sums.sum() / counts.sum(), means, level)
+
+
+def half_sample_interval(
+    statistic: Callable[[np.ndarray], float],
+    items: int,
+    seed: int = 0,
+    draws: int = 200,
+    level: float = 0.95,
+) -> Interval:
+    """The interval of a statistic that repeated items would spoil, such as an unbiased similarity.
+
+    Random halves without replacement vary as much as whole samples do: the variance of a mean of
+    n/2 of n items is (2/n - 1/n) s^2 = s^2/n. (A delete-d jackknife with d = n/2; Shao and Wu,
+    1989.)
+
+    Args:
+        statistic: item numbers [m] -> value.
+        items: n, at least 2.
+        seed: of NumPy's generator.
+        draws: how many halves are drawn.
+        level: how much of their spread the interval holds.
+
+    Returns:
+        The value of all items, and the interval of the halves' spread around it.
+
+    Raises:
+        ValueError: fewer than two items.
+    """
+    if items < 2:
+        raise ValueError(f"items: expected at least 2, got {items}")
+    rng = np.random.default_rng(seed)
+    halves = [np.sort(rng.permutation(items)[: items // 2]) for _ in range(draws)]
+    values = np.asarray([statistic(half) for half in halves])
+    mean = float(statistic(np.arange(items)))
+    return percentile_interval(mean, values - np.mean(values) + mean, level)

@@ -63,11 +63,12 @@ def planner(config: PlannerConfig) -> Method:
         return train_step(config, state, feed)
 
     def objective(state: State, feed: Feed) -> Objective:
-        bank = state.bank
+        """The loss of the step's first batch, of windows that are replayed where they are then."""
+        bank, number = state.bank, state.step * config.accumulate
 
         def loss(params: Params, key: jax.Array) -> jax.Array:
             rows, noise = jax.random.split(key)
-            windows = draw(config, rows, jnp.int32(0), feed)
+            windows = draw(config, rows, number, feed)
             found = planner_loss(
                 config, params, bank.owner, state.task, windows, noise, feed.penalty
             )

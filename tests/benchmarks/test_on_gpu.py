@@ -37,5 +37,7 @@ def test_the_whole_plan_runs(tmp_path):
     file = tmp_path / "rows.json"
     assert on_gpu.main(["--tiny", "--json", str(file)]) == 0
     names = {row["name"].split("/")[0] for row in json.loads(file.read_text())["rows"]}
-    expected = "environments commformer obd merging vqcd kid lsm rsfm bilevel decoder novo"
+    expected = (
+        "environments commformer obd merging vqcd kid lsm rsfm interpret bilevel decoder novo"
+    )
     assert names == set(expected.split())

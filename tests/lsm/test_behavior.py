@@ -62,3 +62,10 @@ def test_values_that_are_none_are_left_out():
     found = bootstrap_interval(np.asarray([[1.0, np.nan], [0.0, 0.0]]))
     assert found.mean == pytest.approx(1 / 3)
     assert math.isnan(bootstrap_interval(np.asarray([np.nan])).mean)
+
+
+def test_key_words_are_counted_as_often_as_they_occur():
+    assert behavior.word_f1("jazz bar", "bar jazz") == 1
+    assert behavior.word_f1("jazz jazz", "jazz bar") == 0.5
+    assert behavior.word_f1("the jazz bar of tom", "jazz") == pytest.approx(2 / 6)
+    assert behavior.word_f1("", "jazz") == behavior.word_f1("tom", "jazz") == 0

@@ -191,6 +191,7 @@ def attribution():
         rows = assemble(language_model(), speech, text)
         segments = bias.segments_of(*sizes, batch=3)
         found = bias.attribute(language_model(), small.LANGUAGE, rows, segments)
+        each = bias.attribute_each(language_model(), small.LANGUAGE, rows, segments)
 
         def loss(embeds):
             nats, learned = response_losses(
@@ -199,9 +200,19 @@ def attribution():
             return jnp.sum(nats) / jnp.sum(learned)
 
         products = jnp.abs(jnp.sum(rows.embeds * jax.grad(loss)(rows.embeds), -1))
-        return found, rows, segments, products
+        return found, rows, segments, products, each
 
     return program(text, speech)
+
+
+def test_rows_alone_are_traced_as_they_are_together(attribution):
+    found, rows, _, _, each = attribution
+    learned = (rows.labels != IGNORED).sum(1)  # the loss is a mean over all of them
+    shares = np.average(each.attention_share, axis=0, weights=learned)
+    np.testing.assert_allclose(shares, found.attention_share, rtol=1e-4, atol=1e-6)
+    products = each.gradient_input * (learned / learned.sum())[:, None]
+    np.testing.assert_allclose(products, found.gradient_input, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(each.gradient_input_share.sum(1), 1, rtol=1e-5)
 
 
 def test_shares_of_attention_add_up(attribution):
@@ -217,12 +228,12 @@ def test_what_is_hidden_is_no_reason(attribution):
 
 
 def test_the_gradient_is_that_of_the_loss(attribution):
-    found, _, _, products = attribution
+    found, _, _, products, _ = attribution
     np.testing.assert_allclose(found.gradient_input, products, atol=1e-6)
 
 
 def test_the_anchor_ratio_compares_means_a_token(attribution):
-    _, rows, segments, _ = attribution
+    _, rows, segments, _, _ = attribution
     even = bias.anchor_ratio(jnp.ones(rows.mask.shape), segments, rows.mask)
     assert even == pytest.approx(1)
     loud = jnp.where(segments == bias.SPEECH, 3.0, 1.0)

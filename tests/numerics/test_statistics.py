@@ -7,6 +7,8 @@ import pytest
 import scipy.stats
 
 from jaxmethods.numerics.statistics import (
+    bootstrap_interval,
+    half_sample_interval,
     markdown_table,
     mcnemar,
     mean_and_error,
@@ -68,3 +70,14 @@ def test_mcnemar_is_a_fair_coin_for_each_verdict_that_differs():
     assert 0 <= mcnemar(many, ~many).p < 1e-300
     with pytest.raises(ValueError, match="verdicts"):
         mcnemar(first, second[:3])
+
+
+def test_halves_of_the_items_vary_as_the_bootstrap_says():
+    values = np.random.default_rng(0).normal(3, 2, 400)
+    halves = half_sample_interval(lambda rows: float(values[rows].mean()), 400, draws=1000)
+    whole = bootstrap_interval(values)
+    assert halves.mean == pytest.approx(whole.mean)
+    assert halves.high - halves.low == pytest.approx(whole.high - whole.low, rel=0.15)
+    assert halves.low < halves.mean < halves.high
+    with pytest.raises(ValueError, match="items: expected at least 2, got 1"):
+        half_sample_interval(lambda rows: 0.0, 1)

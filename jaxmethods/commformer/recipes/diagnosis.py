@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxmethods.commformer import policy
 from jaxmethods.commformer.schedule import CommFormerTraining
 from jaxmethods.envs.rollout import rollout, vectorize
+from jaxmethods.numerics.compiled import compiled_quickly
 from jaxmethods.stages import Diagnosable
 
 TEAMS, STEPS = 16, 24
@@ -47,7 +48,7 @@ def diagnosable(
         view, mask = observation.agents_view, observation.action_mask
         return policy.act(network, params, key, view, mask, graph).action, None
 
-    @jax.jit
+    @compiled_quickly()
     def play(key: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
         reset_key, act_key = jax.random.split(key)
         state, timestep = env.reset(jax.random.split(reset_key, TEAMS))

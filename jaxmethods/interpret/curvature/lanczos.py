@@ -87,7 +87,6 @@ def recurrence(
 
     def step(j: jax.Array, carry: tuple) -> tuple:
         basis, alpha, beta, vector, largest = carry
-        basis = jax.tree.map(lambda rows, own: rows.at[j].set(own), basis, vector)
         image = product(vector)
         diagonal = trees.vdot(vector, image)
         rest = trees.orthogonalize(image, basis)
@@ -101,14 +100,20 @@ def recurrence(
                 broke, lambda: _orthogonal(own, basis, start, relative), lambda: following
             )
         beta = beta.at[j].set(jnp.where(broke, 0, length))
+        # What is written depends on everything that reads the basis: else XLA would copy it.
+        place, last = jnp.minimum(j + 1, steps - 1), j + 1 == steps
+        kept = jax.tree.map(lambda old, new: jnp.where(last, old, new), vector, following)
+        basis = jax.tree.map(lambda rows, own: rows.at[place].set(own), basis, kept)
         return basis, alpha.at[j].set(diagonal), beta, following, largest
 
     norm = trees.norm(start)
+    first = _normalized(start, norm, norm > 0)
+    empty = trees.zeros(start, (steps,))
     carry = (
-        trees.zeros(start, (steps,)),
+        jax.tree.map(lambda rows, own: rows.at[0].set(own), empty, first),
         jnp.zeros(steps, kind),
         jnp.zeros(steps, kind),
-        _normalized(start, norm, norm > 0),
+        first,
         jnp.zeros((), kind),
     )
     basis, alpha, beta, _, _ = jax.lax.fori_loop(0, steps, step, carry)

@@ -116,15 +116,17 @@ def pac_bayes_flatness(
 
         return jax.lax.map(one, keys, batch_size=min(together, draws))
 
-    def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = ends
-        middle = (low + high) / 2
-        borne = jnp.mean(rises(middle)) <= rise
-        return jnp.where(borne, middle, low), jnp.where(borne, high, middle)
+    def halve(number: jax.Array, found: tuple) -> tuple[jax.Array, jax.Array, jax.Array]:
+        low, high, _ = found
+        # The last turn measures what was found: the model is traced once.
+        middle = jnp.where(number < steps, (low + high) / 2, low)
+        own = rises(middle)
+        borne = jnp.mean(own) <= rise
+        return jnp.where(borne, middle, low), jnp.where(borne, high, middle), own
 
     ends = jnp.zeros((), start.dtype), jnp.asarray(most, start.dtype)
-    low, _ = jax.lax.fori_loop(0, steps, halve, ends)
-    return Flatness(low, mean_of(rises(low)))
+    low, _, own = jax.lax.fori_loop(0, steps + 1, halve, (*ends, jnp.zeros(draws, start.dtype)))
+    return Flatness(low, mean_of(own))
 
 
 def edge_of_stability(problem: Problem, key: jax.Array, rate: float, steps: int = 32) -> Estimate:

@@ -67,13 +67,14 @@ def label_margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return own - jax.nn.logsumexp(others, axis=1)
 
 
-def scores(train: Projections, queries: Projections, ridge: float = 0.1) -> jax.Array:
+def scores(train: Projections, queries: Projections, ridge: float = 0.3) -> jax.Array:
     """Attributions of one model.
 
     Args:
         train: of N examples.
         queries: of Q examples, projected with the same key.
-        ridge: r, relative to the mean of Phi^T Phi's diagonal; needed unless k is far below N.
+        ridge: r, relative to the mean of Phi^T Phi's diagonal; needed unless k is far below N. To
+            be chosen on queries that are held out of the training examples.
 
     Returns:
         [N, Q]; positive: the example raises the query's margin.

@@ -13,20 +13,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmethods.interpret.curvature import operators, slq
-from jaxmethods.interpret.dynamics import landscape
+from jaxmethods.interpret import programs
+from jaxmethods.interpret.curvature import slq
 from jaxmethods.interpret.honesty import calibration
-from jaxmethods.interpret.measures import Effort, Kind, kernel, kinds, predicted
+from jaxmethods.interpret.measures import Kind, kernel, kinds
 from jaxmethods.interpret.problem import Problem, one_batch
+from jaxmethods.interpret.programs import Effort
 from jaxmethods.interpret.representation import neural_collapse
-from jaxmethods.numerics.compiled import compiled
 from jaxmethods.plotting import INK, new_figure, open_frame, write_png
 
 Arrays = Mapping[str, Any]
 SOFT = "#8fa3b5"
 """The color of what a figure is compared with."""
-REACH, LINE, GRID = 1.0, 41, 15
-"""How far directions go, in lengths of the weights; points of a line, and of a plane's side."""
+REACH, LINE, GRID = 1.0, 45, 15
+"""How far directions go, in lengths of the weights; points of a line, and of a plane's side. A
+plane is a whole number of lines, so that one program computes both."""
 MOST = 4096
 """Margins that are kept."""
 MOST_CLASSES = 40
@@ -51,13 +52,14 @@ def pictures_of(problem: Problem) -> dict[str, Picture]:
 
 def _spectrum(problem: Problem, held: Problem, key: jax.Array, effort: Effort) -> Arrays:
     del held
-    found = slq.spectrum(operators.hessian(problem), key, effort.steps, effort.spectra)
+    found = programs.spectrum(problem, key, effort)
     return {"nodes": found.nodes, "weights": found.weights}
 
 
 def _draw_spectrum(path: Path, arrays: Arrays) -> None:
     nodes, weights = np.asarray(arrays["nodes"]), np.asarray(arrays["weights"])
-    own = slq.Spectrum(jnp.asarray(nodes), jnp.asarray(weights), jnp.asarray(1.0))
+    one, unknown = jnp.asarray(1.0), jnp.zeros_like(nodes)
+    own = slq.Spectrum(jnp.asarray(nodes), jnp.asarray(weights), one, unknown)
     low, high = nodes[weights > 0].min(), nodes[weights > 0].max()
     room = 0.05 * max(high - low, 1e-12)
     grid = np.linspace(low - room, high + room, 800, dtype=nodes.dtype)
@@ -75,11 +77,10 @@ def _draw_spectrum(path: Path, arrays: Arrays) -> None:
     write_png(figure, path)
 
 
-@compiled("effort")
 def _kernel(problem: Problem, held: Problem, key: jax.Array, effort: Effort) -> Arrays:
     del held, key
-    matrix = kernel(problem, effort)
-    return {"matrix": matrix, "values": jnp.linalg.eigvalsh(matrix)[::-1]}
+    matrix = np.asarray(kernel(problem, effort))
+    return {"matrix": matrix, "values": np.linalg.eigvalsh(matrix)[::-1]}
 
 
 def _draw_kernel(path: Path, arrays: Arrays) -> None:
@@ -94,34 +95,27 @@ def _draw_kernel(path: Path, arrays: Arrays) -> None:
     figure.colorbar(shown, ax=left, shrink=0.8)
     floor = values[0] * 1e-7
     right.semilogy(np.arange(1, len(values) + 1), np.maximum(values, floor), "o-", color=INK, ms=3)
-    right.set_ylim(floor, None)
+    right.set_ylim(max(floor, values[-1] / 2), None)
     right.set_xlabel("number")
     right.set_ylabel("eigenvalue of the kernel")
     open_frame(right)
     write_png(figure, path)
 
 
-@jax.jit
-def _landscape_arrays(problem: Problem, held: Problem, key: jax.Array) -> Arrays:
-    directions = tuple(
-        landscape.random_direction(own, problem.params) for own in jax.random.split(key)
-    )
-    line = jnp.linspace(-REACH, REACH, LINE)
-    axis = jnp.linspace(-REACH, REACH, GRID)
-    first = jnp.stack([line, jnp.zeros(LINE)], axis=1)
-    plane = jnp.stack(jnp.meshgrid(axis, axis, indexing="xy"), axis=-1).reshape(-1, 2)
-    return {
-        "line": line,
-        "train": landscape.loss_slice(problem, directions, first),
-        "held_out": landscape.loss_slice(held, directions, first),
-        "axis": axis,
-        "plane": landscape.loss_slice(problem, directions, plane).reshape(GRID, GRID),
-    }
-
-
 def _landscape(problem: Problem, held: Problem, key: jax.Array, effort: Effort) -> Arrays:
     del effort
-    return _landscape_arrays(problem, held, key)
+    line, axis = (np.linspace(-REACH, REACH, n, dtype=np.float32) for n in (LINE, GRID))
+    along = np.stack([line, np.zeros_like(line)], axis=1)
+    plane = np.stack(np.meshgrid(axis, axis, indexing="xy"), axis=-1)
+    blocks = plane.reshape(-1, LINE, 2)  # [G, G, 2] -> [K, L, 2]: of the line's shape
+    found = [programs.landscape(problem, key, jnp.asarray(block)) for block in blocks]
+    return {
+        "line": line,
+        "train": programs.landscape(problem, key, jnp.asarray(along)),
+        "held_out": programs.landscape(held, key, jnp.asarray(along)),
+        "axis": axis,
+        "plane": np.concatenate(found).reshape(GRID, GRID),
+    }
 
 
 def _draw_landscape(path: Path, arrays: Arrays) -> None:
@@ -144,10 +138,9 @@ def _draw_landscape(path: Path, arrays: Arrays) -> None:
     write_png(figure, path)
 
 
-@compiled("effort")
 def _margins(problem: Problem, held: Problem, key: jax.Array, effort: Effort) -> Arrays:
     del key, effort
-    found = {"train": predicted(problem), "held_out": predicted(held)}
+    found = {"train": programs.predicted(problem), "held_out": programs.predicted(held)}
     return {
         name: jnp.where(own.weight > 0, own.margin, jnp.nan).reshape(-1)[:MOST]
         for name, own in found.items()
@@ -171,10 +164,9 @@ def _draw_margins(path: Path, arrays: Arrays) -> None:
     write_png(figure, path)
 
 
-@compiled("effort")
 def _calibration(problem: Problem, held: Problem, key: jax.Array, effort: Effort) -> Arrays:
     del problem, key, effort
-    found = predicted(held)
+    found = programs.predicted(held)
     bins = calibration.binned(found.confidence, found.right, found.weight, 10)
     return {name: getattr(bins, name) for name in ("confidence", "accuracy", "count")}
 
@@ -200,9 +192,8 @@ def _draw_calibration(path: Path, arrays: Arrays) -> None:
 
 def _collapse(problem: Problem, held: Problem, key: jax.Array, effort: Effort) -> Arrays:
     del held, key, effort
-    joined = one_batch(problem)
-    logits = joined.outputs(joined.floats, joined.data.inputs)
-    found = neural_collapse.neural_collapse(logits, joined.data.targets, logits.shape[1])
+    logits, targets = programs.outputs(problem), one_batch(problem).data.targets
+    found = neural_collapse.neural_collapse(logits, targets, logits.shape[1])
     offsets = found.class_means - found.global_mean
     length = jnp.linalg.norm(offsets, axis=1)
     numbers = ("nc1", "nc2_norms", "nc2_angles")

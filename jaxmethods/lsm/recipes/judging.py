@@ -12,16 +12,15 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxmethods.layout import Layout
-from jaxmethods.lsm import bias, grammar
+from jaxmethods.lsm import grammar
 from jaxmethods.lsm.behavior import copies, follows, forgetting, sensitivity
 from jaxmethods.lsm.config import SpeechTextRun
-from jaxmethods.lsm.connector import connect
 from jaxmethods.lsm.grammar import ASKED, KINDS, Sentence
-from jaxmethods.lsm.model import Model, Text, assemble, respond
+from jaxmethods.lsm.prompts import padded
+from jaxmethods.lsm.recipes.asking import aligning, at_strength, attributing, speaking
 from jaxmethods.lsm.recipes.listening import HEARD
 from jaxmethods.lsm.recipes.tuning import Learned
 from jaxmethods.lsm.recipes.world import (
@@ -35,7 +34,8 @@ from jaxmethods.lsm.recipes.world import (
     text_prompts,
     wordings_of,
 )
-from jaxmethods.lsm.recipes.writing import WRITER, answering, writer_config
+from jaxmethods.lsm.recipes.writing import WRITER, answering
+from jaxmethods.lsm.transcripts.alignment import Aligned, cka_interval
 from jaxmethods.lsm.transcripts.word_errors import corpus_errors
 from jaxmethods.stages import Arrays, Compute, Part, Place, Results
 
@@ -78,7 +78,11 @@ class Judged(NamedTuple):
     text: dict[str, dict[str, Verdicts]]
     """The language model before tuning, then the students -> kind."""
     attribution: dict[str, dict[str, np.ndarray]]
-    """Student -> fields of `bias.Attribution`, [S, ...]."""
+    """Student -> fields of `bias.Attribution`, [S, N, ...]."""
+    alignment: dict[str, Aligned]
+    """Student -> speech beside transcripts where the language model takes them in, [S, N, ...]."""
+    strengths: dict[str, dict[float, dict[str, Verdicts]]]
+    """Student that trains additions -> their strength -> kind; no student without a sweep."""
     tokens: dict[str, np.ndarray]
     """Student -> tokens it has learned from, [S]."""
 
@@ -86,11 +90,21 @@ class Judged(NamedTuple):
 def judged_stage(run: SpeechTextRun) -> Compute:
     """Answers of all students, judged."""
     titles = [student.title for student in run.students]
-    in_text = answering(run)
-    in_speech = speaking(run)
-    attribute = attributing(run)
+    usual = {student.title: student.tune.lora_scale for student in run.students}
+    in_text, in_speech = answering(run), speaking(run)
+    attribute, likeness = attributing(run), aligning(run)
 
-    def speech(results: Results, place: Place, title: str, split: str, kind: str) -> Arrays:
+    def learned(results: Results, title: str, strength: float | None = None) -> Learned:
+        return at_strength(results[title], usual[title] if strength is None else strength)
+
+    def speech(
+        results: Results,
+        place: Place,
+        title: str,
+        split: str,
+        kind: str,
+        strength: float | None = None,
+    ) -> Arrays:
         shuffled = split == SHUFFLED
         split = SAME if shuffled else split
         spoken, frames = results[SPEECH][split], results[HEARD][split]
@@ -98,11 +112,12 @@ def judged_stage(run: SpeechTextRun) -> Compute:
         lengths = spoken.lengths
         if shuffled:
             frames, lengths = np.roll(frames, 1, axis=1), np.roll(lengths, 1)
-        found = in_speech(results[title], frames, lengths, asked_text(wordings))
+        student = learned(results, title, strength)
+        found = in_speech(student, frames, lengths, asked_text(wordings))
         return jax.device_get(place(found, Layout()))._asdict()
 
     def text(results: Results, place: Place, title: str, kind: str) -> Arrays:
-        params = results[title] if title == WRITER else results[title].language_model
+        params = results[title] if title == WRITER else learned(results, title).language_model
         sentences = sentences_of(run, results, SAME)
         wordings = wordings_of(run, kind, len(sentences), SAME)
         prompts = text_prompts([one.text for one in sentences], wordings)
@@ -114,9 +129,17 @@ def judged_stage(run: SpeechTextRun) -> Compute:
         wordings = wordings_of(run, "intent", len(sentences), SAME)
         right = [grammar.answer(one, "intent") for one in sentences]
         rows = speech_text(wordings, right, run.new_tokens)
-        found = attribute(results[title], frames, spoken.lengths[:ATTRIBUTED], rows)
+        student = learned(results, title)
+        found = attribute(student, frames, spoken.lengths[:ATTRIBUTED], rows)
         tokens = {"tokens": np.asarray(jax.device_get(results[title].tokens))}
         return jax.device_get(place(found, Layout()))._asdict() | tokens
+
+    def aligned(results: Results, place: Place, title: str) -> Arrays:
+        spoken, frames = results[SPEECH][SAME], results[HEARD][SAME]
+        said = [WORDS.encode(one.text) for one in sentences_of(run, results, SAME)]
+        ids, mask = padded(said, WORDS.pad, max(map(len, said)))
+        found = likeness(learned(results, title), frames, spoken.lengths, ids, mask)
+        return jax.device_get(place(found, Layout()))._asdict()
 
     def parts(results: Results, place: Place) -> list[Part]:
         found = [
@@ -130,8 +153,19 @@ def judged_stage(run: SpeechTextRun) -> Compute:
             for title in (WRITER, *titles)
             for kind in KINDS
         ]
-        return found + [
+        found += [
             Part(f"{title}-traced", partial(traced, results, place, title)) for title in titles
+        ]
+        found += [
+            Part(f"{title}-aligned", partial(aligned, results, place, title)) for title in titles
+        ]
+        return found + [
+            Part(
+                f"{title}-at-{strength:g}-{kind}",
+                partial(speech, results, place, title, SAME, kind, strength),
+            )
+            for title, strength in swept(run)
+            for kind in KINDS
         ]
 
     def finish(found: Sequence[Arrays]) -> Judged:
@@ -152,42 +186,25 @@ def judged_stage(run: SpeechTextRun) -> Compute:
         }
         traced = {title: dict(next(left)) for title in titles}
         tokens = {title: own.pop("tokens") for title, own in traced.items()}
-        return Judged(heard, control, read, traced, tokens)
+        alike = {title: Aligned(**next(left)) for title in titles}
+        strengths: dict[str, Any] = {}
+        for title, strength in swept(run):
+            own = {kind: verdicts(SAME, kind) for kind in KINDS}
+            strengths.setdefault(title, {usual[title]: heard[title][SAME]})[strength] = own
+        return Judged(heard, control, read, traced, alike, strengths, tokens)
 
     return Compute(STAGE, parts, finish, partial(metrics, run))
 
 
-def speaking(run: SpeechTextRun) -> Any:
-    """(students [S, ...], frames [S, N, T, C], lengths, text) -> `Generated` [S, N, ...]."""
-    language = writer_config(run)
-
-    def one(student: Learned, frames: jax.Array, lengths: jax.Array, text: Text) -> Any:
-        speech = connect(student.connector, run.connector, frames.astype(jnp.float32), lengths)
-        return respond(
-            student.language_model,
-            language,
-            speech,
-            text,
-            new_tokens=run.new_tokens,
-            end=WORDS.end,
-            pad=WORDS.pad,
-        )
-
-    return jax.jit(jax.vmap(one, (0, 0, None, None)))
-
-
-def attributing(run: SpeechTextRun) -> Any:
-    """(students [S, ...], frames [S, N, T, C], lengths, text) -> `Attribution` [S, ...]."""
-    model = Model(run.connector, writer_config(run))
-
-    def one(student: Learned, frames: jax.Array, lengths: jax.Array, text: Text) -> Any:
-        speech = connect(student.connector, model.connector, frames.astype(jnp.float32), lengths)
-        rows = assemble(student.language_model, speech, text)
-        sizes = text.prefix.shape[1], speech.mask.shape[1], text.suffix.shape[1]
-        segments = bias.segments_of(*sizes, batch=len(frames))
-        return bias.attribute(student.language_model, model.language_model, rows, segments)
-
-    return jax.jit(jax.vmap(one, (0, 0, None, None)))
+def swept(run: SpeechTextRun) -> list[tuple[str, float]]:
+    """Students that train additions, and the strengths at which they are judged besides."""
+    return [
+        (student.title, strength)
+        for student in run.students
+        if student.tune.trains == "lora"
+        for strength in run.lora_scales
+        if strength != student.tune.lora_scale
+    ]
 
 
 def judged_sentences(run: SpeechTextRun, split: str) -> list[Sentence]:
@@ -236,9 +253,16 @@ def metrics(run: SpeechTextRun, judged: Judged) -> dict[str, Any]:
         )
         found[f"{title}_shuffled_intent"] = mean_of(judged.shuffled[title], ("intent",), "follow")
         found[f"{title}_tokens"] = judged.tokens[title]
+        aligned = judged.alignment[title]
+        found[f"{title}_cka"] = cka_interval(aligned.speech, aligned.text).mean
+        found[f"{title}_cosine"] = aligned.cosine.mean(1)
     for title, kinds in judged.text.items():
         found[f"{title}_text_follow"] = mean_of(kinds, tuple(KINDS), "follow")
-    return found
+    for title, strength in swept(run):
+        for measure in ("copy", "follow"):
+            values = mean_of(judged.strengths[title][strength], ASKED, measure)
+            found[f"{title}_at_{strength:g}_{measure}"] = values
+    return {name: value for name, value in found.items() if np.all(np.isfinite(value))}
 
 
 def mean_of(kinds: Mapping[str, Verdicts], chosen: Sequence[str], measure: str) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +11,14 @@ import numpy as np
 from jaxmethods.data.audio import wav_bytes
 from jaxmethods.data.log_mel import INT16
 from jaxmethods.files import write_atomically
-from jaxmethods.lsm import bias
 from jaxmethods.lsm.config import SpeechTextRun
 from jaxmethods.lsm.grammar import ASKED, KINDS
 from jaxmethods.lsm.recipes import figures
-from jaxmethods.lsm.recipes.judging import STAGE, Judged, sensitivities, values_of
+from jaxmethods.lsm.recipes.figures import as_cell, cell, over_clips
+from jaxmethods.lsm.recipes.judging import STAGE, Judged, Verdicts, sensitivities, values_of
 from jaxmethods.lsm.recipes.world import JUDGED, SAME, SPEECH
 from jaxmethods.lsm.recipes.writing import GENERATED, WRITER, Written
-from jaxmethods.numerics.statistics import bootstrap_interval, markdown_table
+from jaxmethods.numerics.statistics import Interval, markdown_table
 from jaxmethods.stages import Results
 
 
@@ -32,18 +32,46 @@ def report(run: SpeechTextRun, results: Results, folder: Path) -> None:
     """
     judged: Judged = results[STAGE]
     parts = [behavior_table(judged, split) for split in JUDGED]
-    parts += [control_table(judged), attribution_table(judged)]
+    parts += [control_table(judged), attribution_table(judged), alignment_table(judged)]
     parts += [dropped_table(results[GENERATED])] if GENERATED in results else []
     parts.append(listening_table(run, judged))
     write_atomically(folder / "table.md", "\n\n".join(parts) + "\n")
     place = folder / "figures"
     place.mkdir(exist_ok=True)
-    figures.draw_behavior(judged, place / "copy_and_follow.png")
-    figures.draw_attention(judged, place / "attention_by_layer.png")
+    draw(judged, place)
     for number, wave in enumerate(results[SPEECH][SAME].waves):
         clip = wav_bytes(wave.astype(np.float32) / np.float32(INT16))
         write_atomically(place / f"clip_{number + 1}.wav", clip)
     write_atomically(folder / "answers.jsonl", answers(judged))
+
+
+def draw(judged: Judged, place: Path) -> None:
+    """All figures."""
+    panels = {
+        split.replace("_", " "): {
+            title: measures(own[split]) for title, own in judged.speech.items()
+        }
+        for split in JUDGED
+    }
+    figures.draw_bars(panels, place / "copy_and_follow.png")
+    figures.draw_attention(judged.attribution, place / "attention_by_layer.png")
+    alike = {title: figures.alignment_bars(own) for title, own in judged.alignment.items()}
+    figures.draw_bars({"speech and text tokens": alike}, place / "alignment.png")
+    if judged.strengths:
+        curves = {
+            title: [(strength, measures(own)) for strength, own in sorted(points.items())]
+            for title, points in judged.strengths.items()
+        }
+        figures.draw_strengths(curves, place / "lora_scale.png")
+
+
+def measures(kinds: Mapping[str, Verdicts]) -> dict[str, Interval]:
+    """What bars are drawn of."""
+    return {
+        "copies": over_clips(values_of(kinds, ASKED, "copy")),
+        "follows": over_clips(values_of(kinds, ASKED, "follow")),
+        "sensitivity": over_clips(sensitivities(kinds)),
+    }
 
 
 def behavior_table(judged: Judged, split: str) -> str:
@@ -53,11 +81,11 @@ def behavior_table(judged: Judged, split: str) -> str:
     lines = []
     for title, splits in judged.speech.items():
         kinds = splits[split]
-        cells = [interval(values_of(kinds, ASKED, measure)) for measure in ("copy", "follow")]
-        cells += [interval(values_of(kinds, (kind,), "follow")) for kind in ASKED]
+        cells = [cell(values_of(kinds, ASKED, measure)) for measure in ("copy", "follow")]
+        cells += [cell(values_of(kinds, (kind,), "follow")) for kind in ASKED]
         for kind in ("transcription", "repetition"):
             cells.append(f"{np.mean(kinds[kind].word_error_rate()):.3f}")
-        cells.append(interval(sensitivities(kinds)))
+        cells.append(cell(sensitivities(kinds)))
         lines.append([title, *cells])
     note = (
         "Shares of clips, with 95 % intervals of the bootstrap over clips (seeds share them). "
@@ -75,8 +103,8 @@ def control_table(judged: Judged) -> str:
     lines = []
     for title, kinds in judged.text.items():
         other = judged.shuffled.get(title)
-        shuffled = "" if other is None else interval(values_of(other, ("intent",), "follow"))
-        cells = [interval(values_of(kinds, (kind,), "follow")) for kind in KINDS]
+        shuffled = "" if other is None else cell(values_of(other, ("intent",), "follow"))
+        cells = [cell(values_of(kinds, (kind,), "follow")) for kind in KINDS]
         tokens = judged.tokens.get(title)
         count = "" if tokens is None else f"{np.mean(tokens):.0f}"
         name = "before tuning" if title == WRITER else title
@@ -90,20 +118,20 @@ def control_table(judged: Judged) -> str:
 
 def attribution_table(judged: Judged) -> str:
     """What answers about the intent are made from, averaged over layers and seeds."""
-    head = ["made from", "attention: instruction", "attention: speech", "saliency ratio"]
-    head += ["gradient x input: instruction", "gradient x input: speech"]
-    lines = []
-    for title, own in judged.attribution.items():
-        attention = np.mean(own["attention_share"], axis=(0, 1))
-        saliency = np.mean(own["saliency"], axis=(0, 1))
-        inputs = np.mean(own["gradient_input_share"], axis=0)
-        ratio = saliency[bias.SPEECH] / max(saliency[bias.INSTRUCTION], 1e-30)
-        cells = [f"{attention[one]:.3f}" for one in (bias.INSTRUCTION, bias.SPEECH)]
-        cells.append(f"{ratio:.3f}")
-        cells += [f"{inputs[one]:.3f}" for one in (bias.INSTRUCTION, bias.SPEECH)]
-        lines.append([title, *cells])
-    note = "The ratio is the mean of a token of speech over that of a token of the instruction."
-    return f"{markdown_table(head, lines)}\n\n{note}"
+    note = (
+        "Averaged over layers, with intervals over clips. The ratio is the mean of a token of "
+        "speech over that of a token of the instruction."
+    )
+    return f"{markdown_table(*figures.attribution_rows(judged.attribution))}\n\n{note}"
+
+
+def alignment_table(judged: Judged) -> str:
+    """How alike speech tokens and transcripts are where the language model takes them in."""
+    lines = [
+        [title, *map(as_cell, figures.alignment_bars(own).values())]
+        for title, own in judged.alignment.items()
+    ]
+    return f"{markdown_table(['likeness', 'CKA', 'cosine'], lines)}\n\n{figures.ALIGNED}"
 
 
 def dropped_table(written: dict[str, Written]) -> str:
@@ -127,12 +155,6 @@ def listening_table(run: SpeechTextRun, judged: Judged) -> str:
             said = [one.answers[0][number] for one in own]
             lines.append([str(number + 1), own[0].transcripts[number], kind, *said])
     return markdown_table(head, lines)
-
-
-def interval(values: np.ndarray) -> str:
-    """The mean of [S, N, ...] and its interval over clips."""
-    found = bootstrap_interval(np.moveaxis(values, 1, 0))
-    return str(found) if np.isfinite(found.mean) else ""
 
 
 def answers(judged: Judged) -> str:

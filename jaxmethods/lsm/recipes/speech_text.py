@@ -22,7 +22,9 @@ import numpy as np
 from jaxmethods.data.audio import pad_or_trim, to_int16
 from jaxmethods.data.log_mel import frame_lengths, log_mel
 from jaxmethods.lsm.config import SpeechTextRun as Run
-from jaxmethods.lsm.recipes.judging import STAGE, judged_stage, speaking
+from jaxmethods.lsm.recipes.asking import at_strength, speaking
+from jaxmethods.lsm.recipes.diagnosis import diagnosed
+from jaxmethods.lsm.recipes.judging import STAGE, judged_stage
 from jaxmethods.lsm.recipes.listening import LISTENER, heard_stage, listener_stage
 from jaxmethods.lsm.recipes.report import report
 from jaxmethods.lsm.recipes.tuning import student_stage
@@ -70,7 +72,9 @@ def recipe(run: Run) -> Recipe:
         for name in ("copy", "follow")
         for student in run.students
     ]
-    return Recipe(stages, partial(report, run), reads, headline, partial(ready, run))
+    return Recipe(
+        stages, partial(report, run), reads, headline, partial(ready, run), partial(diagnosed, run)
+    )
 
 
 def ready(run: Run, results: Results, seed: int) -> Callable[..., Any]:
@@ -86,7 +90,8 @@ def ready(run: Run, results: Results, seed: int) -> Callable[..., Any]:
     """
     config = encoder_config(run.speech, run.listener)
     answer = speaking(run)
-    own = (results[LISTENER], results[run.students[-1].title])
+    last = run.students[-1]
+    own = (results[LISTENER], at_strength(results[last.title], last.tune.lora_scale))
     encoder, student = jax.tree.map(lambda leaf: leaf[seed : seed + 1], own)
 
     @jax.jit

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxmethods.layout import Layout
+from jaxmethods.layout import Layout, Rule
 from jaxmethods.lsm import grammar
 from jaxmethods.lsm.config import SpeechTextRun, StudentConfig, TuneConfig
 from jaxmethods.lsm.method import Data, TuneState, language_model_of, tuner
@@ -27,9 +27,12 @@ from jaxmethods.lsm.recipes.world import (
 from jaxmethods.lsm.recipes.writing import GENERATED, WRITER, writer_config
 from jaxmethods.lsm.schedules import warmup_then_linear
 from jaxmethods.method import Method
+from jaxmethods.models.decoder.network import RULES as DECODER_RULES
 from jaxmethods.numerics.keys import named
 from jaxmethods.stages import Results, Train
 
+RULES = tuple(Rule(f"language_model/.*{rule.pattern}", rule.spec) for rule in DECODER_RULES)
+"""Matrices of the language model and their moments are split; the connector is small."""
 PER_SEED = ("^frames$", "^text/", "^weights$", "^language_model/", "^key$")
 
 
@@ -38,6 +41,7 @@ class Learned(NamedTuple):
 
     connector: Any
     language_model: Any
+    """With additions at their full strength, where additions train."""
     tokens: jax.Array
     """[] float32: tokens it has learned from."""
 
@@ -56,7 +60,8 @@ def student_stage(run: SpeechTextRun, student: StudentConfig) -> Train:
     inputs = encoder_config(run.speech, run.listener).width
 
     def result(state: TuneState, data: Data) -> Learned:
-        own = language_model_of(state.trained, data.language_model, student.tune)
+        full = student.tune.model_copy(update={"lora_scale": 1.0})
+        own = language_model_of(state.trained, data.language_model, full)
         return Learned(state.trained["connector"], own, state.tokens)
 
     optimizer = optimizer_of(student.tune)
@@ -77,7 +82,7 @@ def student_stage(run: SpeechTextRun, student: StudentConfig) -> Train:
         student.tune.steps,
         lambda results: data_of(run, student, results),
         result=result,
-        layout=Layout(per_seed=PER_SEED),
+        layout=Layout(RULES, RULES, PER_SEED),
     )
 
 

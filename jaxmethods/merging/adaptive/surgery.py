@@ -202,6 +202,8 @@ def aligner(config: SurgeryConfig, encode: Encode | None = None) -> Method:
         return after, {"loss": value / len(inputs), "gradient_norm": optax.tree.norm(gradient)}
 
     def objective(state: State, batch: Batch) -> Objective:
+        """The sum over tasks that a step differentiates; its metric `loss` is their mean."""
+
         def watched(modules: Modules, key: jax.Array) -> jax.Array:
             inputs, targets = drawn(key, batch)
             return loss(modules, batch.model, inputs, targets, config, encode)[0]

@@ -84,6 +84,11 @@ def check_same_structure(one: Tree, other: Tree, one_name: str, other_name: str)
 
 def check_stack(base: Tree, stack: Tree) -> int:
     """The number of experts T. Raises `ValueError` where the stack doesn't fit the base."""
+    if type(stack) in (list, tuple) and type(base) is not type(stack):
+        raise ValueError(
+            f"stack: expected one tree with a leading axis of experts, got a {type(stack).__name__}"
+            f" of {len(stack)}; write merging.stack_trees(experts)"
+        )
     tasks = number_of_tasks(stack)
     one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), stack)
     check_same_structure(base, one, "base", "an expert of the stack")

@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
+from jaxmethods.layout import path_name
 from jaxmethods.models.decoder.config import DecoderConfig
 from jaxmethods.models.decoder.layer import Params
 from jaxmethods.models.decoder.network import init_params
@@ -87,6 +88,26 @@ def attach(params: Params, adapters: Adapters, scale: float) -> Params:
         adapters,
         lambda dense, own: dense | {"lora_a": own["a"], "lora_b": scale * own["b"]},
     )
+
+
+def weakened(params: Params, strength: Any) -> Params:
+    """Parameters whose attached additions are multiplied by a number, 1 for what they are.
+
+    Less than 1 at test time undoes a part of the tuning (Tang et al., "SALMONN", ICLR 2024, arXiv
+    2310.13289, activation tuning). Kernels without additions stay as they are.
+
+    Args:
+        params: of `attach`, or without additions.
+        strength: [] float, may be traced.
+
+    Returns:
+        Parameters of the same shapes.
+    """
+
+    def changed(path: Any, leaf: jax.Array) -> jax.Array:
+        return strength * leaf if path_name(path).endswith("/lora_b") else leaf
+
+    return params | {"layers": jax.tree_util.tree_map_with_path(changed, params["layers"])}
 
 
 def merge(params: Params, adapters: Adapters, scale: float) -> Params:

@@ -89,7 +89,8 @@ def open_folder(path: str | Path) -> Folder:
     """
     path = Path(path)
     if not path.is_dir():
-        raise HubError(f"model {path}: not a folder")
+        missing = "" if path.exists() else "; nothing is downloaded, give the folder of a model"
+        raise HubError(f"model {path}: not a folder{missing}")
     config = _read_json(path / "config.json")
     if (path / "adapter_config.json").is_file() and list(path.glob("adapter_model.*")):
         raise HubError(

@@ -28,7 +28,7 @@ from jaxmethods.rsfm.schedules import layer_decay_scales
 How = Literal["full", "lora"]
 ADAPTED = ("q_proj", "k_proj", "v_proj")
 SMOOTHING = 0.1
-"""Of the labels."""
+"""Share of the other classes in a label."""
 WARMUP = 0.1
 """Share of the steps in which the rate grows."""
 

@@ -79,7 +79,7 @@ class PyramidSegmenter(NamedTuple):
     """A pyramid that was learned."""
 
     scaling: Scaling
-    """Of the four levels' tokens, [4, 1, D]."""
+    """Mean and deviation of the four levels' tokens, [4, 1, D]."""
     params: Any
     losses: jax.Array
     """[steps]"""

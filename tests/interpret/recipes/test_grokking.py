@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
+import jaxmethods
 from jaxmethods.interpret.config import GrokkingRun
 from jaxmethods.interpret.recipes import grokking
+from tests.diagnosis import check_diagnosable
+from tests.objectives import check_objectives
 
 
 def curves(**changes):
@@ -48,3 +52,11 @@ def test_all_pairs_are_split_once():
     assert len(pairs.train[0]) == 10
     assert len({tuple(pair) for pair in both.tolist()}) == 25
     np.testing.assert_array_equal(pairs.test[1], pairs.test[0].sum(1) % 5)
+
+
+@pytest.mark.slow
+def test_a_small_run_can_be_diagnosed(tmp_path):
+    run = {"method": "interpret_grokking", "prime": 5, "width": 8, "steps": 4}
+    finished = jaxmethods.run(run, tmp_path / "run")
+    check_diagnosable(finished)
+    check_objectives(finished)

@@ -11,7 +11,9 @@ import jaxmethods
 from jaxmethods import cli
 from jaxmethods.interpret.measures import MEASURES
 from jaxmethods.models import decoder
+from tests.diagnosis import check_diagnosable
 from tests.models.decoder.decoders import LLAMA, random_params
+from tests.objectives import check_objectives
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "interpret"
 
@@ -29,6 +31,8 @@ def test_digits_are_learned_and_reported_on(tmp_path):
     assert (out / "figures" / "spectrum_of_the_hessian.png").is_file()
     metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert any("sharpness" in name for row in metrics for name in row)
+    check_diagnosable(jaxmethods.load_run(out))
+    check_objectives(jaxmethods.load_run(out))
 
 
 @pytest.fixture(scope="module")

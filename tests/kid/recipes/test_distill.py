@@ -16,8 +16,10 @@ import jaxmethods
 from jaxmethods.data.tokenizer import folder_tokenizer
 from jaxmethods.models import decoder
 from tests.data.test_bpe import TRAINED
+from tests.diagnosis import check_diagnosable
 from tests.kid.recipes.test_material import model_folder
 from tests.kid.recipes.tiny import DISTILLM, spider, values
+from tests.objectives import check_objectives
 from tests.same_numbers import check_same_numbers
 
 
@@ -70,6 +72,15 @@ def test_the_student_is_a_model_folder(finished):
     words = transformers.AutoTokenizer.from_pretrained(folder)
     assert model.generation_config.eos_token_id == words.eos_token_id == 2
     assert words("SELECT name")["input_ids"] == [1, *tokenizer.encode(["SELECT name"])[0]]
+
+
+def test_the_student_can_be_diagnosed(finished):
+    check_diagnosable(finished)
+
+
+@pytest.mark.slow
+def test_a_monitor_shows_what_teacher_and_student_go_down_on(finished):
+    check_objectives(finished)
 
 
 REPLAYED = values(

@@ -16,6 +16,7 @@ from jaxmethods.lsm.config import SpeechTextRun
 from jaxmethods.lsm.recipes import tuning, world, writing
 from jaxmethods.lsm.recipes.listening import HEARD
 from jaxmethods.models import decoder
+from tests.diagnosis import check_diagnosable
 
 SMALL = {"width": 8, "heads": 2, "mlp_width": 8, "steps": 2, "batch": 2}
 TUNE = {"steps": 2, "warmup": 1, "batch": 2}
@@ -41,6 +42,7 @@ CONFIG = {
             "tune": TUNE | {"trains": "lora"},
         },
     ],
+    "lora_scales": [0, 0.5],
     "new_tokens": 12,
     "listened": 2,
     "training": {"log_every": 1, "evaluate_every": 2, "checkpoint_every": 2},
@@ -167,9 +169,16 @@ def test_a_whole_run_and_its_report(tmp_path):
     for title in ("vanilla", "self_powered", "adapted"):
         assert np.shape(found[f"{title}_same_voices_copy"]) == (2,)
         assert np.all(np.asarray(found[f"{title}_tokens"]) > 0)
+        assert np.all(np.abs(found[f"{title}_cosine"]) <= 1)
+    assert {"adapted_at_0_copy", "adapted_at_0.5_follow"} <= set(found)
+    assert "vanilla_at_0_copy" not in found
     page = (tmp_path / "run" / "report.html").read_text()
     assert page.count("<audio controls src='data:audio/wav;base64,") == 2
+    assert {"lora_scale.png", "alignment.png"} <= {
+        file.name for file in (tmp_path / "run" / "figures").iterdir()
+    }
     rows = [json.loads(line) for line in (tmp_path / "run" / "answers.jsonl").open()]
     assert len(rows) == 3 * 2 * 5 * 2 * 4
     answer = run.ready()(np.zeros(4000, np.float32), "name the purpose")
     assert isinstance(answer, str)
+    check_diagnosable(run)

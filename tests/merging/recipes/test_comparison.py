@@ -24,6 +24,7 @@ from jaxmethods.models.clip import vit
 from jaxmethods.records.run_folder import RunFolder
 from jaxmethods.stages import Recipe
 from jaxmethods.training import runner
+from tests.diagnosis import check_diagnosable
 from tests.same_numbers import check_same_numbers
 
 TASKS = ("digits", "parity")
@@ -152,6 +153,11 @@ def assert_same(one, other):
     if jax.numpy.issubdtype(one.dtype, jax.dtypes.prng_key):
         one, other = jax.random.key_data(one), jax.random.key_data(other)
     np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.slow
+def test_the_merged_tower_can_be_diagnosed(runs):
+    check_diagnosable(jaxmethods.load_run(runs.stopped.path))
 
 
 @pytest.mark.slow

@@ -45,20 +45,29 @@ def found():
         trained = jax.tree.map(lambda leaf: leaf + jax.random.normal(key, leaf.shape), fresh)
         changed = [decoder.lora.attach(params, one, SCALE) for one in (trained, fresh)]
         changed += [decoder.lora.merge(params, trained, SCALE), params]
+        changed += [lora.weakened(lora.attach(params, trained, 4 * SCALE), 0.25)]
+        changed += [lora.weakened(changed[0], 0), lora.weakened(params, 0)]
         return [logits(one) for one in changed], trained
 
     return make(jax.random.key(0))
 
 
 def test_beside_a_kernel_or_in_it_adapters_are_the_same(found):
-    (attached, _, merged, plain), _ = found
+    (attached, _, merged, plain, *_), _ = found
     np.testing.assert_allclose(attached, merged, rtol=1e-4, atol=1e-5)
     assert np.abs(attached - plain).max() > 1e-3
 
 
 def test_fresh_adapters_change_nothing(found):
-    (_, fresh, _, plain), _ = found
+    (_, fresh, _, plain, *_), _ = found
     np.testing.assert_array_equal(fresh, plain)
+
+
+def test_weakened_additions_are_between_none_and_all(found):
+    (attached, _, _, plain, quarter, nothing, untouched), _ = found
+    np.testing.assert_allclose(quarter, attached, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(nothing, plain, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(untouched, plain)
 
 
 def test_the_folder_has_the_names_and_shapes_of_peft(found, tmp_path):

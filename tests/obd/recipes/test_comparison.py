@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
+import jaxmethods
 from jaxmethods import cli, registry
 from jaxmethods.config import MeshConfig, read_yaml
 from jaxmethods.devices.sharding import Placer, make_mesh
@@ -20,6 +21,7 @@ from jaxmethods.obd.recipes import comparison
 from jaxmethods.offline_rl.types import Norm
 from jaxmethods.records.run_folder import RunFolder
 from jaxmethods.reports import result
+from tests.diagnosis import check_diagnosable
 from tests.same_numbers import check_same_numbers
 
 TINY = """
@@ -66,6 +68,10 @@ def test_the_stages_run_in_order(finished):
     stages = [row["stage"] for row in finished[0].read_metrics()]
     expected = ["offline_rl", "distillation", "cloning", "comparison", "scores"]
     assert list(dict.fromkeys(stages)) == expected
+
+
+def test_a_student_can_be_diagnosed(finished):
+    check_diagnosable(jaxmethods.load_run(finished[0].path))
 
 
 def test_everybody_competes_in_every_seed(finished):

@@ -64,9 +64,8 @@ def test_no_judged_pixel_is_in_a_tile_that_is_learned_from(tmp_path):
 )
 def test_what_is_wrong_with_a_scene_is_named(tmp_path, changes, expected):
     values, _, _ = place(tmp_path, **changes)
-    run = parse({**SMALL, "data": values}, "test")[0]
     with pytest.raises(DataError, match=expected):
-        scene.read_tiles(run)
+        parse({**SMALL, "data": values}, "test")
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from jaxmethods.vqcd.recipes.learners import Learner
 from jaxmethods.vqcd.recipes.scoring import _weights
 from jaxmethods.vqcd.recipes.summary import judged
 from jaxmethods.vqcd.recipes.tasks import Tasks
+from tests.diagnosis import check_diagnosable
 from tests.permissions import check_others_can_read
 from tests.same_numbers import check_same_numbers
 from tests.vqcd.recipes.tiny import NAMES, parts, values
@@ -46,6 +47,11 @@ def test_stages_run_task_by_task(finished):
         for learner in ("vqcd", "finetune"):
             expected += [f"{learner}_{name}", f"score_{learner}_{name}"]
     assert [stage.name for stage in run.recipe.stages] == [*expected, "summary"]
+
+
+@pytest.mark.slow
+def test_a_learner_can_be_diagnosed(finished):
+    check_diagnosable(finished[0])
 
 
 @pytest.mark.slow

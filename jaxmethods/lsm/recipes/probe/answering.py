@@ -72,7 +72,14 @@ def stages(
 
     Returns:
         Training stages named `answerer` and `answerer_without_GROUP`, then `answered`.
+
+    Raises:
+        ValueError: sizes that don't fit, or weights that shall not train.
     """
+    if config.width % config.heads:
+        raise ValueError(f"answerer.heads: expected a divisor of width, got {config.heads}")
+    if config.tune.trains != "all":
+        raise ValueError(f"answerer.tune.trains: expected all, got {config.tune.trains}")
     words = words_of(clips)
     language = DecoderConfig.llama(len(words.words), config, LANGUAGE_POSITIONS)
     model = Model(config.connector, language)
@@ -160,7 +167,17 @@ def asked(words: Vocabulary, answers: Sequence[str]) -> Text:
 
 
 def answered_stage(run: Run, model: Model, words: Vocabulary, titles: dict[str, str]) -> Compute:
-    """Every answerer is asked about the clips that it has not learned from."""
+    """Every answerer is asked about the clips that it has not learned from.
+
+    Args:
+        run: the config.
+        model: sizes of connector and language model.
+        words: of question and labels.
+        titles: splits to the stages that trained for them.
+
+    Returns:
+        The stage.
+    """
     tag = len(words.encode(TAG))
 
     @jax.jit

@@ -120,7 +120,17 @@ def read_encoder(path: Path) -> whisper.Loaded:
 def listen(
     params: Any, config: whisper.WhisperConfig, clips: jax.Array, lengths: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Frames [B, T, C] of clips [B, n] int16, and summaries [B, 2 C] of own and of all frames."""
+    """Hears clips.
+
+    Args:
+        params: of the encoder.
+        config: of the model; static.
+        clips: [B, n] int16.
+        lengths: [B], how many frames are a clip's own.
+
+    Returns:
+        Frames [B, T, C], and summaries [B, 2 C] of own and of all frames.
+    """
     frames = whisper.encode(params, config.encoder, log_mel(clips, config.features)).last
     there = (jnp.arange(frames.shape[1]) < lengths[:, None])[..., None]  # [B, T, 1]
     mean = jnp.sum(jnp.where(there, frames, 0), axis=1) / jnp.maximum(lengths, 1)[:, None]

@@ -51,7 +51,17 @@ def shares(probed: Probed, answers: Answers | None) -> dict[str, dict[str, Inter
 
 
 def table(run: Run, found: dict[str, dict[str, Interval]], probed: Probed, chance: float) -> str:
-    """A row a split, a column a reader."""
+    """A row a split, a column a reader.
+
+    Args:
+        run: the config.
+        found: of `shares`.
+        probed: whose penalties are shown.
+        chance: share that is right without hearing.
+
+    Returns:
+        Markdown.
+    """
     readers = list(next(iter(found.values())))
     rows = [
         [
