@@ -149,6 +149,7 @@ def test_a_stopped_augmentation_goes_on_with_the_parts_that_are_missing(place, h
         ([3, 4], "go.", {}, augmenting.CUT),
         ([3, 2], "go", {}, augmenting.UNPUNCTUATED),
         ([3, 2], "go", {"punctuated": False}, None),
+        ([3, 2], " ", {"punctuated": False}, augmenting.LENGTH),
         ([3, 2], "go.", {"shortest": 6}, augmenting.LENGTH),
         ([3, 3, 3, 2], "go.", {"longest": 3}, augmenting.LENGTH),
     ],

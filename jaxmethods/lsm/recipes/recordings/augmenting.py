@@ -133,7 +133,8 @@ def refusal(config: AugmentConfig, ids: Sequence[int], text: str, end: int) -> s
         return CUT
     if config.punctuated and not keep_response(text, config.compat_filter):
         return UNPUNCTUATED
-    return None if config.shortest <= len(ids) <= config.longest else LENGTH
+    said = bool(text.strip()) and config.shortest <= len(ids) <= config.longest
+    return None if said else LENGTH
 
 
 def counts(found: dict[str, Written]) -> dict[str, Any]:
