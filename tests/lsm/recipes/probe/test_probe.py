@@ -16,7 +16,7 @@ from jaxmethods.errors import DataError
 from jaxmethods.lsm.config import ProbeRun
 from jaxmethods.lsm.recipes.probe import answering, linear, material
 from jaxmethods.models import whisper
-from tests.lsm.recipes.test_transcribe import RAW
+from tests.lsm.recipes.folders import RAW
 from tests.programs import weights
 
 PITCHES = {"low": 600, "high_up": 3000}
