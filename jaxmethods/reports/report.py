@@ -85,7 +85,7 @@ def _document(title: str, sections: Sequence[str]) -> str:
 
 
 def _written_table(folder: RunFolder) -> str:
-    """`table.md` of the run folder, if the recipe wrote one, as HTML: tables and paragraphs."""
+    """`table.md` of the run folder, if the recipe wrote one, as HTML."""
     file = folder.path / "table.md"
     if not file.is_file():
         return ""
@@ -94,7 +94,10 @@ def _written_table(folder: RunFolder) -> str:
 
 
 def _block(text: str) -> str:
-    """One block of Markdown: a table, or a paragraph."""
+    """One block of Markdown: a table, a list of lines that begin with "- ", or a paragraph."""
+    if text.startswith("- "):
+        items = re.split(r"\n- ", text[2:])
+        return f"<ul>{''.join(f'<li>{html.escape(item)}</li>' for item in items)}</ul>"
     if not text.startswith("|"):
         return f"<p>{html.escape(text)}</p>"
     # A bar ends every cell, also one that is empty.

@@ -89,9 +89,12 @@ def test_a_written_page_has_its_tables_and_paragraphs(tmp_path):
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()
     table = "| a | b | c |\n| --- | --- | --- |\n| x | | 1 |"
-    (folder.path / "table.md").write_text(f"{table}\n\nBoth < 2.\n\n{table}\n")
+    (folder.path / "table.md").write_text(
+        f"{table}\n\nBoth < 2.\n\n{table}\n\n- one\n- two\n  lines\n"
+    )
     page = report._written_table(folder)
     assert page.count("<table>") == 2
     assert "---" not in page
     assert "<p>Both &lt; 2.</p>" in page
+    assert "<ul><li>one</li><li>two\n  lines</li></ul>" in page
     assert "<tr><td>x</td><td class=number></td><td class=number>1</td></tr>" in page
