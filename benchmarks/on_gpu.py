@@ -255,7 +255,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     start = time.monotonic()
     sizes = TINY if options.tiny else Sizes()
-    settings = Settings(repeats=5, seconds=0.2 if options.tiny else 4.0)
+    settings = Settings(repeats=2, seconds=0.01) if options.tiny else Settings(5, 4.0)
     content: dict[str, Any] = {"environment": environment(), "rows": [], "failures": {}}
     file = options.json or Path(__file__).parent / "results" / f"{device_name()}.json"
     for name in options.only:

@@ -9,7 +9,7 @@ import pytest
 from tests import mutations
 
 MUTATIONS = mutations.all_mutations()
-JUDGED = MUTATIONS if os.environ.get("JAXMETHODS_ALL_MUTATIONS") else MUTATIONS[::40]
+JUDGED = MUTATIONS if os.environ.get("JAXMETHODS_ALL_MUTATIONS") else MUTATIONS[::60]
 """All of them take an hour."""
 
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jaxmethods import rsfm
 from jaxmethods.data.earth.scenes import synthetic_scenes
 from jaxmethods.models import geovit
-from jaxmethods.rsfm.evaluation import baselines, probes
+from jaxmethods.numerics import linear_probe
+from jaxmethods.rsfm.evaluation import baselines
 
 CONFIG = geovit.EncoderConfig(width=16, depth=1, heads=2, patch=8, image_size=16, channels=3)
 
@@ -21,7 +22,7 @@ def accuracy(features: jax.Array, labels: jax.Array, train: int) -> float:
     scaled = (features - features[:train].mean(0)) / (features[:train].std(0) + 1e-6)
     lams = jnp.array([1e-3, 1e-2, 1e-1])
     probe = rsfm.probe_lbfgs(scaled[:train], labels[:train], lams, classes=10)
-    return float(probes.accuracies(probe, scaled[train:], labels[train:]).max())
+    return float(linear_probe.accuracies(probe, scaled[train:], labels[train:]).max())
 
 
 def main(number: int = 120) -> dict[str, float]:

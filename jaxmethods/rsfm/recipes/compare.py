@@ -37,7 +37,7 @@ from jaxmethods.rsfm.recipes.diagnosis import MOST, diagnosable
 from jaxmethods.rsfm.recipes.material import PARTS, Material, read_material
 from jaxmethods.stages import Arrays, Compute, Diagnosable, Part, Recipe, Results
 
-WIDTHS = 128
+WIDTHS = 64
 CONTROL = "permuted_labels"
 """Statistics of the pixels, learned with the labels of other images: no more than chance."""
 JUDGES = ("probe", "neighbors")
@@ -195,7 +195,7 @@ def _comparison(run: Run, material: Material) -> Compute:
 
 
 def _widened(features: np.ndarray) -> jax.Array:
-    """With columns of zeros to a multiple of 128: nobody's distance or optimum changes, and
+    """With columns of zeros to a multiple of 64: nobody's distance or optimum changes, and
     features of different widths share a program."""
     return jnp.asarray(np.pad(features, ((0, 0), (0, -features.shape[1] % WIDTHS))))
 
