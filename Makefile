@@ -13,7 +13,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 
 # One package: make test FOR=merging
 TESTS = $(if $(FOR),tests/$(FOR),tests)
-PYTEST = $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+PYTEST = $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test test-slow test-all test-newest lint docs bench clean
 

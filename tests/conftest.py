@@ -74,6 +74,26 @@ def _few_programs():
         give_back()
 
 
+LONG_FILES = (
+    "tests/rsfm/recipes/test_compare.py",
+    "tests/devices/test_stages_on_processes.py",
+    "tests/commformer/test_method.py",
+    "tests/benchmarks/test_on_gpu.py",
+    "tests/test_diagnosis.py",
+    "tests/commformer/test_processes.py",
+    "tests/vqcd/recipes/test_baselines.py",
+    "tests/vqcd/recipes/test_continual.py",
+    "tests/kid/recipes/test_processes.py",
+    "tests/commformer/test_mesh.py",
+)
+"""A minute of a processor and more each: they begin first, so that no worker waits for one at the
+end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]):
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG_FILES))
+
+
 def pytest_collection_finish():
     gc.collect()
     gc.freeze()  # modules and tests stay

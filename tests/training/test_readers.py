@@ -16,7 +16,7 @@ from jaxmethods.training.checkpoints import CheckpointError, Checkpoints
 from tests.training import distributed_toy, toy
 from tests.training.test_loop import ROOT, interrupted_run, rows_without_times, snapshot
 
-STEPS = int(os.environ.get("JAXMETHODS_HAMMERED_STEPS", "150"))
+STEPS = int(os.environ.get("JAXMETHODS_HAMMERED_STEPS", "60"))
 """A checkpoint at every step; 6000 are a minute and more."""
 
 
