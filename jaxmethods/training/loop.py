@@ -63,15 +63,43 @@ def init_state(
         The method's state, leaves [seeds, ...], on their devices.
     """
 
+    init = _init(method, batch_axes)
+    placed = place(jax.eval_shape(init, keys, batch))
+    # Runs once, so that optimizing it would take longer than it saves.
+    quick = {"xla_backend_optimization_level": "0"} if jax.default_backend() == "cpu" else None
+    return jax.jit(init, out_shardings=placed, compiler_options=quick)(keys, batch)
+
+
+def abstract_state(
+    method: Method, keys: jax.Array, batch: Batch, place: Callable[[State], Any], batch_axes: Any
+) -> State:
+    """What `init_state` would return, as shapes, dtypes and shardings: nothing is compiled or run.
+
+    Args:
+        method: what was trained.
+        keys: [seeds] typed random keys.
+        batch: the data.
+        place: the abstract state -> shardings of its leaves.
+        batch_axes: as in `init_state`.
+
+    Returns:
+        The structure that a checkpoint is restored into.
+    """
+    state = jax.eval_shape(_init(method, batch_axes), keys, batch)
+
+    def placed(leaf: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(placed, state, place(state))
+
+
+def _init(method: Method, batch_axes: Any) -> Callable[[jax.Array, Batch], State]:
     def init(keys: jax.Array, batch: Batch) -> State:
         state = jax.vmap(method.init, (0, batch_axes))(keys, batch)
         # A weak type would turn strong after one step, which would be a second trace.
         return jax.tree.map(_strongly_typed, state)
 
-    placed = place(jax.eval_shape(init, keys, batch))
-    # Runs once, so that optimizing it would take longer than it saves.
-    quick = {"xla_backend_optimization_level": "0"} if jax.default_backend() == "cpu" else None
-    return jax.jit(init, out_shardings=placed, compiler_options=quick)(keys, batch)
+    return init
 
 
 def compile_chunk(

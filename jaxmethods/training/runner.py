@@ -27,7 +27,7 @@ from jaxmethods.stages import Compute, Recipe, Stage, Train, Write, check_recipe
 from jaxmethods.training.checkpoints import CheckpointError, Checkpoints
 from jaxmethods.training.compute_stage import Computed, ComputeRun
 from jaxmethods.training.judging import HostMetrics, Judge, StageError
-from jaxmethods.training.loop import init_state, seed_keys
+from jaxmethods.training.loop import abstract_state, seed_keys
 from jaxmethods.training.stopping import Stop, stop_requested
 from jaxmethods.training.train_stage import DivergedError, Trained, TrainRun
 from jaxmethods.training.write_stage import WriteRun, Written
@@ -307,8 +307,8 @@ def restore(
         return shardings(state, layout.state, seeds_of(config), mesh)
 
     keys = put(seed_keys(config)[0], _whole(mesh))
-    state = init_state(stage.method, keys, batch, place, axes)
-    step, state = _restored(kept.checkpoints, checkpoint, state)
+    like = abstract_state(stage.method, keys, batch, place, axes)
+    step, state = _restored(kept.checkpoints, checkpoint, like)
     return step, state, batch
 
 

@@ -25,7 +25,7 @@ from jaxmethods.records.run_folder import RunFolder
 from jaxmethods.stages import Results, Train
 from jaxmethods.training.checkpoints import Checkpoints
 from jaxmethods.training.judging import HostMetrics, Judge, StageError
-from jaxmethods.training.loop import compile_chunk, init_state, seed_keys
+from jaxmethods.training.loop import abstract_state, compile_chunk, init_state, seed_keys
 from jaxmethods.training.stopping import Interrupted, Stop
 
 
@@ -142,11 +142,12 @@ class TrainRun:
             return shardings(state, self.stage.layout.state, self.seeds, self.mesh)
 
         axes = seed_axes(batch, self.stage.layout.per_seed)
-        state = init_state(self.stage.method, self.init_keys, batch, place, axes)
+        given = self.stage.method, self.init_keys, batch, place, axes
         step = self.kept.checkpoints.latest()
         if step is None:
-            return 0, state
-        return step, distributed.together(lambda: self.kept.checkpoints.restore(step, state))
+            return 0, init_state(*given)
+        like = abstract_state(*given)
+        return step, distributed.together(lambda: self.kept.checkpoints.restore(step, like))
 
     def _due(self, step: int, every: int) -> bool:
         """True when a multiple of `every` lies in the chunk that ends here, and at the end."""
