@@ -49,7 +49,7 @@ class TuneConfig(Config):
     micro_batches: PositiveInt = 1
     """Parts in which a batch is run, one after the other; a divisor of `batch`."""
     tokens: PositiveInt | None = None
-    """Tokens that a step learns from, where its rows have so many: those behind them are left out.
+    """Tokens that a step learns from, where its rows have as many: those behind are left out.
     Students with equal numbers here learn from equal numbers of tokens, however long their answers
     are; null: all tokens of the rows."""
     loss_average: Literal["tokens", "micro"] = "tokens"
@@ -259,9 +259,9 @@ class ProbeRun(TrainingRunConfig):
     group: str | None = None
     """A field such as speaker: each of its values is left out of training once and judged then."""
     penalties: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1e-3, 1e-2, 1e-1, 1.0)
-    """Of which the best in cross-validation of the training clips is taken."""
+    """Weights of the penalty; the best in cross-validation of the training clips is taken."""
     folds: Annotated[int, Field(ge=2)] = 5
-    """Of cross-validation, where there are no groups."""
+    """Folds of the cross-validation, where there are no groups."""
     batch: PositiveInt = 2
     """Clips that are heard at once."""
     skip_unreadable: bool = False

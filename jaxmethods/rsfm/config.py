@@ -172,12 +172,12 @@ class FinetuneConfig(Config):
     batch: PositiveInt = 16
     """Images of a step; at most those that are labeled."""
     learning_rate: PositiveFloat = 2e-3
-    """Of AdamW's head, for this batch; lower layers have less of it, see `layer_decay`."""
+    """AdamW's rate of the head, for this batch; lower layers have less of it, see `layer_decay`."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.75
     """What the rate is multiplied with from a block to the one below; from scratch it is 1."""
     weight_decay: NonNegativeFloat = 0.05
     rank: PositiveInt = 4
-    """Of LoRA's additions to queries, keys and values."""
+    """Rank of LoRA's additions to queries, keys and values."""
     judged: PositiveInt = 500
     """Test images at most on which the models are judged."""
 

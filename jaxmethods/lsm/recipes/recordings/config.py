@@ -73,7 +73,7 @@ class AugmentConfig(Config):
     wordings: Path | None = None
     """JSON: kind -> wordings of your own, in place of ours; kinds that it leaves out keep ours."""
     target_language: str = "German"
-    """Of translations."""
+    """The language that translations are asked in."""
     batch: PositiveInt = 32
     """Prompts that are answered at once."""
     new_tokens: PositiveInt = 225
@@ -136,7 +136,7 @@ class JudgingConfig(Config):
     cascade: bool = True
     """Let Whisper write down what is said and the language model answer about that."""
     beams: PositiveInt = 1
-    """Of Whisper's transcripts in the cascade."""
+    """Beams with which Whisper writes the cascade's transcripts."""
     batch: PositiveInt = 8
     """Rows that are answered at once."""
     new_tokens: PositiveInt = 128
