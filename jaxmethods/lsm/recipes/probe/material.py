@@ -20,8 +20,8 @@ from jaxmethods.data import audio
 from jaxmethods.data.audio import AudioError
 from jaxmethods.data.log_mel import frame_lengths, log_mel
 from jaxmethods.errors import DataError
-from jaxmethods.files import refusals
 from jaxmethods.lsm.config import ProbeRun as Run
+from jaxmethods.lsm.recipes.manifests import numbered_rows
 from jaxmethods.models import whisper
 from jaxmethods.stages import Arrays, Compute, Part, Place, Results
 
@@ -78,22 +78,14 @@ def read_clips(run: Run) -> tuple[Clip, ...]:
 
 
 def _rows(run: Run, file: Path, tested: int) -> list[Clip]:
-    with refusals(file, "read"):
-        lines = file.read_text(encoding="utf-8").splitlines()
     fields = ["audio", run.label, *([run.group] if run.group else [])]
     found = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"data {file}: line {number}: is not valid JSON") from error
+    for number, row in numbered_rows(file):
         values = [row.get(field) if isinstance(row, dict) else None for field in fields]
         if any(not isinstance(value, str | int) for value in values):
             raise DataError(
                 f"data {file}: line {number}: expected an object with the fields "
-                f"{', '.join(fields)}, got {line[:60]!r}"
+                f"{', '.join(fields)}, got {json.dumps(row)[:60]}"
             )
         reference, label, *group = map(str, values)
         own = group[0] if group else ""
