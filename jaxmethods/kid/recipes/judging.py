@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ from jaxmethods.kid.config import DistillRun
 from jaxmethods.kid.exposure import excess_accumulated_error
 from jaxmethods.kid.recipes.answering import answer, exposure_of
 from jaxmethods.kid.recipes.learning import TEACHER, learns_teacher, teacher_params
-from jaxmethods.kid.recipes.material import Material
+from jaxmethods.kid.recipes.material import Material, Texts
 from jaxmethods.kid.recipes.models import Models
 from jaxmethods.kid.recipes.questions import judged_splits
 from jaxmethods.kid.recipes.verdicts import (
@@ -60,112 +61,136 @@ class Judged(NamedTuple):
 
 def judged_stage(run: DistillRun, models: Models, material: Material) -> Compute:
     """Answers of the teacher and the students, verdicts on them, accumulated errors."""
-    titles = [student.title for student in run.students]
-    splits = judged_splits(run.data)
 
     def parts(results: Results, place: Place) -> list[Part]:
-        texts = material.texts(results)
-        read: list[Any] = []
+        return Asking(run, models, material.texts(results), results, place).parts()
 
-        def teacher() -> Any:
-            if learns_teacher(run):
-                return teacher_params(run, models, results)
-            if not read:
-                read.append(place(models.teacher.read(), Layout(batch=RULES)))
-            return read[0]
+    def finish(found: Sequence[Arrays]) -> Judged:
+        return judge(run, material.latest(), iter(found))
 
-        def answers(title: str, split: str, sample: int | None = None) -> Arrays:
-            own = title == TEACHER
-            model = models.teacher if own else models.student
-            seeds = learns_teacher(run) if own else True
-            return answer(
-                model.language,
-                teacher() if own else results[title].params,
-                (texts.judged[split].prompts, texts.judged[split].mask),
-                keys(run, f"answers {split} {sample}")[: run.seeds if seeds else 1],
-                place,
-                rows=run.evaluation.rows,
-                length=run.data.max_output,
-                temperature=0.0 if sample is None else run.evaluation.vote_temperature,
-                per_seed=seeds,
-                beams=run.evaluation.beams if sample is None else 1,
-            )._asdict()
+    return Compute(JUDGED, parts, finish, partial(metrics, run.seeds))
 
-        def exposure(title: str) -> Arrays:
-            asked = next(iter(texts.judged.values()))
-            number = run.evaluation.exposure
-            return exposure_of(
-                models.student.language,
-                results[title].params,
-                models.teacher.language,
-                teacher(),
-                (asked.prompts[:number], asked.mask[:number]),
-                keys(run, "exposure"),
-                place,
-                length=texts.train.responses.shape[1],
-                per_seed=learns_teacher(run),
-            )
 
+@dataclass(frozen=True)
+class Asking:
+    """The questions that all models of a run are asked, one part each, so that a stopped run goes
+    on behind the last answered one."""
+
+    run: DistillRun
+    models: Models
+    texts: Texts
+    results: Results
+    place: Place
+
+    @cached_property
+    def teacher(self) -> Any:
+        """Its parameters, for each seed where it was trained here."""
+        if learns_teacher(self.run):
+            return teacher_params(self.run, self.models, self.results)
+        return self.place(self.models.teacher.read(), Layout(batch=RULES))
+
+    def parts(self) -> list[Part]:
+        """In the order in which `judge` takes their answers."""
+        evaluation, students = self.run.evaluation, [one.title for one in self.run.students]
+        splits = judged_splits(self.run.data)
         found = [
-            Part(f"{title}-{split}", partial(answers, title, split))
-            for title in (TEACHER, *titles)
+            Part(f"{title}-{split}", partial(self.answers, title, split))
+            for title in (TEACHER, *students)
             for split in splits
         ]
         found += [
-            Part(f"{title}-sample-{sample}", partial(answers, title, splits[0], sample))
-            for title in (TEACHER, *titles)
-            for sample in range(run.evaluation.vote)
+            Part(f"{title}-sample-{sample}", partial(self.answers, title, splits[0], sample))
+            for title in (TEACHER, *students)
+            for sample in range(evaluation.vote)
         ]
-        if run.evaluation.exposure:
-            found += [Part(f"{title}-exposure", partial(exposure, title)) for title in titles]
+        if evaluation.exposure:
+            found += [Part(f"{one}-exposure", partial(self.exposure, one)) for one in students]
         return found
 
-    def finish(found: Sequence[Arrays]) -> Judged:
-        texts = material.latest()
-        verdicts: dict[str, dict[str, Verdicts]] = {title: {} for title in (TEACHER, *titles)}
-        left = iter(found)
-        for title in verdicts:
-            for split in splits:
-                one = next(left)
-                asked, given = texts.judged[split].examples, (one["tokens"], one["lengths"])
-                if run.evaluation.beams > 1:
-                    given = best_beams(texts, asked, given)
-                verdicts[title][split] = judge_answers(texts, asked, given)
-        voted = {}
-        for title in verdicts if run.evaluation.vote else ():
-            samples = [next(left) for _ in range(run.evaluation.vote)]
-            given = [(one["tokens"], one["lengths"]) for one in samples]
-            voted[title] = elect(texts, texts.judged[splits[0]].examples, given)
-        fuzzed = {}
-        if run.evaluation.fuzz:
-            first = {title: own[splits[0]] for title, own in verdicts.items()}
-            asked = texts.judged[splits[0]].examples
-            fuzzed = judge_fuzzed(texts, asked, first, run.evaluation.fuzz, run.seed)
-        curves = {}
-        for title in titles if run.evaluation.exposure else ():
-            one = next(left)
-            each = jax.vmap(excess_accumulated_error)(one["on_student"], one["on_teacher"])
-            curves[title] = np.asarray(each)
-        frequent = {}
-        for split, asked in texts.judged.items():
-            constant = most_frequent(texts, asked.examples)
-            ended = np.ones((1, len(constant)), bool)
-            plain = judge_queries(texts, asked.examples, [constant], ended)
-            frequent[split] = float(plain.execution.mean())
-        paths = {x.database for asked in texts.judged.values() for x in asked.examples}
-        return Judged(
-            (TEACHER, *titles),
-            splits,
-            verdicts,
-            curves,
-            voted,
-            fuzzed,
-            frequent,
-            texts.questions.executor().sqlite_version,
-            {path.name: file_hash(path) for path in sorted(paths)},
+    def answers(self, title: str, split: str, sample: int | None = None) -> Arrays:
+        """A model's answers to a split: the likeliest ones, or one sample of each."""
+        run, own = self.run, title == TEACHER
+        seeds = learns_teacher(run) if own else True
+        return answer(
+            (self.models.teacher if own else self.models.student).language,
+            self.teacher if own else self.results[title].params,
+            (self.texts.judged[split].prompts, self.texts.judged[split].mask),
+            keys(run, f"answers {split} {sample}")[: run.seeds if seeds else 1],
+            self.place,
+            rows=run.evaluation.rows,
+            length=run.data.max_output,
+            temperature=0.0 if sample is None else run.evaluation.vote_temperature,
+            per_seed=seeds,
+            beams=run.evaluation.beams if sample is None else 1,
+        )._asdict()
+
+    def exposure(self, title: str) -> Arrays:
+        """What a student's and the teacher's own prefixes cost it on the first split."""
+        asked = next(iter(self.texts.judged.values()))
+        number = self.run.evaluation.exposure
+        return exposure_of(
+            self.models.student.language,
+            self.results[title].params,
+            self.models.teacher.language,
+            self.teacher,
+            (asked.prompts[:number], asked.mask[:number]),
+            keys(self.run, "exposure"),
+            self.place,
+            length=self.texts.train.responses.shape[1],
+            per_seed=learns_teacher(self.run),
         )
 
-    return Compute(JUDGED, parts, finish, partial(metrics, run.seeds))
+
+def judge(run: DistillRun, texts: Texts, answers: Iterator[Arrays]) -> Judged:
+    """Executes what `Asking.parts` answered, in their order."""
+    evaluation, students = run.evaluation, [one.title for one in run.students]
+    splits = judged_splits(run.data)
+    titles = (TEACHER, *students)
+    first = texts.judged[splits[0]].examples
+
+    def verdicts_on(split: str) -> Verdicts:
+        one, asked = next(answers), texts.judged[split].examples
+        given = one["tokens"], one["lengths"]
+        return judge_answers(
+            texts, asked, best_beams(texts, asked, given) if evaluation.beams > 1 else given
+        )
+
+    verdicts = {title: {split: verdicts_on(split) for split in splits} for title in titles}
+    voted, curves = {}, {}
+    for title in titles if evaluation.vote else ():
+        samples = [next(answers) for _ in range(evaluation.vote)]
+        voted[title] = elect(texts, first, [(one["tokens"], one["lengths"]) for one in samples])
+    for title in students if evaluation.exposure else ():
+        one = next(answers)
+        each = jax.vmap(excess_accumulated_error)(one["on_student"], one["on_teacher"])
+        curves[title] = np.asarray(each)
+    fuzzed = {}
+    if evaluation.fuzz:
+        plain = {title: own[splits[0]] for title, own in verdicts.items()}
+        fuzzed = judge_fuzzed(texts, first, plain, evaluation.fuzz, run.seed)
+    paths = {example.database for asked in texts.judged.values() for example in asked.examples}
+    return Judged(
+        titles,
+        splits,
+        verdicts,
+        curves,
+        voted,
+        fuzzed,
+        frequent_queries(texts),
+        texts.questions.executor().sqlite_version,
+        {path.name: file_hash(path) for path in sorted(paths)},
+    )
+
+
+def frequent_queries(texts: Texts) -> dict[str, float]:
+    """Split -> execution accuracy of each database's most frequent training query."""
+    found = {}
+    for split, asked in texts.judged.items():
+        constant = most_frequent(texts, asked.examples)
+        ended = np.ones((1, len(constant)), bool)
+        plain = judge_queries(texts, asked.examples, [constant], ended)
+        found[split] = float(plain.execution.mean())
+    return found
 
 
 def metrics(seeds: int, judged: Judged) -> dict[str, Any]:
