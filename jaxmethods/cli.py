@@ -4,7 +4,7 @@
     jaxmethods run CONFIG --help
     jaxmethods evaluate RUN_DIR [--checkpoint best|latest|STEP] [--seed N] [--json FILE]
     jaxmethods report RUN_DIR
-    jaxmethods compare RUN_DIR [RUN_DIR ...] [--json FILE]
+    jaxmethods compare RUN_DIR [RUN_DIR ...] [--json FILE] [--page FILE]
     jaxmethods methods [NAME]
     jaxmethods configs [copy NAME [--to FILE]]
     jaxmethods doctor
@@ -101,6 +101,8 @@ class Compare:
     """Run folders."""
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Write the numbers there as well."""
+    page: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Write a page with the curves of all runs over each other."""
 
 
 @dataclass
@@ -318,7 +320,7 @@ def _report(command: Report) -> int:
 
 def _compare(command: Compare) -> int:
     from jaxmethods.records.run_folder import RunFolder
-    from jaxmethods.reports.compare import compare, results
+    from jaxmethods.reports.compare import compare, results, write_page
     from jaxmethods.reports.result import write_json
 
     if not command.runs:
@@ -329,6 +331,8 @@ def _compare(command: Compare) -> int:
     print(compare(folders))
     if command.json:
         write_json(command.json, {"runs": results(folders)})
+    if command.page:
+        write_page(folders, command.page)
     return 0
 
 

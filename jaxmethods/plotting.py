@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -14,6 +15,10 @@ from jaxmethods.files import write_atomically
 
 INK = "#1f3b57"
 """The color of what a figure is about."""
+TEXT = "#0a0b0c"
+"""The color of axes and words in a figure that follows its reader's light or dark."""
+THEME = """<style>svg { color: #1d2733; --ink: #1f3b57 }
+@media (prefers-color-scheme: dark) { svg { color: #dde3e9; --ink: #7fb2e5 } }</style>"""
 
 
 def new_figure(width: float, height: float, **options: Any) -> Figure:
@@ -52,3 +57,20 @@ def write_png(figure: Figure, path: Path, dpi: int = 110, **options: Any) -> Non
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=dpi, **options)
     write_atomically(path, content.getvalue())
+
+
+def themed_svg(figure: Figure) -> str:
+    """A figure as SVG whose `TEXT` and `INK` are light where the page around it is dark.
+
+    Args:
+        figure: with `TEXT` and `INK` among its colors.
+
+    Returns:
+        The SVG element, for an image of its own.
+    """
+    content = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "jaxmethods"}):
+        figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})
+    drawn = content.getvalue().replace(TEXT, "currentColor").replace(INK, "var(--ink)")
+    begin, _, rest = drawn[drawn.index("<svg") :].partition(">")
+    return f"{begin}>{THEME}{rest}"

@@ -21,7 +21,8 @@ def check_same_numbers(folder: Path) -> None:
     run = RunFolder(folder)
     result = json.loads(run.result.read_text())
     stages, headline = result["stages"], result["headline"]
-    top, bottom = run.report.read_text().split("<h2>Last evaluation of every stage</h2>")
+    top, _, bottom = run.report.read_text().partition("<details>")
+    assert "<p class=headline>" in top
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         show_result(run, headline)
     measured = [full.partition("/") for full in headline]
@@ -35,14 +36,19 @@ def check_same_numbers(folder: Path) -> None:
         number = shown(stages[stage]["metrics"][name])
         line = rf"^ *{re.escape(label)} +{re.escape(number)} *$"
         assert re.search(line, printed.getvalue(), re.MULTILINE), label
-        assert cell(label, number) in top
+        words = label.replace("/", ": ").replace("_", " ")
+        sentence = f"{words[:1].upper()}{words[1:]} is <b>{number}</b>"
+        tile = f"<li><b>{number}</b>{words}</li>"
+        assert top.count(sentence) + top.count(tile) == 1  # said once, and not again below
+        assert cell(name, number) not in part_of(stage, bottom)
     assert found
     rows = run.read_metrics()
     for stage, one in stages.items():
         for name, numbers in one["metrics"].items():
             own = [row for row in rows if row["stage"] == stage and f"evaluate/{name}" in row]
             assert numbers["values"] == np.reshape(own[-1][f"evaluate/{name}"], -1).tolist()
-            assert cell(name, shown(numbers)) in bottom
+            if f"{stage}/{name}" not in headline:
+                assert part_of(stage, bottom).count(cell(name, shown(numbers))) == 1
     last = list(stages.values())[-1]["metrics"]
     head, _, line = (line.strip("| ").split(" | ") for line in compare([run]).splitlines())
     beside = dict(zip(head[2:], line[2:], strict=True))
@@ -52,6 +58,11 @@ def check_same_numbers(folder: Path) -> None:
 def shown(numbers: dict) -> str:
     """Mean and error as they are printed, from the values of the seeds."""
     return str(summarize(np.array(numbers["values"], float)))
+
+
+def part_of(stage: str, folded: str) -> str:
+    """A stage's table among the folded numbers."""
+    return folded.partition(f"<p>{stage}, step ")[2].partition("</table>")[0]
 
 
 def cell(label: str, number: str) -> str:

@@ -140,10 +140,7 @@ def kid_loss(
             found |= of_divergence(logits, other, tokens["targets"], config.divergence)
         return found
 
-    shape = batch.responses.shape
-    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), inputs)  # [B R, ...]
-    found = divergences.over_chunks(of_tokens, flat, config.logit_chunk)
-    found = jax.tree.map(lambda leaf: leaf.reshape(shape), found)  # [B, R]
+    found = divergences.over_rows(of_tokens, inputs, config.logit_chunk)  # [B, R]
     return _sum_up(found, batch, written, selected, config, whole)
 
 
@@ -178,11 +175,11 @@ def make_imperfect(
         return ids, jnp.zeros(ids.shape, bool)
 
     def by_token(function: Callable[..., jax.Array], found: jax.Array, *more: jax.Array) -> Any:
-        flat = [leaf.reshape(-1, *leaf.shape[2:]) for leaf in (found, *more)]  # [B N, ...]
-        values = divergences.over_chunks(
-            lambda x: function(student.logits(params, x[0]), *x[1:]), flat, config.logit_chunk
+        return divergences.over_rows(  # [B, N]
+            lambda x: function(student.logits(params, x[0]), *x[1:]),
+            [found, *more],
+            config.logit_chunk,
         )
-        return values.reshape(found.shape[:2])  # [B, N]
 
     entropies = None
     if how.strategy in ("hard", "easy"):

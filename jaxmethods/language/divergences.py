@@ -343,6 +343,26 @@ def over_chunks(function: Callable[[Any], Any], inputs: Any, chunk: int) -> Any:
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:number], found)
 
 
+def over_rows(function: Callable[[Any], Any], inputs: Any, chunk: int) -> Any:
+    """`over_chunks` of B rows of R tokens, a few places of all rows at a time.
+
+    Every chunk has tokens of every row, so that rows that are split over devices stay where they
+    are: chunks of flattened rows would be gathered, and computed on every device.
+
+    Args:
+        function: leaves [C, ...] -> leaves [C, ...]; may close over parameters.
+        inputs: leaves [B, R, ...].
+        chunk: tokens at a time, static; at least one of every row.
+
+    Returns:
+        what `function` gives for all tokens, leaves [B, R, ...].
+    """
+    rows = jax.tree.leaves(inputs)[0].shape[0]
+    places = jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), inputs)  # [R, B, ...]
+    found = over_chunks(jax.vmap(function, 1, 1), places, chunk // rows)
+    return jax.tree.map(lambda leaf: leaf.swapaxes(0, 1), found)  # [B, R, ...]
+
+
 def cut(logits: jax.Array, vocabulary: int) -> jax.Array:
     """Logits [..., V] of the first `vocabulary` tokens; `vocabularies` says which may be cut."""
     return logits[..., :vocabulary]

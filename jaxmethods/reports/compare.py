@@ -1,12 +1,17 @@
-"""Runs beside each other: the last evaluation of each, as a Markdown table."""
+"""Runs beside each other: the last evaluation of each as a table, their curves in one page."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from jaxmethods.files import write_atomically
 from jaxmethods.numerics.statistics import summarize
 from jaxmethods.records.run_folder import RunFolder, RunFolderError
+from jaxmethods.reports import curves as figures
+from jaxmethods.reports import page as pages
+from jaxmethods.reports.report import label_of, result_of
 from jaxmethods.reports.result import (
     Judged,
     describe,
@@ -14,6 +19,9 @@ from jaxmethods.reports.result import (
     read_environment,
     read_headline,
 )
+
+PANELS = 6
+"""Metrics whose curves are drawn over each other."""
 
 
 def compare(folders: Sequence[RunFolder]) -> str:
@@ -33,6 +41,66 @@ def compare(folders: Sequence[RunFolder]) -> str:
         cells = [str(summarize(row[name])) if name in row else "" for name in metrics]
         lines.append([folder.path.name, str(seeds), *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write_page(folders: Sequence[RunFolder], path: Path) -> None:
+    """Writes a page: the result of every run, curves over each other, all numbers folded.
+
+    Args:
+        folders: of the runs, whose names should differ.
+        path: the HTML file.
+
+    Raises:
+        RunFolderError: a folder is not a run's, or nothing in it was evaluated yet.
+        FileError: the file cannot be written.
+    """
+    rows = [[{"stage": ""} | row for row in folder.read_metrics()] for folder in folders]
+    judged = [last_judged(own) for own in rows]
+    headlines = [
+        result_of(one, read_headline(folder)) for folder, one in zip(folders, judged, strict=True)
+    ]
+    metrics = list(dict.fromkeys(name for names in headlines for name in names))
+    head = ["run", *(label_of(full, metrics) for full in metrics)]
+    lines = [head, ["---"] * len(head)]
+    for folder, found in zip(folders, judged, strict=True):
+        cells = [folder.path.name]
+        for full in metrics:
+            stage, _, name = full.partition("/")
+            values = found[stage].metrics.get(name) if stage in found else None
+            cells.append("" if values is None else str(summarize(values)))
+        lines.append(cells)
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    title = f"{len(folders)} runs beside each other"
+    every = pages.markdown(compare(folders))
+    sections = [
+        f"<h1>{title}</h1><p class=lead>mean ± standard error over seeds, which is shaded</p>",
+        pages.markdown(table),
+        _overlaid(folders, rows, metrics),
+        pages.fold("All numbers of the last evaluation", every),
+    ]
+    write_atomically(path, pages.document(title, sections))
+
+
+def _overlaid(folders: Sequence[RunFolder], rows: Sequence[Any], headline: Sequence[str]) -> str:
+    """Panels of the metrics that runs share, those of the result first."""
+    found = [figures.curves_of(own) for own in rows]
+    merged = {key: curve for curves in found for key, curve in curves.items()}
+    shared = {
+        key: curve
+        for key, curve in merged.items()
+        if sum(key in curves for curves in found) > 1 or len(folders) == 1
+    }
+    panels = []
+    for curve in figures.most_important(shared, headline, PANELS):
+        key = curve.stage, curve.name
+        runs = {
+            folder.path.name: curves[key]
+            for folder, curves in zip(folders, found, strict=True)
+            if key in curves
+        }
+        title = f"{figures.titled(curve.stage)}: {curve.title.lower()}".removeprefix(": ")
+        panels.append(pages.drawing(figures.curve_svg(runs, title), title))
+    return f"<div class=curves>{''.join(panels)}</div>" if panels else ""
 
 
 def results(folders: Sequence[RunFolder]) -> dict[str, dict[str, Any]]:

@@ -180,3 +180,11 @@ def test_chunks_never_hold_all_logits():
     for size in (1, 7, 64, 100):
         found = d.over_chunks(lambda x: d.forward_kl(x[0], x[1]), (hidden, hidden[::-1]), size)
         np.testing.assert_allclose(found, d.forward_kl(hidden, hidden[::-1]), rtol=1e-6)
+
+
+def test_a_few_places_of_all_rows_at_a_time_give_what_all_tokens_give():
+    hidden = jax.random.normal(jax.random.key(0), (3, 5, 4))  # [B, R, V]
+    pair = (hidden, hidden[::-1])
+    for size in (1, 7, 100):
+        found = d.over_rows(lambda x: d.forward_kl(x[0], x[1]), pair, size)
+        np.testing.assert_allclose(found, d.forward_kl(*pair), rtol=1e-6)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 
 import numpy as np
 import pytest
@@ -46,3 +48,26 @@ def test_the_command_prints_the_table(tmp_path, capsys):
     assert main(["compare", str(tmp_path / "a")]) == 0
     assert "| a | 1 | 0.25 |" in capsys.readouterr().out
     assert main(["compare", str(tmp_path / "none")]) == 2
+
+
+def test_the_page_lays_the_curves_of_runs_over_each_other(tmp_path):
+    """One panel a metric with a line for every run; every number is said once, the result first."""
+    for name, values in (("fast", (0.25, 0.5, 0.75)), ("slow", (0.125, 0.375, 0.625))):
+        rows = [
+            {"stage": "play", "step": step, "evaluate/success": [value, value + 0.1]}
+            for step, value in enumerate(values)
+        ]
+        folder = run_folder(tmp_path / name, *rows)
+        folder.result.write_text('{"headline": ["play/success"]}')
+    page = tmp_path / "page.html"
+    runs = [str(tmp_path / name) for name in ("fast", "slow")]
+    assert main(["compare", *runs, "--page", str(page)]) == 0
+    shown, _, _ = page.read_text().partition("<details>")
+    for name, number in (("fast", "0.8 ± 0.05"), ("slow", "0.675 ± 0.05")):
+        assert f"<tr><td>{name}</td><td class=number>{number}</td></tr>" in shown
+    (drawn,) = re.findall(r"data:image/svg\+xml;base64,([^']+)", shown)
+    svg = base64.b64decode(drawn).decode()
+    assert "Play: success" in svg
+    assert ">fast<" in svg
+    assert ">slow<" in svg
+    assert "prefers-color-scheme: dark" in svg

@@ -13,6 +13,7 @@ from jaxmethods.config import ConfigError, LoopConfig, MeshConfig
 from jaxmethods.errors import MissingExtraError
 from jaxmethods.records import writers
 from jaxmethods.records.run_folder import RunFolder
+from jaxmethods.reports import page as pages
 from jaxmethods.reports import report
 from jaxmethods.training import runner
 from tests.training import toy
@@ -28,7 +29,7 @@ def folder(tmp_path_factory):
 
 def test_the_report_is_one_self_contained_page(folder):
     page = folder.report.read_text()
-    assert page.count("data:image/png;base64,") == 1  # one point is no learning curve
+    assert page.count("data:image/svg+xml;base64,") == 2  # one point is no learning curve
     assert not re.search(r"(src|href)=['\"]?(https?:|file:|/)", page)
     assert "&lt;toy&gt; &amp; run" in page
     assert "<toy>" not in page
@@ -37,6 +38,19 @@ def test_the_report_is_one_self_contained_page(folder):
 def test_the_report_states_the_last_evaluation_with_its_standard_error(folder):
     last = [r for r in folder.read_metrics() if r["stage"] == "second"][-1]["evaluate/score"]
     assert f"{sum(last) / 2:.4g} ±" in folder.report.read_text()
+
+
+def test_the_page_begins_with_the_result_and_folds_the_rest(folder):
+    """A sentence and curves; the config and the environment are not in the way."""
+    shown, _, folded = folder.report.read_text().partition("<details>")
+    sentence = re.search(r"<p class=headline>Score is <b>(.*) ± (.*)</b> after step 4 \(", shown)
+    assert sentence
+    assert "standard error" in shown
+    assert shown.count("image/svg+xml") == 2
+    assert "<pre>" not in shown
+    assert "<pre>" in folded
+    assert "width=device-width" in shown
+    assert sentence[1] not in folded
 
 
 def test_the_environment_is_recorded(folder):
@@ -92,7 +106,7 @@ def test_a_written_page_has_its_tables_and_paragraphs(tmp_path):
     (folder.path / "table.md").write_text(
         f"{table}\n\nBoth < 2.\n\n{table}\n\n- one\n- two\n  lines\n"
     )
-    page = report._written_table(folder)
+    page = pages.markdown((folder.path / "table.md").read_text())
     assert page.count("<table>") == 2
     assert "---" not in page
     assert "<p>Both &lt; 2.</p>" in page

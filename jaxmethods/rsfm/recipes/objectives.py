@@ -43,6 +43,11 @@ OPTICAL, RADAR = "optical", "radar"
 YEAR, HOUR = 15.0, 10.0
 """2017 - 2002, and when Sentinel-2 passes: generated scenes have days, but no year and no hour."""
 VOCABULARY = 400
+LAYOUT = Layout(
+    state=(Rule(r"(fc1|q_proj|k_proj|v_proj)/weight$", (None, "fsdp")),),
+    batch=(Rule("slots$", ("data",)),),
+)
+"""The images of a step are split over `data`, the widest weights over `fsdp`."""
 
 
 class Fed(NamedTuple):
@@ -149,10 +154,7 @@ def stage(run: Run, material: Material, config: PretrainedConfig) -> Train:
         data,
         result=lambda state, fed: handed_on(config, state.params),
         evaluation=Evaluation(measure),
-        layout=Layout(
-            state=[Rule(r"(fc1|q_proj|k_proj|v_proj)/weight$", (None, "fsdp"))],
-            batch=[Rule("slots$", ("data",))],
-        ),
+        layout=LAYOUT,
         main=True,
     )
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmethods.layout import seed_axes
+from jaxmethods.layout import Layout, Rule, seed_axes
 from jaxmethods.method import Method, Metrics, Objective
 from jaxmethods.stages import Arrays, Compute, Part, Place, Results, Train
 from jaxmethods.vqcd import (
@@ -36,6 +36,8 @@ STRETCH_ROWS = 4096
 """Rows that the scale of a space is measured on."""
 TOGETHER = "align"
 """The stage that trains all tasks' modules."""
+TOGETHER_LAYOUT = Layout((Rule("", ("data",)),), (Rule("", ("data",)),))
+"""Tasks are split over `data`: their modules have nothing in common."""
 
 
 class Aligned(NamedTuple):
@@ -146,6 +148,7 @@ def align_stage(run: Run, tasks: Tasks, numbers: Sequence[int]) -> Train:
         steps,
         data,
         result=result,
+        layout=TOGETHER_LAYOUT if run.alignment.together else Layout(),
     )
 
 
