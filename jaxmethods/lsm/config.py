@@ -156,6 +156,7 @@ class SmallQFormerConfig(QFormerConfig):
     heads: PositiveInt = 4
     mlp_width: PositiveInt = 256
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    deviation: PositiveFloat | None = None
 
 
 class SmallConnectorConfig(ConnectorConfig):
