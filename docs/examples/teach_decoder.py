@@ -1,9 +1,9 @@
-"""python docs/examples/teach_decoder.py MANIFEST FOLDER: a tiny language model of your own, a minute.
+"""python docs/examples/teach_decoder.py MANIFEST FOLDER: a small language model, in a minute.
 
 A self-powered speech-text model needs a language model that follows instructions about text. Where
-none of billions fits, this teaches a small one: rows of a manifest (`text` with `intent`, `keyword`
-or `keywords`, and `sentiment`; no audio is read), asked in the wordings of `method: lsm_recordings`.
-FOLDER then is `language.path` there (with `template: plain`). Without arguments: five sentences and
+none of billions fits, this teaches a small one: rows of a manifest (`text`, `intent`, `keyword` or
+`keywords`, `sentiment`; no audio is read), asked in the wordings of `method: lsm_recordings`.
+FOLDER then is `language.path` there, with `template: plain`. Without arguments: five sentences, and
 a folder that is thrown away.
 """
 
@@ -110,7 +110,9 @@ def main(manifest: str = "", folder: str = "", steps: int = 800) -> float:
 
     some = np.random.default_rng(0).permutation(len(asked))[:200]
     given, mask = padded([prompts[place] for place in some], 2, max(map(len, prompts)))
-    said = decoder.generate(params, config, given, mask=mask, new_tokens=16, end=2, pad=2)
+    said = decoder.generate(
+        params, config, jnp.asarray(given), mask=jnp.asarray(mask), new_tokens=16, end=2, pad=2
+    )
     pairs = zip(np.asarray(said.tokens), np.asarray(said.lengths), some, strict=True)
     right = float(np.mean([row[:size].tolist() == answers[n] for row, size, n in pairs]))
     with tempfile.TemporaryDirectory() as nowhere:

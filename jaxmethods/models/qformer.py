@@ -109,8 +109,7 @@ def read(
 
 
 def init(key: jax.Array, config: QFormerConfig, inputs: int, dtype: Any = jnp.float32) -> Params:
-    """Random parameters: kernels from N(0, deviation^2), queries from N(0, 0.02^2), biases 0, scales
-    1.
+    """Random parameters: kernels from N(0, deviation^2), queries from N(0, 0.02^2), scales 1.
 
     Args:
         key: typed random key [].
