@@ -26,7 +26,8 @@ from jaxmethods.lsm.prompts import TEMPLATES, padded
 from jaxmethods.models import decoder
 from jaxmethods.models.decoder.config import DecoderConfig
 
-SPECIAL = ("<unk>", "<s>", "</s>")
+SPECIAL = ("<unk>", "</s>")
+END = 1
 KINDS = ("transcription", "repetition", "intent", "keyword", "sentiment")
 WORD = r"\n|\w+|[^\w\s]"
 PLAIN = TEMPLATES["plain"]
@@ -67,7 +68,7 @@ def write_tokenizer(folder: Path, words: list[str]) -> None:
         "pre_tokenizer": split,
     } | dict.fromkeys(("normalizer", "post_processor", "decoder", "truncation", "padding"))
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": END}))
 
 
 def main(manifest: str = "", folder: str = "", steps: int = 800) -> float:
@@ -80,10 +81,10 @@ def main(manifest: str = "", folder: str = "", steps: int = 800) -> float:
     found = {word: None for pair in asked for text in pair for word in re.findall(WORD, text)}
     words = [*SPECIAL, *found]
     number = {word: place for place, word in enumerate(words)}
-    prompts = [[1, *(number[word] for word in re.findall(WORD, text))] for text, _ in asked]
-    answers = [[*(number[word] for word in re.findall(WORD, text)), 2] for _, text in asked]
+    prompts = [[number[word] for word in re.findall(WORD, text)] for text, _ in asked]
+    answers = [[*(number[word] for word in re.findall(WORD, text)), END] for _, text in asked]
     pairs = list(zip(prompts, answers, strict=True))
-    ids, there = padded([a + b for a, b in pairs], 2, max(len(a + b) for a, b in pairs))
+    ids, there = padded([a + b for a, b in pairs], END, max(len(a + b) for a, b in pairs))
     learned = there & (np.arange(ids.shape[1]) >= np.array([[len(a)] for a in prompts]))
     data = Tokens(jnp.asarray(ids), jnp.asarray(learned))
 
@@ -109,9 +110,9 @@ def main(manifest: str = "", folder: str = "", steps: int = 800) -> float:
     (params, _), _ = jax.jit(partial(jax.lax.scan, step))((params, optimizer.init(params)), keys)
 
     some = np.random.default_rng(0).permutation(len(asked))[:200]
-    given, mask = padded([prompts[place] for place in some], 2, max(map(len, prompts)))
+    given, mask = padded([prompts[place] for place in some], END, max(map(len, prompts)))
     said = decoder.generate(
-        params, config, jnp.asarray(given), mask=jnp.asarray(mask), new_tokens=16, end=2, pad=2
+        params, config, jnp.asarray(given), mask=jnp.asarray(mask), new_tokens=16, end=END, pad=END
     )
     pairs = zip(np.asarray(said.tokens), np.asarray(said.lengths), some, strict=True)
     right = float(np.mean([row[:size].tolist() == answers[n] for row, size, n in pairs]))
