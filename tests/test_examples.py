@@ -84,3 +84,8 @@ def test_merged_models_are_diagnosed_in_one_program():
     losses, traces = main("diagnose_a_merge")()
     assert losses.shape == traces.shape == (11,)
     assert losses[5] < losses[0]
+
+
+@pytest.mark.slow
+def test_a_small_decoder_learns_to_answer_about_text():
+    assert main("teach_decoder")(steps=100) > 0.5

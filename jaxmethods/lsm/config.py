@@ -48,6 +48,12 @@ class TuneConfig(Config):
     """Rows of a step."""
     micro_batches: PositiveInt = 1
     """Parts in which a batch is run, one after the other; a divisor of `batch`."""
+    together: PositiveInt = 1
+    """Rows that are put behind each other in one, none of which sees another (packing), so that the
+    language model spends no time on padding; a divisor of a part's rows."""
+    room: PositiveInt | None = None
+    """Tokens of such a row: prompts, speech and answers. What there is no room for is not learned
+    from, and counted in the metric `lost`."""
     tokens: PositiveInt | None = None
     """Tokens that a step learns from, where its rows have as many: those behind are left out.
     Students with equal numbers here learn from equal numbers of tokens, however long their answers
@@ -62,7 +68,9 @@ class TuneConfig(Config):
     lora_scale: NonNegativeFloat = 1.0
     """Additions are multiplied by it when a student is judged; less than 1 undoes a part of the
     tuning."""
-    learning_rate: PositiveFloat = 1e-3
+    learning_rate: PositiveFloat = 3e-3
+    """The peak, as large as that with which the small language model learns: with a third of it
+    some of what it knew about other instructions outlives a tuning on transcriptions alone."""
     warmup: NonNegativeInt = 100
     warmup_kind: Literal["log", "linear"] = "log"
     weight_decay: NonNegativeFloat = 0.05
@@ -78,6 +86,13 @@ class TuneConfig(Config):
                 f"micro_batches: expected a divisor of batch ({self.batch}), "
                 f"got {self.micro_batches}"
             )
+        rows = self.batch // self.micro_batches
+        if rows % self.together:
+            raise ValueError(
+                f"together: expected a divisor of a part's {rows} rows, got {self.together}"
+            )
+        if (self.together > 1) != (self.room is not None):
+            raise ValueError("room: expected a number with together above 1, and with it alone")
         return self
 
 
@@ -156,6 +171,7 @@ class SmallQFormerConfig(QFormerConfig):
     heads: PositiveInt = 4
     mlp_width: PositiveInt = 256
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    deviation: PositiveFloat | None = None
 
 
 class SmallConnectorConfig(ConnectorConfig):
@@ -240,7 +256,7 @@ class AnswererConfig(Config):
     layers: PositiveInt = 2
     heads: PositiveInt = 4
     mlp_width: PositiveInt = 192
-    tune: TuneConfig = TuneConfig(steps=400, batch=32)
+    tune: TuneConfig = TuneConfig(steps=400, batch=32, learning_rate=1e-3)
     """`trains` is all, since nothing was learned before."""
 
 

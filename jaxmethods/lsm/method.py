@@ -7,9 +7,10 @@
 The encoder is frozen: its frames are data, computed before (`whisper.encode`), so that a step has
 neither its gradient nor its cost. A step draws rows by their weights, and its loss is the mean over
 the tokens of all of them (`loss_average: tokens`); the published code took the mean of each
-micro-batch's mean (`micro`). With `tokens` every step learns from that many, so that students whose
-answers have different lengths can be compared. What trains is a setting: all weights, low-rank
-additions (LoRA) or the connector.
+micro-batch's mean (`micro`). With `tokens` every step learns from that many, so that students
+whose answers have different lengths can be compared. With `together` rows share one, without their
+padding (`model.pack`). What trains is a setting: all weights, low-rank additions (LoRA) or the
+connector.
 """
 
 from __future__ import annotations
@@ -22,7 +23,15 @@ import optax
 
 from jaxmethods.lsm.config import TuneConfig
 from jaxmethods.lsm.connector import connect, init_connector
-from jaxmethods.lsm.model import IGNORED, Model, Text, assemble, response_losses
+from jaxmethods.lsm.model import (
+    IGNORED,
+    Model,
+    Text,
+    assemble,
+    pack,
+    packed_losses,
+    response_losses,
+)
 from jaxmethods.method import Method, Metrics, Objective, gradient_step
 from jaxmethods.models.decoder import lora
 from jaxmethods.models.decoder.layer import Params
@@ -73,7 +82,7 @@ def tuner(
 
     Returns:
         `init(key, data)` and `step(state, data)` on a `TuneState`. The metrics are `loss` and
-        `tokens`, those that were learned from.
+        `tokens`, those that were learned from, and of packed rows `lost`.
     """
     parts = config.micro_batches
     at_full_strength = config.model_copy(update={"lora_scale": 1.0})
@@ -99,7 +108,8 @@ def tuner(
 
     def losses(
         trained: Params, data: Data, rows: jax.Array, labels: jax.Array, key: jax.Array
-    ) -> tuple:
+    ) -> tuple[jax.Array, jax.Array]:
+        """Nats of all labels of some rows, and tokens that there was no room for."""
         clips = data.clips[rows]
         text = jax.tree.map(lambda leaf: leaf[rows], data.text)._replace(labels=labels)
         frames = data.frames[clips].astype(jnp.float32)  # kept in half precision
@@ -107,7 +117,15 @@ def tuner(
         own = language_model_of(trained, data.language_model, at_full_strength)
         assembled = assemble(own, speech, text)
         size = text.suffix.shape[1]
-        return response_losses(own, model.language_model, assembled, size, remat=config.remat)
+        if config.room is None:
+            nats, _ = response_losses(
+                own, model.language_model, assembled, size, remat=config.remat
+            )
+            return jnp.sum(nats), jnp.int32(0)
+        packed = pack(assembled, config.together, config.room)
+        size = min(config.together * size, config.room)
+        nats, _ = packed_losses(own, model.language_model, packed, size, remat=config.remat)
+        return jnp.sum(nats), packed.lost
 
     def token_weights(labels: jax.Array) -> tuple[jax.Array, jax.Array]:
         """What a token of each micro-batch counts, [parts], and how many there are."""
@@ -124,29 +142,34 @@ def tuner(
 
         def part(
             gradient: Any, given: tuple[jax.Array, jax.Array, jax.Array, jax.Array]
-        ) -> tuple[Any, jax.Array]:
+        ) -> tuple[Any, tuple[jax.Array, jax.Array]]:
             own, own_labels, weight, own_key = given
-            value, found = jax.value_and_grad(
-                lambda trained: weight * jnp.sum(losses(trained, data, own, own_labels, own_key)[0])
-            )(state.trained)
-            return jax.tree.map(jnp.add, gradient, found), value
+
+            def weighted(trained: Params) -> tuple[jax.Array, jax.Array]:
+                nats, lost = losses(trained, data, own, own_labels, own_key)
+                return weight * nats, lost
+
+            found, change = jax.value_and_grad(weighted, has_aux=True)(state.trained)
+            return jax.tree.map(jnp.add, gradient, change), found
 
         keys = jax.random.split(dropout, parts)
         nothing = jax.tree.map(jnp.zeros_like, state.trained)
-        gradient, values = jax.lax.scan(part, nothing, (rows, labels, weights, keys))
+        gradient, (values, lost) = jax.lax.scan(part, nothing, (rows, labels, weights, keys))
         trained, moments = gradient_step(optimizer, gradient, state.optimizer, state.trained)
         tokens = jnp.sum(counts).astype(jnp.float32)
         after = TuneState(key, trained, moments, state.tokens + tokens)
-        return after, {"loss": jnp.sum(values), "tokens": tokens}
+        metrics = {"loss": jnp.sum(values), "tokens": tokens}
+        return after, metrics | ({} if config.room is None else {"lost": jnp.sum(lost)})
 
     def objective(state: TuneState, data: Data) -> Objective:
         def loss(trained: Params, key: jax.Array) -> jax.Array:
             draw, dropout = jax.random.split(key)
-            rows = draw_rows(draw, data.weights, config.batch)
+            rows = draw_rows(draw, data.weights, config.batch).reshape(parts, -1)
             labels = labels_of(data, rows)
-            weights, _ = token_weights(labels.reshape(parts, -1, labels.shape[-1]))
-            nats, _ = losses(trained, data, rows, labels, dropout)  # [B, R]
-            return jnp.sum(weights * jnp.sum(nats.reshape(parts, -1), axis=1))
+            weights, _ = token_weights(labels)
+            keys = jax.random.split(dropout, parts)
+            nats, _ = jax.vmap(losses, (None, None, 0, 0, 0))(trained, data, rows, labels, keys)
+            return jnp.sum(weights * nats)
 
         return Objective(state.trained, loss)
 

@@ -217,7 +217,13 @@ def pack(rows: Assembled, together: int, length: int) -> Packed:
 
 
 def packed_losses(
-    language_model: Params, config: DecoderConfig, rows: Packed, learned: int, *, dtype: Any = None
+    language_model: Params,
+    config: DecoderConfig,
+    rows: Packed,
+    learned: int,
+    *,
+    dtype: Any = None,
+    remat: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Cross entropy of every label of packed rows, which is that of the rows alone.
 
@@ -227,6 +233,7 @@ def packed_losses(
         rows: of `pack`.
         learned: labels of a packed row, at most; static.
         dtype: of the computation; None: of the parameters.
+        remat: compute layers again in the backward pass.
 
     Returns:
         Nats [G, learned], 0 where nothing is learned, and which are, bool.
@@ -241,6 +248,7 @@ def packed_losses(
         segments=rows.segments,
         logits_at=jnp.maximum(places - 1, 0),
         dtype=dtype,
+        remat=remat,
     ).logits
     counted = labels != IGNORED
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(counted, labels, 0))

@@ -19,7 +19,7 @@ from typing import Annotated, Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from jaxmethods.config import Config
 from jaxmethods.models.decoder.layer import Params, dense, over_layers
@@ -37,6 +37,9 @@ class QFormerConfig(Config):
     norm_eps: Annotated[float, Field(gt=0)] = 1e-12
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Dropout of states and attention probabilities, in training."""
+    deviation: PositiveFloat | None = 0.02
+    """Standard deviation of new kernels; null: 1 / sqrt(width), without which a small one learns
+    nothing for hundreds of steps."""
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
@@ -106,7 +109,7 @@ def read(
 
 
 def init(key: jax.Array, config: QFormerConfig, inputs: int, dtype: Any = jnp.float32) -> Params:
-    """Random parameters: kernels and queries from N(0, 0.02^2), biases 0, scales 1.
+    """Random parameters: kernels from N(0, deviation^2), queries from N(0, 0.02^2), scales 1.
 
     Args:
         key: typed random key [].
@@ -119,9 +122,10 @@ def init(key: jax.Array, config: QFormerConfig, inputs: int, dtype: Any = jnp.fl
     """
     keys = iter(jax.random.split(key, 11))
     layers, width = config.layers, config.width
+    deviation = width**-0.5 if config.deviation is None else config.deviation
 
     def linear(inputs: int, outputs: int) -> Params:
-        kernel = 0.02 * jax.random.normal(next(keys), (layers, inputs, outputs), dtype)
+        kernel = deviation * jax.random.normal(next(keys), (layers, inputs, outputs), dtype)
         return {"kernel": kernel, "bias": jnp.zeros((layers, outputs), dtype)}
 
     def norm(*shape: int) -> Params:

@@ -146,6 +146,22 @@ def test_one_program_serves_all_batches():
     assert count == 1
 
 
+def test_packed_rows_are_learned_from_as_they_are_alone():
+    (alone, plain), (packed, metrics) = after(), after(together=2, room=160)
+    assert metrics["lost"] == 0
+    assert metrics["loss"] == pytest.approx(float(plain["loss"]), rel=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), alone.trained, packed.trained
+    )
+
+
+def test_settings_of_packing_must_fit():
+    with pytest.raises(ValueError, match="together: expected a divisor of a part's 4 rows, got 3"):
+        method(together=3, room=9)
+    with pytest.raises(ValueError, match="room: expected a number"):
+        method(together=2)
+
+
 def test_every_step_learns_from_as_many_tokens_as_it_is_allowed():
     state, metrics = after(steps=2, tokens=5)
     assert float(metrics["tokens"]) == 5

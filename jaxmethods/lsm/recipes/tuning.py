@@ -19,14 +19,12 @@ from jaxmethods.lsm.recipes.world import (
     SPEECH,
     TRAIN,
     encoder_config,
-    for_a_small_model,
     material,
     speech_text,
     wordings_of,
 )
 from jaxmethods.lsm.recipes.writing import GENERATED, WRITER, writer_config
 from jaxmethods.lsm.schedules import warmup_then_linear
-from jaxmethods.method import Method
 from jaxmethods.models.decoder.network import RULES as DECODER_RULES
 from jaxmethods.numerics.keys import named
 from jaxmethods.stages import Results, Train
@@ -64,21 +62,10 @@ def student_stage(run: SpeechTextRun, student: StudentConfig) -> Train:
         own = language_model_of(state.trained, data.language_model, full)
         return Learned(state.trained["connector"], own, state.tokens)
 
-    optimizer = optimizer_of(student.tune)
-    method = tuner(model, optimizer, student.tune, inputs)
-
-    def init(key: jax.Array, data: Data) -> TuneState:
-        state = method.init(key, data)
-        connector = dict(state.trained["connector"])
-        own = connector["qformer"]
-        layers = for_a_small_model(own["layers"], run.connector.qformer.width)
-        connector["qformer"] = own | {"layers": layers}
-        trained = state.trained | {"connector": connector}
-        return state._replace(trained=trained, optimizer=optimizer.init(trained))
-
+    method = tuner(model, optimizer_of(student.tune), student.tune, inputs)
     return Train(
         student.title,
-        Method(init, method.step, method.objective),
+        method,
         student.tune.steps,
         lambda results: data_of(run, student, results),
         result=result,

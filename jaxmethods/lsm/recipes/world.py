@@ -238,7 +238,7 @@ def asked_text(wordings: Sequence[str]) -> Text:
 
 
 def wordings_of(run: SpeechTextRun, kind: str, rows: int, purpose: str) -> list[str]:
-    """One of the two wordings for each of several rows.
+    """One of the wordings of a kind for each of several rows.
 
     Args:
         run: the config, whose seed of speech draws.
@@ -250,5 +250,6 @@ def wordings_of(run: SpeechTextRun, kind: str, rows: int, purpose: str) -> list[
         Instructions.
     """
     seed = [run.speech.seed, list(KINDS).index(kind), sum(map(ord, purpose))]
-    chosen = np.random.default_rng(seed).integers(0, 2, rows)
-    return [KINDS[kind][number] for number in chosen]
+    known = KINDS[kind]
+    chosen = np.random.default_rng(seed).integers(0, len(known), rows)
+    return [known[number] for number in chosen]

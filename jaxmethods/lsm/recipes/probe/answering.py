@@ -127,12 +127,8 @@ def answerer(model: Model, config: TuneConfig, inputs: int) -> Method:
     def init(key: jax.Array, data: Data) -> TuneState:
         state = method.init(key, data)
         language = decoder.init_params(named(key, "language_model"), model.language_model)
-        parts = {"language_model": language, "qformer": state.trained["connector"]["qformer"]}
-        widths = model.language_model.width, model.connector.qformer.width
-        for (name, own), width in zip(parts.items(), widths, strict=True):
-            parts[name] = own | {"layers": for_a_small_model(own["layers"], width)}
-        connector = state.trained["connector"] | {"qformer": parts["qformer"]}
-        trained = {"connector": connector, "language_model": parts["language_model"]}
+        layers = for_a_small_model(language["layers"], model.language_model.width)
+        trained = state.trained | {"language_model": language | {"layers": layers}}
         return state._replace(trained=trained, optimizer=optimizer.init(trained))
 
     return Method(init, method.step, method.objective)
