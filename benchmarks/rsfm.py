@@ -1,7 +1,10 @@
 """Remote sensing: a probe sweep as one program, neighbors, features, pretraining; PyTorch beside.
 
 Random pixels and features. A sweep is 16 learning rates x 3 weight decays on 2,000 features; ours
-is one program, PyTorch fits one after the other. Pretraining is the whole update on images that are
+is one program, PyTorch fits one after the other. A path is 48 penalties to the same largest entry
+of the gradient, on features whose spread falls as 1 / k (an encoder's are as uneven, independent
+ones would spare L-BFGS its work); beside it PyTorch's L-BFGS with a strong-Wolfe search,
+scikit-learn's and ours, one fit after the other. Pretraining is the whole update on images that are
 at hand. On CPU Ti/8 on 64 pixels with 16 images, and SatMAE's with three groups of ten bands with
 8; on a GPU Ti/8 with 1024 and L/16 on 224 pixels with 128, in bfloat16.
 """
@@ -9,14 +12,16 @@ at hand. On CPU Ti/8 on 64 pixels with 16 images, and SatMAE's with three groups
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.harness import Row, Settings, prepare_jax, prepare_torch, time_in_turns
+from benchmarks.harness import Row, Settings, Work, prepare_jax, prepare_torch, time_in_turns
 from jaxmethods.models.geovit import encode, sized
+from jaxmethods.numerics.linear_probe import probe_lbfgs
 from jaxmethods.rsfm.config import MAEConfig, OptimizerConfig, PretrainConfig
 from jaxmethods.rsfm.evaluation.neighbors import neighbor_scores
 from jaxmethods.rsfm.evaluation.probes import probe_sgd, product
@@ -49,6 +54,9 @@ SATMAE = MAEConfig(
 LARGE = MAEConfig(encoder=sized("large"))
 RATES = tuple(float(rate) for rate in np.logspace(-3, 1, 16))
 DECAYS = (0.0, 1e-4, 1e-2)
+PENALTIES = np.logspace(-6, 1, 48).astype(np.float32)
+TOLERANCE = 1e-5
+"""The gradient's largest entry at which a fit of a path ends."""
 
 
 class Sizes(NamedTuple):
@@ -70,6 +78,7 @@ def rows(settings: Settings) -> Iterator[Row]:
     """All rows of this device."""
     sizes = Sizes() if jax.default_backend() == "cpu" else GPU
     yield sweep(settings, sizes)
+    yield path(settings, sizes)
     yield nearest(settings, sizes)
     yield from models(settings, sizes)
 
@@ -96,6 +105,50 @@ def sweep(settings: Settings, sizes: Sizes) -> Row:
         return torch_rsfm.sequential_probes(*own, sizes.epochs, sizes.batch, device)
 
     return _row(settings, "probe_sweep_48", work, torch_work, 48, "probes/s", sizes)
+
+
+def path(settings: Settings, sizes: Sizes) -> Row:
+    """48 penalties at once, and one after the other."""
+    x, y = _uneven(sizes)
+    given: dict[str, Any] = {"classes": 10, "tolerance": TOLERANCE}
+    fit = jax.jit(lambda x, y, lams: probe_lbfgs(x, y, lams, **given))
+    work = prepare_jax(fit, x, y, jnp.asarray(PENALTIES))
+    one = jnp.split(jnp.asarray(PENALTIES), len(PENALTIES))
+    alone = Work(lambda: jax.block_until_ready([fit(x, y, own) for own in one]))
+
+    def torch_work(device: str) -> Any:
+        from benchmarks import torch_rsfm
+
+        own = (np.asarray(x), np.asarray(y), PENALTIES.tolist(), TOLERANCE, device)
+        return torch_rsfm.sequential_optima(*own)
+
+    others = [alone]
+    if find_spec("sklearn") and jax.default_backend() == "cpu":
+        others.append(Work(lambda: _scikit_learn(np.asarray(x), np.asarray(y), settings.cores)))
+    theirs = prepare_torch(torch_work, settings)
+    timings = time_in_turns([work, *others, *([theirs] if theirs else [])], settings)
+    names = ("here", "scikit-learn")
+    notes = [f"{name} {own.median:.2f} s" for name, own in zip(names, timings[1:3], strict=False)]
+    found = fit(x, y, jnp.asarray(PENALTIES))
+    notes.append(f"largest entry of the gradient at the end {float(jnp.max(found.gradient)):.1e}")
+    return Row(
+        name="rsfm/probe_path_48",
+        sizes={"features": sizes.features, "tolerance": TOLERANCE},
+        work=len(PENALTIES),
+        unit="probes/s",
+        ours=timings[0],
+        torch=timings[-1] if theirs else None,
+        note="one after the other: " + ", ".join(notes),
+    )
+
+
+def _scikit_learn(x: np.ndarray, y: np.ndarray, cores: int) -> None:
+    from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(cores or None):
+        for lam in PENALTIES.tolist():
+            LogisticRegression(C=1 / (lam * len(x)), tol=TOLERANCE, max_iter=5000).fit(x, y)
 
 
 def nearest(settings: Settings, sizes: Sizes) -> Row:
@@ -181,6 +234,18 @@ def pretraining(settings: Settings, name: str, config: MAEConfig, number: int, s
 def _features(sizes: Sizes) -> tuple[jax.Array, jax.Array]:
     x = jax.random.normal(jax.random.key(0), sizes.features)
     return x, jnp.arange(sizes.features[0]) % 10
+
+
+def _uneven(sizes: Sizes) -> tuple[jax.Array, jax.Array]:
+    """Features of ten classes, as uneven as an encoder's, with no axis of their own."""
+    keys = jax.random.split(jax.random.key(3), 3)
+    number, width = sizes.features
+    spread = 10 / jnp.arange(1, width + 1)
+    y = jnp.arange(number) % 10
+    own = jax.random.normal(keys[0], (number, width))
+    own = spread * (own + 0.5 * jax.random.normal(keys[1], (10, width))[y])
+    rotation, _ = jnp.linalg.qr(jax.random.normal(keys[2], (width, width)))
+    return own @ rotation, y
 
 
 def _images(config: MAEConfig, number: int) -> jax.Array:

@@ -221,6 +221,51 @@ def sequential_probes(
     return call
 
 
+def sequential_optima(
+    features: Any, labels: Any, lams: Sequence[float], tolerance: float, device: str
+) -> Callable[[], Any]:
+    """The optimum of a linear probe for each penalty by L-BFGS, one after the other.
+
+    Args:
+        features: [N, D] on the host.
+        labels: [N].
+        lams: penalties.
+        tolerance: of the largest entry of the gradient.
+        device: PyTorch's name.
+
+    Returns:
+        The call that is timed.
+    """
+    x = torch.tensor(features).to(device)
+    y = torch.tensor(labels).long().to(device)
+
+    def fit(lam: float) -> None:
+        head = nn.Linear(x.shape[1], int(y.max()) + 1).to(device)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        optimizer = torch.optim.LBFGS(
+            head.parameters(),
+            max_iter=5000,
+            tolerance_grad=tolerance,
+            tolerance_change=1e-12,
+            line_search_fn="strong_wolfe",
+        )
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = functional.cross_entropy(head(x), y) + lam / 2 * head.weight.square().sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+
+    def call() -> None:
+        for lam in lams:
+            fit(lam)
+
+    return call
+
+
 def neighbors(features: Any, labels: Any, queries: Any, k: int, device: str) -> Callable[[], Any]:
     """Weighted votes of the k nearest, a row of one-hot labels for each as in the published code.
 

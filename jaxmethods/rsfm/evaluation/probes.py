@@ -1,7 +1,9 @@
 """MAE's linear probe of frozen features, a whole grid of settings in one program.
 
 `probe_sgd` is the recipe of He et al. 2022, appendix A.1 (LARS, warm-up, cosine), for many rates,
-decays and seeds. The optimum of a penalized probe is `numerics.linear_probe`.
+decays and seeds. Settings with the same seed see the same batches, so that a batch is read once for
+all of them: they are columns of one product. The optimum of a penalized probe is
+`numerics.linear_probe`.
 """
 
 from __future__ import annotations
@@ -10,22 +12,25 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jaxmethods.numerics.compiled import compiled
 from jaxmethods.numerics.linear_probe import Probe
 from jaxmethods.rsfm.schedules import lars_update, warmup_cosine
 
+TRUST = 0.001
+"""The size of LARS's update over that of the weights, before the rate."""
+MOMENTUM = 0.9
+
 
 class Grid(NamedTuple):
-    """Settings of `probe_sgd`, one entry of each for every probe."""
+    """Settings of `probe_sgd`: all pairs of a seed and of a rate with a decay."""
 
     rate: jax.Array
     """[G], largest learning rate."""
     weight_decay: jax.Array
     """[G]"""
     seed: jax.Array
-    """[G] integers: initial weights and order of batches."""
+    """[S] integers: initial weights and order of batches."""
 
 
 @compiled("classes", "epochs", "batch", "warmup", "optimizer")
@@ -45,7 +50,7 @@ def probe_sgd(
     Args:
         features: [N, D], standardized.
         labels: [N] integers.
-        grid: G settings.
+        grid: G settings and S seeds.
         classes: C; static.
         epochs: static; the last batch of an epoch that isn't full is left out.
         batch: images of a step, at most N; static.
@@ -53,7 +58,8 @@ def probe_sgd(
         optimizer: "lars" or "sgd" (momentum 0.9); static.
 
     Returns:
-        The classifiers; `objective` is the last epoch's mean loss, `gradient` NaN.
+        G S classifiers, setting by setting; `objective` is the last epoch's mean loss, `gradient`
+        NaN.
 
     Raises:
         ValueError: another optimizer.
@@ -63,32 +69,24 @@ def probe_sgd(
     number, width = features.shape
     size = min(batch, number)
     steps = number // size
-    # LARS with an infinite supply of trust is plain momentum; vectors have none of it anyway.
-    trust = 0.001
+    settings = len(grid.rate)
+    targets = jax.nn.one_hot(labels, classes, dtype=features.dtype)
+    move = jax.vmap(_lars if optimizer == "lars" else _momentum, (1, 1, 1, 0, 0), 1)
 
-    def loss(params: Any, rows: jax.Array) -> jax.Array:
-        logits = features[rows] @ params["weight"] + params["bias"]
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels[rows]))
-
-    def solve(rate: jax.Array, decay: jax.Array, seed: jax.Array) -> Probe:
+    def solve(seed: jax.Array) -> Probe:
         start_key, order_key = jax.random.split(jax.random.key(seed))
+        weight = 0.01 * jax.random.normal(start_key, (width, classes), features.dtype)
         params = {
-            "weight": 0.01 * jax.random.normal(start_key, (width, classes), features.dtype),
-            "bias": jnp.zeros(classes, features.dtype),
+            "weight": jnp.repeat(weight.T[:, None], settings, axis=1),  # [C, G, D]
+            "bias": jnp.zeros((classes, settings), features.dtype),
         }
 
         def update(carry: Any, scanned: Any) -> Any:
             params, velocity = carry
             rows, place = scanned
-            value, gradient = jax.value_and_grad(loss)(params, rows)
-            now = warmup_cosine(place, rate, epochs, warmup).astype(features.dtype)
-            if optimizer == "lars":
-                moved = lars_update(params, gradient, velocity, now, decay, trust=trust)
-            else:
-                gradient["weight"] = gradient["weight"] + decay * params["weight"]
-                velocity = jax.tree.map(lambda old, new: 0.9 * old + new, velocity, gradient)
-                moved = jax.tree.map(lambda own, v: own - now * v, params, velocity), velocity
-            return moved, value
+            losses, gradient = _gradients(params, features[rows], targets[rows])
+            rates = warmup_cosine(place, grid.rate, epochs, warmup).astype(features.dtype)
+            return move(params, gradient, velocity, rates, grid.weight_decay), losses
 
         def epoch(carry: Any, index: jax.Array) -> Any:
             order = jax.random.permutation(jax.random.fold_in(order_key, index), number)
@@ -98,12 +96,42 @@ def probe_sgd(
 
         carry = (params, jax.tree.map(jnp.zeros_like, params))
         (params, _), losses = jax.lax.scan(epoch, carry, jnp.arange(epochs))
-        bias = params["bias"] - jnp.mean(params["bias"])
-        nothing = jnp.full((), jnp.nan, features.dtype)
-        count = jnp.asarray(epochs * steps, jnp.int32)
-        return Probe(params["weight"], bias, jnp.mean(losses[-1]), nothing, count)
+        bias = params["bias"] - jnp.mean(params["bias"], axis=0)
+        nothing = jnp.full(settings, jnp.nan, features.dtype)
+        count = jnp.full(settings, epochs * steps, jnp.int32)
+        weight = jnp.moveaxis(params["weight"], 0, 2)  # [G, D, C]
+        return Probe(weight, bias.T, jnp.mean(losses[-1], axis=0), nothing, count)
 
-    return jax.vmap(solve)(grid.rate, grid.weight_decay, grid.seed)
+    found = jax.lax.map(solve, grid.seed)
+    return jax.tree.map(lambda leaf: jnp.swapaxes(leaf, 0, 1).reshape(-1, *leaf.shape[2:]), found)
+
+
+def _gradients(params: Any, rows: jax.Array, targets: jax.Array) -> tuple[jax.Array, Any]:
+    """All classifiers' [G] mean cross-entropies and slopes, by two products with the same rows.
+
+    Classes are the first axis, so that what is summed over them are whole vectors of settings.
+    """
+    classes, settings, width = params["weight"].shape
+    flat = params["weight"].reshape(-1, width)
+    said = (rows @ flat.T).reshape(-1, classes, settings) + params["bias"]  # [B, C, G]
+    largest = jnp.max(said, axis=1, keepdims=True)
+    powers = jnp.exp(said - largest)
+    total = jnp.sum(powers, axis=1, keepdims=True)
+    truth = jnp.sum(said * targets[..., None], axis=1)
+    losses = jnp.mean((largest + jnp.log(total))[:, 0] - truth, axis=0)
+    wrong = (powers / total - targets[..., None]) / len(rows)
+    slope = wrong.reshape(-1, classes * settings).T @ rows
+    return losses, {"weight": slope.reshape(params["weight"].shape), "bias": jnp.sum(wrong, 0)}
+
+
+def _lars(params: Any, gradient: Any, velocity: Any, rate: Any, decay: Any) -> tuple[Any, Any]:
+    return lars_update(params, gradient, velocity, rate, decay, momentum=MOMENTUM, trust=TRUST)
+
+
+def _momentum(params: Any, gradient: Any, velocity: Any, rate: Any, decay: Any) -> tuple[Any, Any]:
+    gradient = gradient | {"weight": gradient["weight"] + decay * params["weight"]}
+    velocity = jax.tree.map(lambda old, new: MOMENTUM * old + new, velocity, gradient)
+    return jax.tree.map(lambda own, fast: own - rate * fast, params, velocity), velocity
 
 
 def product(rates: Any, weight_decays: Any, seeds: Any) -> Grid:
@@ -115,9 +143,7 @@ def product(rates: Any, weight_decays: Any, seeds: Any) -> Grid:
         seeds: integers.
 
     Returns:
-        G = rates x decays x seeds settings.
+        G = rates x decays settings and S seeds.
     """
-    meshed = jnp.meshgrid(
-        jnp.asarray(rates), jnp.asarray(weight_decays), jnp.asarray(seeds), indexing="ij"
-    )
-    return Grid(*(own.reshape(-1) for own in meshed))
+    own, decays = jnp.meshgrid(jnp.asarray(rates), jnp.asarray(weight_decays), indexing="ij")
+    return Grid(own.reshape(-1), decays.reshape(-1), jnp.asarray(seeds))
