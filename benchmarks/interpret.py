@@ -25,6 +25,7 @@ from benchmarks import torch_interpret as peers
 from benchmarks.harness import Row, Settings, Work, prepare_jax, time_in_turns
 from jaxmethods.interpret import cross_entropy, make_problem, trees
 from jaxmethods.interpret.curvature import eigenpairs, hutchinson, operators, slq
+from jaxmethods.interpret.influence import memorization
 from jaxmethods.interpret.kernels import ntk
 from jaxmethods.interpret.problem import Data, Problem
 from jaxmethods.models import decoder
@@ -294,22 +295,25 @@ def shadows(settings: Settings, models: int = 64, steps: int = 100) -> Iterator[
     problem = problem_of(size)
     x, y = problem.data.inputs, problem.data.targets
 
-    def train(key: jax.Array, weights: jax.Array, x: jax.Array, y: jax.Array) -> Any:
-        def loss(params: Any) -> jax.Array:
-            return jnp.sum(weights * cross_entropy.value(network(params, x), y)) / jnp.sum(weights)
-
-        def step(params: Any, _: None) -> tuple[Any, None]:
-            return trees.axpy(-0.5, jax.grad(loss)(params), params), None
-
-        start = trees.random_like(key, problem.params, "normal")
-        start = jax.tree.map(lambda leaf: leaf / leaf.shape[0] ** 0.5, start)
-        return jax.lax.scan(step, start, None, length=steps)[0]
-
     def ours(key: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
-        keys = jax.random.split(key, models)
-        member = jax.random.bernoulli(key, 0.5, (models, len(x))).astype(x.dtype)
-        params = jax.vmap(train, (0, 0, None, None))(keys, member, x, y)
+        places = memorization.complementary_halves(key, models, len(x))
+
+        def train(key: jax.Array, own: jax.Array) -> Any:
+            inputs, labels = x[own], y[own]
+
+            def loss(params: Any) -> jax.Array:
+                return jnp.mean(cross_entropy.value(network(params, inputs), labels))
+
+            def step(params: Any, _: None) -> tuple[Any, None]:
+                return trees.axpy(-0.5, jax.grad(loss)(params), params), None
+
+            start = trees.random_like(key, problem.params, "normal")
+            start = jax.tree.map(lambda leaf: leaf / leaf.shape[0] ** 0.5, start)
+            return jax.lax.scan(step, start, None, length=steps)[0]
+
+        params = memorization.train_on_places(train, key, places)
         losses = jax.vmap(lambda own: cross_entropy.value(network(own, x), y))(params)
+        member = memorization.members_of(places, len(x))
         return jnp.sum(member * losses) / jnp.sum(member)
 
     yield from beside(

@@ -75,7 +75,9 @@ def _check(run: LoadedRun, stage: Train, told: Any, slope: bool, slack: float) -
 
         value, gradient = jax.value_and_grad(loss)(vector, keys[0])
         length = trees.norm(gradient)
+        # Short where the loss is steep: it changes by a hundredth then, nearly on a line.
         reach = 3e-3 * trees.norm(vector) / jnp.maximum(length, 1e-12)
+        reach = jnp.minimum(reach, 1e-2 * jnp.abs(value) / jnp.maximum(length, 1e-12) ** 2)
         ends = jnp.stack([-reach, reach, jnp.zeros_like(reach)])
         along = jax.lax.map(lambda t: loss(trees.axpy(t, gradient, vector), keys[0]), ends)
         return (
@@ -103,6 +105,9 @@ def _other_keys(state: Any, number: jax.Array) -> Any:
     def other(leaf: Any) -> Any:
         if not jnp.issubdtype(jnp.asarray(leaf).dtype, jax.dtypes.prng_key):
             return leaf
-        return jax.random.fold_in(leaf, number)
+        each = jax.random.fold_in
+        for _ in range(leaf.ndim):
+            each = jax.vmap(each, (0, None))
+        return each(leaf, number)
 
     return jax.tree.map(other, state)

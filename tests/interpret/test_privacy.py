@@ -80,6 +80,20 @@ def test_spearman_of_ranks_with_ties():
     np.testing.assert_allclose(trak.spearman(a, -b), -1, rtol=1e-6)
 
 
+def test_complementary_halves_share_no_example_and_train_as_weights_do():
+    places = memorization.complementary_halves(jax.random.key(0), 6, 8)
+    subsets = memorization.members_of(places, 8)
+    assert subsets.shape == (6, 8)
+    assert np.all(np.sum(subsets, axis=0) == 3)
+    assert np.all(np.sum(subsets, axis=1) == 4)
+    assert np.all(subsets[0] != subsets[1])
+    assert len(memorization.complementary_halves(jax.random.key(0), 3, 7)) == 3
+    x = jnp.arange(8.0)
+    weighed = memorization.train_on_subsets(lambda key, w: w @ x, jax.random.key(1), subsets)
+    own = memorization.train_on_places(lambda key, at: jnp.sum(x[at]), jax.random.key(1), places)
+    np.testing.assert_allclose(own, weighed)
+
+
 def test_memorization_of_planted_learners():
     subsets = memorization.half_subsets(jax.random.key(0), 10, 7)
     np.testing.assert_array_equal(np.sum(subsets, axis=0), 5)

@@ -21,6 +21,9 @@ from jaxmethods.interpret.curvature.operators import Operator
 from jaxmethods.interpret.trees import Vector
 from jaxmethods.numerics.linalg import in_turn
 
+JOINED = 2**14
+"""Entries up to which a vector's leaves are joined: small ones cost a product's call each."""
+
 
 class Tridiagonal(NamedTuple):
     """T_m and the orthonormal vectors that belong to it."""
@@ -83,6 +86,15 @@ def recurrence(
     if steps < 1:
         raise ValueError(f"steps: expected at least 1, got {steps}")
     kind = trees.dtype(start)
+    leaves = jax.tree.leaves(start)
+    if len(leaves) > 1 and trees.size(start) <= JOINED and all(x.dtype == kind for x in leaves):
+
+        def joined(flat: jax.Array) -> jax.Array:
+            return trees.ravel(product(trees.unravel(flat, start)))
+
+        found = recurrence(joined, trees.ravel(start), steps, key)
+        basis = jax.vmap(lambda flat: trees.unravel(flat, start))(found.basis)
+        return found._replace(basis=basis)
     relative = jnp.sqrt(jnp.finfo(kind).eps)
 
     def step(j: jax.Array, carry: tuple) -> tuple:

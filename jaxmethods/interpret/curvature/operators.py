@@ -166,19 +166,12 @@ def to_matrix(operator: Operator) -> jax.Array:
         [P, P].
     """
     product = operator.product()
-    leaves, structure = jax.tree.flatten(operator.like)
-    ends = [0]
-    for leaf in leaves:
-        ends.append(ends[-1] + leaf.size)
 
     def column(unit: jax.Array) -> jax.Array:
-        parts = [
-            unit[start:end].reshape(leaf.shape).astype(leaf.dtype)
-            for start, end, leaf in zip(ends[:-1], ends[1:], leaves, strict=True)
-        ]
-        return trees.ravel(product(structure.unflatten(parts)))
+        return trees.ravel(product(trees.unravel(unit, operator.like)))
 
-    return jax.vmap(column, out_axes=1)(jnp.eye(ends[-1], dtype=trees.dtype(operator.like)))
+    units = jnp.eye(operator.dimension, dtype=trees.dtype(operator.like))
+    return jax.vmap(column, out_axes=1)(units)
 
 
 def _over_batches(problem: Problem, of_batch: Callable[[Data], Product]) -> Product:

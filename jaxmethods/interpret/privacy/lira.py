@@ -4,7 +4,7 @@
 
 with means and variances of phi over shadow models trained with and without example i (Carlini et
 al., "Membership inference attacks from first principles", 2022). Shadow models are those of
-`influence.memorization.train_on_subsets`.
+`influence.memorization.train_on_subsets` or `train_on_places`.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from jaxmethods.lsm.recipes import tuning, world, writing
 from jaxmethods.lsm.recipes.listening import HEARD
 from jaxmethods.models import decoder
 from tests.diagnosis import check_diagnosable
+from tests.objectives import check_objectives
 
 SMALL = {"width": 8, "heads": 2, "mlp_width": 8, "steps": 2, "batch": 2}
 TUNE = {"steps": 2, "warmup": 1, "batch": 2}
@@ -182,3 +183,4 @@ def test_a_whole_run_and_its_report(tmp_path):
     answer = run.ready()(np.zeros(4000, np.float32), "name the purpose")
     assert isinstance(answer, str)
     check_diagnosable(run)
+    check_objectives(run, stages=("writer", "vanilla"))

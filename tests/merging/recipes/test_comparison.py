@@ -25,6 +25,7 @@ from jaxmethods.records.run_folder import RunFolder
 from jaxmethods.stages import Recipe
 from jaxmethods.training import runner
 from tests.diagnosis import check_diagnosable
+from tests.objectives import check_objectives
 from tests.same_numbers import check_same_numbers
 
 TASKS = ("digits", "parity")
@@ -158,6 +159,13 @@ def assert_same(one, other):
 @pytest.mark.slow
 def test_the_merged_tower_can_be_diagnosed(runs):
     check_diagnosable(jaxmethods.load_run(runs.stopped.path))
+
+
+@pytest.mark.slow
+def test_a_monitor_shows_what_is_adapted(runs):
+    run = jaxmethods.load_run(runs.stopped.path)
+    reported = {"surgery": lambda metrics: len(TASKS) * metrics["loss"]}
+    check_objectives(run, reported, stages=("adamerging", "surgery"))
 
 
 @pytest.mark.slow

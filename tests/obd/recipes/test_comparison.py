@@ -22,6 +22,7 @@ from jaxmethods.offline_rl.types import Norm
 from jaxmethods.records.run_folder import RunFolder
 from jaxmethods.reports import result
 from tests.diagnosis import check_diagnosable
+from tests.objectives import check_objectives
 from tests.same_numbers import check_same_numbers
 
 TINY = """
@@ -72,6 +73,15 @@ def test_the_stages_run_in_order(finished):
 
 def test_a_student_can_be_diagnosed(finished):
     check_diagnosable(jaxmethods.load_run(finished[0].path))
+
+
+@pytest.mark.slow
+def test_a_monitor_shows_what_students_go_down_on(finished):
+    def of_all(metrics):
+        return sum(metrics[name] for name in metrics) / len(metrics)
+
+    run = jaxmethods.load_run(finished[0].path)
+    check_objectives(run, {"comparison": of_all}, stages=("cloning", "comparison"))
 
 
 def test_everybody_competes_in_every_seed(finished):

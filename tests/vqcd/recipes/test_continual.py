@@ -24,6 +24,7 @@ from jaxmethods.vqcd.recipes.scoring import _weights
 from jaxmethods.vqcd.recipes.summary import judged
 from jaxmethods.vqcd.recipes.tasks import Tasks
 from tests.diagnosis import check_diagnosable
+from tests.objectives import check_objectives
 from tests.permissions import check_others_can_read
 from tests.same_numbers import check_same_numbers
 from tests.vqcd.recipes.tiny import NAMES, parts, values
@@ -52,6 +53,18 @@ def test_stages_run_task_by_task(finished):
 @pytest.mark.slow
 def test_a_learner_can_be_diagnosed(finished):
     check_diagnosable(finished[0])
+
+
+@pytest.mark.slow
+def test_a_monitor_shows_what_modules_and_learners_go_down_on(finished):
+    sides = {f"align_{NAMES[0]}": lambda m: m["states_loss"] + m["actions_loss"]}
+    # Modules' gradients go straight through the rounding to codes.
+    check_objectives(
+        finished[0],
+        sides,
+        not_a_derivative=tuple(sides),
+        stages=(*sides, f"vqcd_{NAMES[0]}"),
+    )
 
 
 @pytest.mark.slow
