@@ -91,8 +91,8 @@ class TuneConfig(Config):
             raise ValueError(
                 f"together: expected a divisor of a part's {rows} rows, got {self.together}"
             )
-        if (self.together > 1) != (self.room is not None):
-            raise ValueError("room: expected a number with together above 1, and with it alone")
+        if self.together > 1 and self.room is None:
+            raise ValueError("room: expected a number with together above 1, got none")
         return self
 
 

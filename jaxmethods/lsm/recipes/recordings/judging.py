@@ -193,6 +193,8 @@ def metrics(models: Models, judged: Judged) -> dict[str, Any]:
             values = [forgetting(float(value), float(before[0])) for value in speech]
             found[f"{title}_forgetting"] = np.asarray(values)
             found[f"{title}_shuffled_follow"] = mean_of(own, followed, "follow")
+            for kind in followed:
+                found[f"{title}_shuffled_{kind}"] = mean_of(own, (kind,), "follow")
         found[f"{title}_tokens"] = judged.tokens[title]
         aligned = judged.alignment[title]
         found[f"{title}_cka"] = cka_interval(aligned.speech, aligned.text).mean
