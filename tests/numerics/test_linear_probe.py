@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxmethods.numerics import linear_probe
@@ -21,7 +25,11 @@ def data():
 
 @pytest.fixture(scope="module")
 def solved(data):
-    return linear_probe.probe_lbfgs(*data, LAMS, classes=CLASSES, tolerance=1e-5)
+    """Three of 27 penalties in no order: three groups, each begins where the last one ended."""
+    places = jnp.array([3, 20, 25])
+    lams = jnp.logspace(-3, 1, 27)[jnp.arange(27) * 5 % 27].at[places].set(LAMS)
+    many = linear_probe.probe_lbfgs(*data, lams, classes=CLASSES, tolerance=1e-6)
+    return jax.tree.map(lambda leaf: leaf[places], many)
 
 
 def test_the_optimum_is_scikit_learns(data, solved):
@@ -42,7 +50,7 @@ def test_the_optimum_is_scikit_learns(data, solved):
 
 
 def test_an_entry_of_the_grid_is_what_it_is_alone(data, solved):
-    alone = linear_probe.probe_lbfgs(*data, LAMS[1:2], classes=CLASSES, tolerance=1e-5)
+    alone = linear_probe.probe_lbfgs(*data, LAMS[1:2], classes=CLASSES, tolerance=1e-6)
     np.testing.assert_allclose(alone.weight[0], solved.weight[1], atol=1e-4)
     np.testing.assert_allclose(alone.objective[0], solved.objective[1], atol=1e-6)
 
@@ -52,6 +60,33 @@ def test_the_gradient_is_small_and_a_larger_penalty_gives_smaller_weights(solved
     sizes = np.linalg.norm(np.asarray(solved.weight).reshape(len(LAMS), -1), axis=1)
     assert np.all(np.diff(sizes) > 0)
     np.testing.assert_allclose(np.sum(solved.bias, axis=1), 0, atol=1e-5)
+
+
+def test_value_and_gradient_are_those_of_the_features(data):
+    """Of a search that has not ended, in the features' own coordinates."""
+    features, labels = data[0] + 2, data[1]
+    found = linear_probe.probe_lbfgs(features, labels, LAMS, classes=CLASSES, most_steps=1)
+
+    @jax.jit
+    @partial(jax.value_and_grad, argnums=(0, 1))
+    def objective(weight, bias):
+        losses = optax.softmax_cross_entropy_with_integer_labels(features @ weight + bias, labels)
+        return jnp.mean(losses) + LAMS[1] / 2 * jnp.sum(jnp.square(weight))
+
+    value, slopes = objective(found.weight[1], found.bias[1])
+    size = max(float(jnp.max(jnp.abs(slope))) for slope in slopes)
+    assert size > 1e-3
+    np.testing.assert_allclose(found.objective[1], value, rtol=1e-5)
+    np.testing.assert_allclose(found.gradient[1], size, rtol=1e-3, atol=1e-6)
+
+
+def test_fewer_images_than_features_have_scikit_learns_optimum():
+    linear = pytest.importorskip("sklearn.linear_model")
+    features, labels = draw(7, 12, 20), jnp.arange(12) % CLASSES
+    found = linear_probe.probe_lbfgs(features, labels, LAMS[:1], classes=CLASSES)
+    reference = linear.LogisticRegression(C=1 / (float(LAMS[0]) * 12), tol=1e-10, max_iter=5000)
+    reference.fit(np.asarray(features, float), labels)
+    np.testing.assert_allclose(found.weight[0].T, reference.coef_, atol=1e-5)
 
 
 def test_standardized_features_have_mean_0_and_deviation_1():

@@ -60,9 +60,9 @@ MUTATIONS = [
         "evaluation/test_neighbors.py::test_distances_are_those_of_numpy_wherever_the_features_are",
     ),
     (
-        "../numerics/linear_probe.py",
-        "lam / 2 * jnp.sum(jnp.square(weight))",
-        "lam * jnp.sum(jnp.square(weight))",
+        "../numerics/softmax_path.py",
+        "own[:, None] * penalized",
+        "2 * own[:, None] * penalized",
         "the penalty is twice what it says",
         "../numerics/test_linear_probe.py::test_the_optimum_is_scikit_learns",
     ),
