@@ -15,7 +15,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 TESTS = $(if $(FOR),tests/$(FOR),tests)
 PYTEST = $(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-slow test-all test-newest lint docs bench clean
+.PHONY: demo test test-slow test-all test-newest coverage measure-coverage lint docs bench clean
 
 demo: $(VENV)/.installed ## train a team in about two minutes and write a report
 	$(VENV)/bin/jaxmethods run configs/commformer/demo.yaml --out runs/demo-$$(date +%Y%m%d-%H%M%S)
@@ -32,6 +32,14 @@ test-newest: ## the suite on the newest Python and jax
 	@test -n "$(NEWEST_PYTHON)" || { echo "no Python 3.12 or 3.13 found; set NEWEST_PYTHON"; exit 2; }
 	$(MAKE) test VENV=$(NEWEST_VENV) PYTHON=$(NEWEST_PYTHON) \
 		JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax-newest
+
+coverage: ## lines of jaxmethods/ that the whole suite runs, on the newest Python; fails below 90 %
+	@test -n "$(NEWEST_PYTHON)" || { echo "no Python 3.12 or 3.13 found; set NEWEST_PYTHON"; exit 2; }
+	$(MAKE) measure-coverage VENV=$(NEWEST_VENV) PYTHON=$(NEWEST_PYTHON) \
+		JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/jax-newest
+
+measure-coverage: $(VENV)/.installed-coverage
+	$(PYTEST) --cov --cov-report=term $(TESTS)
 
 lint: $(VENV)/.installed-lint ## style, format and types
 	$(VENV)/bin/ruff check .
@@ -65,6 +73,10 @@ $(VENV)/.installed-test: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.installed-docs: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) install -c constraints.txt -e '.[docs]'
 	@touch $@
+
+$(VENV)/.installed-coverage: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install -c constraints.txt -e '.[coverage]'
+	@touch $@ $(VENV)/.installed-test $(VENV)/.installed
 
 $(VENV)/.installed-lint: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) install -c constraints.txt -e '.[lint]'
