@@ -319,7 +319,17 @@ def preconditioner(problem: Problem, point: Point) -> jax.Array:
 
 
 def applied(memory: Memory, count: jax.Array, scales: jax.Array, gradient: jax.Array) -> jax.Array:
-    """L-BFGS's inverse Hessian times a gradient [C, g, J], by its two loops."""
+    """L-BFGS's inverse Hessian times a gradient, by its two loops.
+
+    Args:
+        memory: the last steps.
+        count: [] of steps so far.
+        scales: [C, g, J], the preconditioner.
+        gradient: [C, g, J].
+
+    Returns:
+        [C, g, J].
+    """
     places = [(count - 1 - back) % MEMORY for back in range(MEMORY)]
     parts = []
     for place in places:
@@ -336,7 +346,18 @@ def applied(memory: Memory, count: jax.Array, scales: jax.Array, gradient: jax.A
 def remembered(
     memory: Memory, count: jax.Array, scales: jax.Array, step: jax.Array, change: jax.Array
 ) -> Memory:
-    """The memory with a step [C, g, J] and the change of the gradient that it made."""
+    """The memory with a new step.
+
+    Args:
+        memory: the last steps.
+        count: [] of steps so far.
+        scales: [C, g, J], the preconditioner.
+        step: [C, g, J].
+        change: [C, g, J], that of the gradient which the step made.
+
+    Returns:
+        The memory; the step stands in place of the oldest.
+    """
     product, size = dot(step, change), dot(change, scales * change)
     known = (product > 0) & (size > 0)
     inverse = jnp.where(known, 1 / jnp.where(known, product, 1), 0)
