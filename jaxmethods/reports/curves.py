@@ -125,10 +125,12 @@ def learning_curves(rows: Rows, path: Path, without: Iterable[str] = ()) -> None
     Args:
         rows: of one stage.
         path: the PNG file.
-        without: metrics that are shown elsewhere; nothing is drawn where no other is left.
+        without: metrics that are shown elsewhere; where no other is left, nothing is drawn and an
+            older drawing goes.
     """
     names = [name for name in metric_names(rows) if name not in set(without)]
     if not names:
+        path.unlink(missing_ok=True)
         return
     lines = -(-len(names) // COLUMNS)
     figure = new_figure(4.2 * COLUMNS, 2.6 * lines)

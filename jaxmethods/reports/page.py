@@ -85,8 +85,12 @@ def markdown(text: str) -> str:
 
 
 def image(path: Path) -> str:
-    """A figure or a sound with its name; figures have white behind them."""
-    data = base64.b64encode(path.read_bytes()).decode()
+    """A figure or a sound with its name; figures have white behind them. Nothing where another
+    report of the run has just taken it away."""
+    try:
+        data = base64.b64encode(path.read_bytes()).decode()
+    except FileNotFoundError:
+        return ""
     caption = html.escape(path.stem.replace("_", " "))
     if path.suffix in SOUND_TYPES:
         shown = f"<audio controls src='data:{SOUND_TYPES[path.suffix]};base64,{data}'></audio>"

@@ -42,10 +42,9 @@ def write_report(folder: RunFolder) -> None:
         own = [row for row in rows if row["stage"] == stage]
         if len(own) >= figures.CURVE:
             file = folder.figures / f"{CURVES}{stage}.png"
-            with refusals(folder.figures):
-                file.unlink(missing_ok=True)
             own_shown = [curve.name for curve in shown if curve.stage == stage]
-            figures.learning_curves(own, file, without=own_shown)
+            with refusals(folder.figures):
+                figures.learning_curves(own, file, without=own_shown)
     with refusals(folder.path, "read"):
         page = _page(folder, rows, stages, headline, shown)
     write_atomically(folder.report, page)

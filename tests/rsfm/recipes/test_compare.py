@@ -167,4 +167,4 @@ def test_baselines_of_eurosat_are_those_that_were_measured():
     for name, expected in zip(wanted, (64.9, 71.2), strict=True):
         right = judged[f"{name}_scale_mae"].compute()["probe"]
         assert len(right) == 1000
-        assert 100 * np.mean(right) == pytest.approx(expected, abs=1.0)
+        assert round(abs(100 * np.mean(right) - expected), 6) <= 1
