@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from benchmarks.harness import Row, Settings, reference, time_jax, time_torch
 from jaxmethods import envs
-from jaxmethods.commformer import CommFormer, PPOConfig, method, policy, schedule
+from jaxmethods.commformer import CommFormer, PPOConfig, experience, method, policy, schedule
 from jaxmethods.commformer import reference as reference_preset
 from jaxmethods.method import Method
 from jaxmethods.training.loop import init_state
@@ -85,24 +85,24 @@ def epoch(settings: Settings) -> Row:
 
     def start(key: jax.Array) -> tuple:
         state = method.init_state(training, levels, key)
-        state, _, experience = method.collect(training, state, noise, key)
-        return state, experience
+        state, _, samples = experience.collect(training, state, noise, key)
+        return state, samples
 
-    state, experience = jax.jit(start)(jax.random.key(0))
+    state, samples = jax.jit(start)(jax.random.key(0))
 
-    def run(state: method.State, experience: method.Experience) -> tuple:
+    def run(state: experience.State, samples: experience.Experience) -> tuple:
         key, epochs_key = jax.random.split(state.key)
         after, value_norm, losses = method.train_epochs(
-            training, levels, state, experience, noise, epochs_key
+            training, levels, state, samples, noise, epochs_key
         )
         return state._replace(key=key, levels=after, value_norm=value_norm), losses
 
-    timing = time_jax(run, state, experience, settings=settings, donate=(0,))
+    timing = time_jax(run, state, samples, settings=settings, donate=(0,))
 
     def make(device: str) -> Callable[[], Any]:
         training = torch_training(env, ppo, device)
-        experience = training.collect()
-        return lambda: training.epoch(experience)
+        collected = training.collect()
+        return lambda: training.epoch(collected)
 
     samples = ppo.environments * ppo.rollout
     return Row(

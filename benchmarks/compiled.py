@@ -164,14 +164,12 @@ def _traffic(one: Instruction, around: Computation, inside: Computation) -> floa
     written, read = _bytes(one.shape), 0.0
     for place, operand in enumerate(one.operands):
         whole = _bytes(around[operand].shape) if operand in around else 0
-        if not inside:
-            first = place == 0
-            uses = [one] if first and (one.kind in SLICED or one.kind.endswith("-slice")) else []
-            uses, scope = uses, around
-        else:
-            scope = inside
+        if inside:
             uses = [use for use in inside.values() if parameters.get(place) in use.operands]
-        parts = [_part(use, parameters.get(place, operand), scope) for use in uses]
+        else:
+            sliced = place == 0 and (one.kind in SLICED or one.kind.endswith("-slice"))
+            uses = [one] if sliced else []
+        parts = [_part(use, parameters.get(place, operand), inside or around) for use in uses]
         if uses and all(part is not None for part in parts):
             read += sum(part for part in parts if part is not None)
             if any(use.kind == "dynamic-update-slice" for use in uses) and whole <= written:

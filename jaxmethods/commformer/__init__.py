@@ -28,7 +28,7 @@ from jaxmethods.commformer.config import NetworkConfig as NetworkConfig
 from jaxmethods.commformer.config import PPOConfig as PPOConfig
 from jaxmethods.commformer.config import clean, reference
 from jaxmethods.commformer.evaluate import evaluate
-from jaxmethods.commformer.method import State as State
+from jaxmethods.commformer.experience import State as State
 from jaxmethods.commformer.method import trainer
 from jaxmethods.commformer.network import CommFormer as CommFormer
 

@@ -33,8 +33,17 @@ def describe_environment() -> dict[str, Any]:
         "devices": f"{len(devices)} x {devices[0]} ({jax.default_backend()})",
         **packages,
         **({"git_commit": commit} if commit else {}),
-        "command": shlex.join(sys.argv),
+        "command": _command(),
     }
+
+
+def _command() -> str:
+    """What was called, without the folder where it is installed."""
+    program, *arguments = sys.argv
+    name = Path(program).name
+    if name == "__main__.py":
+        return shlex.join(["python", "-m", Path(program).parent.name, *arguments])
+    return shlex.join([name, *arguments])
 
 
 def _git_commit() -> str | None:

@@ -13,7 +13,7 @@ import pytest
 from jaxmethods import envs
 from jaxmethods.commformer import NetworkConfig, clean, objectives, policy, reference
 from jaxmethods.commformer.network import CommFormer
-from jaxmethods.commformer.torch_weights import params_from_torch
+from jaxmethods.commformer.recipes.torch_weights import params_from_torch
 
 torch = pytest.importorskip("torch")
 from benchmarks import torch_commformer as theirs  # noqa: E402

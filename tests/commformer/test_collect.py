@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from jumanji.types import StepType, TimeStep
 
-from jaxmethods.commformer import config, method, objectives, policy, schedule
+from jaxmethods.commformer import config, experience, method, objectives, policy, schedule
 from jaxmethods.commformer.evaluate import evaluate
 from jaxmethods.envs import TeamEnvironment
 
@@ -82,7 +82,7 @@ def collected(bootstrap):
 
     @jax.jit
     def run(state):
-        after, trajectory, samples = method.collect(
+        after, trajectory, samples = experience.collect(
             training, state, jnp.zeros((N, N)), jax.random.key(1)
         )
         targets = jax.tree.map(

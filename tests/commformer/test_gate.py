@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxmethods import envs
-from jaxmethods.commformer import gate, method, objectives, policy, schedule
+from jaxmethods.commformer import experience, gate, method, objectives, policy, schedule
 from jaxmethods.commformer.config import GateConfig, GraphConfig, NetworkConfig, PPOConfig
 from jaxmethods.commformer.network import CommFormer
 from tests.programs import normal, weights
@@ -137,7 +137,7 @@ def test_the_penalty_begins_after_its_share_of_the_updates(monkeypatch):
     env = envs.make("predator_prey", n_predators=3, dim=3)
     network = NetworkConfig(embed=8, gate=GateConfig(penalty=2.0, penalty_from=0.5))
     training = schedule.prepare(env, network, GraphConfig(), PPOConfig(), updates=8)
-    samples = method.Experience(None, None, None, objectives.PPOTargets(zero, zero, zero, zero))
+    samples = experience.Experience(None, None, None, objectives.PPOTargets(zero, zero, zero, zero))
     edges, noise = jnp.ones((3, 3)), jnp.zeros((3, 3))
 
     def loss(update):

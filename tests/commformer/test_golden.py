@@ -24,7 +24,7 @@ from jaxmethods.commformer.attention import RelationAttention, edges_of
 from jaxmethods.commformer.config import NetworkConfig, PPOConfig
 from jaxmethods.commformer.network import CommFormer
 from jaxmethods.commformer.objectives import PPOTargets, ValueNormState
-from jaxmethods.commformer.torch_weights import params_from_torch
+from jaxmethods.commformer.recipes.torch_weights import params_from_torch
 from tests.commformer.golden_traces import (
     test_predator_capture_prey_replays_the_reference as test_predator_capture_prey,
 )

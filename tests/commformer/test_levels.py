@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxmethods import envs
 from jaxmethods.bilevel.alternating import AlternatingState
-from jaxmethods.commformer import config, method, schedule
+from jaxmethods.commformer import config, experience, method, schedule
 
 RATE = 0.1
 SPLIT = config.GraphConfig(upper_data="split", unroll=1, unroll_rate=RATE, warmup_updates=100)
@@ -20,16 +20,16 @@ def training():
 
 
 def test_a_share_of_the_environments_is_held_out():
-    held_out = method.held_out_samples(training())
+    held_out = experience.held_out_samples(training())
     np.testing.assert_array_equal(held_out, np.tile(np.arange(8) >= 6, (2, 1)))
 
 
 def test_the_network_gets_the_others_and_the_edges_those_held_out():
     targets = method.objectives.PPOTargets(*[jnp.ones((3, 2))] * 4)
     held_out = jnp.array([True, False, True])
-    samples = method.Experience(None, None, None, targets, None, held_out)
+    samples = experience.Experience(None, None, None, targets, None, held_out)
     for upper in (True, False):
-        active = method.of_level(samples, upper).targets.active
+        active = experience.of_level(samples, upper).targets.active
         np.testing.assert_array_equal(active, np.tile((held_out == upper)[:, None], (1, 2)))
 
 
@@ -46,7 +46,7 @@ def test_the_unrolled_gradient_judges_on_what_is_held_out(monkeypatch):
     advantage = jnp.array([2.0, 5.0, 4.0, 7.0])[:, None] * ones
     targets = method.objectives.PPOTargets(ones, ones, advantage, ones)
     held_out = jnp.array([False, True, False, True])
-    samples = method.Experience(None, None, None, targets, None, held_out)
+    samples = experience.Experience(None, None, None, targets, None, held_out)
     w, u, own, judged = 0.5, 2.0, 3.0, 6.0
     levels = AlternatingState(jnp.float32(w), jnp.float32(u), None, None)
     stepped = w - RATE * (w - own * u)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxmethods import envs
-from jaxmethods.commformer import config, method, objectives, schedule
+from jaxmethods.commformer import config, experience, method, objectives, schedule
 from jaxmethods.commformer import graph as graphs
 from jaxmethods.envs.episode_statistics import EpisodeStatistics, follow_episodes
 from jaxmethods.numerics.minibatches import shuffled_minibatches
@@ -124,13 +124,13 @@ def test_training_on_the_rollouts_graph_starts_at_ratio_one(compiled, update):
     noise = jax.random.gumbel(jax.random.key(2), (3, 3))
 
     def first_loss(state):
-        state, _, experience = method.collect(training, state, noise, jax.random.key(3))
+        state, _, samples = experience.collect(training, state, noise, jax.random.key(3))
         levels = state.levels
         return method.minibatch_loss(
             training,
             levels.lower,
             levels.upper,
-            experience,
+            samples,
             state.value_norm,
             noise,
             state.update,
@@ -160,8 +160,8 @@ def test_no_epoch_moves_a_fixed_graph(kind):
 @pytest.mark.parametrize("shares", [1, 2])
 def test_minibatches_are_a_partition_with_as_many_samples_of_every_share(shares):
     samples = jnp.arange(12)
-    experience = method.Experience(samples, samples, samples, samples)
-    split = shuffled_minibatches(jax.random.key(0), experience, 3, shares)
+    collected = experience.Experience(samples, samples, samples, samples)
+    split = shuffled_minibatches(jax.random.key(0), collected, 3, shares)
     assert split.action.shape == (3, 4)
     assert sorted(split.action.ravel().tolist()) == list(range(12))
     if shares == 2:
@@ -224,7 +224,7 @@ class TestLevels:
     def test_split_data_leaves_both_levels_an_environment(self, environments, fraction):
         graph = config.GraphConfig(upper_data="split", upper_fraction=fraction)
         ppo = config.PPOConfig(environments=environments, minibatches=1)
-        held_out = method.held_out_samples(build(graph=graph, ppo=ppo)[0])
+        held_out = experience.held_out_samples(build(graph=graph, ppo=ppo)[0])
         assert held_out.any(1).all()
         assert (~held_out).any(1).all()
 
@@ -232,12 +232,12 @@ class TestLevels:
         graph = config.GraphConfig(upper_data="split")
         ppo = config.PPOConfig(environments=1, minibatches=1)
         with pytest.raises(ValueError, match="split needs two environments, got 1"):
-            method.held_out_samples(build(graph=graph, ppo=ppo)[0])
+            experience.held_out_samples(build(graph=graph, ppo=ppo)[0])
 
     def test_split_data_gives_each_level_its_own_environments(self):
         graph = config.GraphConfig(upper_data="split", upper_fraction=0.25)
         training, _ = build(graph=graph)
-        held_out = method.held_out_samples(training)
+        held_out = experience.held_out_samples(training)
         assert held_out.shape == (PPO.rollout, PPO.environments)
         assert held_out.sum(1).tolist() == [2] * PPO.rollout
         flat = jnp.swapaxes(held_out, 0, 1).reshape(-1)
@@ -245,8 +245,8 @@ class TestLevels:
         alive = jnp.ones(shape).at[:, 0].set(0)
         for active in (None, alive):
             targets = objectives.PPOTargets(*[jnp.zeros(shape)] * 4, active=active)
-            samples = method.Experience(None, None, None, targets, held_out=flat)
-            lower, upper = (method.of_level(samples, u).targets.active for u in (False, True))
+            samples = experience.Experience(None, None, None, targets, held_out=flat)
+            lower, upper = (experience.of_level(samples, u).targets.active for u in (False, True))
             np.testing.assert_array_equal(
                 lower + upper, jnp.ones(shape) if active is None else alive
             )
@@ -265,7 +265,7 @@ class TestUnrolledGradient:
 
         @jax.jit
         def compute(state):
-            after, _, samples = method.collect(training, state, noise, jax.random.key(3))
+            after, _, samples = experience.collect(training, state, noise, jax.random.key(3))
             rest = (after.value_norm, noise, state.update, jax.random.key(4))
             levels = state.levels
 
@@ -353,7 +353,7 @@ class TestWhoTakesPart:
         last = jnp.array([[False], [True], [False]])
         trajectory = envs.Trajectory(*[None] * 4, last, None, {"alive": alive})
         active = jnp.array([[False, True]])
-        before, following = method.active_agents(training, active, trajectory)
+        before, following = experience.active_agents(training, active, trajectory)
         expected = [[[0, 1]], [[1, 0]], [[0, 0]]]  # new roads are empty
         np.testing.assert_array_equal(before, expected)
         np.testing.assert_array_equal(following, alive[-1])
@@ -380,7 +380,7 @@ class TestACarThatLeaves:
 
         @jax.jit
         def collect(state):
-            _, trajectory, samples = method.collect(
+            _, trajectory, samples = experience.collect(
                 training, state, jnp.zeros((4, 4)), jax.random.key(1)
             )
             return trajectory, samples.targets
@@ -419,7 +419,7 @@ def test_rewards_of_a_terminated_episode_go_to_agents_that_are_alive():
     alive = jnp.array([[[1, 1]], [[1, 1]], [[1, 0]]], bool)
     trajectory = envs.Trajectory(None, None, reward, discount, last, None, {"alive": alive})
     expected = [[[0, -2]], [[-3, -4]], [[0, -6]]]
-    np.testing.assert_array_equal(method.own_rewards(trajectory), expected)
+    np.testing.assert_array_equal(experience.own_rewards(trajectory), expected)
 
 
 def test_environment_steps_count_on_beyond_what_int32_holds(compiled):
@@ -440,7 +440,7 @@ def test_a_truncated_episode_is_worth_what_the_state_it_reached_is():
 
     @jax.jit
     def collected(state):
-        after, trajectory, samples = method.collect(training, state, noise, jax.random.key(1))
+        after, trajectory, samples = experience.collect(training, state, noise, jax.random.key(1))
         reached = trajectory.extras["next_obs"].agents_view
         graph = schedule.acting_graph(training, state.levels.upper, noise, state.update)
         encoded = training.network.apply(

@@ -11,7 +11,7 @@ import pytest
 
 from jaxmethods.commformer import policy
 from jaxmethods.commformer.network import CommFormer
-from jaxmethods.commformer.torch_weights import params_from_torch
+from jaxmethods.commformer.recipes.torch_weights import params_from_torch
 from tests.commformer.golden_weights import network_of, state_dict
 from tests.golden_files import FOLDER, read
 

@@ -42,7 +42,7 @@ def train_on_subsets(train: Train, key: jax.Array, subsets: jax.Array, together:
     Returns:
         What `train` returns with a leading axis M.
     """
-    return train_on_places(train, key, subsets.astype(jnp.float32), together)
+    return _train_each(train, key, subsets.astype(jnp.float32), together)
 
 
 def complementary_halves(key: jax.Array, models: int, examples: int) -> jax.Array:
@@ -79,8 +79,13 @@ def train_on_places(train: Train, key: jax.Array, places: jax.Array, together: i
     Returns:
         What `train` returns with a leading axis M.
     """
-    keys = jax.random.split(key, len(places))
-    return jax.lax.map(lambda x: train(*x), (keys, places), batch_size=min(together, len(places)))
+    return _train_each(train, key, places, together)
+
+
+def _train_each(train: Train, key: jax.Array, given: jax.Array, together: int) -> Any:
+    """One model for each row, `together` side by side, each with a key of its own."""
+    keys = jax.random.split(key, len(given))
+    return jax.lax.map(lambda x: train(*x), (keys, given), batch_size=min(together, len(given)))
 
 
 @compiled()
