@@ -80,7 +80,7 @@ def most_important(
         count: how many at most.
 
     Returns:
-        Curves, the most important first.
+        Curves, the most important first; those that never change say nothing.
     """
     named = [full.partition("/") for full in headline]
     first = [(stage, prefix + name) for stage, _, name in named for prefix in JUDGED]
@@ -90,7 +90,8 @@ def most_important(
     losses = [(stage, "train/loss") for stage in stages]
     rest = [key for keys in of_stage for key in keys]
     order = dict.fromkeys([*first, *judged, *losses, *rest])
-    return [curves[key] for key in order if key in curves][:count]
+    chosen = [curves[key] for key in order if key in curves]
+    return [curve for curve in chosen if np.ptp(curve.values) != 0][:count]
 
 
 def curve_svg(curves: Mapping[str, Curve], title: str) -> str:
