@@ -9,6 +9,7 @@ at hand. On CPU Ti/8 on 64 pixels with 16 images, and SatMAE's with three groups
 8; on a GPU Ti/8 with 1024 and L/16 on 224 pixels with 128, in bfloat16.
 """
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 from collections.abc import Iterator
