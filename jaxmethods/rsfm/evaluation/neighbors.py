@@ -13,8 +13,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from jaxmethods.models.clip.contrastive import unit
 from jaxmethods.numerics.compiled import compiled
-from jaxmethods.rsfm.pretraining.contrastive import unit
 
 Metric = Literal["cosine", "l2"]
 

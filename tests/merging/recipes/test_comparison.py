@@ -36,6 +36,7 @@ CONFIG = {
     "seed": 3,
     "seeds": SEEDS,
     "network": {"width": 8, "depth": 2, "heads": 2, "patch": 8, "features": 6},
+    "pretraining": STEPS,
     "base": {"labeled": 0.05, **STEPS},
     "experts": STEPS,
     "adamerging": STEPS,
@@ -81,7 +82,7 @@ def runs(tmp_path_factory):
         folders.append(folder)
     stopped = RunFolder(folders[0] / "run")
     config, recipe = registry.parse(yaml.safe_load((folders[0] / "tiny.yaml").read_text()), "test")
-    runner.run(Recipe(recipe.stages[:2]), config, stopped)
+    runner.run(Recipe(recipe.stages[:3]), config, stopped)
     arguments = ["run", str(folders[0] / "tiny.yaml"), "--out", str(stopped.path), "--quiet"]
     assert main([*arguments, "--resume"]) == 0
     whole = RunFolder(folders[1] / "run")
@@ -142,7 +143,7 @@ def test_a_cell_is_the_mean_and_its_standard_error():
 def test_labels_of_test_images_and_interruptions_change_nothing_that_is_adapted(runs):
     """Bit for bit; the labels differ, so that the accuracies do."""
     one, other = map(adapted, runs)
-    assert len(one) == 8
+    assert len(one) == 9
     assert one.keys() == other.keys()
     for name, before in one.items():
         jax.tree.map(assert_same, before, other[name])

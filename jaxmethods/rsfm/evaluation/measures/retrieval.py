@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmethods.models.clip.contrastive import unit
 from jaxmethods.numerics.compiled import compiled
-from jaxmethods.rsfm.pretraining.contrastive import unit
 
 
 class Retrieved(NamedTuple):
