@@ -81,7 +81,7 @@ class Stack(NamedTuple):
     """Bands of one place on one grid."""
 
     images: np.ndarray
-    """[H, W, C] of the type of the files; 0 where a band is missing, whatever stands for it there."""
+    """[H, W, C] of the type of the files; 0 where a band is missing, whatever a file has there."""
     valid: np.ndarray
     """[H, W] bool: no band is missing or NaN there, and not all of them are 0."""
     band_names: tuple[str, ...]

@@ -12,7 +12,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-
 LEAST_VARIANCE = 1e-12
 """That of shadow models which agree to rounding on an example, as saturated ones do."""
 

@@ -3,8 +3,8 @@
     config, params = clip.from_tensors(tensors)
 
 Sizes are read from the tensors; attention heads, which no tensor says, are one for every 64
-entries, and 16 in the vision towers of ViT-H, g and G. open_clip holds queries, keys and values as one map and projections transposed; its pooled
-text token is the one with the largest id.
+entries, and 16 in the vision towers of ViT-H, g and G. open_clip holds queries, keys and values as
+one map and projections transposed; its pooled text token is the one with the largest id.
 """
 
 from __future__ import annotations
