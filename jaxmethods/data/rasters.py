@@ -81,9 +81,9 @@ class Stack(NamedTuple):
     """Bands of one place on one grid."""
 
     images: np.ndarray
-    """[H, W, C] of the type of the files."""
+    """[H, W, C] of the type of the files; 0 where a band is missing, whatever a file has there."""
     valid: np.ndarray
-    """[H, W] bool: no band is missing there, and not all of them are 0."""
+    """[H, W] bool: no band is missing or NaN there, and not all of them are 0."""
     band_names: tuple[str, ...]
     gsd: float | None
     """Meters of a pixel; None where no file says."""
@@ -167,8 +167,8 @@ def read_bands(
         The bands, which pixels have data, and the size of a pixel.
 
     Raises:
-        DataError: a band that isn't there, another number of bands than names, a file that cannot
-            be read, or no pixel with data.
+        DataError: a band that isn't there, another number of bands than names, files of different
+            places, a file that cannot be read, or no pixel with data.
         MissingExtraError: neither rasterio nor tifffile is installed.
     """
     if isinstance(files, Mapping):
@@ -179,6 +179,7 @@ def read_bands(
         for name, one in read.items():
             if one.bands.shape[-1] != 1:
                 raise DataError(f"data {files[name]}: expected one band, got {one.bands.shape[-1]}")
+        _refuse_other_places(read, files)
         layers = [read[name].bands[..., 0] for name in names]
         seen = [read[name].valid[..., 0] for name in names]
         sizes = [read[name].gsd for name in names]
@@ -186,8 +187,11 @@ def read_bands(
         layers, seen, sizes = _bands_of_one(Path(files), names, order)
     height = max(layer.shape[0] for layer in layers)
     width = max(layer.shape[1] for layer in layers)
-    grown = [_enlarged(layer, (height, width), resample) for layer in layers]
-    valid = [_enlarged(own, (height, width), "nearest") for own in seen]
+    grown = [
+        _enlarged(np.where(own, layer, layer.dtype.type(0)), own, (height, width), resample)
+        for layer, own in zip(layers, seen, strict=True)
+    ]
+    valid = [_nearest(own, (height, width)) for own in seen]
     images = np.stack(grown, axis=-1)
     known = [own for own in sizes if own is not None]
     there = np.all(valid, axis=0) & np.any(images != 0, axis=-1)
@@ -203,6 +207,29 @@ class _Tiff(NamedTuple):
     bands: np.ndarray
     valid: np.ndarray
     gsd: float | None
+    place: tuple[str, tuple[float, ...]] | None
+    """Coordinate system, and left, bottom, right and top in it; None where the file doesn't say."""
+
+
+def _refuse_other_places(read: Mapping[str, _Tiff], files: Mapping[str, Path | str]) -> None:
+    """Refuses bands whose edges are a pixel of the coarsest or more apart."""
+    first, *others = [name for name, one in read.items() if one.place is not None] or [""]
+    for name in others:
+        here, there = read[first].place, read[name].place
+        assert here is not None
+        assert there is not None
+        (system, edges), (own_system, own_edges) = here, there
+        pixels = [(edges[2] - edges[0]) / read[one].bands.shape[1] for one in (first, name)]
+        apart = max(abs(a - b) for a, b in zip(edges, own_edges, strict=True))
+        if system != own_system or apart >= max(pixels):
+            raise DataError(
+                f"data {files[name]}: expected the place of {files[first]} ({system} "
+                f"{_in_words(edges)}), got {own_system} {_in_words(own_edges)}"
+            )
+
+
+def _in_words(edges: tuple[float, ...]) -> str:
+    return ", ".join(f"{edge:.10g}" for edge in edges)
 
 
 def _bands_of_one(
@@ -232,7 +259,7 @@ def _read_tiff(path: Path) -> _Tiff:
         with rasterio.open(path) as file:
             bands = np.moveaxis(file.read(), 0, -1)
             valid = np.moveaxis(file.read_masks(), 0, -1) > 0
-            return _Tiff(bands, valid, _pixel_size(file))
+            return _Tiff(bands, valid & _is_number(bands), _pixel_size(file), _place(file))
     except UserError:
         raise
     except Exception as error:  # GDAL's errors are of many kinds
@@ -258,7 +285,18 @@ def _read_with_tifffile(path: Path) -> _Tiff:
     if bands.ndim != 3:
         raise DataError(f"data {path}: expected one image of bands, got {bands.shape}")
     valid = np.ones(bands.shape, bool) if missing is None else bands != missing
-    return _Tiff(bands, valid, None)
+    return _Tiff(bands, valid & _is_number(bands), None, None)
+
+
+def _is_number(bands: np.ndarray) -> np.ndarray:
+    """[H, W, C] bool. Whatever a file says of missing pixels, NaN is none that was seen."""
+    return ~np.isnan(bands) if bands.dtype.kind == "f" else np.ones(bands.shape, bool)
+
+
+def _place(file: Any) -> tuple[str, tuple[float, ...]] | None:
+    if file.crs is None or file.transform.is_identity:
+        return None
+    return file.crs.to_string(), tuple(file.bounds)
 
 
 def _pixel_size(file: Any) -> float | None:
@@ -279,16 +317,25 @@ def _pixel_size(file: Any) -> float | None:
     return math.sqrt(width * height)
 
 
-def _enlarged(layer: np.ndarray, size: tuple[int, int], resample: Resample) -> np.ndarray:
+def _enlarged(
+    layer: np.ndarray, seen: np.ndarray, size: tuple[int, int], resample: Resample
+) -> np.ndarray:
+    """A layer that is 0 where nothing was seen; between pixels, means of those that were."""
     if layer.shape == size:
         return layer
     if resample == "nearest":
-        rows = np.arange(size[0]) * layer.shape[0] // size[0]
-        columns = np.arange(size[1]) * layer.shape[1] // size[1]
-        return layer[rows][:, columns]
+        return _nearest(layer, size)
     maps = [_bilinear(before, after) for before, after in zip(layer.shape, size, strict=True)]
-    grown = maps[0] @ layer.astype(np.float64) @ maps[1].T
+    shares = maps[0] @ seen.astype(np.float64) @ maps[1].T
+    grown = maps[0] @ layer.astype(np.float64) @ maps[1].T / np.where(shares > 0, shares, 1)
+    grown = np.where(_nearest(seen, size), grown, 0)
     return np.round(grown).astype(layer.dtype) if layer.dtype.kind in "iu" else grown
+
+
+def _nearest(layer: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    rows = np.arange(size[0]) * layer.shape[0] // size[0]
+    columns = np.arange(size[1]) * layer.shape[1] // size[1]
+    return layer[rows][:, columns]
 
 
 def _bilinear(before: int, after: int) -> np.ndarray:

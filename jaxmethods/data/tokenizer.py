@@ -67,6 +67,13 @@ class Tokenizer(NamedTuple):
     """What ends an answer."""
     files: Mapping[str, str]
     """What a model's folder holds of it."""
+    others: tuple[int, ...] = ()
+    """Further tokens that end an answer where a model writes one: those of chats, say."""
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """All tokens that end an answer."""
+        return (self.end, *self.others)
 
 
 def own_tokenizer(bpe: Bpe) -> Tokenizer:
@@ -122,9 +129,9 @@ def folder_tokenizer(folder: str | Path) -> Tokenizer:
     first = tokenizer.encode("", add_special_tokens=True).ids
     names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
     files = {name: (folder / name).read_text() for name in names if is_file(folder / name)}
-    return Tokenizer(
-        encode, decode, tokens, first[0] if first else None, _end(folder, tokens), files
-    )
+    end, *others = _ends(folder, tokens)
+    begin = first[0] if first else None
+    return Tokenizer(encode, decode, tokens, begin, end, files, tuple(others))
 
 
 def _read(file: Path) -> Any:
@@ -138,28 +145,39 @@ def _read(file: Path) -> Any:
     return tokenizer
 
 
-def _end(folder: Path, tokens: Mapping[str, int]) -> int:
-    """The token that ends an answer, where one of a model's files says it."""
-    places = (
-        ("generation_config.json", "eos_token_id"),
-        ("config.json", "eos_token_id"),
-        ("tokenizer_config.json", "eos_token"),
-    )
-    for name, field in places:
-        if not is_file(folder / name):
-            continue
-        with refusals(folder / name, "read"):
-            text = (folder / name).read_text()
-        try:
-            value = json.loads(text).get(field)
-        except (ValueError, AttributeError) as error:
-            raise TokenizerError(f"model {folder / name}: is not a JSON object") from error
-        value = value[0] if isinstance(value, list) and value else value
-        value = value.get("content") if isinstance(value, dict) else value
-        value = tokens.get(value) if isinstance(value, str) else value
-        if isinstance(value, int):
-            return value
-    raise TokenizerError(
-        f"model {folder}: nothing says which token ends an answer; write eos_token_id into its "
-        "config.json"
-    )
+def _ends(folder: Path, tokens: Mapping[str, int]) -> list[int]:
+    """The tokens that end an answer, where one of a model's files says them.
+
+    Where several do (Llama 3 ends a text and a turn by different ones), the tokenizer's own is the
+    first: answers that are learned from end with it.
+    """
+    own = _named_ends(folder / "tokenizer_config.json", "eos_token", tokens)
+    for name in ("generation_config.json", "config.json"):
+        found = _named_ends(folder / name, "eos_token_id", tokens)
+        if found:
+            return sorted(found, key=lambda token: token not in own)
+    if not own:
+        raise TokenizerError(
+            f"model {folder}: nothing says which token ends an answer; write eos_token_id into its "
+            "config.json"
+        )
+    return own
+
+
+def _named_ends(file: Path, field: str, tokens: Mapping[str, int]) -> list[int]:
+    """The tokens of a field of a JSON file; none where there is no such file or field."""
+    if not is_file(file):
+        return []
+    with refusals(file, "read"):
+        text = file.read_text()
+    try:
+        value = json.loads(text).get(field)
+    except (ValueError, AttributeError) as error:
+        raise TokenizerError(f"model {file}: is not a JSON object") from error
+    found = []
+    for one in value if isinstance(value, list) else [value]:
+        one = one.get("content") if isinstance(one, dict) else one
+        one = tokens.get(one) if isinstance(one, str) else one
+        if isinstance(one, int) and not isinstance(one, bool):
+            found.append(one)
+    return list(dict.fromkeys(found))

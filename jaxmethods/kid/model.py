@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxmethods.models import decoder
 from jaxmethods.models.decoder.attention import reserve
+from jaxmethods.models.decoder.generation import End
 
 Params: TypeAlias = Any
 Prefix: TypeAlias = Any
@@ -51,7 +52,7 @@ def of_decoder(
     dtype: Any = None,
     remat: bool = False,
     vocabulary: int | None = None,
-    end: int | None = None,
+    end: End = None,
 ) -> LanguageModel:
     """A decoder as a language model.
 
@@ -60,7 +61,7 @@ def of_decoder(
         dtype: of the computation; default: of the parameters.
         remat: recompute layers in the backward pass.
         vocabulary: keep this many leading logits (see `language.vocabularies`).
-        end: the token that ends a response that the model generates.
+        end: the token, or tokens, that end a response that the model generates.
 
     Returns:
         functions of the decoder's parameters.

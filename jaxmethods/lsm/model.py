@@ -20,7 +20,7 @@ from jaxmethods.lsm.config import ConnectorConfig
 from jaxmethods.lsm.connector import Speech
 from jaxmethods.models import decoder
 from jaxmethods.models.decoder.config import DecoderConfig
-from jaxmethods.models.decoder.generation import Generated
+from jaxmethods.models.decoder.generation import End, Generated
 from jaxmethods.models.decoder.layer import Params
 from jaxmethods.models.lookup import rows
 from jaxmethods.numerics.compiled import compiled
@@ -263,7 +263,7 @@ def respond(
     text: Text,
     *,
     new_tokens: int,
-    end: int,
+    end: End,
     pad: int = 0,
 ) -> Generated:
     """The most likely response to every row, as one program.

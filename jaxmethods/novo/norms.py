@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmethods.models.decoder.attention import Kernel
+from jaxmethods.models.decoder.attention import Kernel, scaled_attention
 from jaxmethods.models.decoder.config import DecoderConfig
 from jaxmethods.models.decoder.layer import (
     Angles,
@@ -82,7 +82,7 @@ def run_root(
     local = None if config.sliding_window is None else (config.sliding_window - 1, 0)
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return jax.nn.dot_product_attention(
+        return scaled_attention(
             q, k, v, is_causal=True, local_window_size=local, implementation=kernel
         )
 
@@ -290,7 +290,7 @@ def _attend(
         jnp.concatenate([jnp.broadcast_to(old.astype(new.dtype), (k.shape[0], *old.shape)), new], 1)
         for old, new in zip(shared, (k, v), strict=True)
     )
-    return jax.nn.dot_product_attention(q, k, v, mask=visible, implementation=kernel)
+    return scaled_attention(q, k, v, mask=visible, implementation=kernel)
 
 
 def _reader(rows: Rows, order: Order, tokens: Tokens) -> Callable[[jax.Array], jax.Array]:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.numerics.compiled import compiled
+from jaxmethods.numerics.predictions import right
 from jaxmethods.numerics.softmax_path import Probe, minimize_path
 
 EPSILON = 1e-6
@@ -102,7 +103,6 @@ def accuracies(probe: Probe, features: jax.Array, labels: jax.Array) -> jax.Arra
         labels: [N].
 
     Returns:
-        [G] float32.
+        [G] float32; 0 for a classifier that diverged.
     """
-    right = jnp.argmax(logits(probe, features), axis=-1) == labels
-    return jnp.mean(right, axis=-1, dtype=jnp.float32)
+    return jnp.mean(right(logits(probe, features), labels), axis=-1, dtype=jnp.float32)

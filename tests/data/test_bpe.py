@@ -46,5 +46,11 @@ def test_the_file_is_what_tokenizers_reads(tmp_path):
     assert other.decode(other.encode(plain)) == plain == own.decode(own.encode(plain))
     assert (other.begin, other.end) == (own.begin, own.end) == (1, 2)
     assert dict(other.tokens) == dict(own.tokens)
+    assert (own.ends, other.ends) == ((2,), (2, 5))
+    # The tokenizer's own is what answers that are learned from end with, wherever it is listed.
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [5, 2]}')
+    assert folder_tokenizer(tmp_path).ends == (2, 5)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 5}')
+    assert folder_tokenizer(tmp_path).ends == (5,)
     read = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert read.encode("x").ids == [1, *own.encode(["x"])[0]]

@@ -208,3 +208,38 @@ def test_tifffile_reads_the_same_pixels(stack, monkeypatch):
     np.testing.assert_array_equal(own.images, other.images)
     np.testing.assert_array_equal(own.valid, other.valid)
     assert other.gsd is None
+
+
+def test_what_stands_for_missing_pixels_is_never_data(stack, monkeypatch):
+    tifffile = pytest.importorskip("tifffile")
+    folder = stack["B4"].parent
+    values = np.full((4, 4), 5, np.float32)
+    for name, mark, tag in (
+        ("nan", np.nan, "nan"),
+        ("silent", np.nan, None),
+        ("far", -9999, "-9999"),
+    ):
+        coarse = values.copy()
+        coarse[0, 0] = mark
+        tags = [] if tag is None else [(42113, "s", 0, tag, True)]
+        tifffile.imwrite(folder / f"{name}.tif", coarse, extratags=tags)
+        tifffile.imwrite(folder / "fine.tif", np.ones((8, 8), np.float32))
+        files = {"B11": folder / f"{name}.tif", "B4": folder / "fine.tif"}
+        for resample in ("nearest", "bilinear"):
+            for reader in ("rasterio", "tifffile"):
+                with monkeypatch.context() as patch:
+                    if reader == "tifffile":
+                        patch.setitem(__import__("sys").modules, "rasterio", None)
+                    own = rasters.read_bands(files, ("B11", "B4"), resample=resample)
+                np.testing.assert_array_equal(
+                    np.argwhere(~own.valid), [[0, 0], [0, 1], [1, 0], [1, 1]]
+                )
+                np.testing.assert_array_equal(own.images[..., 0], np.where(own.valid, 5, 0))
+
+
+def test_bands_of_another_place_are_refused(stack):
+    rasterio = pytest.importorskip("rasterio")
+    with rasterio.open(stack["B8"], "r+") as file:
+        file.transform = rasterio.transform.from_origin(500_080, 5_000_000, 10, 10)
+    with pytest.raises(DataError, match=r"T33_B8.tif: expected the place of .*T33_B4.tif"):
+        rasters.read_bands(stack, ("B4", "B8"))

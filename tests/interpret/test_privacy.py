@@ -249,6 +249,23 @@ def test_calibration_of_known_probabilities():
     assert np.sum(good.count) == 8
 
 
+def test_calibration_of_half_precision_counts_every_example():
+    logits = jnp.tile(jnp.array([[2.0, 0.0]], jnp.bfloat16), (1000, 1))
+    labels = np.arange(1000) % 2
+    own = calibration.calibration(logits, labels)
+    wide = calibration.calibration(logits.astype(jnp.float32), labels)
+    assert np.sum(own.count) == 1000
+    np.testing.assert_allclose(own.expected_error, wide.expected_error)
+
+
+def test_shadow_models_that_agree_exactly_have_a_likelihood():
+    margins = np.array([[4.0, 3.0], [1.0, 3.0], [4.0, 3.0], [1.0, 3.0]], np.float32)
+    members = np.array([[1, 1], [0, 0], [1, 1], [0, 0]], bool)
+    scores = lira.lira_of_subsets(margins, members, np.array([4.0, 3.0], np.float32))
+    assert scores[0] > 0
+    assert scores[1] == 0
+
+
 def test_the_share_of_facts_seen_once_estimates_those_not_seen():
     rng = np.random.default_rng(0)
     p = rng.pareto(1.0, 2000)

@@ -104,3 +104,9 @@ def test_more_features_than_images_are_told_apart():
     )
     assert found.steps[0] > 0
     assert float(found.objective[0]) < np.log(10)
+
+
+def test_a_classifier_that_diverged_is_never_right(solved):
+    lost = solved._replace(weight=solved.weight.at[1].set(jnp.nan))
+    found = linear_probe.accuracies(lost, draw(0, 4, D), jnp.zeros(4, int))
+    assert found[1] == 0

@@ -20,12 +20,14 @@ from jaxmethods.errors import DataError
 
 Policy = Literal["dataset", "model"]
 SMALLEST_POWER = 1e-6
+LEAST_STD = 1e-6
+"""A band that varies less is divided by 1."""
 
 
 def dataset_statistics(
     images: np.ndarray, names: Sequence[str], valid: np.ndarray | None = None
 ) -> Statistics:
-    """Mean and deviation of every band over training images.
+    """Mean and deviation of every band over training images; of one that doesn't vary, 1.
 
     Args:
         images: [N, H, W, C] of any type.
@@ -36,15 +38,23 @@ def dataset_statistics(
         The statistics, in the unit of the images.
 
     Raises:
-        DataError: no valid pixel, or names that don't fit.
+        DataError: no valid pixel, pixels that are NaN or infinite, or names that don't fit.
     """
     _check_names(images, names)
     pixels = images.reshape(-1, images.shape[-1]) if valid is None else images[valid]
     if not len(pixels):
         raise DataError("images: expected a pixel with data, got none")
     wide = pixels.astype(np.float64)
+    broken = ~np.isfinite(wide).all(axis=0)
+    if broken.any():
+        raise DataError(
+            f"images: expected finite pixels, got NaN or infinity in band "
+            f"{names[int(np.argmax(broken))]}; `valid` leaves pixels without data out"
+        )
     scale = float(np.iinfo(images.dtype).max) if images.dtype == np.uint8 else float(wide.max())
-    return Statistics(tuple(names), wide.mean(0), np.maximum(wide.std(0), 1e-6), scale)
+    std = wide.std(0)
+    # What is constant in training would be a million where a test image differs by one.
+    return Statistics(tuple(names), wide.mean(0), np.where(std > LEAST_STD, std, 1.0), scale)
 
 
 def normalize(

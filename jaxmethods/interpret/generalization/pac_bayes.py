@@ -33,6 +33,7 @@ from jaxmethods.interpret.problem import Data, Problem, number_of_examples, weig
 from jaxmethods.interpret.trees import Vector
 from jaxmethods.method import gradient_step
 from jaxmethods.numerics.compiled import compiled
+from jaxmethods.numerics.predictions import right
 
 LARGEST, PRECISION = 0.1, 100.0
 """c and b of the prior's grid of variances."""
@@ -281,9 +282,9 @@ def certificate(
 
 
 def errors(problem: Problem, vector: Vector) -> jax.Array:
-    """0-1 errors [N] of a classifier with these parameters."""
+    """0-1 errors [N] of a classifier with these parameters; 1 where its outputs are NaN."""
     logits = problem.outputs(vector, problem.data.inputs)
-    return (jnp.argmax(logits, axis=-1) != problem.data.targets).astype(jnp.float32)
+    return (~right(logits, problem.data.targets)).astype(jnp.float32)
 
 
 def held_out_risk(

@@ -80,6 +80,8 @@ def calibration(logits: jax.Array, labels: jax.Array, bins: int = 15) -> Calibra
     Returns:
         Errors and bins.
     """
+    # Sums of half precision stop at a few hundred examples.
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     log_p = jax.nn.log_softmax(logits, axis=-1)
     p = jnp.exp(log_p)
     confidence, right = jnp.max(p, axis=1), jnp.argmax(p, axis=1) == labels

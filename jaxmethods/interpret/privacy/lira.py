@@ -12,6 +12,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+LEAST_VARIANCE = 1e-12
+"""That of shadow models which agree to rounding on an example, as saturated ones do."""
+
 
 def lira(
     inside: jax.Array, outside: jax.Array, observed: jax.Array, fixed_variance: bool = False
@@ -58,6 +61,7 @@ def lira_of_subsets(
         variance = jnp.sum(squares, axis=0) / count
         if fixed_variance:
             variance = jnp.sum(squares) / jnp.sum(count)
+        variance = jnp.maximum(variance, LEAST_VARIANCE)
         return -(jnp.log(variance) + (observed - mean) ** 2 / variance) / 2
 
     subsets = subsets.astype(bool)

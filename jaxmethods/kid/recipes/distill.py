@@ -133,7 +133,7 @@ def ready(
         found = program(params, *padded_left(ids, max(map(len, ids))))
         tokens, lengths = np.asarray(found.tokens), np.asarray(found.lengths)
         rows = [list(row[:length]) for row, length in zip(tokens, lengths, strict=True)]
-        ended = [row[:-1] if row and row[-1] == texts.tokenizer.end else row for row in rows]
+        ended = [row[:-1] if row and row[-1] in texts.tokenizer.ends else row for row in rows]
         return [text.strip() for text in texts.tokenizer.decode(ended)]
 
     return queries

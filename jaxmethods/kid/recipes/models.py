@@ -136,7 +136,7 @@ class Models:
             dtype=jnp.dtype(settings.dtype),
             remat=settings.remat,
             vocabulary=self.vocabulary,
-            end=END if self.tokenizer is None else self.tokenizer.end,
+            end=END if self.tokenizer is None else self.tokenizer.ends,
         )
         return Model(settings, config, language, adapters, still or adapters is not None)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,7 +56,7 @@ def judge_answers(texts: Texts, examples: Sequence[Example], answers: Any) -> Ve
     tokens, lengths = (np.asarray(leaf) for leaf in answers)
     queries = to_queries(texts, examples, answers)
     last = np.take_along_axis(tokens, np.maximum(lengths - 1, 0)[..., None], -1)[..., 0]
-    ended = (lengths > 0) & (last == texts.tokenizer.end)
+    ended = (lengths > 0) & np.isin(last, texts.tokenizer.ends)
     return judge_queries(texts, examples, queries, ended)
 
 
@@ -194,8 +195,8 @@ def judge_queries(
 
 def to_query(texts: Texts, example: Example, ids: list[int]) -> str:
     """The query that ids mean, on one line."""
-    end = texts.tokenizer.end
-    kept = ids[: ids.index(end)] if end in ids else ids
+    ends = texts.tokenizer.ends
+    kept = list(takewhile(lambda token: token not in ends, ids))
     (text,) = texts.tokenizer.decode([kept])
     return quote_names(text, texts.questions.schema(example.database)).strip()
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmethods.merging.static.trees import compute_dtype
+from jaxmethods.numerics.predictions import right as right
 
 
 class Unlabeled(NamedTuple):
@@ -158,8 +159,3 @@ def accuracy(logits: jax.Array, labels: jax.Array, counts: jax.Array) -> jax.Arr
     real = jnp.arange(labels.shape[1]) < counts[:, None]
     correct = jnp.sum(right(logits, labels) & real, axis=1, dtype=jnp.float32)
     return correct / counts.astype(jnp.float32)
-
-
-def right(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Bool: whether the largest of logits [..., C] is the label's; of NaN, none is the largest."""
-    return (jnp.argmax(logits, -1) == labels) & ~jnp.isnan(logits).any(-1)

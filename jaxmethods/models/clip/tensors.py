@@ -3,8 +3,8 @@
     config, params = clip.from_tensors(tensors)
 
 Sizes are read from the tensors; attention heads, which no tensor says, are one for every 64
-entries. open_clip holds queries, keys and values as one map and projections transposed; its pooled
-text token is the one with the largest id.
+entries, and 16 in the vision towers of ViT-H, g and G. open_clip holds queries, keys and values as
+one map and projections transposed; its pooled text token is the one with the largest id.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from jaxmethods.layout import path_name
 from jaxmethods.models.clip.checkpoint import shapes
 from jaxmethods.models.clip.network import LEGACY_EOS, CLIPConfig, TextConfig
-from jaxmethods.models.clip.vit import Activation, VisionConfig
+from jaxmethods.models.clip.vit import Activation, VisionConfig, usual_heads
 from jaxmethods.models.hub.folders import HubError, some_of
 
 OPEN_CLIP = "visual.conv1.weight"
@@ -44,7 +44,7 @@ def from_tensors(
 
     Args:
         tensors: names and arrays of a whole model, in either layout.
-        vision_heads: None: one for every 64 entries.
+        vision_heads: None: one for every 64 entries, or the 16 of ViT-H, g and G.
         text_heads: None: one for every 64 entries.
         activation: "quick_gelu" of OpenAI's models, "gelu" of others (GeoRSCLIP's ViT-H/14).
 
@@ -105,7 +105,7 @@ def _config(
         hidden_size=width,
         intermediate_size=shape["inner"][0],
         num_hidden_layers=_depth(named, tower),
-        num_attention_heads=vision_heads or max(width // 64, 1),
+        num_attention_heads=vision_heads or usual_heads(width),
         num_channels=channels,
         image_size=grid * patch,
         patch_size=patch,

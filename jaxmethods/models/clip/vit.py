@@ -62,6 +62,15 @@ class VisionConfig(Config):
         return (self.image_size // self.patch_size) ** 2 + 1
 
 
+WIDE_HEADS = {1280: 16, 1408: 16, 1664: 16}
+"""Width -> heads of ViT-H, g and G, whose heads have more than 64 entries."""
+
+
+def usual_heads(width: int) -> int:
+    """How many heads released vision transformers of a width have, which no tensor says."""
+    return WIDE_HEADS.get(width, max(width // 64, 1))
+
+
 class EncoderConfig(Protocol):
     """What the blocks need of a tower's config."""
 

@@ -67,7 +67,7 @@ def causal_attention(
         local = None if window is None else (window - 1, 0)
 
         def fresh(q: jax.Array, k: jax.Array, v: jax.Array, past: Past) -> jax.Array:
-            return jax.nn.dot_product_attention(
+            return scaled_attention(
                 q, k, v, is_causal=True, local_window_size=local, implementation=kernel
             )
 
@@ -76,9 +76,7 @@ def causal_attention(
         fresh_visible = visible_tokens(batch, new, mask, window, segments)
 
         def masked(q: jax.Array, k: jax.Array, v: jax.Array, past: Past) -> jax.Array:
-            return jax.nn.dot_product_attention(
-                q, k, v, mask=fresh_visible[:, None], implementation=kernel
-            )
+            return scaled_attention(q, k, v, mask=fresh_visible[:, None], implementation=kernel)
 
         return masked
     if segments is not None:
@@ -95,6 +93,24 @@ def causal_attention(
         return _attend_beside(visible, past, q, k, v)
 
     return cached_attention
+
+
+def scaled_attention(q: jax.Array, k: jax.Array, v: jax.Array, **options: Any) -> jax.Array:
+    """`jax.nn.dot_product_attention`, also of float16 on CPU, where JAX has no such product.
+
+    Args:
+        q: queries [B, T, H, d].
+        k: keys [B, S, K, d].
+        v: values [B, S, K, d].
+        options: of JAX's function.
+
+    Returns:
+        Head outputs [B, T, H, d] in the type of the queries.
+    """
+    if q.dtype != jnp.float16 or jax.default_backend() != "cpu":
+        return jax.nn.dot_product_attention(q, k, v, **options)
+    wide = (x.astype(jnp.float32) for x in (q, k, v))
+    return jax.nn.dot_product_attention(*wide, **options).astype(q.dtype)
 
 
 def visible_tokens(

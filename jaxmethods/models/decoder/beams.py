@@ -19,7 +19,7 @@ from jax import lax
 
 from jaxmethods.models.decoder.attention import Cache, reserve
 from jaxmethods.models.decoder.config import DecoderConfig
-from jaxmethods.models.decoder.generation import check_positions, left_padded
+from jaxmethods.models.decoder.generation import End, check_positions, is_end, left_padded
 from jaxmethods.models.decoder.layer import Params
 from jaxmethods.models.decoder.network import forward
 
@@ -59,7 +59,7 @@ def beam_search(
     new_tokens: int,
     mask: jax.Array | None = None,
     length_penalty: float = 1.0,
-    end: int | None = None,
+    end: End = None,
     pad: int = 0,
     dtype: Any = None,
 ) -> Beams:
@@ -77,7 +77,7 @@ def beam_search(
         mask: [B, T], False on padding, wherever it is.
         length_penalty: power of the length that scores are divided by in the final order; 0 orders
             by probability.
-        end: the token that ends a row; None: none does.
+        end: the token that ends a row, or several of which any does; None: none does.
         pad: what stands behind the end.
         dtype: of the computation; None: of the parameters.
 
@@ -129,7 +129,7 @@ def search(
     beams: int,
     new_tokens: int,
     length_penalty: float = 1.0,
-    end: int | None = None,
+    end: End = None,
     pad: int = 0,
     begun: jax.Array | None = None,
 ) -> Beams:
@@ -143,7 +143,7 @@ def search(
         beams: K, static.
         new_tokens: N, static.
         length_penalty: see `beam_search`.
-        end: the token that ends a row; None: none does.
+        end: the token that ends a row, or several of which any does; None: none does.
         pad: what stands behind the end.
         begun: [B] bool, False for a row without a token; None: all have some.
 
@@ -162,7 +162,7 @@ def search(
             last=tokens,
             tokens=written.at[:, :, state.step].set(tokens),
             cache=_regrouped(state.cache, parents),
-            done=done if end is None else done | (tokens == end),
+            done=done | is_end(tokens, end),
             lengths=lengths + ~done,
             scores=scores,
         )

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxmethods.config import nearest, validate
@@ -25,7 +24,12 @@ from jaxmethods.models.decoder.layer import Params
 from jaxmethods.models.decoder.network import RULES, init_params
 from jaxmethods.models.hub.config import Fields
 from jaxmethods.models.hub.folders import Folder, HubError, open_folder
-from jaxmethods.models.hub.parameters import common_type, read_params, write_folder
+from jaxmethods.models.hub.parameters import (
+    common_type,
+    read_params,
+    same_values,
+    write_folder,
+)
 
 BUFFERS = re.compile(
     r"rotary_emb\.inv_freq$|attn\.(causal_mask|masked_bias|bias)$|attention\.(bias|masked_bias)$"
@@ -131,7 +135,7 @@ def read_config(folder: Folder) -> DecoderConfig:
     folder = _with_table_names(folder)
     config = _parse(folder)
     if config.tied and {head_name(config), embedding_name(config)} <= folder.tensors.keys():
-        same = _equal(folder, head_name(config), embedding_name(config))
+        same = same_values(folder, head_name(config), embedding_name(config))
         config = config.model_copy(update={"tied": same})
     return config
 
@@ -163,16 +167,6 @@ def _with_table_names(folder: Folder) -> Folder:
     if config.tied and embedding_name(config) not in stored and head_name(config) in stored:
         stored[embedding_name(config)] = stored.pop(head_name(config))
     return folder._replace(tensors=stored)
-
-
-def _equal(folder: Folder, name: str, other: str, step: int = 4096) -> bool:
-    """Whether two tensors hold the same values; only some rows of them are read at a time."""
-    one, two = folder.view(name), folder.view(other)
-    wide = jnp.promote_types(one.dtype, two.dtype)
-    return one.shape == two.shape and all(
-        np.array_equal(one[rows].astype(wide), two[rows].astype(wide))
-        for rows in (slice(start, start + step) for start in range(0, len(one), step))
-    )
 
 
 def _check_written(path: Path, fields: dict[str, Any], config: DecoderConfig) -> None:

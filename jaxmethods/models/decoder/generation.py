@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from functools import reduce
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,8 @@ class Sampling(NamedTuple):
     [0, 1]; one token at least."""
 
 
+End: TypeAlias = int | tuple[int, ...] | None
+"""Tokens that end a row; hashable, a static argument."""
 GREEDY = Sampling()
 NUCLEUS_SLACK = 1e-6
 """Rounding of a sum of probabilities in float32."""
@@ -52,7 +55,7 @@ def generate(
     mask: jax.Array | None = None,
     inputs_embeds: jax.Array | None = None,
     sampling: Sampling = GREEDY,
-    end: int | None = None,
+    end: End = None,
     pad: int = 0,
     dtype: Any = None,
 ) -> Generated:
@@ -70,7 +73,7 @@ def generate(
         mask: [B, T], False on padding, wherever it is.
         inputs_embeds: [B, T, D] in place of embeddings of ids.
         sampling: temperature, top_k and top_p; by default the most likely token is taken.
-        end: the token that ends a row; None: none does.
+        end: the token that ends a row, or several of which any does; None: none does.
         pad: what stands behind the end.
         dtype: of the computation; None: of the parameters.
 
@@ -113,7 +116,7 @@ def generate(
             last=token,
             tokens=state.tokens.at[:, state.step].set(token),
             cache=out.cache,
-            done=state.done if end is None else state.done | (token == end),
+            done=state.done | is_end(token, end),
             lengths=state.lengths + ~state.done,
         )
 
@@ -123,7 +126,7 @@ def generate(
         last=token,
         tokens=jnp.full((prompt.shape[0], new_tokens), pad, jnp.int32).at[:, 0].set(token),
         cache=reserve(first.cache, new_tokens),
-        done=~begun if end is None else ~begun | (token == end),
+        done=~begun | is_end(token, end),
         lengths=begun.astype(jnp.int32),
     )
     finished = lax.while_loop(unfinished, decode, start)
@@ -137,6 +140,12 @@ class _Decoding(NamedTuple):
     cache: Any
     done: jax.Array
     lengths: jax.Array
+
+
+def is_end(tokens: jax.Array, end: End) -> jax.Array:
+    """Bool like `tokens`: which of them end a row."""
+    ends = end if isinstance(end, tuple | list) else () if end is None else (end,)
+    return reduce(jnp.logical_or, [tokens == one for one in ends], jnp.zeros(tokens.shape, bool))
 
 
 def pick(logits: jax.Array, keys: Any, step: Any, sampling: Sampling) -> jax.Array:

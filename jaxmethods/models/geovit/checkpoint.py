@@ -19,7 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmethods.config import validate
 from jaxmethods.models import hub
+from jaxmethods.models.clip.vit import usual_heads
 from jaxmethods.models.geovit import positions
 from jaxmethods.models.geovit.config import EncoderConfig
 from jaxmethods.models.geovit.encoder import init_blocks
@@ -61,11 +63,17 @@ class Source:
         if name not in self.left:
             self.missing.append(name)
             return np.zeros(tuple(shape or (1,)), np.float32)
-        return np.asarray(self.left.pop(name)).astype(np.float32)
+        found = np.asarray(self.left.pop(name)).astype(np.float32)
+        if shape is not None and found.shape != tuple(shape):
+            raise HubError(f"checkpoint: {name}: expected {tuple(shape)}, got {found.shape}")
+        return found
 
-    def dense(self, name: str) -> dict[str, np.ndarray]:
-        """{"weight", "bias"}"""
-        return {part: self.take(f"{name}.{part}") for part in ("weight", "bias")}
+    def dense(self, name: str, *shape: int) -> dict[str, np.ndarray]:
+        """{"weight", "bias"}; `shape` is that of the weight, where it is known."""
+        return {
+            "weight": self.take(f"{name}.weight", shape or None),
+            "bias": self.take(f"{name}.bias", shape[:1] or None),
+        }
 
 
 def load(
@@ -79,7 +87,8 @@ def load(
 
     Args:
         source: a safetensors file, or names and arrays.
-        heads: attention heads, which no tensor says; None: one for every 64 entries.
+        heads: attention heads, which no tensor says; None: one for every 64 entries, and 16 in
+            ViT-H (MAE's, Prithvi 2's of 600 M), g and G.
         groups: indices of the bands of SatMAE's groups; None: those of its release.
         strict: whether tensors that are missing or unknown are an error.
 
@@ -175,7 +184,9 @@ def blocks(given: Source, prefix: str, width: int) -> Any:
     depth = max((int(number) + 1 for number in numbers if number.isdigit()), default=0)
     if not depth:
         return init_blocks(jax.random.key(0), 0, width, 1)
-    layers = [_block(given, f"{prefix}.{layer}") for layer in range(depth)]
+    maps = [own for name, own in given.left.items() if _is_inner(name, prefix)]
+    inner = np.shape(maps[0])[0] if maps else 4 * width
+    layers = [_block(given, f"{prefix}.{layer}", width, inner) for layer in range(depth)]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *layers)
 
 
@@ -222,7 +233,7 @@ def _encoder(
     stack = blocks(given, "blocks", width)
     depth, inner = stack["mlp"]["fc1"]["bias"].shape
     fields: dict[str, Any] = {"width": width, "depth": depth, "mlp_ratio": inner / width}
-    fields["heads"] = heads or max(width // 64, 1)
+    fields["heads"] = heads or usual_heads(width)
     params: dict[str, Any] = {"cls_token": first.reshape(-1), "blocks": stack}
     make = {"dofa": _dofa_embedding, "satmae_group": _grouped_embedding}.get(layout, _embedding)
     params["patch_embed"], found = make(given, groups)
@@ -240,7 +251,7 @@ def _encoder(
     pooled = "fc_norm.weight" in given
     params["norm"] = given.dense("fc_norm" if pooled else "norm")
     fields["norm_after_pooling"] = pooled
-    config = EncoderConfig.model_validate(fields)
+    config = validate(EncoderConfig, fields, "checkpoint")
     if config.positions == "learned":
         params["positions"] = table
     return config, params
@@ -260,14 +271,14 @@ def _position_fields(
     if table is None:
         raise HubError("checkpoint: it lacks pos_embed")
     rows = len(table) - 1
-    frames = next(n for n in range(1, rows + 1) if rows % n == 0 and _is_square(rows // n))
+    frames = positions.frames_of(table[1:]) if layout == "prithvi" else 1
+    if layout != "prithvi" and not positions.is_square(rows):
+        raise HubError(f"checkpoint: pos_embed: expected a square grid, got {rows} rows")
     grid = round((rows // frames) ** 0.5)
     found: dict[str, Any] = {"image_size": grid * patch}
     if layout == "prithvi":
         return found | {"positions": "learned", "frames": frames}
     if layout in ("timm", "dofa"):
-        if frames > 1:
-            raise HubError(f"checkpoint: pos_embed: expected a square grid, got {rows} rows")
         return found | {"positions": "learned"}
     own = positions.plain(table.shape[-1], grid)
     if not np.allclose(own[1:], table[1:], atol=1e-5):
@@ -346,20 +357,27 @@ def generator(given: Source, prefix: str = "") -> Any:
     }
 
 
-def _block(given: Source, prefix: str) -> dict[str, Any]:
-    qkv = given.dense(f"{prefix}.attn.qkv")
-    out, fc2 = given.dense(f"{prefix}.attn.proj"), given.dense(f"{prefix}.mlp.fc2")
+def _block(given: Source, prefix: str, width: int, inner: int) -> dict[str, Any]:
+    qkv = given.dense(f"{prefix}.attn.qkv", 3 * width, width)
+    out = given.dense(f"{prefix}.attn.proj", width, width)
+    fc1 = given.dense(f"{prefix}.mlp.fc1", inner, width)
+    fc2 = given.dense(f"{prefix}.mlp.fc2", width, inner)
     for number, scaled in enumerate((out, fc2), 1):
         if f"{prefix}.ls{number}.gamma" in given:
-            gamma = given.take(f"{prefix}.ls{number}.gamma")
+            gamma = given.take(f"{prefix}.ls{number}.gamma", (width,))
             scaled["weight"] = scaled["weight"] * gamma[:, None]
             scaled["bias"] = scaled["bias"] * gamma
     return {
-        "layer_norm1": given.dense(f"{prefix}.norm1"),
+        "layer_norm1": given.dense(f"{prefix}.norm1", width),
         "self_attn": _three(qkv["weight"], qkv["bias"]) | {"out_proj": out},
-        "layer_norm2": given.dense(f"{prefix}.norm2"),
-        "mlp": {"fc1": given.dense(f"{prefix}.mlp.fc1"), "fc2": fc2},
+        "layer_norm2": given.dense(f"{prefix}.norm2", width),
+        "mlp": {"fc1": fc1, "fc2": fc2},
     }
+
+
+def _is_inner(name: str, prefix: str) -> bool:
+    """Whether a tensor is the first map of a block's MLP, which says how wide that is."""
+    return name.startswith(f"{prefix}.") and name.endswith(".mlp.fc1.weight")
 
 
 def _three(weight: np.ndarray, bias: np.ndarray) -> dict[str, Any]:
@@ -384,7 +402,3 @@ def _block_tensors(stack: Any, layer: int) -> dict[str, np.ndarray]:
         for name, own in named.items():
             made[f"{prefix}.{name}.{part}"] = np.asarray(own[part][layer])
     return made
-
-
-def _is_square(number: int) -> bool:
-    return round(number**0.5) ** 2 == number

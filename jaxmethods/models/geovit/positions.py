@@ -129,6 +129,29 @@ def frames(width: int, grid: int, number: int) -> np.ndarray:
     return _with_class(table)
 
 
+def frames_of(table: np.ndarray) -> int:
+    """How many frames of square grids the rows [T g g, D] of Prithvi's table are.
+
+    Four frames have as many rows as one frame of twice the side; but the first 12/16 of a row say
+    where it is in its frame, so they come again in every frame. A table that was trained on doesn't
+    repeat itself, and has the fewest frames.
+    """
+    space = table[:, : table.shape[1] // 16 * 12]
+
+    def repeats(number: int) -> bool:
+        every = space.reshape(number, -1, space.shape[1])
+        return np.allclose(every, every[:1], atol=1e-5)
+
+    rows = len(table)
+    possible = [n for n in range(1, rows + 1) if rows % n == 0 and is_square(rows // n)]
+    return max((number for number in possible if repeats(number)), default=possible[0])
+
+
+def is_square(number: int) -> bool:
+    """Whether a number is a whole number times itself."""
+    return round(number**0.5) ** 2 == number
+
+
 def resize_positions(table: jax.Array, grid: int, leading: int = 1) -> jax.Array:
     """Resizes a checkpoint's table to another grid (bicubic, as PyTorch's `interpolate`).
 

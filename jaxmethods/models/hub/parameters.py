@@ -125,6 +125,22 @@ def common_type(params: Any) -> np.dtype:
     return np.dtype(reduce(jnp.promote_types, [leaf.dtype for leaf in jax.tree.leaves(params)]))
 
 
+def same_values(folder: Folder, name: str, other: str, step: int = 4096) -> bool:
+    """Whether two tensors hold the same values; only some rows of them are read at a time.
+
+    Args:
+        folder: an opened model folder.
+        name, other: of the tensors.
+        step: rows at a time.
+    """
+    one, two = folder.view(name), folder.view(other)
+    wide = jnp.promote_types(one.dtype, two.dtype)
+    return one.shape == two.shape and all(
+        np.array_equal(one[rows].astype(wide), two[rows].astype(wide))
+        for rows in (slice(start, start + step) for start in range(0, len(one), step))
+    )
+
+
 def _read_leaf(
     folder: Folder, entry: Tensor, place: int, shape: tuple, dtype: Any, sharding: Any
 ) -> jax.Array:
@@ -196,6 +212,7 @@ def _check(folder: Folder, table: Sequence[Tensor], ignore: Callable[[str], bool
 
 def _write_weights(folder: Path, table: Sequence[Tensor], params: Any, largest: int) -> None:
     leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    _check_leaves(table, leaves)
     files = _plan(table, leaves, largest)
     weight_map: dict[str, str] = {}
     for number, tensors in enumerate(files, 1):
@@ -209,6 +226,19 @@ def _write_weights(folder: Path, table: Sequence[Tensor], params: Any, largest: 
         total = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _check_leaves(table: Sequence[Tensor], leaves: Mapping[str, Any]) -> None:
+    """Refuses a tree that the table would write a part of, or more than all of."""
+    wanted = {leaf for entry in table for leaf in entry.leaves}
+    surplus, missing = sorted(leaves.keys() - wanted), sorted(wanted - leaves.keys())
+    if surplus:
+        raise HubError(
+            f"parameters: expected those that a checkpoint has tensors for, got {some_of(surplus)} "
+            "too (adapters are merged first, layers that were taken apart are stacked)"
+        )
+    if missing:
+        raise HubError(f"parameters: {some_of(missing)} missing")
 
 
 def _plan(

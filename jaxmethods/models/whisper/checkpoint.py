@@ -18,15 +18,20 @@ from jaxmethods.config import validate
 from jaxmethods.models.decoder.layer import Params
 from jaxmethods.models.hub.config import Fields
 from jaxmethods.models.hub.folders import Folder, HubError, open_folder
-from jaxmethods.models.hub.parameters import common_type, read_params, write_folder
+from jaxmethods.models.hub.parameters import (
+    common_type,
+    read_params,
+    same_values,
+    write_folder,
+)
 from jaxmethods.models.hub.tensors import Tensor, linear, whole
 from jaxmethods.models.whisper.config import EncoderConfig, WhisperConfig
 from jaxmethods.models.whisper.text import init_params
 
 ATTENTION = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
 ENCODER = "model.encoder."
-HEAD = "proj_out.weight"
-"""The head is the embedding; some files hold it a second time."""
+HEAD, EMBEDDING = "proj_out.weight", "model.decoder.embed_tokens.weight"
+"""The head is the embedding, which some files hold a second time, unless another one is stored."""
 
 
 class Loaded(NamedTuple):
@@ -54,7 +59,7 @@ def load(path: str | Path, *, dtype: Any = jnp.float32, encoder_only: bool = Fal
         HubError: the folder, its config or its tensors are not what we can read.
     """
     folder = _with_prefix(open_folder(path))
-    config = read_config(folder.config, str(folder.path / "config.json"))
+    config = _with_own_head(read_config(folder.config, str(folder.path / "config.json")), folder)
     shapes = jax.eval_shape(lambda key: init_params(key, config), jax.random.key(0))
     tensors = table(config)
     if encoder_only:
@@ -65,7 +70,10 @@ def load(path: str | Path, *, dtype: Any = jnp.float32, encoder_only: bool = Fal
         tensors,
         shapes,
         dtype=dtype,
-        ignore=lambda name: name == HEAD or (encoder_only and name.startswith("model.decoder.")),
+        ignore=lambda name: (
+            (name == HEAD and config.text.tied)
+            or (encoder_only and name.startswith("model.decoder."))
+        ),
     )
     return Loaded(config, params, folder.config)
 
@@ -90,6 +98,8 @@ def save(
     Raises:
         HubError: the folder is there already, or `raw` says other sizes.
     """
+    if not config.text.tied:
+        raw = {**raw, "tie_word_embeddings": False}
     if read_config(raw, f"{path}/config.json") != config:
         raise HubError(f"model {path}: config.json: expected the sizes of {config}")
     names = [name for name in ("dtype", "torch_dtype") if raw.get(name) is not None]
@@ -131,6 +141,7 @@ def read_config(raw: Mapping[str, Any], source: str = "config.json") -> WhisperC
             "heads": fields.size("decoder_attention_heads"),
             "mlp_width": fields.size("decoder_ffn_dim"),
             "positions": fields.size("max_target_positions", 448),
+            "tied": fields.flag("tie_word_embeddings", True),
         },
     }
     return validate(WhisperConfig, values, f"model config {source}")
@@ -142,9 +153,11 @@ def table(config: WhisperConfig) -> list[Tensor]:
     block = "model.decoder.layers.{}."
     found = encoder_table(config.encoder, ENCODER, "encoder/")
     found += [
-        whole("model.decoder.embed_tokens.weight", "decoder/tokens", (text.vocab_size, width)),
+        whole(EMBEDDING, "decoder/tokens", (text.vocab_size, width)),
         whole("model.decoder.embed_positions.weight", "decoder/positions", (text.positions, width)),
     ]
+    if not text.tied:
+        found.append(whole(HEAD, "decoder/head", (text.vocab_size, width)))
     for theirs, ours in (("self_attn", "attention"), ("encoder_attn", "cross")):
         place = f"decoder/layers/{ours}"
         found += _attention_rows(block + theirs, place, width, text.layers)
@@ -212,6 +225,14 @@ def _norm_rows(name: str, leaf: str, width: int, layers: int = 0) -> list[Tensor
         whole(f"{name}.{theirs}", f"{leaf}/{ours}", (width,), layers)
         for ours, theirs in (("scale", "weight"), ("bias", "bias"))
     ]
+
+
+def _with_own_head(config: WhisperConfig, folder: Folder) -> WhisperConfig:
+    """The config of what is stored: two different tables are kept, as in transformers 5."""
+    if not {HEAD, EMBEDDING} <= folder.tensors.keys():
+        return config
+    tied = config.text.tied and same_values(folder, HEAD, EMBEDDING)
+    return config.model_copy(update={"text": config.text.model_copy(update={"tied": tied})})
 
 
 def _with_prefix(folder: Folder) -> Folder:

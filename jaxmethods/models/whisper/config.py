@@ -44,6 +44,8 @@ class TextConfig(Config):
     heads: PositiveInt
     mlp_width: PositiveInt
     positions: PositiveInt = 448
+    tied: bool = True
+    """The embedding is also the head."""
 
 
 class WhisperConfig(Config):

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmethods.models.decoder.attention import scaled_attention
 from jaxmethods.models.decoder.layer import Params, dense, over_layers
 from jaxmethods.models.norms import layer_norm
 from jaxmethods.models.whisper.config import EncoderConfig
@@ -114,7 +115,7 @@ def attend(params: Params, queries: jax.Array, keys: jax.Array, heads: int) -> j
     """
     q = split(dense(params["query"], queries), heads)
     k, v = (split(dense(params[name], keys), heads) for name in ("key", "value"))
-    return dense(params["out"], joined(jax.nn.dot_product_attention(q, k, v)))
+    return dense(params["out"], joined(scaled_attention(q, k, v)))
 
 
 def mlp(params: Params, x: jax.Array) -> jax.Array:

@@ -6,7 +6,7 @@ Keys and values of what was heard are computed once a clip; those of the tokens 
 in `models.decoder`. Parameters are `encoder`, and `decoder` with
 
     tokens [V, C]  positions [N, C]  final_norm/{scale, bias} layers/{attention, cross}/{query, key,
-    value, out}  layers/mlp  layers/{attention, cross, mlp}_norm
+    value, out}  layers/mlp  layers/{attention, cross, mlp}_norm  (head [V, C] where it is another)
 """
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmethods.models.decoder.attention import Cache, causal_attention, grow, reserve
+from jaxmethods.models.decoder.attention import (
+    Cache,
+    causal_attention,
+    grow,
+    reserve,
+    scaled_attention,
+)
 from jaxmethods.models.decoder.beams import check_search, search
 from jaxmethods.models.decoder.generation import Generated
 from jaxmethods.models.decoder.layer import Params, dense, over_layers
@@ -110,7 +116,7 @@ def decode(
         q = split(dense(layer["cross"]["query"], normed), config.text.heads)
         # Beams of a clip hear the same: they are further queries to it.
         q = q.reshape(len(keys), -1, *q.shape[2:])  # [B, K N, H, d]
-        found = jax.nn.dot_product_attention(q, keys, values)
+        found = scaled_attention(q, keys, values)
         found = found.reshape(batch, new, *found.shape[2:])  # [B K, N, H, d]
         x = x + dense(layer["cross"]["out"], joined(found))
         return x + mlp(layer["mlp"], layer_norm(layer["mlp_norm"], x, eps)), (k, v)
@@ -118,7 +124,8 @@ def decode(
     past = None if cache is None else (cache.keys, cache.values)
     x, new_keys = over_layers(body, x, decoder["layers"], (past, heard.keys, heard.values))
     x = layer_norm(decoder["final_norm"], x, eps)
-    logits = jnp.matmul(x, decoder["tokens"].T, preferred_element_type=jnp.float32)
+    head = decoder["tokens"] if config.text.tied else decoder["head"]
+    logits = jnp.matmul(x, head.T, preferred_element_type=jnp.float32)
     return Decoded(logits, grow(cache, None, *new_keys))
 
 
@@ -228,7 +235,7 @@ def init_params(key: jax.Array, config: WhisperConfig, dtype: Any = jnp.float32)
     """
     encoder, tokens, positions, blocks = jax.random.split(key, 4)
     width, text = config.encoder.width, config.text
-    return {
+    params = {
         "encoder": init_encoder(encoder, config.encoder, dtype),
         "decoder": {
             "tokens": 0.02 * jax.random.normal(tokens, (text.vocab_size, width), dtype),
@@ -239,3 +246,9 @@ def init_params(key: jax.Array, config: WhisperConfig, dtype: Any = jnp.float32)
             "final_norm": init_norm((width,), dtype),
         },
     }
+    if not text.tied:
+        own = 0.02 * jax.random.normal(
+            jax.random.fold_in(tokens, 1), (text.vocab_size, width), dtype
+        )
+        params["decoder"]["head"] = own
+    return params

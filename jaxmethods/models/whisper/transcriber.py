@@ -4,8 +4,8 @@
     hear([audio.load("talk.flac")])  # ["And so, my fellow Americans, ..."]
 
 Long audio is cut into pieces of 30 s whose texts are joined; timestamps are off. Which tokens a
-transcript doesn't begin with, or never holds, is read from `generation_config.json` where there is
-one.
+transcript doesn't begin with, or never holds, is read from `generation_config.json`; folders from
+before there was one say it in `config.json`.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _prompt(path: Path, tokenizer: Tokenizer, language: str) -> tuple[int, ...]:
 
 def _suppressed(path: Path, vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
     """Tokens that are never said, and those that a transcript doesn't begin with, [V] bool."""
-    settings = _read(path / "generation_config.json")
+    settings = _read(path / "generation_config.json") or _read(path / "config.json")
     masks = []
     for name in ("suppress_tokens", "begin_suppress_tokens"):
         mask = np.zeros(vocabulary, bool)

@@ -55,6 +55,18 @@ def test_missing_and_surplus_bands_are_named():
         normalization.dataset_statistics(DIGITAL, NAMES, np.zeros((4, 5, 5), bool))
 
 
+def test_a_band_that_does_not_vary_is_divided_by_one_and_nan_is_refused():
+    constant = np.full((1, 2, 2, 3), 5.0, np.float32)
+    statistics = normalization.dataset_statistics(constant, NAMES)
+    own = normalization.normalize(constant + 2, NAMES, "dataset", statistics)
+    np.testing.assert_array_equal(own, np.full(own.shape, 2.0))
+    constant[0, 0, 0, 1] = np.nan
+    with pytest.raises(DataError, match="got NaN or infinity in band B3"):
+        normalization.dataset_statistics(constant, NAMES)
+    valid = ~np.isnan(constant).any(-1)
+    assert np.isfinite(normalization.dataset_statistics(constant, NAMES, valid).mean).all()
+
+
 def test_integers_are_cast_before_anything_is_subtracted():
     statistics = normalization.dataset_statistics(DIGITAL, NAMES)
     small = np.zeros((1, 1, 1, 3), np.uint16)

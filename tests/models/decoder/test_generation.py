@@ -63,6 +63,15 @@ def test_a_row_ends_with_its_end_token_and_padding(params):
         assert ended.lengths[row] == min(stop + 1, 6)
 
 
+def test_any_of_several_tokens_ends_a_row(params):
+    ids = random_ids(LLAMA, 2, 5)
+    free = np.asarray(GENERATE(params, LLAMA, ids, new_tokens=6).tokens)
+    ends = (int(free[0, 3]), int(free[1, 1]))
+    found = GENERATE(params, LLAMA, ids, new_tokens=6, end=ends)
+    expected = [1 + int(np.argmax(np.isin(row, ends))) for row in free]
+    np.testing.assert_array_equal(found.lengths, expected)
+
+
 def test_embeddings_are_continued_like_the_tokens_they_stand_for(params):
     ids = random_ids(LLAMA, 2, 5)
     embeds = params["embed"]["tokens"][ids]

@@ -148,8 +148,8 @@ def test_gradients_are_the_same_with_rematerialization():
     )
 
 
-def test_half_precision_stays_near():
-    dtype = "bfloat16"
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_stays_near(dtype):
     params, ids = random_params(LLAMA), random_ids(LLAMA, 2, 6)
     exact = forward(params, LLAMA, ids, taps=("head_norms",))
     half = forward(params, LLAMA, ids, taps=("head_norms", "head_outputs"), dtype=dtype)

@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from jaxmethods.models import geovit
+from jaxmethods.models.clip.vit import usual_heads
 from jaxmethods.models.hub.folders import HubError
 from tests.rsfm.small import TINY, draw, encoder_params
 
@@ -33,6 +34,10 @@ def test_missing_and_unknown_tensors_are_named():
     del own["blocks.0.mlp.fc2.bias"]
     own["surprise"] = np.zeros(1, np.float32)
     with pytest.raises(HubError, match=r"lacks blocks.0.mlp.fc2.bias; has unknown .* surprise"):
+        geovit.load(own, heads=2)
+    own = tensors()
+    del own["blocks.0.attn.qkv.bias"]
+    with pytest.raises(HubError, match=r"lacks blocks.0.attn.qkv.bias"):
         geovit.load(own, heads=2)
     own = tensors() | {"surprise": np.zeros(1, np.float32)}
     assert geovit.load(own, heads=2, strict=False).unused == ("surprise",)
@@ -76,6 +81,22 @@ def test_tubelets_of_one_frame():
     assert (loaded.layout, loaded.config.frames) == ("prithvi", 2)
     encoded = geovit.encode(loaded.params, loaded.config, draw(2, 1, 2, 16, 16, 3))
     assert encoded.patches.shape == (1, 32, 16)
+
+
+@pytest.mark.parametrize("frames", [1, 3, 4])
+def test_four_frames_are_not_taken_for_one_of_twice_the_side(frames):
+    own = tensors()
+    own["patch_embed.proj.weight"] = own["patch_embed.proj.weight"][:, :, None]
+    own["pos_embed"] = geovit.positions.frames(16, 4, frames)[None]
+    config = geovit.load(own, heads=2).config
+    assert (config.frames, config.image_size) == (frames, 16)
+
+
+def test_the_widest_towers_have_sixteen_heads():
+    assert [usual_heads(width) for width in (192, 768, 1024, 1280, 1408, 1664)] == [
+        *(3, 12, 16),
+        *(16, 16, 16),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,16 @@ def test_parameters_of_a_wrong_shape_are_not_written(tmp_path, params):
     assert not list(tmp_path.iterdir())
 
 
+def test_parameters_that_no_tensor_holds_are_not_left_out_in_silence(tmp_path, params):
+    params["blocks"]["up"]["lora_a"] = np.zeros((LAYERS, 4, 1), np.float32)
+    with pytest.raises(HubError, match=r"got blocks/up/lora_a too \(adapters are merged first"):
+        write_folder(tmp_path / "model", {}, TABLE, params)
+    del params["blocks"]["up"]
+    with pytest.raises(HubError, match="blocks/up/kernel missing"):
+        write_folder(tmp_path / "model", {}, TABLE, params)
+    assert not list(tmp_path.iterdir())
+
+
 def rewrite(folder, change):
     """Rewrites the folder's one file with `change(tensors)`."""
     opened = open_folder(folder)

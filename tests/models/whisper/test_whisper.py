@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from jaxmethods.models import hub, whisper
 from jaxmethods.models.hub import HubError
+from jaxmethods.models.whisper import transcriber
+from jaxmethods.models.whisper.text import Heard
 from tests.programs import weights
 
 RAW = {
@@ -67,6 +71,34 @@ def test_what_was_loaded_as_it_is_stored_is_written_back_unchanged(folder, tmp_p
     for name in ("model.safetensors", "config.json"):
         again, before = (tmp_path / one / name for one in ("again", "half"))
         assert again.read_bytes() == before.read_bytes()
+
+
+def test_a_head_that_is_not_the_embedding_is_kept(folder, tmp_path):
+    """As in transformers 5, whatever the config says; an equal one is the embedding."""
+    tensors = load_file(folder / "model.safetensors")
+    tensors["proj_out.weight"] = tensors["model.decoder.embed_tokens.weight"].copy()
+    for name, change in (("equal", 0.0), ("other", 1.0)):
+        shutil.copytree(folder, tmp_path / name)
+        tensors["proj_out.weight"] += change
+        save_file(tensors, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
+    assert whisper.load(tmp_path / "equal").config == CONFIG
+    loaded = whisper.load(tmp_path / "other")
+    np.testing.assert_array_equal(loaded.params["decoder"]["head"], tensors["proj_out.weight"])
+    whisper.save(tmp_path / "again", loaded.raw, loaded.config, loaded.params)
+    assert whisper.load(tmp_path / "again").config == loaded.config
+    heard = Heard(*np.ones((2, 2, 1, 6, 4, 2), np.float32))
+    ids = jnp.asarray([[3, 1]])
+    own = whisper.decode(loaded.params, loaded.config, ids, heard).logits
+    tied = whisper.decode(params(), CONFIG, ids, heard).logits
+    assert not np.allclose(own, tied)
+
+
+def test_folders_from_before_generation_configs_say_what_is_never_said(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(RAW | {"suppress_tokens": [3]}))
+    assert np.flatnonzero(transcriber._suppressed(tmp_path, 11)[0]).tolist() == [3]
+    (tmp_path / "generation_config.json").write_text(json.dumps({"begin_suppress_tokens": [4]}))
+    never, at_first = transcriber._suppressed(tmp_path, 11)
+    assert (never.any(), np.flatnonzero(at_first).tolist()) == (False, [4])
 
 
 def test_the_encoder_alone_leaves_the_decoder_on_disk(folder):

@@ -52,6 +52,27 @@ def test_average_precision_depends_on_the_order_alone_and_is_scikit_learns():
     np.testing.assert_allclose(own, expected, rtol=1e-5)
 
 
+def test_scores_that_are_nan_are_never_right():
+    labels = jnp.array([0, 1])
+    scores = jnp.array([[jnp.nan, jnp.nan, jnp.nan], [0.0, 1.0, jnp.nan]])
+    assert classification.top_k_accuracy(scores, labels, 1) == 0
+    assert classification.top_k_accuracy(scores, labels, 2) == 0.5
+
+
+def test_half_precision_counts_as_many_images_as_float32():
+    scores = draw(0, 1000).astype(jnp.bfloat16)
+    truth = jnp.arange(1000) % 2
+    own = classification.average_precision(scores, truth)
+    assert own == classification.average_precision(scores.astype(jnp.float32), truth)
+
+
+def test_a_prediction_that_is_no_class_is_refused_where_a_pixel_counts():
+    truth, said = jnp.array([0, 1, 255]), jnp.array([0, 1, 7])
+    assert segmentation.confusion(truth, said, 3).sum() == 2
+    with pytest.raises(ValueError, match="predicted: expected classes 0 to 2, got 7"):
+        segmentation.confusion(truth.at[2].set(2), said, 3)
+
+
 def test_the_mean_over_classes_does_not_depend_on_their_sizes():
     labels, said = jnp.array([0, 0, 0, 1]), jnp.array([0, 0, 0, 0])
     assert classification.mean_class_accuracy(said, labels, 3) == 0.5

@@ -39,3 +39,14 @@ def test_pairs_of_equal_features_find_each_other():
     first = draw(0, 6, 4)
     assert retrieval.recall_of_pairs(first, 2 * first) == 1
     assert retrieval.recall_of_pairs(first, first[::-1]) < 0.5
+
+
+def test_features_that_diverged_find_nothing():
+    image, text = draw(0, 4, 3), draw(1, 4, 3)
+    lost = jnp.full_like(image, jnp.nan)
+    numbers = retrieval.retrieval(lost, text, np.arange(4), ks=(1, 3))
+    assert all(numbers[f"{way}_R3"] == 0 for way in ("image_to_text", "text_to_image"))
+    assert retrieval.recall_of_pairs(lost, text) == 0
+    # One broken image is lost itself, and hides no other.
+    pairs = retrieval.recall_of_pairs(image.at[0].set(jnp.nan), image)
+    assert float(pairs) == 0.75

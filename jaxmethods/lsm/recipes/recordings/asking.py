@@ -200,7 +200,7 @@ class Programs:
             self._connected(trained, frames, lengths),
             text,
             new_tokens=self.models.run.judging.new_tokens,
-            end=self.models.end,
+            end=self.models.ends,
             pad=self.models.end,
         )
 
@@ -215,7 +215,7 @@ class Programs:
                 ids,
                 mask=mask,
                 new_tokens=self.models.run.judging.new_tokens,
-                end=self.models.end,
+                end=self.models.ends,
                 pad=self.models.end,
             )
 

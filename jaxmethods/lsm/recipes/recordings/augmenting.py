@@ -24,7 +24,7 @@ from jaxmethods.lsm.recipes.recordings.hearing import HEARD
 from jaxmethods.lsm.recipes.recordings.models import Models
 from jaxmethods.lsm.recipes.recordings.rows import TRAIN, Rows
 from jaxmethods.models import decoder
-from jaxmethods.models.decoder.generation import Generated
+from jaxmethods.models.decoder.generation import End, Generated
 from jaxmethods.models.decoder.network import RULES
 from jaxmethods.stages import Arrays, Compute, Part, Place, Results
 
@@ -106,7 +106,7 @@ def written(models: Models, kind: str, parts: Sequence[Arrays]) -> Written:
     said = [row[:count].tolist() for row, count in zip(tokens, lengths, strict=True)]
     texts = models.decode(said)
     reasons = [
-        LONG_PROMPT if not fit else refusal(config, ids, text, models.end)
+        LONG_PROMPT if not fit else refusal(config, ids, text, models.ends)
         for fit, ids, text in zip(fits, said, texts, strict=True)
     ]
     return Written(
@@ -117,19 +117,20 @@ def written(models: Models, kind: str, parts: Sequence[Arrays]) -> Written:
     )
 
 
-def refusal(config: AugmentConfig, ids: Sequence[int], text: str, end: int) -> str | None:
+def refusal(config: AugmentConfig, ids: Sequence[int], text: str, end: End) -> str | None:
     """Why an answer is not learned from.
 
     Args:
         config: what is kept.
         ids: of the answer, its end included.
         text: of the answer.
-        end: the token that ends an answer.
+        end: the token, or tokens, that end an answer.
 
     Returns:
         A reason; None where it is learned from.
     """
-    if list(ids[-1:]) != [end]:
+    ends = end if isinstance(end, tuple) else (end,)
+    if not ids or ids[-1] not in ends:
         return CUT
     if config.punctuated and not keep_response(text, config.compat_filter):
         return UNPUNCTUATED
@@ -175,7 +176,7 @@ def text_program(models: Models, new_tokens: int) -> Any:
             ids,
             mask=mask,
             new_tokens=new_tokens,
-            end=models.end,
+            end=models.ends,
             pad=models.end,
         )
 

@@ -71,6 +71,11 @@ class Models:
         """The token that ends an answer."""
         return self.tokenizer.end
 
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """All tokens that end an answer that is written."""
+        return self.tokenizer.ends
+
     def ids(self, text: str) -> list[int]:
         """A text as ids, with what the tokenizer begins every text with."""
         return with_begin(self.tokenizer, text)

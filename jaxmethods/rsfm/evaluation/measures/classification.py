@@ -27,6 +27,8 @@ class MultiLabel(NamedTuple):
 def top_k_accuracy(scores: jax.Array, labels: jax.Array, k: int = 1) -> jax.Array:
     """Share of images whose label is among the k largest scores; equal scores count in its favor.
 
+    A score that is NaN is beaten by all: an image of NaN scores is not right.
+
     Args:
         scores: [N, C].
         labels: [N].
@@ -36,7 +38,8 @@ def top_k_accuracy(scores: jax.Array, labels: jax.Array, k: int = 1) -> jax.Arra
         [] float32.
     """
     own = jnp.take_along_axis(scores, labels[:, None], axis=1)
-    return jnp.mean(jnp.sum(scores > own, axis=1) < k, dtype=jnp.float32)
+    # Not `scores > own`, which is false of NaN and would make it the largest.
+    return jnp.mean(jnp.sum(~(scores <= own), axis=1) < k, dtype=jnp.float32)
 
 
 def mean_class_accuracy(predictions: jax.Array, labels: jax.Array, classes: int) -> jax.Array:
@@ -64,8 +67,9 @@ def average_precision(scores: jax.Array, truth: jax.Array) -> jax.Array:
         truth: [N] bool or 0/1.
 
     Returns:
-        [] in the type of the scores; NaN where nothing is true.
+        [] float32, or what is wider of the scores; NaN where nothing is true.
     """
+    scores = _wide(scores)
     order = jnp.argsort(-scores)
     ranked, true = scores[order], truth[order].astype(scores.dtype)
     found = jnp.cumsum(true)
@@ -85,6 +89,7 @@ def multilabel(scores: jax.Array, truth: jax.Array, threshold: float = 0.5) -> M
     Returns:
         The measures.
     """
+    scores = _wide(scores)
     each = jax.vmap(average_precision, in_axes=1)(scores, truth)
     micro = average_precision(scores.reshape(-1), truth.reshape(-1))
     found = (scores > threshold).astype(scores.dtype)
@@ -94,3 +99,8 @@ def multilabel(scores: jax.Array, truth: jax.Array, threshold: float = 0.5) -> M
     f1 = 2 * hits / jnp.maximum(named, 1)
     of_all = 2 * jnp.sum(hits) / jnp.maximum(jnp.sum(named), 1)
     return MultiLabel(each, jnp.mean(each), micro, f1, jnp.mean(f1), of_all)
+
+
+def _wide(scores: jax.Array) -> jax.Array:
+    """Scores in float32 at least: half precision can't count beyond a few hundred images."""
+    return scores.astype(jnp.promote_types(scores.dtype, jnp.float32))

@@ -4,8 +4,9 @@ r"""Images found by images, by texts, and texts found by images.
     AP(q) = (1 / m) sum_{r: the r-th nearest matches} (matches among the r nearest) / r
     mean recall: over both directions of images and texts, and k = 1, 5, 10
 
-Equal similarities count in favor of a match. Queries are ranked in chunks, so that never more than
-a chunk's similarities are in memory.
+Equal similarities count in favor of a match, but one that is NaN is the last of all: features that
+diverged find nothing. Queries are ranked in chunks, so that never more than a chunk's similarities
+are in memory.
 """
 
 from __future__ import annotations
@@ -51,15 +52,17 @@ def rank(
     Returns:
         The rank of the first match and the average precision of every query.
     """
-    queries, gallery = unit(queries), unit(gallery)
+    # Ranks of half precision stop at a few hundred.
+    wide = jnp.promote_types(jnp.result_type(queries, gallery), jnp.float32)
+    queries, gallery = unit(queries.astype(wide)), unit(gallery.astype(wide))
     number, size = len(queries), min(chunk, len(queries))
     fill = -number % size
     rows = jnp.pad(queries, ((0, fill), (0, 0))).reshape(-1, size, queries.shape[1])
     own_marks = jnp.pad(marks, (0, fill)).reshape(-1, size)
 
     def ranked(part: tuple[jax.Array, jax.Array]) -> Retrieved:
-        similarity = part[0] @ gallery.T  # [size, N]
         matches = part[1][:, None] == gallery_marks
+        similarity = _without_nan(part[0] @ gallery.T, matches)  # [size, N]
         best = jnp.max(jnp.where(matches, similarity, -jnp.inf), axis=1, keepdims=True)
         first = jnp.sum(similarity > best, axis=1)
         # Matches come first among equals: they are the larger of two keys.
@@ -83,7 +86,7 @@ def recall_of_pairs(first: jax.Array, second: jax.Array) -> jax.Array:
     Returns:
         [] float32; equal ones count in its favor.
     """
-    similarity = unit(first) @ unit(second).T
+    similarity = _without_nan(unit(first) @ unit(second).T, jnp.eye(len(first), dtype=bool))
     own = jnp.diagonal(similarity)[:, None]
     return jnp.mean(jnp.sum(similarity > own, axis=1) == 0, dtype=jnp.float32)
 
@@ -116,3 +119,9 @@ def retrieval(
     found["mean_recall"] = float(np.mean(list(found.values())))
     precisions = {f"{way}_mAP": 100.0 * float(jnp.mean(own.precision)) for way, own in ways.items()}
     return found | precisions
+
+
+def _without_nan(similarity: jax.Array, matches: jax.Array) -> jax.Array:
+    """Similarities [Q, N] whose NaN come last, matches behind the others."""
+    last = jnp.where(matches, -jnp.inf, jnp.finfo(similarity.dtype).min)
+    return jnp.where(jnp.isnan(similarity), last.astype(similarity.dtype), similarity)

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 IGNORED = 255
 
@@ -43,12 +45,27 @@ def confusion(
 
     Returns:
         [C, C] int32, rows are true classes.
+
+    Raises:
+        ValueError: a prediction for a pixel that counts, which is none of the C classes (where
+            values are known: not in `jit`).
     """
     truth, predicted = truth.reshape(-1), predicted.reshape(-1)
     counts = (truth != ignored) & (truth >= 0) & (truth < classes)
+    _check_classes(predicted, counts, classes)
     places = jnp.where(counts, truth.astype(jnp.int32) * classes + predicted, 0)
     flat = jnp.zeros(classes * classes, jnp.int32).at[places].add(counts.astype(jnp.int32))
     return flat.reshape(classes, classes)
+
+
+def _check_classes(predicted: jax.Array, counts: jax.Array, classes: int) -> None:
+    """Refuses what would be counted as a prediction of another class for another true one."""
+    if isinstance(predicted, Tracer) or isinstance(counts, Tracer):
+        return
+    known = np.asarray(predicted)
+    wrong = known[np.asarray(counts) & ((known < 0) | (known >= classes))]
+    if wrong.size:
+        raise ValueError(f"predicted: expected classes 0 to {classes - 1}, got {wrong[0]}")
 
 
 def measures(matrix: jax.Array) -> Segmentation:
