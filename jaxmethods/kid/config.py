@@ -169,7 +169,8 @@ class DataConfig(Config):
     train: str = "train"
     """The split that is trained on."""
     judged: tuple[str, ...] = ()
-    """The splits that students are judged on; none: `dev`, or the world's three."""
+    """The splits that students are judged on; none: `dev`, or the world's three. The one that is
+    trained on, where it is named, is judged on what is trained on."""
     hold_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the training questions that is judged in place of trained on, as split `held_out`;
     their queries may occur in training with another question."""
@@ -303,8 +304,11 @@ class EvaluationConfig(Config):
     """Questions that are answered at one time."""
     curve: NonNegativeInt = 0
     """Questions of the first judged split that students answer while they train."""
-    exposure: NonNegativeInt = 256
-    """Prompts on which accumulated errors are measured; 0: they aren't."""
+    exposure: NonNegativeInt = 512
+    """Prompts of the first judged split on which accumulated errors are measured; 0: they aren't.
+    With 64 of them, errors are larger than differences of students."""
+    exposure_samples: PositiveInt = 1
+    """Responses of the student, and of the teacher, to each of them."""
     seconds: PositiveFloat = 30.0
     """Longest time of a query."""
     beams: PositiveInt = 1
