@@ -32,7 +32,7 @@ DivergenceName = Literal[
     "atkd",
     "osd_mix",
 ]
-Strategy = Literal["random", "uniform", "hard", "easy", "bernoulli"]
+Strategy = Literal["random", "spans", "uniform", "hard", "easy", "bernoulli"]
 MaskToken = Literal["id", "random", "previous", "hide"]
 
 
@@ -45,8 +45,10 @@ class ImperfectConfig(Config):
     alpha: Fraction = 0.2
     """Share of the response's tokens that is masked, its end token apart; at least one token."""
     strategy: Strategy = "random"
-    """Which: random ones, evenly spaced ones, those the student is least (`hard`) or most (`easy`)
-    sure of, or each with probability alpha (`bernoulli`)."""
+    """Which: random ones, random runs of `span` tokens, evenly spaced ones, those the student is
+    least (`hard`) or most (`easy`) sure of, or each with probability alpha (`bernoulli`)."""
+    span: PositiveInt = 3
+    """Tokens of a run, of `spans`. Behind a mask the student guesses worse: fewer fills are gold."""
     mask_token: MaskToken = "id"
     """What stands in their place: `mask_token_id`, a random token, the token before, or nothing
     that could be seen (`hide`)."""
