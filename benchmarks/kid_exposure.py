@@ -17,7 +17,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxmethods import registry
 from jaxmethods.config import read_yaml
@@ -30,6 +29,7 @@ from jaxmethods.kid.recipes.models import Models
 from jaxmethods.layout import Layout
 from jaxmethods.models import decoder
 from jaxmethods.numerics.statistics import standard_error
+from jaxmethods.stages import Arrays
 
 
 class OneDevice:
@@ -65,7 +65,7 @@ def asking_of(folder: Path, questions: int, samples: int) -> Asking:
 class Errors:
     """Accumulated errors of one student, and the excess that follows."""
 
-    def __init__(self, measured: dict[str, np.ndarray]):
+    def __init__(self, measured: Arrays):
         """Sums over tokens of [S, E, R]."""
         self.own, self.other = (
             measured[name].astype(float).sum(-1) for name in ("on_student", "on_teacher")

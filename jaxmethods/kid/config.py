@@ -48,7 +48,7 @@ class ImperfectConfig(Config):
     """Which: random ones, random runs of `span` tokens, evenly spaced ones, those the student is
     least (`hard`) or most (`easy`) sure of, or each with probability alpha (`bernoulli`)."""
     span: PositiveInt = 3
-    """Tokens of a run, of `spans`: behind a mask the student guesses worse, fewer fills are gold."""
+    """Tokens of a run, of `spans`: behind a mask the student guesses worse."""
     mask_token: MaskToken = "id"
     """What stands in their place: `mask_token_id`, a random token, the token before, or nothing
     that could be seen (`hide`)."""
