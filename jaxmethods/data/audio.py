@@ -87,6 +87,11 @@ def load(reference: str | Path, *, folder: Path | None = None, rate: int = RATE)
     if wrong:
         raise AudioError(f"audio {reference}: {wrong} of {samples.size} samples are not finite")
     resampled = resample(samples, own_rate, rate)
+    if not len(resampled):
+        raise AudioError(
+            f"audio {reference}: expected at least a sample at {rate} Hz, got {len(samples)} at "
+            f"{own_rate} Hz"
+        )
     return np.ascontiguousarray(resampled.mean(axis=1, dtype=np.float32))
 
 

@@ -83,14 +83,17 @@ def log_mel(waves: jax.Array, config: LogMelConfig = WHISPER) -> jax.Array:
         [..., n_mels, n_samples / hop] float32.
 
     Raises:
-        ValueError: clips of another length than the config's.
+        ValueError: clips of another length than the config's, or integers of another type, whose
+            full scale isn't that of int16.
     """
     if waves.shape[-1] != config.n_samples:
         raise ValueError(
             f"waves: expected clips of {config.n_samples} samples (see audio.pad_or_trim), "
             f"got {waves.shape[-1]}"
         )
-    scale = 1 / INT16 if jnp.issubdtype(waves.dtype, jnp.integer) else 1.0
+    if not jnp.issubdtype(waves.dtype, jnp.floating) and waves.dtype != jnp.int16:
+        raise ValueError(f"waves: expected floats in [-1, 1] or int16, got {waves.dtype}")
+    scale = 1 / INT16 if waves.dtype == jnp.int16 else 1.0
     framed = _frames(waves.astype(jnp.float32) * scale, config)  # [..., T, n_fft]
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(config.n_fft) / config.n_fft)
     # A DFT as a product of matrices would lose accuracy near the floor.

@@ -305,7 +305,8 @@ def masked_mean(
         a scalar; 0 where nothing counts.
     """
     counted = mask.astype(bool)
-    values = jnp.where(counted, values, 0)
+    # Sums of float16 end at 65504.
+    values = jnp.where(counted, values, 0).astype(jnp.promote_types(values.dtype, jnp.float32))
     if normalizer == "sequence":
         axes = tuple(range(1, values.ndim))
         each = jnp.sum(counted, axes)
@@ -369,6 +370,8 @@ def cut(logits: jax.Array, vocabulary: int) -> jax.Array:
 
 
 def _log_probs(logits: jax.Array, temperature: float) -> jax.Array:
+    if isinstance(temperature, int | float) and not temperature > 0:
+        raise ValueError(f"temperature: expected a positive number, got {temperature}")
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     return jax.nn.log_softmax(logits / temperature, axis=-1)
 
@@ -377,6 +380,8 @@ def _expectation(log_p: jax.Array, values: jax.Array) -> jax.Array:
     """Sum of p values where p > 0: elsewhere values may be infinite."""
     p = jnp.exp(log_p)
     there = p > 0
+    # A value that is infinite gives p no slope, which would be infinite too.
+    p = jnp.where(jnp.isinf(values), lax.stop_gradient(p), p)
     return jnp.sum(jnp.where(there, p, 0) * jnp.where(there, values, 0), -1)
 
 

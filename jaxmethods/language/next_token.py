@@ -98,8 +98,10 @@ def next_token_loss(logits: jax.Array, tokens: Tokens) -> jax.Array:
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens.ids[:, 1:])  # [B, T-1]
     if tokens.mask is None:
         return jnp.mean(losses)
-    mask = tokens.mask[:, 1:].astype(losses.dtype)
-    return jnp.sum(losses * mask) / jnp.maximum(jnp.sum(mask), 1.0)
+    mask = tokens.mask[:, 1:].astype(bool)
+    # What isn't predicted may be no token at all (-100), whose loss is NaN.
+    losses = jnp.where(mask, losses, 0)
+    return jnp.sum(losses) / jnp.maximum(jnp.sum(mask, dtype=losses.dtype), 1.0)
 
 
 def random_rows(count: int) -> Draw:

@@ -14,11 +14,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.numerics.linalg import thin_svd
+from jaxmethods.numerics.precision import wide
 
 
 def linear_cka(x: jax.Array, y: jax.Array) -> jax.Array:
     """CKA with linear kernels of features [N, D] and [N, E], []."""
     _check(x, y)
+    x, y = wide(x), wide(y)
     x, y = x - jnp.mean(x, axis=0), y - jnp.mean(y, axis=0)
     cross = jnp.sum((y.T @ x) ** 2)
     return cross / (jnp.linalg.norm(x.T @ x) * jnp.linalg.norm(y.T @ y))
@@ -26,6 +28,7 @@ def linear_cka(x: jax.Array, y: jax.Array) -> jax.Array:
 
 def rbf_kernel(x: jax.Array, scale: float = 1.0) -> jax.Array:
     """exp(-|x - x'|^2 / (2 (scale m)^2)) with the median distance m, [N, N]."""
+    x = wide(x)
     squares = jnp.sum(x**2, axis=1)
     distances = jnp.maximum(squares[:, None] + squares - 2 * x @ x.T, 0)
     median = jnp.median(distances[jnp.triu_indices(len(x), 1)])
@@ -35,6 +38,7 @@ def rbf_kernel(x: jax.Array, scale: float = 1.0) -> jax.Array:
 def kernel_cka(k: jax.Array, l: jax.Array) -> jax.Array:  # noqa: E741
     """CKA of two kernel matrices [N, N], []."""
     _check(k, l)
+    k, l = wide(k), wide(l)  # noqa: E741
     centering = jnp.eye(len(k), dtype=k.dtype) - 1 / len(k)
     k, l = centering @ k @ centering, centering @ l @ centering  # noqa: E741
     return jnp.vdot(k, l) / (jnp.linalg.norm(k) * jnp.linalg.norm(l))
@@ -43,6 +47,7 @@ def kernel_cka(k: jax.Array, l: jax.Array) -> jax.Array:  # noqa: E741
 def unbiased_hsic(k: jax.Array, l: jax.Array) -> jax.Array:  # noqa: E741
     """HSIC_1 of kernel matrices [N, N], N >= 4, unbiased over draws of the examples, []."""
     _check(k, l)
+    k, l = wide(k), wide(l)  # noqa: E741
     n = len(k)
     if n < 4:
         raise ValueError(f"k: expected at least 4 examples, got {n}")
@@ -57,6 +62,7 @@ def unbiased_hsic(k: jax.Array, l: jax.Array) -> jax.Array:  # noqa: E741
 
 def unbiased_cka(x: jax.Array, y: jax.Array) -> jax.Array:
     """CKA of unbiased HSIC with linear kernels of features [N, D] and [N, E], []."""
+    x, y = wide(x), wide(y)
     k, l = x @ x.T, y @ y.T  # noqa: E741
     return unbiased_hsic(k, l) / jnp.sqrt(unbiased_hsic(k, k) * unbiased_hsic(l, l))
 
@@ -67,6 +73,7 @@ def svcca(x: jax.Array, y: jax.Array, variance: float = 0.99) -> jax.Array:
     (Raghu et al. 2017.)
     """
     _check(x, y)
+    x, y = wide(x), wide(y)
 
     def basis(features: jax.Array) -> tuple[jax.Array, jax.Array]:
         left, values, _ = thin_svd(features - jnp.mean(features, axis=0))
@@ -82,6 +89,7 @@ def svcca(x: jax.Array, y: jax.Array, variance: float = 0.99) -> jax.Array:
 def procrustes(x: jax.Array, y: jax.Array) -> jax.Array:
     """Squared distance of centered, normalized features [N, D] after the best rotation, []."""
     _check(x, y)
+    x, y = wide(x), wide(y)
 
     def unit(features: jax.Array) -> jax.Array:
         centered = features - jnp.mean(features, axis=0)

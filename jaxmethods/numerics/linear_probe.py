@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.numerics.compiled import compiled
+from jaxmethods.numerics.precision import wide
 from jaxmethods.numerics.predictions import right
 from jaxmethods.numerics.softmax_path import Probe, minimize_path
 
@@ -41,6 +42,7 @@ def standardizer(features: jax.Array) -> Scaling:
     Returns:
         A scaling of features of that width.
     """
+    features = wide(features)
     centered = features - jnp.mean(features, axis=0)
     scale = jnp.sqrt(jnp.mean(jnp.square(centered), axis=0) + EPSILON)
     return Scaling(jnp.mean(features, axis=0), scale)
@@ -76,6 +78,7 @@ def probe_lbfgs(
     Returns:
         The classifiers.
     """
+    features = wide(features)
     targets = jax.nn.one_hot(labels, classes, dtype=features.dtype)
     own = lams.astype(features.dtype)
     return minimize_path(features, targets, own, tolerance, most_steps)

@@ -44,4 +44,6 @@ def forward_transfer(curve: jax.Array, reference: jax.Array) -> jax.Array:
         [...]; 0 where both are alike.
     """
     area, alone = area_under_curve(curve), area_under_curve(reference)
-    return (area - alone) / (1.0 - alone)
+    # Nothing is left to gain where a task is solved alone from the start.
+    left = jnp.where(area == alone, 1.0, 1.0 - alone)
+    return (area - alone) / left

@@ -139,6 +139,12 @@ def test_a_tone_is_the_same_at_every_rate(soxr, rate):
     np.testing.assert_allclose(found[inside, 0], expected[inside], atol=1e-3)
 
 
+def test_a_recording_too_short_for_a_sample_is_refused(soxr, tmp_path):
+    (tmp_path / "click.wav").write_bytes(audio.wav_bytes(np.ones(1, np.float32), 48_000))
+    with pytest.raises(AudioError, match="expected at least a sample at 16000 Hz, got 1 at 48000"):
+        audio.load(tmp_path / "click.wav")
+
+
 def test_what_is_too_high_to_be_kept_does_not_come_back_lower(soxr):
     found = audio.resample(tone(48_000, 1.0, 9000)[:, None].astype(np.float32), 48_000, 16_000)
     assert 20 * np.log10(np.abs(found[1000:15_000]).max() / 0.5) < -80

@@ -51,6 +51,13 @@ def test_a_clip_of_another_length_is_refused():
         log_mel(jnp.zeros(15_999), SECOND)
 
 
+def test_integers_of_another_width_are_refused():
+    """Their full scale is another one: they would be taken for much louder, or softer, sound."""
+    for dtype in (np.int32, np.uint8):
+        with pytest.raises(ValueError, match="expected floats in \\[-1, 1\\] or int16"):
+            log_mel(waves(1).astype(dtype), SECOND)
+
+
 def test_lengths_are_traced():
     found = jax.jit(frame_lengths)(jnp.asarray([1, 160, 161, 600_000]))
     np.testing.assert_array_equal(found, [[1, 1, 2, 3000], [1, 1, 1, 1500]])

@@ -94,12 +94,14 @@ def test_what_only_one_model_excludes(evaluate):
     values, gradients = evaluate(draw(0).at[:, 2].set(-jnp.inf), draw(1))
     assert np.isinf(values["forward_kl"]).all()
     assert np.isfinite(values["reverse_kl"]).all()
-    other, _ = evaluate(draw(0), draw(1).at[:, 2].set(-jnp.inf))
+    other, slopes = evaluate(draw(0), draw(1).at[:, 2].set(-jnp.inf))
+    assert np.isinf(other["reverse_kl"]).all()
     for name in BOUNDED:
         assert np.isfinite(values[name]).all()
         assert np.isfinite(other[name]).all()
     for name in (*BOUNDED, "forward_kl", "reverse_kl"):
         assert np.isfinite(gradients[name][1]).all()
+        assert np.isfinite(slopes[name][1]).all()
 
 
 def test_limits_of_skew_and_beta():
@@ -188,3 +190,13 @@ def test_a_few_places_of_all_rows_at_a_time_give_what_all_tokens_give():
     for size in (1, 7, 100):
         found = d.over_rows(lambda x: d.forward_kl(x[0], x[1]), pair, size)
         np.testing.assert_allclose(found, d.forward_kl(*pair), rtol=1e-6)
+
+
+def test_a_temperature_of_zero_is_no_divergence_of_zero():
+    with pytest.raises(ValueError, match="temperature: expected a positive number, got 0"):
+        d.forward_kl(draw(0), draw(1), 0.0)
+
+
+def test_the_mean_of_float16_does_not_overflow():
+    values = jnp.full((1, 3000), 30, jnp.float16)
+    assert d.masked_mean(values, jnp.ones((1, 3000))) == 30

@@ -40,6 +40,10 @@ def test_the_loss_is_the_mean_over_predicted_tokens():
     np.testing.assert_allclose(next_token_loss(logits, Tokens(IDS, MASK)), -np.mean(own), rtol=1e-6)
     everything = next_token_loss(logits, Tokens(IDS, jnp.ones_like(MASK)))
     np.testing.assert_allclose(next_token_loss(logits, Tokens(IDS)), everything, rtol=1e-6)
+    marked = jnp.where(MASK, IDS, -100)
+    np.testing.assert_allclose(
+        next_token_loss(logits, Tokens(marked, MASK)), -np.mean(own), rtol=1e-6
+    )
 
 
 def test_without_a_predicted_token_loss_and_gradient_are_zero():

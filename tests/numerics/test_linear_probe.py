@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxmethods.numerics import linear_probe
+from jaxmethods.numerics import cka, linear_probe
 from tests.rsfm.small import draw
 
 N, D, CLASSES = 60, 6, 3
@@ -110,3 +110,10 @@ def test_a_classifier_that_diverged_is_never_right(solved):
     lost = solved._replace(weight=solved.weight.at[1].set(jnp.nan))
     found = linear_probe.accuracies(lost, draw(0, 4, D), jnp.zeros(4, int))
     assert found[1] == 0
+
+
+def test_features_kept_in_half_precision_do_not_overflow():
+    features = (1000 * draw(0, 20, 2)).astype(jnp.float16)
+    scaling = linear_probe.standardizer(features)
+    np.testing.assert_allclose(jnp.std(scaling(features), axis=0), 1, rtol=1e-3)
+    assert cka.linear_cka(features, features) == pytest.approx(1, rel=1e-5)

@@ -158,3 +158,15 @@ def test_metrics_map_over_seeds():
     for function in (metrics.final_performance, metrics.forgetting, metrics.mean_forgetting):
         each = jnp.stack([function(matrix) for matrix in matrices])
         np.testing.assert_allclose(function(matrices), each, rtol=1e-5)
+
+
+def test_rows_that_are_not_finite_have_no_statistics():
+    for rows in (np.array([[1.0, np.nan], [2.0, 3.0]]), np.zeros((0, 2))):
+        with pytest.raises(ValueError, match="x: expected finite rows"):
+            windows.statistics(rows)
+
+
+def test_a_task_that_is_solved_alone_from_the_start_gains_nothing():
+    solved = jnp.ones(3)
+    assert metrics.forward_transfer(solved, solved) == 0
+    assert metrics.forward_transfer(solved, 0.5 * solved) == 1

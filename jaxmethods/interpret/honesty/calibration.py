@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.numerics.compiled import compiled
+from jaxmethods.numerics.precision import wide
 
 
 class Calibration(NamedTuple):
@@ -81,7 +82,7 @@ def calibration(logits: jax.Array, labels: jax.Array, bins: int = 15) -> Calibra
         Errors and bins.
     """
     # Sums of half precision stop at a few hundred examples.
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    logits = wide(logits)
     log_p = jax.nn.log_softmax(logits, axis=-1)
     p = jnp.exp(log_p)
     confidence, right = jnp.max(p, axis=1), jnp.argmax(p, axis=1) == labels

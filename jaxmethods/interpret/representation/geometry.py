@@ -18,6 +18,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmethods.numerics.precision import wide
+
 
 class Geometry(NamedTuple):
     """All [] but for the singular values."""
@@ -34,6 +36,7 @@ class Geometry(NamedTuple):
 
 def geometry(features: jax.Array) -> Geometry:
     """Ranks of features [N, D]; NaN where all features are equal."""
+    features = wide(features)
     centered = features - jnp.mean(features, axis=0)
     s = jnp.linalg.svd(centered, compute_uv=False)
     squares = s**2
@@ -64,6 +67,7 @@ def _slope(squares: jax.Array) -> jax.Array:
 
 def uniformity(features: jax.Array, temperature: float = 2.0) -> jax.Array:
     """log mean exp(-t |z_i - z_j|^2) over pairs of normalized features (Wang, Isola 2020), []."""
+    features = wide(features)
     z = features / jnp.linalg.norm(features, axis=1, keepdims=True)
     squares = jnp.maximum(2 - 2 * z @ z.T, 0)
     pairs = ~jnp.eye(len(z), dtype=bool)
@@ -72,6 +76,7 @@ def uniformity(features: jax.Array, temperature: float = 2.0) -> jax.Array:
 
 def mean_cosine(features: jax.Array) -> jax.Array:
     """The mean cosine of two different rows: 1 where all point one way (oversmoothing), []."""
+    features = wide(features)
     z = features / jnp.linalg.norm(features, axis=-1, keepdims=True)
     count = z.shape[-2]
     return (jnp.sum(jnp.sum(z, axis=-2) ** 2, axis=-1) - count) / (count * (count - 1))

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.numerics.compiled import compiled
+from jaxmethods.numerics.precision import wide
 
 
 class Dimension(NamedTuple):
@@ -33,6 +34,7 @@ def nearest_distances(features: jax.Array, k: int, chunk: int = 256) -> jax.Arra
 
     From differences, not from inner products: those lose small distances to rounding.
     """
+    features = wide(features)
     count = len(features)
     if not 1 <= k < count:
         raise ValueError(f"k: expected 1 to {count - 1} (one less than the rows), got {k}")

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.numerics.compiled import compiled
+from jaxmethods.numerics.precision import wide
 
 
 class Collapse(NamedTuple):
@@ -59,6 +60,7 @@ class Moments(NamedTuple):
 
 def moments(features: jax.Array, labels: jax.Array, classes: int) -> Moments:
     """Sums of a batch of features [N, D] with labels [N]; `jax.tree.map(add)` joins batches."""
+    features = wide(features)
     member = jax.nn.one_hot(labels, classes, dtype=features.dtype)
     return Moments(jnp.sum(member, axis=0), member.T @ features, features.T @ features)
 
@@ -88,6 +90,7 @@ def neural_collapse(
     """
     if classes < 2:
         raise ValueError(f"classes: expected at least 2, got {classes}")
+    features = wide(features)
     # Centered first: sums of squares far from the origin would lose the small covariance.
     center = jnp.mean(features, axis=0)
     sums = moments(features - center, labels, classes)

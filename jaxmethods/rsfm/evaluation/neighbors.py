@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from jaxmethods.models.clip.contrastive import unit
 from jaxmethods.numerics.compiled import compiled
+from jaxmethods.numerics.precision import wide
 
 Metric = Literal["cosine", "l2"]
 
@@ -55,6 +56,7 @@ def neighbor_scores(
         raise ValueError(f"k: expected 1 to the {len(features)} training images, got {k}")
     if weighted and metric == "l2":
         raise ValueError("weighted: expected False with metric l2")
+    features, queries = wide(features), wide(queries)
     if metric == "cosine":
         features, queries = unit(features), unit(queries)
         shift = jnp.zeros(len(features), features.dtype)
@@ -67,7 +69,10 @@ def neighbor_scores(
     padded = jnp.pad(queries, ((0, -number % size), (0, 0)))
 
     def vote(own: jax.Array) -> jax.Array:
-        near, places = jax.lax.top_k(own @ features.T + shift, k)  # [size, k]
+        similarity = own @ features.T + shift
+        # A broken training image would be the nearest of all.
+        similarity = jnp.where(jnp.isnan(similarity), -jnp.inf, similarity)
+        near, places = jax.lax.top_k(similarity, k)  # [size, k]
         weight = jnp.exp(near / temperature) if weighted else jnp.ones_like(near)
         rows = jnp.arange(size)[:, None]
         return jnp.zeros((size, classes), near.dtype).at[rows, labels[places]].add(weight)

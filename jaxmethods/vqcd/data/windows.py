@@ -40,10 +40,14 @@ def statistics(x: np.ndarray, normalizer: Normalizer = "gaussian") -> Statistics
         Shift and scale [D] float32; a column that does not vary has scale 1.
 
     Raises:
-        ValueError: x is not a matrix.
+        ValueError: x is not a matrix, has no rows, or holds NaN or infinity.
     """
     if x.ndim != 2:
         raise ValueError(f"x: expected [N, D], got {list(x.shape)}")
+    if not len(x) or not np.isfinite(x).all():
+        raise ValueError(
+            f"x: expected finite rows, got {'some that are not' if len(x) else 'none'}"
+        )
     if normalizer == "none":
         return Statistics(np.zeros(x.shape[1], np.float32), np.ones(x.shape[1], np.float32))
     rows = np.asarray(x, np.float64)

@@ -41,3 +41,17 @@ def test_distances_are_those_of_numpy_wherever_the_features_are():
 def test_more_neighbors_than_images_are_refused():
     with pytest.raises(ValueError, match="k: expected 1 to the 30 training images, got 31"):
         scores(k=31)
+
+
+def test_broken_training_images_are_nobodys_neighbors_and_half_precision_is_float32s():
+    features, labels = draw(0, 8, 4), jnp.arange(8) % 3
+    settings = {"classes": 3, "k": 3}
+    broken = jnp.concatenate([features, jnp.full((1, 4), jnp.nan)])
+    own = neighbor_scores(broken, jnp.append(labels, 0), features, **settings)
+    plain = neighbor_scores(features, labels, features, **settings)
+    np.testing.assert_allclose(own, plain, rtol=1e-5)
+    half = neighbor_scores(
+        features.astype(jnp.float16), labels, features.astype(jnp.float16), **settings
+    )
+    assert np.isfinite(half).all()
+    np.testing.assert_array_equal(half.argmax(1), plain.argmax(1))

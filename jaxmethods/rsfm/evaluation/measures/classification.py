@@ -10,6 +10,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmethods.numerics.precision import wide
+
 
 class MultiLabel(NamedTuple):
     """How well several labels are found; macro is over labels, micro over all pairs."""
@@ -69,7 +71,7 @@ def average_precision(scores: jax.Array, truth: jax.Array) -> jax.Array:
     Returns:
         [] float32, or what is wider of the scores; NaN where nothing is true.
     """
-    scores = _wide(scores)
+    scores = wide(scores)
     order = jnp.argsort(-scores)
     ranked, true = scores[order], truth[order].astype(scores.dtype)
     found = jnp.cumsum(true)
@@ -89,7 +91,7 @@ def multilabel(scores: jax.Array, truth: jax.Array, threshold: float = 0.5) -> M
     Returns:
         The measures.
     """
-    scores = _wide(scores)
+    scores = wide(scores)
     each = jax.vmap(average_precision, in_axes=1)(scores, truth)
     micro = average_precision(scores.reshape(-1), truth.reshape(-1))
     found = (scores > threshold).astype(scores.dtype)
@@ -99,8 +101,3 @@ def multilabel(scores: jax.Array, truth: jax.Array, threshold: float = 0.5) -> M
     f1 = 2 * hits / jnp.maximum(named, 1)
     of_all = 2 * jnp.sum(hits) / jnp.maximum(jnp.sum(named), 1)
     return MultiLabel(each, jnp.mean(each), micro, f1, jnp.mean(f1), of_all)
-
-
-def _wide(scores: jax.Array) -> jax.Array:
-    """Scores in float32 at least: half precision can't count beyond a few hundred images."""
-    return scores.astype(jnp.promote_types(scores.dtype, jnp.float32))

@@ -20,6 +20,7 @@ import numpy as np
 
 from jaxmethods.models.clip.contrastive import unit
 from jaxmethods.numerics.compiled import compiled
+from jaxmethods.numerics.precision import wide
 
 
 class Retrieved(NamedTuple):
@@ -53,8 +54,7 @@ def rank(
         The rank of the first match and the average precision of every query.
     """
     # Ranks of half precision stop at a few hundred.
-    wide = jnp.promote_types(jnp.result_type(queries, gallery), jnp.float32)
-    queries, gallery = unit(queries.astype(wide)), unit(gallery.astype(wide))
+    queries, gallery = unit(wide(queries)), unit(wide(gallery))
     number, size = len(queries), min(chunk, len(queries))
     fill = -number % size
     rows = jnp.pad(queries, ((0, fill), (0, 0))).reshape(-1, size, queries.shape[1])
