@@ -63,7 +63,8 @@ def _probe(run: Run, heard: Heard, split: linear.Split, results: Results) -> Dia
     names = linear.classes_of(heard.clips)
     labels = np.asarray([names.index(one.label) for one in heard.clips], np.int32)
     found = linear.fitted(heard.own, labels, split.train, [penalty], len(names))
-    features = np.asarray(standardizer(jnp.asarray(heard.own[split.train]))(heard.own))
+    scaling = standardizer(jnp.asarray(heard.own[split.train]))
+    features = np.asarray(scaling(jnp.asarray(heard.own)))
     params = {"weight": found.weight[0], "bias": found.bias[0]}
 
     def apply(params: Any, features: jax.Array) -> jax.Array:
