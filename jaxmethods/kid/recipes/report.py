@@ -165,7 +165,7 @@ def exposure_cell(judged: Judged, title: str) -> str:
 
 
 def asked_for(judged: Judged) -> str:
-    """Of how many questions accumulated errors are."""
+    """How many questions accumulated errors were measured on."""
     numbers = {measured.questions for measured in judged.exposure.values()}
     return f" (n {max(numbers)})" if numbers else ""
 
