@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Any
-
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from jaxmethods.files import write_atomically
+
+if TYPE_CHECKING:  # half a second to import, for runs that draw nothing yet
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 INK = "#1f3b57"
 """The color of what a figure is about."""
@@ -32,6 +31,9 @@ def new_figure(width: float, height: float, **options: Any) -> Figure:
     Returns:
         The figure, with a canvas that draws without a display.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained", **options)
     FigureCanvasAgg(figure)
     return figure
@@ -68,6 +70,8 @@ def themed_svg(figure: Figure) -> str:
     Returns:
         The SVG element, for an image of its own.
     """
+    import matplotlib
+
     content = io.StringIO()
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "jaxmethods"}):
         figure.savefig(content, format="svg", transparent=True, metadata={"Date": None})

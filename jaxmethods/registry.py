@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from jaxmethods.config import ConfigError, RunConfig, nearest, refusal, validate
-from jaxmethods.interpret.recipes.watched import watched_recipe
 from jaxmethods.stages import Recipe, check_recipe
 
 
@@ -133,7 +132,10 @@ def parse(values: Mapping[str, Any], source: str) -> tuple[RunConfig, Recipe]:
     try:
         recipe = find(config.method, source).recipe(config)
         every = getattr(config, "monitor", 0)
-        recipe = watched_recipe(recipe, every) if every else recipe
+        if every:
+            from jaxmethods.interpret.recipes.watched import watched_recipe  # a second to import
+
+            recipe = watched_recipe(recipe, every)
         check_recipe(recipe)
     except ValidationError as error:  # of a config that the method made of this one
         raise refusal(error, type(config), values, source) from error

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.stats import binomtest
 
 from jaxmethods.novo import baselines, heads
 from jaxmethods.novo.heads import Heads
@@ -34,6 +33,8 @@ def accuracies(
     Returns:
         Metric -> number; accuracies are shares in [0, 1].
     """
+    from scipy.stats import binomtest  # a second to import
+
     right = np.asarray(predictions) == np.asarray(judged.labels)
     interval = binomtest(int(right.sum()), len(right)).proportion_ci(0.95, method="wilson")
     shuffled = np.random.default_rng(seed + 1).random(judged.mask.shape)

@@ -8,7 +8,6 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit
 
 
 class Summary(NamedTuple):
@@ -115,6 +114,8 @@ def percentile_interval(mean: float, draws: np.ndarray, level: float = 0.95) -> 
 
 def student_interval(values: np.ndarray, level: float = 0.95) -> Interval:
     """The mean of a few independent values [n], with Student's interval; one value has no width."""
+    from scipy.special import stdtrit  # a quarter of a second to import
+
     mean, error = mean_and_error(np.asarray(values, float))
     half = 0.0 if error is None else error * float(stdtrit(len(values) - 1, (1 + level) / 2))
     return Interval(mean, mean - half, mean + half)

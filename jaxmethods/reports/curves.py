@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 
 from jaxmethods.numerics.statistics import standard_error
 from jaxmethods.plotting import INK, TEXT, new_figure, open_frame, themed_svg, write_png
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COLUMNS = 3
 HIDDEN = ("stage", "step", "seconds")
@@ -104,6 +105,8 @@ def curve_svg(curves: Mapping[str, Curve], title: str) -> str:
     Returns:
         An SVG image that is readable on light and on dark.
     """
+    import matplotlib
+
     figure = new_figure(4.4, 2.7)
     panel = figure.subplots()
     colors = [INK] if len(curves) == 1 else matplotlib.color_sequences["tab10"]

@@ -70,8 +70,13 @@ def test_roll_outs_of_several_seeds_are_bit_for_bit_those_of_the_published_wrapp
         np.testing.assert_array_equal(numbers(one), numbers(other))
 
 
-@pytest.mark.parametrize("name", with_slow(["predator_prey", "connector"]))
-@pytest.mark.parametrize("environments", [1, 2, 17])
+@pytest.mark.parametrize(
+    ("name", "environments"),
+    [
+        *(("predator_prey", number) for number in (1, 2, 17)),
+        pytest.param("connector", 17, marks=pytest.mark.slow),
+    ],
+)
 def test_one_environment_and_numbers_that_no_block_divides(name, environments):
     """All episodes end in the same step, several blocks of them."""
     env = envs.make(name, **CASES[name] | {"time_limit": 1})

@@ -34,7 +34,8 @@ MUTATIONS = [
         "reduce(jnp.add, [kept.astype(jnp.int32) for kept in keep])",
         "len(keep) * jnp.ones((), jnp.int32)",
         "the mean is over all experts, not those that agree",
-        "static/test_ties.py",
+        "static/test_ties.py"
+        "::test_entries_of_the_elected_sign_are_added_averaged_or_the_largest_is_taken",
     ),
     (
         "static/ties.py",

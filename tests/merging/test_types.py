@@ -346,28 +346,17 @@ def test_results_are_those_of_float32(name, kind):
 
 
 def tower(dtype):
-    """Every function of `wemoe` on a tower of one type."""
+    """Every function of `wemoe` on a tower of one type, in one program."""
+    setting = tiny.setting(images=2)
+    given = setting.base, setting.stack, setting.projection, setting.unlabeled, setting.heads
+    cast = jax.tree.map(lambda x: x.astype(dtype) if x.dtype.kind == "f" else x, given)
+    return jax.jit(run_tower)(*cast, jax.random.key(0))
+
+
+def run_tower(base, stack, projection, unlabeled, heads, key):
     config = WEMoEConfig(batch_size=2, prune=0.5, prune_router=0.5, layer_encoding=4)
-
-    def cast(tree):
-        return jax.tree.map(lambda x: x.astype(dtype) if x.dtype.kind == "f" else x, tree)
-
-    base, stack, projection = cast(
-        (
-            tiny.setting(images=2).base,
-            tiny.setting(images=2).stack,
-            tiny.setting(images=2).projection,
-        )
-    )
     model = wemoe.upcycle(base, stack, config)
-    batch = wemoe.Batch(
-        model,
-        cast(tiny.setting(images=2).unlabeled),
-        cast(tiny.setting(images=2).heads),
-        projection,
-        jnp.float32(1),
-    )
-    key = jax.random.key(0)
+    batch = wemoe.Batch(model, unlabeled, heads, projection, jnp.float32(1))
     routers_ = wemoe.prune_routers(wemoe.init_routers(key, tiny.VISION, 3, config), config)
     pixels = batch.unlabeled.inputs
     out = wemoe.forward(model, routers_, tiny.VISION, config, pixels[0], projection=projection)

@@ -14,7 +14,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import beta
 
 
 class Audit(NamedTuple):
@@ -79,6 +78,8 @@ def upper_limit(errors: int, trials: int, confidence: float) -> float:
     """Clopper and Pearson's limit of a rate; two of them hold together with `confidence`."""
     if errors >= trials:
         return 1.0
+    from scipy.stats import beta  # a second to import
+
     return float(beta.ppf((1 + confidence) / 2, errors + 1, trials - errors))
 
 
