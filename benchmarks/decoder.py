@@ -87,7 +87,9 @@ def family(settings: Settings, config: DecoderConfig, sizes: Sizes, dtype: Any) 
     """All rows of one model."""
     model = random_model(config, dtype)
     for batch in sizes.batches:
-        yield decoding(settings, model, sizes, batch)
+        decoded = decoding(settings, model, sizes, batch)
+        yield decoded
+        yield products(settings, model, sizes, batch, decoded)
         yield prefill(settings, model, sizes, batch)
 
 
@@ -111,6 +113,60 @@ def decoding(settings: Settings, model: Model, sizes: Sizes, batch: int) -> Row:
         torch=timings[2] if theirs else None,
         note=f"{bandwidth / 1e9:.1f} GB/s, {bandwidth * copy.median / (2 * COPIED):.0%} of a copy",
     )
+
+
+def products(settings: Settings, model: Model, sizes: Sizes, batch: int, decoded: Row) -> Row:
+    """What `batch` rows of one token are multiplied by, alone: every matrix of the model."""
+    rng = jax.random.key(0)
+    lengths = {kernel.shape[0] for kernel in kernels(model)}
+    rows = {length: jax.random.normal(rng, (batch, length)) for length in sorted(lengths)}
+    rows = jax.tree.map(lambda x: x.astype(model.params["embed"]["tokens"].dtype), rows)
+
+    def multiply(kernels: list[jax.Array], rows: dict[int, jax.Array]) -> list[jax.Array]:
+        return [rows[kernel.shape[0]] @ kernel for kernel in kernels]
+
+    works = [prepare_jax(multiply, kernels(model), rows)]
+    theirs = None
+    if model.theirs is not None:
+        theirs = prepare_torch(lambda device: torch_products(model, rows), settings)
+    timings = time_in_turns([*works, *([theirs] if theirs else [])], settings)
+    share = timings[0].median * sizes.new / decoded.ours.median
+    return Row(
+        name="decoder/products",
+        sizes=described(model, settings, batch=batch),
+        work=batch,
+        unit="tokens/s",
+        ours=timings[0],
+        torch=timings[1] if theirs else None,
+        note=f"{share:.0%} of a token of decoding",
+    )
+
+
+def kernels(model: Model) -> list[jax.Array]:
+    """All matrices [inputs, outputs] that a token is multiplied by, of unstacked layers."""
+    layers = model.params["layers"]
+    layers = layers if isinstance(layers, tuple) else decoder.unstack_layers(model.params)["layers"]
+    found = [leaf for leaf in jax.tree.leaves(layers) if leaf.ndim == 2]
+    tied = model.config.tied
+    return [*found, model.params["embed"]["tokens"].T if tied else model.params["head"]["kernel"]]
+
+
+def torch_products(model: Model, rows: dict[int, jax.Array]) -> Callable[[], Any]:
+    """The same products by the linear layers of `transformers`' model."""
+    import torch
+
+    found = [one for one in model.theirs.modules() if isinstance(one, torch.nn.Linear)]
+    dtype, device = model.theirs.dtype, model.theirs.device
+    given = {
+        length: torch.tensor(jax.device_get(x.astype(jnp.float32)), dtype=dtype, device=device)
+        for length, x in rows.items()
+    }
+
+    def run() -> Any:
+        with torch.inference_mode():
+            return [linear(given[linear.in_features]) for linear in found]
+
+    return run
 
 
 def prefill(settings: Settings, model: Model, sizes: Sizes, batch: int) -> Row:

@@ -140,7 +140,7 @@ def curvlinops_trace(problem: Problem, count: int) -> Call:
     return lambda: float(hutchinson_trace(own, num_matvecs=count))
 
 
-def laplax_trace(problem: Problem, network: Any, count: int) -> Call:
+def laplax_trace(problem: Problem, network: Any, count: int, together: int) -> Call:
     from laplax.curv.hessian import create_hessian_mv
 
     data = {"input": problem.data.inputs, "target": problem.data.targets}
@@ -160,7 +160,7 @@ def laplax_trace(problem: Problem, network: Any, count: int) -> Call:
             return trees.vdot(probe, product(probe))
 
         keys = jax.random.split(key, count)
-        return jnp.mean(jax.lax.map(sample, keys, batch_size=min(32, count)))
+        return jnp.mean(jax.lax.map(sample, keys, batch_size=together if together > 1 else None))
 
     return lambda: float(trace(problem.params, jax.random.key(0)))
 

@@ -34,11 +34,13 @@ def check_objectives(
 ) -> None:
     """A monitor's loss is what steps report, and its gradient is the slope of that loss.
 
+    Where steps report the norm of their gradient, the monitor's gradient has it too.
+
     Args:
         run: a finished run.
         reported: for stages whose metric is not `loss`: metrics of a step -> what it went down on.
         not_a_derivative: stages whose gradient is not that of the loss's value, by design: it goes
-            straight through a rounding, or not through a target.
+            straight through a rounding, or not through a target, or the loss has jumps.
         stages: those that are looked at; None: all that train.
         slack: relative difference allowed beside four standard errors, where steps report what
             their parameters come to on the way.
@@ -70,33 +72,43 @@ def _check(run: LoadedRun, stage: Train, told: Any, slope: bool, slack: float) -
         def loss(at: Any, key: jax.Array) -> jax.Array:
             return own.loss(trees.merge(own.params, at), key)
 
-        def moved(number: jax.Array) -> jax.Array:
-            return told(method.step(_other_keys(state, number), batch)[1])
+        def moved(number: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+            metrics = method.step(_other_keys(state, number), batch)[1]
+            return told(metrics), metrics.get("gradient_norm")
 
-        value, gradient = jax.value_and_grad(loss)(vector, keys[0])
-        length = trees.norm(gradient)
+        def sloped(key: jax.Array) -> tuple[jax.Array, jax.Array, Any]:
+            value, gradient = jax.value_and_grad(loss)(vector, key)
+            return value, trees.norm(gradient), gradient
+
+        values, norms, gradients = jax.lax.map(sloped, keys)
+        value, length, gradient = jax.tree.map(lambda x: x[0], (values, norms, gradients))
         # Short where the loss is steep: it changes by a hundredth then, nearly on a line.
         reach = 3e-3 * trees.norm(vector) / jnp.maximum(length, 1e-12)
         reach = jnp.minimum(reach, 1e-2 * jnp.abs(value) / jnp.maximum(length, 1e-12) ** 2)
         ends = jnp.stack([-reach, reach, jnp.zeros_like(reach)])
         along = jax.lax.map(lambda t: loss(trees.axpy(t, gradient, vector), keys[0]), ends)
-        return (
-            jax.lax.map(moved, jnp.arange(DRAWS)),
-            jax.lax.map(lambda key: loss(vector, key), keys),
-            (value, length, along, reach),
-        )
+        return jax.lax.map(moved, jnp.arange(DRAWS)), (values, norms), (along, reach)
 
-    steps, losses, (value, length, along, reach) = jax.device_get(compared(state, batch))
-    error = np.hypot(*(np.std(x, ddof=1) / DRAWS**0.5 for x in (steps, losses)))
-    difference, size = abs(np.mean(steps) - np.mean(losses)), abs(np.mean(steps))
-    where = f"{stage.name}: steps {np.mean(steps)}, objective {np.mean(losses)} +- {error}"
-    assert difference <= 4 * error + (1e-4 + slack) * size + 1e-6, where
+    steps, losses, (along, reach) = jax.device_get(compared(state, batch))
+    where = f"{stage.name}: {_check_means('loss', steps[0], losses[0], slack)}"
+    if steps[1] is not None:
+        where += f"; {_check_means('gradient norm', steps[1], losses[1], slack)}"
+    value, length = losses[0][0], losses[1][0]
     assert np.isfinite(length), where
     np.testing.assert_allclose(along[2], value, rtol=1e-4, atol=1e-6, err_msg=where)
     if slope:
         found = (along[1] - along[0]) / (2 * reach * max(length, 1e-12))
         rounding = 4e-7 * max(abs(value), 1) / max(reach * length, 1e-12)
         np.testing.assert_allclose(found, length, rtol=0.03, atol=rounding, err_msg=where)
+
+
+def _check_means(name: str, steps: np.ndarray, losses: np.ndarray, slack: float) -> str:
+    """Two samples of one distribution have its mean, within their errors."""
+    error = np.hypot(*(np.std(x, ddof=1) / DRAWS**0.5 for x in (steps, losses)))
+    difference, size = abs(np.mean(steps) - np.mean(losses)), abs(np.mean(steps))
+    where = f"{name} of steps {np.mean(steps)}, objective {np.mean(losses)} +- {error}"
+    assert difference <= 4 * error + (1e-4 + slack) * size + 1e-6, where
+    return where
 
 
 def _other_keys(state: Any, number: jax.Array) -> Any:

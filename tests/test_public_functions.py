@@ -244,6 +244,10 @@ ENTRIES = {  # name: (call of a type, roundings)
         of(kid.exposure.excess_accumulated_error, NORMS[..., 0], NORMS[..., 1]),
         32,
     ),
+    "kid.exposure.excess_deviation": (
+        of(kid.exposure.excess_deviation, NORMS[..., 0], NORMS[..., 1]),
+        32,
+    ),
     "kid.imperfect.predicted": (of(kid.imperfect.predicted, NORMS), 0),
     "kid.imperfect.token_entropies": (of(kid.imperfect.token_entropies, NORMS), 8),
     "kid.imperfect.select_tokens": (

@@ -21,7 +21,7 @@ import numpy as np
 from optax.losses import huber_loss
 
 from jaxmethods.commformer.config import PPOConfig
-from jaxmethods.numerics.compensated import two_product, two_sum
+from jaxmethods.numerics.precision import two_product, two_sum
 
 VALUE_NORM_DECAY = 0.99999
 VALUE_NORM_EPSILON = 1e-5

@@ -32,7 +32,7 @@ DivergenceName = Literal[
     "atkd",
     "osd_mix",
 ]
-Strategy = Literal["random", "uniform", "hard", "easy", "bernoulli"]
+Strategy = Literal["random", "spans", "uniform", "hard", "easy", "bernoulli"]
 MaskToken = Literal["id", "random", "previous", "hide"]
 
 
@@ -45,8 +45,10 @@ class ImperfectConfig(Config):
     alpha: Fraction = 0.2
     """Share of the response's tokens that is masked, its end token apart; at least one token."""
     strategy: Strategy = "random"
-    """Which: random ones, evenly spaced ones, those the student is least (`hard`) or most (`easy`)
-    sure of, or each with probability alpha (`bernoulli`)."""
+    """Which: random ones, random runs of `span` tokens, evenly spaced ones, those the student is
+    least (`hard`) or most (`easy`) sure of, or each with probability alpha (`bernoulli`)."""
+    span: PositiveInt = 3
+    """Tokens of a run, of `spans`: behind a mask the student guesses worse."""
     mask_token: MaskToken = "id"
     """What stands in their place: `mask_token_id`, a random token, the token before, or nothing
     that could be seen (`hide`)."""
@@ -169,7 +171,8 @@ class DataConfig(Config):
     train: str = "train"
     """The split that is trained on."""
     judged: tuple[str, ...] = ()
-    """The splits that students are judged on; none: `dev`, or the world's three."""
+    """The splits that students are judged on; none: `dev`, or the world's three. The one that is
+    trained on, where it is named, is judged on what is trained on."""
     hold_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the training questions that is judged in place of trained on, as split `held_out`;
     their queries may occur in training with another question."""
@@ -303,8 +306,11 @@ class EvaluationConfig(Config):
     """Questions that are answered at one time."""
     curve: NonNegativeInt = 0
     """Questions of the first judged split that students answer while they train."""
-    exposure: NonNegativeInt = 256
-    """Prompts on which accumulated errors are measured; 0: they aren't."""
+    exposure: NonNegativeInt = 512
+    """Prompts of the first judged split on which accumulated errors are measured; 0: they aren't.
+    With 64 of them, errors are larger than differences of students."""
+    exposure_samples: PositiveInt = 1
+    """Responses of the student, and of the teacher, to each of them."""
     seconds: PositiveFloat = 30.0
     """Longest time of a query."""
     beams: PositiveInt = 1

@@ -65,3 +65,26 @@ def excess_accumulated_error(on_student: jax.Array, on_teacher: jax.Array) -> ja
     )
     differs = expected > 0
     return jnp.where(differs, 100 * (accumulated / jnp.where(differs, expected, 1) - 1), 0)
+
+
+def excess_deviation(on_student: jax.Array, on_teacher: jax.Array) -> jax.Array:
+    """Standard error over prompts of the ExAccErr of whole responses, in percent.
+
+    It is a ratio of means: the error is that of the mean of R_i - (R / E) E_i over E, to first
+    order, with R_i and E_i of prompt i and their means R and E.
+
+    Args:
+        on_student: [S, R] of `token_divergences` on responses that the student sampled.
+        on_teacher: [S, R] on responses of the teacher to the same prompts, in their order.
+
+    Returns:
+        []; 0 where there is one prompt, or where the models don't differ on the teacher's.
+    """
+    own, other = jnp.sum(on_student, axis=1), jnp.sum(on_teacher, axis=1)
+    expected, number = jnp.mean(other), len(own)
+    if number < 2:
+        return jnp.zeros_like(expected)
+    safe = jnp.where(expected > 0, expected, 1)
+    residual = (own - jnp.mean(own) / safe * other) / safe
+    error = 100 * jnp.std(residual, ddof=1) / number**0.5
+    return jnp.where(expected > 0, error, 0)

@@ -38,6 +38,7 @@ def select_tokens(
     *,
     entropies: jax.Array | None = None,
     draws: jax.Array | None = None,
+    span: int = 1,
 ) -> jax.Array:
     """Which tokens are masked.
 
@@ -48,6 +49,7 @@ def select_tokens(
         strategy: see `ImperfectConfig`. Ties go to the earlier token.
         entropies: [B, T], of the student's prediction OF each token; `hard` and `easy` need them.
         draws: [B, T] numbers in [0, 1) in place of random ones.
+        span: tokens of a run, of `spans`; the last one that is chosen may be cut.
 
     Returns:
         [B, T] bool: k of each row's maskable tokens (`bernoulli`: each with probability alpha).
@@ -71,6 +73,10 @@ def select_tokens(
         scores = _uniform(key, allowed.shape) if draws is None else draws
     if strategy == "bernoulli":
         return allowed & (scores < alpha)
+    if strategy == "spans":
+        # Runs begin anywhere: by a number that no run is scored by.
+        offset = jnp.floor(span * scores[:, -1:]).astype(jnp.int32)
+        scores = jnp.take_along_axis(scores, jnp.maximum(rank + offset, 0) // span, axis=1)
     order = jnp.argsort(jnp.where(allowed, scores, jnp.inf), axis=1, stable=True)
     place = jnp.argsort(order, axis=1)  # the rank of each token's score
     return allowed & (place < count)

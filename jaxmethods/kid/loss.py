@@ -191,6 +191,7 @@ def make_imperfect(
         how.alpha,
         how.strategy,
         entropies=entropies,
+        span=how.span,
     )
     masks = imperfect.purpose(keys, "mask")
     masked, seen = imperfect.mask_tokens(masks, ids, selected, how, student.vocabulary)

@@ -143,6 +143,17 @@ class TrainingConfig(Config):
     """Images are moved by up to this number of pixels in both directions."""
 
 
+class PretrainingConfig(TrainingConfig):
+    """What the base's tower learns without labels, from two views of each image."""
+
+    temperature: PositiveFloat = 0.2
+    """What cosines of views are divided by."""
+    crop: Fraction = 0.4
+    """Smallest share of an image that a view shows."""
+    jitter: Fraction = 0.4
+    """Views are multiplied by 1 and moved by 0, give or take up to this."""
+
+
 class BaseConfig(TrainingConfig):
     """The common base."""
 
@@ -233,6 +244,9 @@ class ComparisonRun(TrainingRunConfig):
     method: Literal["merging"]
     data: DataConfig
     network: NetworkConfig = NetworkConfig()
+    pretraining: PretrainingConfig | None = None
+    """Train the base's tower on all training images without labels first; null: it begins with
+    random weights."""
     base: BaseConfig = BaseConfig()
     experts: ExpertsConfig = ExpertsConfig()
     static: StaticConfig = StaticConfig()

@@ -34,6 +34,8 @@ from jaxmethods.models.clip import vit
 from jaxmethods.models.clip.network import normalize
 from jaxmethods.models.clip.vit import VisionConfig
 
+IMAGES_RULES = (Rule(r"^(images|labels)$", ("data",)),)
+"""How `Images` by themselves are split: tasks over `data`."""
 BASE_RULES = (Rule(r"^images/(images|labels)$", ("data",)),)
 """How a `BaseBatch` is split: tasks over `data`; gradients of the base are added up."""
 EXPERTS_RULES = (
@@ -80,6 +82,8 @@ class BaseBatch(NamedTuple):
     """All, of which it uses only the labels of the first ones."""
     labeled: jax.Array
     """[T] int32: how many of each task those are."""
+    start: Base | None = None
+    """Where it begins; None: with random weights."""
 
 
 class BaseState(NamedTuple):
@@ -170,8 +174,7 @@ def pretrainer(vision: VisionConfig, config: BaseConfig, logit_scale: float) -> 
     def init(key: jax.Array, batch: BaseBatch) -> BaseState:
         key, *keys = jax.random.split(key, 4)
         width = vision.projection_dim
-        projection = jax.random.normal(keys[1], (width, vision.hidden_size))
-        base = Base(vit.init(keys[0], vision), projection * vision.hidden_size**-0.5)
+        base = batch.start or init_base(keys[0], keys[1], vision)
         heads = jax.random.normal(keys[2], (*batch.images.classes.shape, width)) * width**-0.5
         return BaseState(key, base, heads, optimizer.init((base, heads)), jnp.int32(0))
 
@@ -331,6 +334,12 @@ def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:
     else:
         step = optax.adamw(rate, weight_decay=config.weight_decay)
     return optax.chain(optax.clip_by_global_norm(config.clip), step)
+
+
+def init_base(tower_key: jax.Array, projection_key: jax.Array, vision: VisionConfig) -> Base:
+    """Random weights of a tower and its projection."""
+    projection = jax.random.normal(projection_key, (vision.projection_dim, vision.hidden_size))
+    return Base(vit.init(tower_key, vision), projection * vision.hidden_size**-0.5)
 
 
 def _only(pattern: str) -> Any:

@@ -1,6 +1,13 @@
-"""Half precision is for storage: sums, squares and factorizations are made in float32 at least.
+"""More precision than numbers are kept in.
 
-A float16 number ends at 65504, a bfloat16 counter at 256, and neither has a LAPACK routine.
+Half precision is for storage: a float16 number ends at 65504, a bfloat16 counter at 256, and
+neither has a LAPACK routine. `wide` makes sums, squares and factorizations float32 at least.
+
+    two_sum(a, b) = (s, e) with s + e = a + b exactly,   two_product(a, b) = (p, e) with p + e = a b
+
+are sums and products together with what rounding dropped of them (Knuth; Dekker). A pair of float32
+numbers carries 48 bits: a running sum that is kept as one doesn't stop growing, and a difference of
+two nearly equal ones is still right.
 """
 
 from __future__ import annotations
@@ -13,3 +20,27 @@ def wide(x: jax.Array) -> jax.Array:
     """An array in float32, or in its own type where that is wider."""
     x = jnp.asarray(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """a + b rounded, and the rest."""
+    total = a + b
+    taken = total - a
+    return total, (a - (total - taken)) + (b - taken)
+
+
+def two_product(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """a b rounded, and the rest, unless it underflows."""
+    product = a * b
+    (a_high, a_low), (b_high, b_low) = halves(a), halves(b)
+    # The products of halves are exact, whether or not they are fused with the sums.
+    rest = ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
+    return product, rest
+
+
+def halves(a: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Two numbers of half as many bits whose sum is a."""
+    info = jnp.finfo(a.dtype)
+    # Not by Dekker's multiplication, which is wrong where a compiler fuses it with the sum.
+    high = jax.lax.reduce_precision(a, info.nexp, (info.nmant + 1) // 2 - 1)
+    return high, a - high

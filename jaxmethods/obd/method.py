@@ -17,6 +17,7 @@ Lei, Zhang and Tao, NeurIPS 2024, arXiv 2410.22728, algorithm 1.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -57,6 +58,19 @@ class State(NamedTuple):
     rates: Rates
 
 
+class Cloning(NamedTuple):
+    """One student of a step."""
+
+    params: Any
+    """theta_0."""
+    noise: jax.Array
+    """[T, N, A] of the actions that it is trained with."""
+    backward_noise: jax.Array | None
+    """[T, N, A]; None: that of the forward pass."""
+    batch: OuterBatch
+    """What the clone is judged on, with noise of its own."""
+
+
 def distiller(config: OBDConfig, student: Policy | None = None) -> Method:
     """Makes the distillation of an offline dataset.
 
@@ -78,23 +92,31 @@ def distiller(config: OBDConfig, student: Policy | None = None) -> Method:
         return outer_step(config, policy, state, source)
 
     def objective(state: State, source: Source) -> Objective:
-        """The outer loss as a function of the set."""
+        """The outer loss as a function of the set; with `state.key`, that of the next step.
+
+        It jumps wherever a unit of a ReLU student changes sides on a synthetic state during the
+        cloning. Its gradient is that of the piece between two jumps, in every mode.
+        """
 
         def loss(syn: SynSet, key: jax.Array) -> jax.Array:
-            batch_key, init_key, noise_key = jax.random.split(key, 3)
-            shape = (config.inner_steps, *syn.actions.shape)
-            clone, _ = inner_train(
-                initial_student(policy, source, init_key),
-                syn,
-                config.inner_noise * jax.random.normal(noise_key, shape, syn.actions.dtype),
-                state.rates.inner_lr,
-                state.rates.inner_momentum,
-                sample=policy.sample,
-                size=state.rates.size,
-                mode=Reverse("step"),  # differentiated twice
-            )
+            _, batch_key, student_key = jax.random.split(key, 3)
             batch = make_outer_batch(batch_key, source, config, state.rates.beta_w)
-            return outer_loss(clone, batch, policy.sample)
+
+            def one(key: jax.Array) -> jax.Array:
+                own = draw_cloning(config, policy, state, source, batch, key)
+                clone, _ = inner_train(
+                    own.params,
+                    syn,
+                    own.noise,
+                    state.rates.inner_lr,
+                    state.rates.inner_momentum,
+                    sample=policy.sample,
+                    size=state.rates.size,
+                    mode=Reverse("step"),  # differentiated twice
+                )
+                return outer_loss(clone, own.batch, policy.sample)
+
+            return mean_over_students(config, one, student_key)
 
         return Objective(state.syn, loss)
 
@@ -230,29 +252,63 @@ def average_gradient(
     """
 
     def one(key: jax.Array) -> MetaGradient:
-        init_key, inner_key, outer_key, backward_key = jax.random.split(key, 4)
-        params = initial_student(student, source, init_key)
-
-        def inner_noise(key: jax.Array) -> jax.Array:
-            shape = (config.inner_steps, *state.syn.actions.shape)
-            return config.inner_noise * jax.random.normal(key, shape, state.syn.actions.dtype)
-
-        noise = batch.noise
-        if config.n_inits > 1:
-            noise = jax.random.normal(outer_key, noise.shape, noise.dtype)
+        own = draw_cloning(config, student, state, source, batch, key)
         return meta_gradient(
             state.syn,
-            params,
-            inner_noise(inner_key),
-            batch._replace(noise=noise),
+            own.params,
+            own.noise,
+            own.batch,
             state.rates.inner_lr,
             state.rates.inner_momentum,
             sample=student.sample,
             size=state.rates.size,
             mode=mode_of(config),
-            backward_noise=None if config.replay_noise else inner_noise(backward_key),
+            backward_noise=own.backward_noise,
         )
 
+    return mean_over_students(config, one, key)
+
+
+def draw_cloning(
+    config: OBDConfig,
+    student: Policy,
+    state: State,
+    source: Source,
+    batch: OuterBatch,
+    key: jax.Array,
+) -> Cloning:
+    """What is random about one student of a step.
+
+    Args:
+        config: sizes and switches; static.
+        student: the architecture.
+        state: with the set, whose sizes the noise has.
+        source: with the pool of initial students, if there is one.
+        batch: B rows that clones are judged on.
+        key: [] typed random key.
+
+    Returns:
+        The student's start and its noise; with several students each is judged with its own.
+    """
+    init_key, inner_key, outer_key, backward_key = jax.random.split(key, 4)
+
+    def inner_noise(key: jax.Array) -> jax.Array:
+        shape = (config.inner_steps, *state.syn.actions.shape)
+        return config.inner_noise * jax.random.normal(key, shape, state.syn.actions.dtype)
+
+    noise = batch.noise
+    if config.n_inits > 1:
+        noise = jax.random.normal(outer_key, noise.shape, noise.dtype)
+    return Cloning(
+        initial_student(student, source, init_key),
+        inner_noise(inner_key),
+        None if config.replay_noise else inner_noise(backward_key),
+        batch._replace(noise=noise),
+    )
+
+
+def mean_over_students(config: OBDConfig, one: Callable[[jax.Array], Any], key: jax.Array) -> Any:
+    """The mean of what `one` makes of the keys of `config.n_inits` students."""
     if config.n_inits == 1:
         return one(key)
     each = jax.vmap(one)(jax.random.split(key, config.n_inits))

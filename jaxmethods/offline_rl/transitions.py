@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxmethods.data.offline import FlatDataset, episode_ends
 from jaxmethods.errors import DataError
-from jaxmethods.numerics.compensated import two_sum
+from jaxmethods.numerics.precision import two_sum
 from jaxmethods.offline_rl.types import Norm
 
 

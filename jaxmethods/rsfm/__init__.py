@@ -15,6 +15,7 @@ Encoders and their checkpoints: `jaxmethods.models.geovit`; places: `jaxmethods.
 protocols, bootstrap intervals, baselines, maps of whole scenes and measures.
 """
 
+from jaxmethods.models.clip.contrastive import clip_loss, infonce
 from jaxmethods.numerics.linear_probe import probe_lbfgs, standardizer
 from jaxmethods.rsfm import evaluation, pretraining, schedules
 from jaxmethods.rsfm.config import ContrastConfig as ContrastConfig
@@ -26,7 +27,6 @@ from jaxmethods.rsfm.config import ScaleMAEConfig as ScaleMAEConfig
 from jaxmethods.rsfm.evaluation.neighbors import neighbor_scores
 from jaxmethods.rsfm.evaluation.probes import probe_sgd
 from jaxmethods.rsfm.pretraining import mae, satmae, scale_mae
-from jaxmethods.rsfm.pretraining.contrastive import clip_loss, infonce
 from jaxmethods.rsfm.pretraining.method import pretrainer
 
 __all__ = [

@@ -25,16 +25,28 @@ def test_equal_work(config):
     np.testing.assert_allclose(logits, bench.torch_prefill(model, ids)().numpy(), atol=1e-5)
 
 
+def test_products_are_those_of_the_linear_layers():
+    pytest.importorskip("transformers")
+    model = bench.random_model(bench.LLAMA.model_copy(update=SMALL), jnp.float32)
+    rows = {size: jnp.full((2, size), 0.5) for size in (32, 40)}
+    theirs = bench.torch_products(model, rows)()
+    ours = [rows[kernel.shape[0]] @ kernel for kernel in bench.kernels(model)]
+    # Layers name their matrices in different orders.
+    sums = [sorted(float(jnp.abs(jnp.asarray(x)).sum()) for x in side) for side in (ours, theirs)]
+    np.testing.assert_allclose(*sums, rtol=1e-5)
+
+
 @pytest.mark.slow
 def test_rows_of_a_small_model(monkeypatch):
     monkeypatch.setattr(bench, "COPIED", 2**12)
     monkeypatch.setattr(bench, "transformers_model", lambda config, params: None)
     config = bench.LLAMA.model_copy(update=SMALL)
     rows = list(bench.family(Settings(3, 0.1, 1), config, SIZES, jnp.bfloat16))
-    assert [row.name for row in rows] == ["decoder/decode", "decoder/prefill"]
-    assert [row.work for row in rows] == [2 * 6, 2 * 8]
+    assert [row.name for row in rows] == ["decoder/decode", "decoder/products", "decoder/prefill"]
+    assert [row.work for row in rows] == [2 * 6, 2, 2 * 8]
     assert "GB/s" in rows[0].note
-    assert "GFLOP/s" in rows[1].note
+    assert rows[1].note.endswith("% of a token of decoding")
+    assert "GFLOP/s" in rows[2].note
 
 
 def test_operations_are_those_of_the_compiled_program():

@@ -25,7 +25,7 @@ def updates(env="predator_prey", **network):
         commformer.PPOConfig(environments=2, rollout=3, epochs=5),
         4,
     )
-    state = method.init(jax.random.key(0), None)
+    state = jax.jit(method.init)(jax.random.key(0), None)
     return state, jax.jit(method.step)(state, None)
 
 

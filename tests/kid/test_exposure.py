@@ -21,6 +21,17 @@ def test_the_excess_of_accumulated_errors():
     np.testing.assert_array_equal(exposure.excess_accumulated_error(on_student, 0 * on_teacher), 0)
 
 
+def test_the_error_of_the_excess_is_that_of_leaving_prompts_out():
+    """A jackknife of the ratio of means, which the formula is to first order."""
+    rng = np.random.default_rng(0)
+    on_student, on_teacher = rng.gamma(2.0, size=(2, 400, 3))
+    found = exposure.excess_deviation(jnp.asarray(on_student), jnp.asarray(on_teacher))
+    own, other = on_student.sum(1), on_teacher.sum(1)
+    left_out = 100 * (own.sum() - own) / (other.sum() - other)
+    np.testing.assert_allclose(found, left_out.std() * 399**0.5, rtol=0.01)
+    assert exposure.excess_deviation(jnp.ones((1, 3)), jnp.ones((1, 3))) == 0
+
+
 def test_divergences_are_those_of_whole_passes():
     batch = make_batch()
     found = exposure.token_divergences(

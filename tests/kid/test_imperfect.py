@@ -22,11 +22,11 @@ KEY = jax.random.key(0)
 
 
 def select(alpha, strategy, key=KEY):
-    chosen = imperfect.select_tokens(key, MASKABLE, alpha, strategy, entropies=ENTROPIES)
+    chosen = imperfect.select_tokens(key, MASKABLE, alpha, strategy, entropies=ENTROPIES, span=3)
     return np.asarray(chosen)
 
 
-@pytest.mark.parametrize("strategy", ["random", "uniform", "hard", "easy"])
+@pytest.mark.parametrize("strategy", ["random", "spans", "uniform", "hard", "easy"])
 @pytest.mark.parametrize("alpha", [0.1, 0.2, 0.3, 0.5, 1.0])
 def test_exactly_k_maskable_tokens_are_selected(strategy, alpha):
     selected = select(alpha, strategy)
@@ -41,6 +41,19 @@ def test_evenly_spaced_ranks():
         k = int(selected[row].sum())
         ranks = [math.floor((2 * j + 1) * n / (2 * k)) for j in range(k)]
         np.testing.assert_array_equal(np.flatnonzero(selected[row]) - START, ranks)
+
+
+def test_spans_are_runs_of_tokens():
+    """Of 22 tokens 9 are three runs, each of three tokens unless an end of the row or the count
+    cuts it; every token is as likely as the others."""
+    keys = jax.random.split(KEY, 400)
+    mask = np.broadcast_to(MASKABLE[22], (400, T))
+    chosen = np.asarray(imperfect.select_tokens(keys, mask, 0.4, "spans", span=3))
+    assert (chosen.sum(1) == 9).all()
+    begins = chosen & ~np.pad(chosen, ((0, 0), (1, 0)))[:, :-1]
+    assert begins.sum(1).max() <= 5
+    assert begins.sum(1).mean() < 3.5
+    np.testing.assert_allclose(chosen.mean(0)[MASKABLE[22]], 9 / 22, atol=0.12)
 
 
 def test_hard_tokens_are_at_least_as_uncertain_as_the_others():

@@ -211,4 +211,12 @@ MUTATIONS = [
         "logits of features that are not normalized",
         "clip/test_network.py ../merging/test_golden.py",
     ),
+    (
+        "clip/contrastive.py",
+        "labels = rank * len(first) + jnp.arange(len(first))",
+        "labels = jnp.arange(len(first))",
+        "every part of a batch is paired with the first",
+        "clip/test_contrastive.py::"
+        "test_a_batch_that_is_split_has_the_loss_and_gradient_of_the_whole",
+    ),
 ]

@@ -40,6 +40,30 @@ def assert_equal(actual, expected, rtol=1e-10):
     )
 
 
+def test_the_loss_jumps_at_a_students_kink_and_the_gradient_is_that_of_a_piece():
+    """A unit that wakes on a pair changes the inner gradient at once, and so the clone.
+
+    So a difference across the jump is no slope, however short; on either side it is the gradient.
+    """
+    syn, noise, batch, params = small.syn(), small.noise(1), small.batch(), small.student()
+    weights, biases = (np.asarray(leaf) for leaf in params.layers[0])
+    state, unit = np.asarray(syn.states[0]), 0
+    kink = -(state[1:] @ weights[1:, unit] + biases[unit]) / weights[0, unit]
+
+    def loss(first):
+        moved = syn._replace(states=jnp.asarray(syn.states).at[0, 0].set(first))
+        clone, _ = mg.inner_train(params, moved, noise, 0.1)
+        return outer_loss(clone, batch)
+
+    width = 1e-6
+    points = kink + width * np.array([-3.0, -2.0, -1.0, 1.0, 2.0, 3.0])
+    values, slopes = jax.jit(jax.vmap(jax.value_and_grad(loss)))(points)
+    left, right = values[2] - values[0], values[5] - values[3]
+    np.testing.assert_allclose([left, right], 2 * width * slopes[jnp.array([1, 4])], rtol=1e-4)
+    assert abs(values[3] - values[2]) > 100 * abs(left)
+    assert abs(slopes).min() > 0
+
+
 def zero(tree):
     return all(not leaf.any() for leaf in jax.tree.leaves(tree))
 

@@ -57,6 +57,25 @@ def test_one_step_is_a_clipped_momentum_step_along_the_gradient():
     assert int(second.step) == 2
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{}, pytest.param({"n_inits": 2, "inner_momentum": 0.5}, marks=pytest.mark.slow)],
+)
+def test_the_objective_of_the_state_is_the_loss_of_the_next_step(fields):
+    """Its gradient in the set is the one that the step clips and goes down on."""
+    distilling, state = start(changed(**fields))
+
+    @jax.jit
+    def told(state, source):
+        own = distilling.objective(state, source)
+        loss, slope = jax.value_and_grad(own.loss)(own.params, state.key)
+        return loss, optax.tree.norm(slope), distilling.step(state, source)[1]
+
+    loss, norm, metrics = told(state, small.source())
+    np.testing.assert_allclose(loss, metrics["loss"], rtol=1e-5)
+    np.testing.assert_allclose(norm, metrics["gradient_norm"], rtol=1e-4)
+
+
 def test_an_inactive_clip_changes_nothing():
     distilling, state = start(changed(clip=1e3))
     unclipped, metrics = jax.jit(distilling.step)(state, small.source())

@@ -18,6 +18,7 @@ import pytest
 
 from jaxmethods.data.earth import normalization, sensors
 from jaxmethods.models import clip, location
+from jaxmethods.models.clip import contrastive
 from jaxmethods.models.geovit import (
     EncoderConfig,
     checkpoint,
@@ -30,7 +31,7 @@ from jaxmethods.numerics import linear_probe
 from jaxmethods.rsfm import schedules
 from jaxmethods.rsfm.evaluation import neighbors
 from jaxmethods.rsfm.evaluation.measures import classification, detection, retrieval, segmentation
-from jaxmethods.rsfm.pretraining import checkpoints, contrastive, mae, scale_mae
+from jaxmethods.rsfm.pretraining import checkpoints, mae, scale_mae
 from tests.golden_files import golden_files, read
 
 FORWARD, GRADIENT, WIDE = 1e-5, 2e-5, 1e-9

@@ -39,7 +39,8 @@ def trace(
         operator: symmetric.
         key: of the probes.
         probes: how many random signs; in rounds of `together`.
-        together: how many probes are vectorized.
+        together: how many probes are vectorized; on one CPU core one at a time is fastest where a
+            product is made of large matrix products already.
         tolerance: go on beyond `probes` until the standard error is at most this share of the
             estimate.
         most: where to stop at the latest; None: `probes`, whatever the error.
@@ -65,7 +66,8 @@ def trace(
         """Chan's update of mean and squared deviations by a round of samples."""
         index, mean, squares = carry
         keys = jax.random.split(jax.random.fold_in(key, index), each)
-        drawn = jax.vmap(sample)(keys)
+        # Matrix products of a width of one are slower than those without it.
+        drawn = jax.vmap(sample)(keys) if each > 1 else sample(keys[0])[None]
         before, difference = (index * each).astype(kind), jnp.mean(drawn) - mean
         share = each / (before + each)
         squares = squares + jnp.sum((drawn - jnp.mean(drawn)) ** 2)

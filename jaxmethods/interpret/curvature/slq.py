@@ -74,7 +74,11 @@ def spectrum(
         return jnp.where(pairs.there, pairs.values, 0), weights, residuals
 
     keys = jax.random.split(key, probes)
-    nodes, weights, residuals = jax.lax.map(one, keys, batch_size=min(together or probes, probes))
+    width = min(together or probes, probes)
+    if width == probes > 1:
+        nodes, weights, residuals = jax.vmap(one)(keys)
+    else:  # matrix products of a width of one are slower than those without it
+        nodes, weights, residuals = jax.lax.map(one, keys, batch_size=width if width > 1 else None)
     return Spectrum(nodes, weights, jnp.asarray(operator.dimension, nodes.dtype), residuals)
 
 

@@ -91,51 +91,75 @@ def exposure_of(
     teacher: LanguageModel,
     teacher_params: Any,
     asked: tuple[Any, Any],
+    taught: Generated,
     keys: jax.Array,
     place: Place,
     *,
-    length: int,
+    rows: int,
+    samples: int,
     per_seed: bool,
-) -> dict[str, Any]:
+) -> dict[str, np.ndarray]:
     """Measures KL of teacher and student on sampled responses of each.
 
     Args:
         student, student_params: with an axis of seeds.
         teacher, teacher_params: with one where `per_seed`.
-        asked: prompts [E, P] and their mask.
-        keys: [S] typed.
+        asked: prompts [N, P] and their mask, every one `samples` times in succession.
+        taught: the teacher's samples, tokens [S, N, R] and lengths [S, N], of numpy.
+        keys: [S] typed, of the student's samples.
         place: puts rows on the mesh.
-        length: R.
+        rows: prompts that are answered at one time.
+        samples: responses to each of E prompts, of which the mean is taken.
         per_seed: whether every seed has a teacher of its own.
 
     Returns:
-        `on_student` and `on_teacher`, [S, E, R] each.
+        `on_student` and `on_teacher`, numpy [S, E, R] each.
     """
+    length = taught.tokens.shape[-1]
     program = _exposure_program(student, teacher, length, per_seed)
-    own = place([np.asarray(leaf) for leaf in asked], SPLIT)
-    found = program(student_params, teacher_params, *own, place(keys, Layout()))
-    return {name: place(value, Layout()) for name, value in found.items()}
+    found = []
+    for number, start in enumerate(range(0, len(asked[0]), rows)):
+        part = slice(start, start + rows)
+        own = [np.asarray(leaf)[part] for leaf in asked]
+        given = [np.asarray(leaf)[:, part] for leaf in taught]
+        count = len(own[0])
+        own = [np.pad(leaf, [(0, rows - count), (0, 0)]) for leaf in own]
+        given = [_filled(leaf, rows - count) for leaf in given]
+        folded = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+        seeds = place([*given, folded], Layout())
+        measured = program(student_params, teacher_params, *place(own, SPLIT), *seeds)
+        host = jax.device_get(place(measured, Layout()))
+        found.append({name: value[:, :count] for name, value in host.items()})
+
+    def mean(name: str) -> np.ndarray:
+        value = np.concatenate([one[name] for one in found], axis=1)  # [S, E samples, R]
+        return value.reshape(len(value), -1, samples, length).mean(2)
+
+    return {name: mean(name) for name in ("on_student", "on_teacher")}
+
+
+def _filled(leaf: np.ndarray, more: int) -> np.ndarray:
+    """[S, N, ...] with `more` further rows of zeros."""
+    return np.pad(leaf, [(0, 0), (0, more), *[(0, 0)] * (leaf.ndim - 2)])
 
 
 @lru_cache(maxsize=4)
 def _exposure_program(
     student: LanguageModel, teacher: LanguageModel, length: int, per_seed: bool
 ) -> Any:
-    """(student's, teacher's parameters, prompts, mask, keys [S]) -> divergences [S, E, R]."""
-    assert student.generate is not None
-    assert teacher.generate is not None
-    writers = {"on_student": student.generate, "on_teacher": teacher.generate}
+    """(student's, teacher's parameters, prompts, mask, teacher's tokens [S, B, R] and lengths
+    [S, B], keys [S]) -> divergences [S, B, R]."""
+    generate = student.generate
+    assert generate is not None
 
-    def one(own: Any, other: Any, prompts: jax.Array, mask: jax.Array, key: jax.Array) -> Any:
+    def one(own: Any, other: Any, prompts: Any, mask: Any, tokens: Any, ends: Any, key: Any) -> Any:
+        sampled = generate(own, prompts, mask, key, length, 1.0)
+        writers = {"on_student": Responses(*sampled), "on_teacher": Responses(tokens, ends)}
         found = {}
-        for number, (name, params) in enumerate((("on_student", own), ("on_teacher", other))):
-            sampled = writers[name](
-                params, prompts, mask, jax.random.fold_in(key, number), length, 1.0
-            )
-            empty = jnp.zeros(sampled.tokens.shape, jnp.int32)
-            batch = Batch(prompts, mask, empty, empty, empty)
-            batch = with_responses(batch, Responses(*sampled))
+        for name, responses in writers.items():
+            empty = jnp.zeros((len(prompts), length), jnp.int32)
+            batch = with_responses(Batch(prompts, mask, empty, empty, empty), responses)
             found[name] = token_divergences(student, own, teacher, other, batch)
         return found
 
-    return jax.jit(jax.vmap(one, (0, 0 if per_seed else None, None, None, 0)))
+    return jax.jit(jax.vmap(one, (0, 0 if per_seed else None, None, None, 0, 0, 0)))

@@ -40,7 +40,7 @@ def draw_exposure(judged: Judged, path: Path) -> None:
     figure = new_figure(6.0, 3.4)
     panel = figure.subplots()
     for number, title in enumerate(one for one in judged.titles if one in judged.exposure):
-        curves = judged.exposure[title]
+        curves = judged.exposure[title].curves
         length = np.arange(1, curves.shape[1] + 1)
         color = COLORS[number % len(COLORS)]
         panel.plot(length, curves.mean(0), label=title, color=color)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmethods.kid.config import DistillRun
-from jaxmethods.kid.exposure import excess_accumulated_error
+from jaxmethods.kid.exposure import excess_accumulated_error, excess_deviation
 from jaxmethods.kid.recipes.answering import answer, exposure_of
 from jaxmethods.kid.recipes.learning import TEACHER, learns_teacher, teacher_params
 from jaxmethods.kid.recipes.material import Material, Texts
@@ -28,6 +28,7 @@ from jaxmethods.kid.recipes.verdicts import (
     most_frequent,
 )
 from jaxmethods.layout import Layout
+from jaxmethods.models.decoder import Generated
 from jaxmethods.models.decoder.network import RULES
 from jaxmethods.numerics.keys import named
 from jaxmethods.sql.judge import file_hash
@@ -35,6 +36,17 @@ from jaxmethods.stages import Arrays, Compute, Part, Place, Results
 
 JUDGED = "judged"
 FREQUENT = "most_frequent"
+
+
+class Exposure(NamedTuple):
+    """Excess of a student's accumulated error, in percent."""
+
+    curves: np.ndarray
+    """[S, R], over the length of a response."""
+    deviations: np.ndarray
+    """[S], standard error over questions of the whole response's."""
+    questions: int
+    """E."""
 
 
 class Judged(NamedTuple):
@@ -46,8 +58,8 @@ class Judged(NamedTuple):
     """The most important first."""
     verdicts: dict[str, dict[str, Verdicts]]
     """Model -> split."""
-    exposure: dict[str, np.ndarray]
-    """Student -> excess of its accumulated error over the length of a response, [S, R] percent."""
+    exposure: dict[str, Exposure]
+    """Student -> excess of its accumulated error."""
     voted: dict[str, Verdicts]
     """Model -> verdicts on the queries of the first split whose results most samples have."""
     fuzzed: dict[str, np.ndarray]
@@ -124,19 +136,39 @@ class Asking:
             beams=run.evaluation.beams if sample is None else 1,
         )._asdict()
 
+    @cached_property
+    def sampled(self) -> tuple[tuple[np.ndarray, np.ndarray], Generated]:
+        """Prompts of the first split, each as often as it is sampled, and the teacher's samples."""
+        run, asked = self.run, next(iter(self.texts.judged.values()))
+        number, samples = run.evaluation.exposure, run.evaluation.exposure_samples
+        prompts, mask = (
+            np.repeat(leaf[:number], samples, axis=0) for leaf in (asked.prompts, asked.mask)
+        )
+        taught = answer(
+            self.models.teacher.language,
+            self.teacher,
+            (prompts, mask),
+            keys(run, "exposure teacher"),
+            self.place,
+            rows=run.evaluation.rows,
+            length=self.texts.train.responses.shape[1],
+            temperature=1.0,
+            per_seed=learns_teacher(run),
+        )
+        return (prompts, mask), taught
+
     def exposure(self, title: str) -> Arrays:
         """What a student's and the teacher's own prefixes cost it on the first split."""
-        asked = next(iter(self.texts.judged.values()))
-        number = self.run.evaluation.exposure
         return exposure_of(
             self.models.student.language,
             self.results[title].params,
             self.models.teacher.language,
             self.teacher,
-            (asked.prompts[:number], asked.mask[:number]),
+            *self.sampled,
             keys(self.run, "exposure"),
             self.place,
-            length=self.texts.train.responses.shape[1],
+            rows=self.run.evaluation.rows,
+            samples=self.run.evaluation.exposure_samples,
             per_seed=learns_teacher(self.run),
         )
 
@@ -162,8 +194,7 @@ def judge(run: DistillRun, texts: Texts, answers: Iterator[Arrays]) -> Judged:
         voted[title] = elect(texts, first, [(one["tokens"], one["lengths"]) for one in samples])
     for title in students if evaluation.exposure else ():
         one = next(answers)
-        each = jax.vmap(excess_accumulated_error)(one["on_student"], one["on_teacher"])
-        curves[title] = np.asarray(each)
+        curves[title] = exposure_in(one["on_student"], one["on_teacher"])
     fuzzed = {}
     if evaluation.fuzz:
         plain = {title: own[splits[0]] for title, own in verdicts.items()}
@@ -180,6 +211,18 @@ def judge(run: DistillRun, texts: Texts, answers: Iterator[Arrays]) -> Judged:
         texts.questions.executor().sqlite_version,
         {path.name: file_hash(path) for path in sorted(paths)},
     )
+
+
+def exposure_in(on_student: Any, on_teacher: Any) -> Exposure:
+    """Excess of accumulated errors of every seed.
+
+    Args:
+        on_student, on_teacher: divergences [S, E, R] on responses of either to the same prompts.
+    """
+    pair = jnp.asarray(on_student), jnp.asarray(on_teacher)
+    curves = jax.vmap(excess_accumulated_error)(*pair)
+    deviations = jax.vmap(excess_deviation)(*pair)
+    return Exposure(np.asarray(curves), np.asarray(deviations), pair[0].shape[1])
 
 
 def frequent_queries(texts: Texts) -> dict[str, float]:
@@ -208,7 +251,7 @@ def metrics(seeds: int, judged: Judged) -> dict[str, Any]:
             value = judged.voted[title].means()["execution"]
             found[f"{title}_voted_execution"] = np.broadcast_to(value, (seeds,)).copy()
         if title in judged.exposure:
-            found[f"{title}_exposure_error"] = judged.exposure[title][:, -1]
+            found[f"{title}_exposure_error"] = judged.exposure[title].curves[:, -1]
     for split in judged.splits:
         found[f"{FREQUENT}_{split}_execution"] = judged.frequent[split]
     return found

@@ -15,7 +15,7 @@ from jaxmethods.errors import UserError
 from jaxmethods.kid.config import DataConfig, DistillRun
 from jaxmethods.kid.loss import Batch
 from jaxmethods.kid.recipes.models import Models
-from jaxmethods.kid.recipes.questions import Questions, judged_splits
+from jaxmethods.kid.recipes.questions import Questions
 from jaxmethods.sql.readers import Example
 from jaxmethods.stages import Results
 
@@ -23,6 +23,10 @@ BUCKET = 8
 """Lengths are multiples of it, so that data of similar length share programs."""
 SCHEMA_WEIGHT = 20
 """How often each schema is read by the training of byte pairs."""
+
+
+LEARNED = ""
+"""What is trained on, beside the names of judged splits."""
 
 
 class Asked(NamedTuple):
@@ -72,25 +76,29 @@ class Material:
 
     def _make(self, folder: Path) -> Texts:
         questions = Questions(self.run, folder)
-        splits = questions.splits()
+        learned, asked = questions.splits()
         tokenizer = self.models.tokenizer or _learn(self.run, questions)
+        splits = {LEARNED: learned, **asked}
         prompts = {name: questions.prompts(examples) for name, examples in splits.items()}
         encoded = {name: encode_prompts(tokenizer, own) for name, own in prompts.items()}
-        queries = [example.query for example in splits["train"]]
+        queries = [example.query for example in learned]
         responses = [[*ids, tokenizer.end] for ids in tokenizer.encode(queries)]
         data = self.run.data
+        once = [own for name, own in encoded.items() if name != data.train]
         cut = {
-            "prompts": sum(len(ids) > data.max_input for own in encoded.values() for ids in own),
+            "prompts": sum(len(ids) > data.max_input for own in once for ids in own),
             "responses": sum(len(ids) > data.max_output for ids in responses),
         }
         kept = {name: [shortened(ids, data) for ids in own] for name, own in encoded.items()}
         self._check(kept, responses)
-        names = judged_splits(data)
         # Other databases may have longer prompts, which training need not pay for.
-        longest = _bucket(max(len(ids) for name in names for ids in kept[name]))
-        judged = {name: Asked(splits[name], *padded_left(kept[name], longest)) for name in names}
-        length = _bucket(max(map(len, kept["train"])))
-        train = batch_of(kept["train"], responses, length, data.max_output)
+        longest = _bucket(max(len(ids) for name in asked for ids in kept[name]))
+        end = tokenizer.end
+        judged = {
+            name: Asked(own, *padded_left(kept[name], longest, end)) for name, own in asked.items()
+        }
+        length = _bucket(max(map(len, kept[LEARNED])))
+        train = batch_of(kept[LEARNED], responses, length, data.max_output, end)
         return Texts(questions, tokenizer, train, judged, cut)
 
     def _check(self, prompts: dict[str, list[list[int]]], responses: list[list[int]]) -> None:
@@ -121,9 +129,11 @@ def shortened(ids: list[int], data: DataConfig) -> list[int]:
     return [ids[0], *ids[len(ids) - data.max_input + 1 :]]
 
 
-def padded_left(rows: Sequence[Sequence[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
+def padded_left(
+    rows: Sequence[Sequence[int]], length: int, pad: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Ids [n, length] int32 and mask [n, length] bool, padding first."""
-    ids = np.zeros((len(rows), length), np.int32)
+    ids = np.full((len(rows), length), pad, np.int32)
     mask = np.zeros((len(rows), length), bool)
     for number, row in enumerate(rows):
         ids[number, length - len(row) :] = row
@@ -136,6 +146,7 @@ def batch_of(
     responses: Sequence[Sequence[int]],
     length: int,
     max_output: int,
+    pad: int = 0,
 ) -> Batch:
     """Examples [n, ...] of numpy.
 
@@ -144,12 +155,13 @@ def batch_of(
         responses: ids with their end token; what is longer than `max_output` loses its end.
         length: P.
         max_output: R at the most.
+        pad: the token of padding, which may be the end token: what counts follows from lengths.
 
     Returns:
         prompts padded on the left, responses on the right.
     """
     longest = min(max_output, _bucket(max(map(len, responses))))
-    ids = np.zeros((len(responses), longest), np.int32)
+    ids = np.full((len(responses), longest), pad, np.int32)
     counted = np.zeros((len(responses), longest), bool)
     maskable = np.zeros((len(responses), longest), bool)
     for number, row in enumerate(responses):
@@ -158,13 +170,13 @@ def batch_of(
         counted[number, : len(own)] = True
         # The end of a whole response; a cut one has none, and its last token influences nothing.
         maskable[number, : len(own) - 1] = True
-    arrays: list[Any] = [*padded_left(prompts, length), ids, counted, maskable]
+    arrays: list[Any] = [*padded_left(prompts, length, pad), ids, counted, maskable]
     return Batch(*arrays)
 
 
 def _learn(run: DistillRun, questions: Questions) -> Tokenizer:
     """Byte pairs of the training questions, their queries and their databases."""
-    train = questions.splits()["train"]
+    train = questions.splits().train
     databases = sorted({example.database for example in train})
     texts = questions.describe(databases) * SCHEMA_WEIGHT
     texts += [example.text for example in train] + [example.query for example in train]

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxmethods import sql
 from jaxmethods.files import is_file
@@ -30,6 +30,15 @@ def judged_splits(data: DataConfig) -> tuple[str, ...]:
     return (HELD_OUT, *splits) if data.hold_out else splits
 
 
+class Splits(NamedTuple):
+    """Questions of a run."""
+
+    train: list[Example]
+    """What is trained on: without what is held out."""
+    judged: dict[str, list[Example]]
+    """The most important split first. The training split, where it is judged, is `train`."""
+
+
 class Questions:
     """Questions and databases of one folder."""
 
@@ -48,8 +57,8 @@ class Questions:
 
     def check(self) -> None:
         """Raises `SqlError` for files, rows and databases that can't be used."""
-        splits = self.splits()
-        for database in {one.database for examples in splits.values() for one in examples}:
+        train, judged = self.splits()
+        for database in {one.database for own in (train, *judged.values()) for one in own}:
             self.schema(database)
 
     def judge(self) -> sql.Judge:
@@ -96,18 +105,17 @@ class Questions:
                 found |= sql.read_tables(self.folder / name)
         return found
 
-    def _splits(self) -> dict[str, list[Example]]:
-        """ "train" and the judged splits."""
+    def _splits(self) -> Splits:
         train = self._read(self.data.train)
         held: list[Example] = []
         if self.data.hold_out:
             train, held = hold_out(train, self.data.hold_out, self.run.seed)
-        found = {"train": train}
+        known = {self.data.train: train} | ({HELD_OUT: held} if held else {})
+        judged = {}
         for name in judged_splits(self.data):
-            found[name] = held if name == HELD_OUT and self.data.hold_out else self._read(name)
-            if self.run.evaluation.questions is not None:
-                found[name] = found[name][: self.run.evaluation.questions]
-        return found
+            examples = known[name] if name in known else self._read(name)
+            judged[name] = examples[: self.run.evaluation.questions]
+        return Splits(train, judged)
 
     def _read(self, split: str) -> list[Example]:
         if self.data.layout == "bird":

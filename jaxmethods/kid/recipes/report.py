@@ -17,7 +17,7 @@ from jaxmethods.kid.recipes.judging import JUDGED, Judged
 from jaxmethods.kid.recipes.learning import TEACHER, learns_teacher
 from jaxmethods.kid.recipes.material import Material, Texts
 from jaxmethods.kid.recipes.models import Models
-from jaxmethods.numerics.statistics import markdown_table, mcnemar, mean_and_error
+from jaxmethods.numerics.statistics import markdown_table, mcnemar, mean_and_error, standard_error
 from jaxmethods.stages import Results
 
 SHOWN_ROWS = 3
@@ -42,7 +42,7 @@ def report(
     texts = material.texts(results)
     rows = read_rows(folder.parent)
     parts = [
-        precondition(judged),
+        precondition(judged, run.data.train),
         scores(judged, rows),
         comparisons(judged),
         examples(run, judged, texts),
@@ -63,19 +63,42 @@ def report(
         save_models(place, models.student, results[student.title], texts.tokenizer, run.seeds)
 
 
-def precondition(judged: Judged) -> str:
-    """Whether there is a gap that distillation could close."""
+def precondition(judged: Judged, train: str) -> str:
+    """Whether the teacher knows what it has learned, and whether there is a gap that distillation
+    could close.
+
+    Args:
+        judged: what the judge said.
+        train: name of the split that is trained on, which may be among those that are judged.
+
+    Returns:
+        A paragraph for each question that can be answered.
+    """
+    if train not in judged.splits:
+        return gap(judged)
+    answered = judged.verdicts[TEACHER][train].execution
+    verdict = "holds" if 100 * answered.mean() >= GOOD_TEACHER else "does not hold"
+    learned = (
+        f"Precondition: the teacher answers {counted_cell(answered)} % of the questions that it "
+        f"has learned right (expected: at least {GOOD_TEACHER:.0f}). It {verdict}."
+    )
+    return f"{learned}\n\n{gap(judged)}"
+
+
+def gap(judged: Judged) -> str:
+    """How far the teacher is above the student that learns from gold queries alone."""
     split = judged.splits[0]
-    teacher = 100 * judged.verdicts[TEACHER][split].execution.mean()
-    text = f"Precondition: the teacher answers {teacher:.1f} % of {split} right"
+    answered = judged.verdicts[TEACHER][split].execution
+    teacher = 100 * answered.mean()
+    text = f"Precondition: the teacher answers {counted_cell(answered)} % of {split} right"
     sft = judged.verdicts.get("sft")
     if sft is None:
         return f"{text}; no student was trained on gold queries alone."
-    gap = teacher - 100 * sft[split].execution.mean()
-    holds = teacher >= GOOD_TEACHER and gap >= ABOVE_SFT
+    above = teacher - 100 * sft[split].execution.mean()
+    holds = teacher >= GOOD_TEACHER and above >= ABOVE_SFT
     verdict = "holds" if holds else "does not hold: differences between students mean little"
     return (
-        f"{text} (expected: at least {GOOD_TEACHER:.0f}), {gap:.1f} points more than the student "
+        f"{text} (expected: at least {GOOD_TEACHER:.0f}), {above:.1f} points more than the student "
         f"that learns from gold queries alone (expected: at least {ABOVE_SFT:.0f}). It {verdict}."
     )
 
@@ -84,7 +107,8 @@ def scores(judged: Judged, rows: Sequence[Mapping[str, Any]]) -> str:
     """A row a model: what it answers, what it costs."""
     splits = judged.splits
     first = splits[0]
-    head = ["model", *(f"EX {split}" for split in splits)]
+    counts = {split: judged.verdicts[TEACHER][split].execution.shape[1] for split in splits}
+    head = ["model", *(f"EX {split} (n {counts[split]})" for split in splits)]
     head += [f"{name} {first}" for name in ("EM", "fails", "no end")]
     head += [f"TS-fuzz {first}"] if judged.fuzzed else []
     head += ["EX by vote"] if judged.voted else []
@@ -97,31 +121,53 @@ def scores(judged: Judged, rows: Sequence[Mapping[str, Any]]) -> str:
         cells += [cell(own.exact), cell(own.failed), cell(~own.ended)]
         cells += [cell(judged.fuzzed[title])] if judged.fuzzed else []
         cells += [cell(judged.voted[title].execution)] if judged.voted else []
-        curve = judged.exposure.get(title)
-        cells.append("" if curve is None else plain_cell(curve[:, -1], 1))
+        cells.append(exposure_cell(judged, title))
         fills, seconds = fill_accuracy(rows, title), seconds_a_step(rows, title)
         cells.append("" if fills is None else f"{100 * fills:.0f} %")
         cells.append("" if seconds is None else f"{seconds:.3f}")
         lines.append(cells)
-    constant = [f"{100 * judged.frequent[split]:.1f}" for split in splits]
+    constant = [share_cell(judged.frequent[split], counts[split]) for split in splits]
     lines.append(["most frequent query", *constant, *[""] * (len(head) - len(splits) - 1)])
-    counts = ", ".join(
-        f"{split} {judged.verdicts[TEACHER][split].execution.shape[1]}" for split in splits
-    )
     note = (
         "Percent. EX: the result is that of the gold query; EM: exact set match. Behind ± the "
-        "standard error over seeds, where there are several; in brackets that over questions "
-        f"(n: {counts}). ExAccErr: excess of the accumulated error on a student's own responses. "
-        "Seconds are those of training, without compiling."
+        "standard error over seeds, where there are several; in brackets that over the n questions "
+        f"(EM, fails and no end: those of {first}). ExAccErr: excess of the accumulated error on "
+        f"a student's own responses{asked_for(judged)}. Seconds are those of training, without "
+        "compiling."
     )
     return f"{markdown_table(head, lines)}\n\n{note}"
 
 
 def cell(values: np.ndarray) -> str:
     """Percent of [S, Q], with errors over seeds and questions."""
-    over = values.mean(0)
-    error = 100 * over.std(ddof=1) / np.sqrt(len(over)) if len(over) > 1 else 0.0
+    error = 100 * float(standard_error(values.mean(0)))
     return f"{plain_cell(100 * values.mean(1), 1)} ({error:.1f})"
+
+
+def counted_cell(values: np.ndarray) -> str:
+    """A cell that says of how many questions."""
+    return f"{cell(values)[:-1]}; n {values.shape[1]})"
+
+
+def share_cell(share: float, number: int) -> str:
+    """Percent of `number` questions, with the error over them."""
+    error = np.sqrt(share * (1 - share) / max(number - 1, 1))
+    return f"{100 * share:.1f} ({100 * error:.1f})"
+
+
+def exposure_cell(judged: Judged, title: str) -> str:
+    """Percent of excess, with errors over seeds and questions; nothing where it wasn't measured."""
+    if title not in judged.exposure:
+        return ""
+    measured = judged.exposure[title]
+    error = np.sqrt(np.mean(measured.deviations**2) / len(measured.deviations))
+    return f"{plain_cell(measured.curves[:, -1], 1)} ({error:.1f})"
+
+
+def asked_for(judged: Judged) -> str:
+    """Of how many questions accumulated errors are."""
+    numbers = {measured.questions for measured in judged.exposure.values()}
+    return f" (n {max(numbers)})" if numbers else ""
 
 
 def plain_cell(values: np.ndarray, digits: int) -> str:

@@ -204,7 +204,7 @@ def to_query(texts: Texts, example: Example, ids: list[int]) -> str:
 def most_frequent(texts: Texts, examples: Sequence[Example]) -> list[str]:
     """The most frequent training query of each question's database, else `SELECT 1`."""
     counts: dict[str, Counter[str]] = {}
-    for example in texts.questions.splits()["train"]:
+    for example in texts.questions.splits().train:
         counts.setdefault(example.database_id, Counter())[example.query] += 1
     best = {name: own.most_common(1)[0][0] for name, own in counts.items()}
     return [best.get(example.database_id, "SELECT 1") for example in examples]

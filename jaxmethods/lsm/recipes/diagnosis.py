@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 from jaxmethods.lsm import grammar
 from jaxmethods.lsm.config import SpeechTextRun, StudentConfig
 from jaxmethods.lsm.connector import connect
-from jaxmethods.lsm.model import Text, assemble, response_logits
+from jaxmethods.lsm.model import Model, Text, assemble, response_logits
 from jaxmethods.lsm.recipes.listening import HEARD
 from jaxmethods.lsm.recipes.tuning import data_of
 from jaxmethods.lsm.recipes.world import (
@@ -43,14 +44,7 @@ def diagnosed(run: SpeechTextRun, results: Results, seed: int) -> Diagnosable:
         student was taught, about clips of the voice that it knows.
     """
     student, config = run.students[-1], writer_config(run)
-
-    def apply(params: Any, inputs: dict[str, Any]) -> jax.Array:
-        frames, text = inputs["frames"].astype(jnp.float32), inputs["text"]
-        whole = Text(**text, labels=jnp.zeros_like(text["suffix"]))
-        speech = connect(params["connector"], run.connector, frames, inputs["lengths"])
-        rows = assemble(params["language_model"], speech, whole)
-        return response_logits(params["language_model"], config, rows, whole.suffix.shape[1])
-
+    apply = suffix_logits(Model(run.connector, config))
     own = jax.tree.map(lambda leaf: jnp.asarray(leaf[seed]), results[student.title])
     params = {"connector": own.connector, "language_model": own.language_model}
     data = data_of(run, student, results)
@@ -86,11 +80,38 @@ def _unheard(run: SpeechTextRun, student: StudentConfig, results: Results, seed:
 
 def _examples(results: Results, split: str, seed: int, clips: np.ndarray, text: Text) -> Any:
     """Inputs and targets of rows about clips of a split."""
+    frames = np.asarray(results[HEARD][split])[seed]
+    return examples(frames, np.asarray(results[SPEECH][split].lengths), clips, text)
+
+
+def examples(frames: Any, lengths: Any, clips: np.ndarray, text: Text) -> Any:
+    """Inputs and targets of a speech-text model.
+
+    Args:
+        frames: [C, T, D] of the encoder.
+        lengths: [C].
+        clips: [N], the clip of each row.
+        text: [N, ...], what stands around it.
+
+    Returns:
+        Inputs for `suffix_logits` and labels [N, R].
+    """
     around = text._asdict()
     labels = around.pop("labels")
-    inputs = {
-        "frames": np.asarray(results[HEARD][split])[seed][clips],
-        "lengths": np.asarray(results[SPEECH][split].lengths)[clips],
-        "text": around,
-    }
-    return inputs, labels
+    frames, lengths = np.asarray(frames)[clips], np.asarray(lengths)[clips]
+    return {"frames": frames, "lengths": lengths, "text": around}, labels
+
+
+def suffix_logits(model: Model) -> Callable[[Any, dict[str, Any]], jax.Array]:
+    """A speech-text model as a function of `connector` and `language_model`, and of `examples`."""
+
+    def apply(params: Any, inputs: dict[str, Any]) -> jax.Array:
+        """Logits of the suffix, [N, R, V]."""
+        frames, text = inputs["frames"].astype(jnp.float32), inputs["text"]
+        whole = Text(**text, labels=jnp.zeros_like(text["suffix"]))
+        speech = connect(params["connector"], model.connector, frames, inputs["lengths"])
+        rows = assemble(params["language_model"], speech, whole)
+        config = model.language_model
+        return response_logits(params["language_model"], config, rows, whole.suffix.shape[1])
+
+    return apply

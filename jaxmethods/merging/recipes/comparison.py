@@ -1,8 +1,8 @@
 """Merging on the command line: from image tasks to a table of methods.
 
-A base learns from few labels, one expert for each task starts from it, the experts are merged by
-every method, and the models are compared on the test sets. What adapts at test time is given the
-test images and never a label.
+A base learns from few labels (where asked, from images without labels first), one expert for each
+task starts from it, the experts are merged by every method, and the models are compared on the test
+sets. What adapts at test time is given the test images and never a label.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from jaxmethods.merging.config import DataConfig, NetworkConfig, WEMoEConfig
 from jaxmethods.merging.finetuning import (
     BASE_RULES,
     EXPERTS_RULES,
+    IMAGES_RULES,
     Base,
     BaseBatch,
     ExpertsBatch,
@@ -41,6 +42,7 @@ from jaxmethods.merging.finetuning import (
 )
 from jaxmethods.merging.recipes import table
 from jaxmethods.merging.recipes.diagnosis import diagnosable
+from jaxmethods.merging.self_supervision import contraster
 from jaxmethods.merging.static.arithmetic import average, task_arithmetic
 from jaxmethods.merging.static.ties import ties
 from jaxmethods.merging.static.trees import Tree, task_vectors
@@ -60,7 +62,7 @@ from jaxmethods.stages import (
 
 
 def recipe(run: Run) -> Recipe:
-    """Base, experts, what adapts, and the comparison.
+    """Base, experts, what adapts, and the comparison; where asked, pretraining before them.
 
     Raises:
         DataError: a file cannot be used; files are read here, before anything is written.
@@ -74,6 +76,7 @@ def recipe(run: Run) -> Recipe:
         table.write(results["comparison"], [task.name for task in inputs.tasks], seeds, folder)
 
     stages = [
+        *pretraining_stages(run, inputs),
         base_stage(run, inputs),
         experts_stage(run, inputs),
         features_stage(inputs),
@@ -123,10 +126,10 @@ class Inputs:
         self.all_train = cache(lambda: stack_images(self.train, self.classes))
         self.merged = jax.jit(jax.vmap(self._merged, (0, 0)))
 
-    def labeled(self) -> BaseBatch:
+    def labeled(self, start: Base | None = None) -> BaseBatch:
         """All training images, and how many of them the base may see the labels of."""
         images = self.all_train()
-        return BaseBatch(images, count_labeled(images, self.run.base.labeled))
+        return BaseBatch(images, count_labeled(images, self.run.base.labeled), start)
 
     def test(self) -> Images:
         """With labels: for the comparison alone."""
@@ -169,6 +172,22 @@ def vision_config(network: NetworkConfig, tasks: Sequence[Task]) -> VisionConfig
     )
 
 
+def pretraining_stages(run: Run, inputs: Inputs) -> list[Train]:
+    """The base's tower without labels, if the config has it; the result is a `Base`."""
+    if run.pretraining is None:
+        return []
+    return [
+        Train(
+            "pretraining",
+            contraster(inputs.vision, run.pretraining),
+            run.pretraining.steps,
+            lambda results: inputs.all_train(),
+            result=lambda state, batch: state.base,
+            layout=Layout(batch=IMAGES_RULES),
+        )
+    ]
+
+
 def base_stage(run: Run, inputs: Inputs) -> Train:
     """The base, on the labeled share of all tasks, and the frozen heads that it makes."""
     scale = run.base.logit_scale or run.network.logit_scale
@@ -180,9 +199,9 @@ def base_stage(run: Run, inputs: Inputs) -> Train:
         "base",
         pretrainer(inputs.vision, run.base, scale),
         run.base.steps,
-        lambda results: inputs.labeled(),
+        lambda results: inputs.labeled(results.get("pretraining")),
         result=result,
-        layout=Layout(batch=BASE_RULES),
+        layout=Layout(batch=BASE_RULES, per_seed=("^start/",)),
         main=True,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jaxmethods.models.clip import contrastive
 from jaxmethods.models.clip.checkpoint import PROJECTION as PROJECTION
 from jaxmethods.models.clip.checkpoint import TOWERS as TOWERS
 from jaxmethods.models.clip.checkpoint import Loaded as Loaded
@@ -24,6 +25,7 @@ from jaxmethods.models.clip.zero_shot import classify, head_from_templates, zero
 __all__ = [
     "classify",
     "config_of",
+    "contrastive",
     "from_tensors",
     "head_from_templates",
     "image_features",

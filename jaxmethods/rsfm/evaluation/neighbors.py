@@ -13,9 +13,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from jaxmethods.models.clip.contrastive import unit
 from jaxmethods.numerics.compiled import compiled
 from jaxmethods.numerics.precision import wide
-from jaxmethods.rsfm.pretraining.contrastive import unit
 
 Metric = Literal["cosine", "l2"]
 

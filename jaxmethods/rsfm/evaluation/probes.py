@@ -8,6 +8,7 @@ all of them: they are columns of one product. The optimum of a penalized probe i
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,8 @@ from jaxmethods.rsfm.schedules import lars_update, warmup_cosine
 TRUST = 0.001
 """The size of LARS's update over that of the weights, before the rate."""
 MOMENTUM = 0.9
+FEW = 32
+"""Classes that are summed one by one."""
 
 
 class Grid(NamedTuple):
@@ -62,10 +65,12 @@ def probe_sgd(
         NaN.
 
     Raises:
-        ValueError: another optimizer.
+        ValueError: another optimizer, fewer than two classes.
     """
     if optimizer not in ("lars", "sgd"):
         raise ValueError(f"optimizer: expected lars or sgd, got {optimizer!r}")
+    if classes < 2:
+        raise ValueError(f"classes: expected at least 2, got {classes}")
     number, width = features.shape
     size = min(batch, number)
     steps = number // size
@@ -109,19 +114,45 @@ def probe_sgd(
 def _gradients(params: Any, rows: jax.Array, targets: jax.Array) -> tuple[jax.Array, Any]:
     """All classifiers' [G] mean cross-entropies and slopes, by two products with the same rows.
 
-    Classes are the first axis, so that what is summed over them are whole vectors of settings.
+    A softmax knows only differences of logits, and its slopes sum to zero over the classes: both
+    products leave the last class out. Classes are the first axis and images the last one, so that
+    neither product transposes and what is summed over classes are whole matrices.
     """
-    classes, settings, width = params["weight"].shape
-    flat = params["weight"].reshape(-1, width)
-    said = (rows @ flat.T).reshape(-1, classes, settings) + params["bias"]  # [B, C, G]
-    largest = jnp.max(said, axis=1, keepdims=True)
-    powers = jnp.exp(said - largest)
-    total = jnp.sum(powers, axis=1, keepdims=True)
-    truth = jnp.sum(said * targets[..., None], axis=1)
-    losses = jnp.mean((largest + jnp.log(total))[:, 0] - truth, axis=0)
-    wrong = (powers / total - targets[..., None]) / len(rows)
-    slope = wrong.reshape(-1, classes * settings).T @ rows
-    return losses, {"weight": slope.reshape(params["weight"].shape), "bias": jnp.sum(wrong, 0)}
+    number, (classes, settings, width) = len(rows), params["weight"].shape
+    own = jax.tree.map(lambda leaf: leaf[:-1] - leaf[-1:], params)
+    said = (own["weight"].reshape(-1, width) @ rows.T).reshape(classes - 1, settings, number)
+    hits = _terms(targets.T[:-1, None])
+    pairs = zip(_terms(said), _terms(own["bias"][..., None]), strict=True)
+    logits = [term + bias for term, bias in pairs]
+    largest = reduce(jnp.maximum, _whole(jnp.max, logits), jnp.zeros(()))
+    powers = [jnp.exp(term - largest) for term in logits]
+    total = jnp.exp(-largest) + _sum(powers)
+    truth = _sum([term * hit for term, hit in zip(logits, hits, strict=True)])
+    losses = jnp.mean(largest + jnp.log(total) - truth, axis=-1)
+    share = 1 / (number * total)
+    pairs = zip(powers, hits, strict=True)
+    wrong = jnp.stack([power * share - hit / number for power, hit in pairs])
+    wrong = wrong.reshape(classes - 1, settings, number)
+    slope = (wrong.reshape(-1, number) @ rows).reshape(classes - 1, settings, width)
+    slopes = {"weight": slope, "bias": jnp.sum(wrong, axis=-1)}
+
+    def complete(others: jax.Array) -> jax.Array:
+        return jnp.append(others, -_sum(_terms(others))[None], axis=0)
+
+    return losses, jax.tree.map(complete, slopes)
+
+
+def _terms(stacked: jax.Array) -> list[jax.Array]:
+    """Few classes one by one, which XLA fuses on CPU (sums over an axis it does not), or all."""
+    return list(stacked) if 1 < len(stacked) < FEW else [stacked]
+
+
+def _whole(over: Any, terms: list[jax.Array]) -> list[jax.Array]:
+    return terms if len(terms) > 1 else [over(terms[0], axis=0)]
+
+
+def _sum(terms: list[jax.Array]) -> jax.Array:
+    return reduce(jnp.add, _whole(jnp.sum, terms))
 
 
 def _lars(params: Any, gradient: Any, velocity: Any, rate: Any, decay: Any) -> tuple[Any, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from jaxmethods.rsfm.pretraining import (
     checkpoints,
-    contrastive,
     learners,
     mae,
     masking,
@@ -17,7 +16,6 @@ from jaxmethods.rsfm.pretraining import (
 
 __all__ = [
     "checkpoints",
-    "contrastive",
     "learners",
     "mae",
     "masking",

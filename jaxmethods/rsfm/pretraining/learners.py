@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.models import clip
+from jaxmethods.models.clip.contrastive import clip_loss, infonce
 from jaxmethods.models.clip.vit import linear
 from jaxmethods.models.geovit import Context, EncoderConfig, encode, pool
 from jaxmethods.models.geovit import init as init_encoder
@@ -35,7 +36,6 @@ from jaxmethods.rsfm.config import (
     ScaleMAEConfig,
 )
 from jaxmethods.rsfm.pretraining import mae, scale_mae
-from jaxmethods.rsfm.pretraining.contrastive import clip_loss, infonce
 from jaxmethods.rsfm.pretraining.mae import init_dense
 from jaxmethods.rsfm.pretraining.views import Views
 

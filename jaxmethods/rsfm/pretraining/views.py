@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmethods.data.crops import crop_maps
 from jaxmethods.numerics.keys import named
 from jaxmethods.rsfm.config import PretrainConfig
 
@@ -110,26 +111,6 @@ def whole_views(batch: Pixels) -> Views:
     images = normalized(batch.images, batch)
     texts = None if batch.texts is None else jax.tree.map(lambda own: own[:, 0], batch.texts)
     return Views(images, batch.valid, batch.gsd, batch.timestamps, other, texts)
-
-
-def crop_maps(key: jax.Array, size: int, smallest: float) -> tuple[jax.Array, jax.Array]:
-    """Bilinear maps that cut a random square out and enlarge it to the whole.
-
-    Args:
-        key: [] typed random key.
-        size: pixels along a side; static.
-        smallest: of the areas that are drawn, as a share.
-
-    Returns:
-        [2, size, size] of rows and columns, and [] the side as a share of the whole.
-    """
-    area_key, place_key = jax.random.split(key)
-    side = jnp.sqrt(jax.random.uniform(area_key, minval=smallest, maxval=1.0))
-    start = jax.random.uniform(place_key, (2, 1)) * (1 - side) * size
-    centers = start + (jnp.arange(size) + 0.5) * side - 0.5  # [2, size]
-    centers = jnp.clip(centers, 0, size - 1)
-    distance = jnp.abs(centers[..., None] - jnp.arange(size))
-    return jnp.maximum(1 - distance, 0), side
 
 
 def normalized(images: jax.Array, batch: Pixels) -> jax.Array:

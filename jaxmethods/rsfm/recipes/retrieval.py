@@ -12,10 +12,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmethods.models.clip.contrastive import unit
 from jaxmethods.numerics.statistics import markdown_table
 from jaxmethods.rsfm.config import Run
 from jaxmethods.rsfm.evaluation.measures.retrieval import rank
-from jaxmethods.rsfm.pretraining.contrastive import unit
 from jaxmethods.rsfm.recipes import encoders
 from jaxmethods.rsfm.recipes.intervals import in_percent, of_images
 from jaxmethods.rsfm.recipes.material import Material

@@ -15,11 +15,11 @@ import numpy as np
 
 from jaxmethods.data.earth.scenes import caption
 from jaxmethods.models.clip import zero_shot_head
+from jaxmethods.models.clip.contrastive import unit
 from jaxmethods.models.geovit import Context
 from jaxmethods.numerics.statistics import markdown_table
 from jaxmethods.rsfm.config import ImageTextConfig, Run
 from jaxmethods.rsfm.evaluation.measures.retrieval import rank
-from jaxmethods.rsfm.pretraining.contrastive import unit
 from jaxmethods.rsfm.pretraining.learners import caption_features, image_features
 from jaxmethods.rsfm.recipes import encoders, objectives
 from jaxmethods.rsfm.recipes.intervals import in_percent, of_images

@@ -163,7 +163,7 @@ def test_model_folders_learn_with_adapters_and_open_again(tmp_path):
         students=["rkd", "seqkd", {"objective": "sft", "name": "more", "begin": "rkd"}],
         fit={"micro_batches": 2},
         training={"log_every": 1},
-        evaluation={"vote": 3, "exposure": 2, "beams": 2, "fuzz": 1},
+        evaluation={"vote": 3, "exposure": 2, "exposure_samples": 3, "beams": 2, "fuzz": 1},
     )
     del given["data"]["world"]
     run = jaxmethods.run(given, tmp_path / "run")

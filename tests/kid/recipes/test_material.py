@@ -57,6 +57,9 @@ def test_prompts_show_the_database_and_responses_end(folder):
         assert tokenizer.decode([response]) == [query]
         assert train.maskable[row].sum() == len(response) - 1
         assert not train.maskable[row][len(response) - 1]
+        # Padding is the end token, too, and is not counted.
+        assert (train.responses[row][~train.response_mask[row]] == tokenizer.end).all()
+        assert (train.prompts[row][~train.prompt_mask[row]] == tokenizer.end).all()
     assert list(texts.judged) == ["dev"]
     assert texts.cut == {"prompts": 0, "responses": 0}
 
@@ -89,6 +92,19 @@ def test_questions_are_held_out_whose_query_stays():
     assert sorted([*kept, *held], key=lambda one: one.id) == examples
     with pytest.raises(UserError, match="a share of 1 to 2 of 6 questions"):
         hold_out(examples, 0.9, seed=0)
+
+
+def test_a_judged_training_split_is_what_is_trained_on(folder):
+    """Questions that are held out are neither trained on nor judged as trained on."""
+    run = run_of(folder, evaluation={"questions": 3})
+    data = run.data.model_copy(update={"hold_out": 0.3, "judged": ("dev", "train")})
+    run = run.model_copy(update={"data": data})
+    texts = Material(run, Models(run)).texts({})
+    train, judged = texts.questions.splits()
+    assert list(judged) == list(texts.judged) == ["held_out", "dev", "train"]
+    assert len(train) == len(texts.train.prompts) == len(QUESTIONS) - 2
+    assert judged["train"] == train[:3]
+    assert not {one.id for one in judged["held_out"]} & {one.id for one in train}
 
 
 def refused(tmp_path, **changes):

@@ -17,7 +17,9 @@ from jaxmethods.errors import UserError
 from jaxmethods.lsm.recipes.recordings import augmenting, hearing, judging, rows, tuning, verdicts
 from jaxmethods.lsm.recipes.recordings.config import RecordingsRun
 from jaxmethods.lsm.recipes.recordings.models import Models
+from tests.diagnosis import check_diagnosable
 from tests.lsm.recipes import folders
+from tests.objectives import check_objectives
 
 TUNE = {"steps": 2, "warmup": 1, "batch": 2, "micro_batches": 1}
 
@@ -347,6 +349,8 @@ def test_a_whole_run_its_report_and_its_figures(place, tmp_path):
     assert {"lora_scale.png", "clip_1.wav"} <= names
     answers = [json.loads(line) for line in (folder / "answers.jsonl").open()]
     assert len(answers) == 2 * 3 * (2 * 3 + 1)
+    check_diagnosable(run)
+    check_objectives(run)
     kept = [json.loads(line) for line in (folder / "generated.jsonl").open()]
     assert len(kept) == 8 - run.metrics["generated"]["dropped"]
     assert set(kept[0]) == {"instruction", "audio", "text", "kind"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -23,3 +24,37 @@ def test_an_entry_of_the_grid_is_what_it_is_alone(optimizer):
     np.testing.assert_allclose(one.objective[0], many.objective[5], rtol=1e-5)
     for other in (1, 4, 7):  # another rate, seed, decay
         assert np.abs(many.weight[other] - many.weight[5]).max() > 1e-5
+
+
+@pytest.mark.parametrize("classes", [2, 3, probes.FEW + 2])
+def test_slopes_are_those_of_the_cross_entropy_of_all_classes(classes):
+    settings, size = 2, 5
+    params = {"weight": draw(0, classes, settings, D), "bias": draw(1, classes, settings)}
+    rows, targets = draw(2, size, D), jax.nn.one_hot(jnp.arange(size) % classes, classes)
+
+    def losses(params):
+        logits = jnp.einsum("bd,cgd->gbc", rows, params["weight"]) + params["bias"].T[:, None]
+        return -jnp.mean(jnp.sum(jax.nn.log_softmax(logits) * targets, axis=-1), axis=-1)
+
+    @jax.jit
+    def both(params):
+        expected, pull = jax.vjp(losses, params)
+        return probes._gradients(params, rows, targets), (expected, pull(jnp.ones(settings))[0])
+
+    found, expected = both(params)
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+    for name, slope in found[1].items():
+        np.testing.assert_allclose(slope, expected[1][name], atol=1e-6)
+
+
+def test_logits_too_large_for_an_exponential_have_finite_slopes():
+    params = {"weight": jnp.zeros((3, 1, D)), "bias": jnp.array([[-300.0], [0.0], [300.0]])}
+    targets = jnp.eye(3)[np.array([0, 1, 2, 0])]
+    found, slopes = jax.jit(probes._gradients)(params, draw(2, 4, D), targets)
+    np.testing.assert_allclose(found, 375.0, rtol=1e-6)  # the mean of 600, 300, 0 and 600
+    assert all(np.isfinite(slope).all() for slope in slopes.values())
+
+
+def test_a_probe_of_one_class_is_refused():
+    with pytest.raises(ValueError, match="classes: expected at least 2, got 1"):
+        probes.probe_sgd(draw(0, N, D), jnp.zeros(N, int), probes.product([1], [0], [0]), classes=1)

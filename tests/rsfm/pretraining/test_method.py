@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxmethods.data import crops
 from jaxmethods.rsfm.config import OptimizerConfig, PretrainConfig
 from jaxmethods.rsfm.pretraining import learners, method, views
 from jaxmethods.rsfm.pretraining.method import pretrainer
@@ -82,7 +83,7 @@ def test_a_crop_has_smaller_pixels(pixels):
     batch = jax.tree.map(jnp.asarray, pixels)
     drawn = views.draw_views(jax.random.key(3), batch, TRAINING)
     assert np.all((drawn.gsd >= 10 * 0.4**0.5) & (drawn.gsd <= 10))
-    maps, side = views.crop_maps(jax.random.key(4), 16, 1.0 - 1e-6)
+    maps, side = crops.crop_maps(jax.random.key(4), 16, 1.0 - 1e-6)
     np.testing.assert_allclose(maps, np.stack([np.eye(16)] * 2), atol=1e-3)
     np.testing.assert_allclose(side, 1, atol=1e-5)
 

@@ -81,8 +81,7 @@ def stages(
     if config.tune.trains != "all":
         raise ValueError(f"answerer.tune.trains: expected all, got {config.tune.trains}")
     words = words_of(clips)
-    language = DecoderConfig.llama(len(words.words), config, LANGUAGE_POSITIONS)
-    model = Model(config.connector, language)
+    model = model_of(config, words)
     method = answerer(model, config.tune, encoder.width)
     titles = {split.title: stage_name(split.title) for split in splits_of(run, clips)}
 
@@ -102,6 +101,12 @@ def stages(
         for title, name in titles.items()
     ]
     return [*trained, answered_stage(run, model, words, titles)]
+
+
+def model_of(config: AnswererConfig, words: Vocabulary) -> Model:
+    """Sizes of connector and language model."""
+    language = DecoderConfig.llama(len(words.words), config, LANGUAGE_POSITIONS)
+    return Model(config.connector, language)
 
 
 def stage_name(title: str) -> str:

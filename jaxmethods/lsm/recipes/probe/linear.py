@@ -17,7 +17,7 @@ import numpy as np
 from jaxmethods.lsm.config import ProbeRun as Run
 from jaxmethods.lsm.recipes.probe import material
 from jaxmethods.lsm.recipes.probe.material import POOLS, Clip, Heard
-from jaxmethods.numerics.linear_probe import accuracies, logits, probe_lbfgs, standardizer
+from jaxmethods.numerics.linear_probe import Probe, accuracies, logits, probe_lbfgs, standardizer
 from jaxmethods.stages import Arrays, Compute, Part, Place, Results
 
 STAGE = "probes"
@@ -120,14 +120,7 @@ def probe(run: Run, heard: Heard, pool: str, split: Split) -> Arrays:
     validated = hits / len(split.train)
     chosen = int(np.argmax(validated))
     scaling = standardizer(jnp.asarray(features[split.train]))
-    last = probe_lbfgs(
-        scaling(jnp.asarray(features[split.train])),
-        jnp.asarray(labels[split.train]),
-        jnp.asarray(penalties[chosen : chosen + 1]),
-        classes=len(names),
-        tolerance=TOLERANCE,
-        most_steps=MOST_STEPS,
-    )
+    last = fitted(features, labels, split.train, penalties[chosen : chosen + 1], len(names))
     said = np.argmax(logits(last, scaling(jnp.asarray(features[split.judged])))[0], axis=1)
     return {
         "right": said == labels[split.judged],
@@ -147,16 +140,35 @@ def _scores(
     classes: int,
 ) -> jax.Array:
     """Accuracy of every penalty, [G]."""
+    found = fitted(features, labels, train, penalties, classes)
     scaling = standardizer(jnp.asarray(features[train]))
-    found = probe_lbfgs(
-        scaling(jnp.asarray(features[train])),
+    return accuracies(found, scaling(jnp.asarray(features[judged])), jnp.asarray(labels[judged]))
+
+
+def fitted(
+    features: np.ndarray, labels: np.ndarray, train: np.ndarray, penalties: Any, classes: int
+) -> Probe:
+    """Probes of some clips' summaries, standardized by these clips.
+
+    Args:
+        features: [N, D] of all clips.
+        labels: [N].
+        train: places of those that are learned from.
+        penalties: [G].
+        classes: C.
+
+    Returns:
+        G classifiers.
+    """
+    own = jnp.asarray(features[train])
+    return probe_lbfgs(
+        standardizer(own)(own),
         jnp.asarray(labels[train]),
-        jnp.asarray(penalties),
+        jnp.asarray(penalties, jnp.float32),
         classes=classes,
         tolerance=TOLERANCE,
         most_steps=MOST_STEPS,
     )
-    return accuracies(found, scaling(jnp.asarray(features[judged])), jnp.asarray(labels[judged]))
 
 
 def folds_of(run: Run, clips: Sequence[Clip]) -> np.ndarray:

@@ -12,6 +12,7 @@ from functools import partial
 
 from jaxmethods.lsm.config import ProbeRun as Run
 from jaxmethods.lsm.recipes.probe import answering, linear, material
+from jaxmethods.lsm.recipes.probe.diagnosis import diagnosed
 from jaxmethods.lsm.recipes.probe.report import report
 from jaxmethods.stages import Recipe, Stage
 
@@ -39,4 +40,10 @@ def recipe(run: Run) -> Recipe:
         stages += answering.stages(run, run.answerer, clips, encoder.config.encoder)
         headline.append(f"{answering.STAGE}/accuracy")
         reads.append(answering.STAGE)
-    return Recipe(stages, partial(report, run), reads, headline)
+    return Recipe(
+        stages,
+        partial(report, run),
+        reads,
+        headline,
+        diagnosable=partial(diagnosed, run),
+    )

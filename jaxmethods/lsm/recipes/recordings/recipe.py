@@ -24,6 +24,7 @@ from jaxmethods.errors import UserError, import_extra
 from jaxmethods.lsm.recipes.recordings.asking import Programs, texts_of
 from jaxmethods.lsm.recipes.recordings.augmenting import GENERATED, generated_stage
 from jaxmethods.lsm.recipes.recordings.config import RecordingsRun as Run
+from jaxmethods.lsm.recipes.recordings.diagnosis import diagnosed
 from jaxmethods.lsm.recipes.recordings.hearing import HEARD, encoded, heard_stage
 from jaxmethods.lsm.recipes.recordings.judging import STAGE, judged_stage
 from jaxmethods.lsm.recipes.recordings.models import Models, speech_tokens
@@ -66,7 +67,14 @@ def recipe(run: Run) -> Recipe:
     headline = [
         f"{STAGE}/{student.title}_{name}" for name in ("copy", "follow") for student in run.students
     ]
-    return Recipe(stages, partial(report, models, rows), reads, headline, partial(ready, models))
+    return Recipe(
+        stages,
+        partial(report, models, rows),
+        reads,
+        headline,
+        partial(ready, models),
+        partial(diagnosed, models, rows),
+    )
 
 
 def ready(models: Models, results: Results, seed: int) -> Callable[..., Any]:

@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmethods.models.clip.contrastive import unit
 from jaxmethods.numerics.compiled import compiled
 from jaxmethods.numerics.precision import wide
-from jaxmethods.rsfm.pretraining.contrastive import unit
 
 
 class Retrieved(NamedTuple):

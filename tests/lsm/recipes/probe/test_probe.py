@@ -16,7 +16,9 @@ from jaxmethods.errors import DataError
 from jaxmethods.lsm.config import ProbeRun
 from jaxmethods.lsm.recipes.probe import answering, linear, material
 from jaxmethods.models import whisper
+from tests.diagnosis import check_diagnosable
 from tests.lsm.recipes.folders import RAW
+from tests.objectives import check_objectives
 from tests.programs import weights
 
 PITCHES = {"low": 600, "high_up": 3000}
@@ -86,6 +88,14 @@ def test_a_summary_is_of_the_clips_own_frames(finished, folder):
     everything = np.concatenate([last.mean(0), last.max(0)])
     np.testing.assert_allclose(heard.all[1], everything, atol=1e-4)
     assert np.abs(own - everything).max() > 0.01
+
+
+def test_a_probe_can_be_diagnosed_and_is_the_one_that_judged(finished):
+    check_diagnosable(finished)
+    found = finished.diagnosable()
+    features, labels = found.held_out
+    right = np.argmax(found.apply(found.params, features), axis=1) == labels
+    np.testing.assert_array_equal(right, finished.results["probes"].right["own"]["test"])
 
 
 def test_no_split_learns_from_what_it_judges(finished, folder):
@@ -178,3 +188,5 @@ def test_an_answerer_learns_to_name_tones(folder, tmp_path):
     assert np.mean(found["accuracy"]) > 0.7
     assert np.mean(found["left_out"]) > 0.5
     assert "answers in words" in (tmp_path / "run" / "table.md").read_text()
+    check_diagnosable(run)
+    check_objectives(run, stages=("answerer",))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from jaxmethods.numerics.compensated import halves, two_product, two_sum
+from jaxmethods.numerics.precision import halves, two_product, two_sum
 
 numbers = st.lists(
     st.floats(2.0**-20, 2.0**20, width=32) | st.floats(-(2.0**20), -(2.0**-20), width=32),
