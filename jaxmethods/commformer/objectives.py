@@ -259,6 +259,7 @@ def _mean(values: jax.Array, active: jax.Array | None) -> jax.Array:
         return jnp.mean(values)
     # A minibatch without any active entry has a zero loss, not a NaN.
     active = active.astype(values.dtype)
+    values = jnp.where(active > 0, values, 0)  # an agent that isn't there may be NaN
     return jnp.sum(values * active) / jnp.maximum(jnp.sum(active), 1.0)
 
 

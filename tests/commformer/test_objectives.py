@@ -150,6 +150,8 @@ def test_advantages_are_standardized_over_the_active_entries_alone():
     np.testing.assert_allclose(kept.std(), 1.0, rtol=1e-4)
     disturbed = objectives.normalize_advantages(jnp.where(active == 1, advantages, 1e3), active)
     np.testing.assert_allclose(np.asarray(disturbed)[np.asarray(active) == 1], kept, atol=1e-6)
+    absent = objectives.normalize_advantages(jnp.where(active == 1, advantages, jnp.nan), active)
+    np.testing.assert_allclose(np.asarray(absent)[np.asarray(active) == 1], kept, atol=1e-6)
 
 
 def value_losses(errors, delta=10.0):
