@@ -15,6 +15,7 @@ from jaxmethods import cli, registry
 from jaxmethods.config import TrainingRunConfig
 from jaxmethods.interpret.dynamics.watching import watched
 from jaxmethods.interpret.measures import MEASURES
+from jaxmethods.stages import Train
 from tests.diagnosis import check_diagnosable
 from tests.objectives import check_objectives
 from tests.same_numbers import check_same_numbers
@@ -105,6 +106,7 @@ def test_a_team_is_diagnosed_by_what_it_does(team):
     assert outputs.shape[:-1] == actions.shape
     # The monitor's step is traced: it compiles far longer than it runs.
     (stage,) = jaxmethods.load_run(team).recipe.stages
+    assert isinstance(stage, Train)
     method = watched(stage.method, 1)
     state = jax.eval_shape(method.init, jax.random.key(0), None)
     assert jax.eval_shape(method.step, state, None)[1]["monitor_sharpness"].shape == ()
