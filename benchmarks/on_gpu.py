@@ -80,16 +80,16 @@ class Sizes(NamedTuple):
 
 
 TINY = Sizes(
-    environments=(2, 1),
+    environments=(2,),
     loop=((4, 5),),
-    seeds=2,
+    seeds=1,
     distillation=OBDConfig(n_syn=8, batch=16, inner_steps=3),
-    sets=(1, 2),
+    sets=(2,),
     images=(2,),
-    tower=inputs.Size(hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+    tower=inputs.Size(hidden_size=16, intermediate_size=32, num_hidden_layers=1,
                       num_attention_heads=2, image_size=16, patch_size=8, projection_dim=8),
     model=decoder.LLAMA.model_copy(update={
-        "vocab_size": 64, "width": 16, "mlp_width": 24, "layers": 2, "heads": 2, "kv_heads": 2,
+        "vocab_size": 64, "width": 16, "mlp_width": 24, "layers": 1, "heads": 2, "kv_heads": 2,
         "head_dim": 8, "rotary_dim": 8}),
     decoding=decoder.Sizes(prompt=4, new=4, prefill=8, batches=(1,)),
     scoring=novo.Sizes(questions=4, batch_tokens=512, naive=2, one=2, torch_one=1, torch_batched=2),
@@ -101,7 +101,7 @@ TINY = Sizes(
         "encoder": rsfm.TINY.encoder.model_copy(update={"width": 48, "depth": 1, "image_size": 16}),
         "decoder_depth": 1}), 2),)),
     diagnosed=interpret.Language(decoder.LLAMA.model_copy(update={
-        "vocab_size": 64, "width": 16, "mlp_width": 24, "layers": 2, "heads": 2, "kv_heads": 2,
+        "vocab_size": 64, "width": 16, "mlp_width": 24, "layers": 1, "heads": 2, "kv_heads": 2,
         "head_dim": 8, "rotary_dim": 8}), sequences=2, tokens=8, spectrum=4, top=6),
     inner=bilevel.Sizes(width=8, hidden=1, pairs=8, judged=16),
     inner_steps=24,

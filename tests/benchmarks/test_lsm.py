@@ -38,9 +38,7 @@ def test_the_features_are_those_of_transformers():
 
 
 @pytest.mark.slow
-def test_a_step_and_decoding_are_measured():
-    settings = Settings(3, 0.1, 1)
-    found = [*bench.steps(settings, SIZES), *bench.decoding(settings, SIZES)]
-    assert [row.name for row in found] == ["lsm/step_cached", "lsm/step", "lsm/respond"]
+def test_a_step_is_measured():
+    found = list(bench.steps(Settings(3, 0.1, 1), SIZES))
+    assert [row.name for row in found] == ["lsm/step_cached", "lsm/step"]
     assert found[0].sizes == {"batch": 2, "tokens": 14}
-    assert "as fast as without a cache" in found[2].note

@@ -36,8 +36,11 @@ def test_what_fails_is_named_and_the_rest_is_measured(tmp_path, monkeypatch):
 def test_the_whole_plan_runs(tmp_path):
     file = tmp_path / "rows.json"
     assert on_gpu.main(["--tiny", "--json", str(file)]) == 0
-    names = {row["name"].split("/")[0] for row in json.loads(file.read_text())["rows"]}
+    rows = json.loads(file.read_text())["rows"]
+    names = {row["name"].split("/")[0] for row in rows}
     expected = (
         "environments commformer obd merging vqcd kid lsm rsfm interpret bilevel decoder novo"
     )
     assert names == set(expected.split())
+    (respond,) = [row for row in rows if row["name"] == "lsm/respond"]
+    assert "as fast as without a cache" in respond["note"]

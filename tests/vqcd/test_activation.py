@@ -12,8 +12,8 @@ from jaxmethods import vqcd
 from jaxmethods.models import temporal_unet
 from jaxmethods.vqcd import activation
 from jaxmethods.vqcd.bank import kind
-from tests.programs import normal
-from tests.vqcd.toy import CONFIG, NETWORK, TASKS, changed, equal
+from tests.programs import normal, weights
+from tests.vqcd.toy import CONFIG, NETWORK, PERCEPTRON, TASKS, changed, equal
 
 PARAMS = jax.jit(temporal_unet.init, static_argnums=1)(jax.random.key(0), NETWORK)
 OWNER = jax.jit(activation.draw_owners, static_argnums=2)(jax.random.key(1), PARAMS, TASKS)
@@ -137,7 +137,9 @@ def test_pruned_weights_are_free_and_can_be_claimed():
 @pytest.mark.slow
 def test_a_widened_network_gives_the_narrow_one_back():
     wide_config = changed(NETWORK, dim=16)
-    wide = temporal_unet.init(jax.random.key(5), wide_config)
+    wide = jax.tree.map(
+        jnp.asarray, weights(lambda key: temporal_unet.init(key, wide_config), seed=5)
+    )
     free = jax.tree.map(lambda leaf: jnp.full(leaf.shape, activation.FREE, jnp.int8), wide)
     widened = activation.widen(PARAMS, wide)
     owner = activation.widen(OWNER, free)
@@ -162,11 +164,9 @@ def test_a_bank_has_owners_for_kernels_and_copies_of_the_rest():
 @pytest.mark.slow
 def test_initial_weights_can_be_scaled_to_their_share():
     banks = [
-        vqcd.initial_bank(jax.random.key(0), changed(CONFIG, rescale_init=scaled))
+        vqcd.initial_bank(jax.random.key(0), changed(PERCEPTRON, rescale_init=scaled))
         for scaled in (False, True)
     ]
-    plain, scaled = (bank.params["network"]["mid"]["res0"]["block0"] for bank in banks)
-    np.testing.assert_allclose(
-        scaled["conv"]["weight"], TASKS**0.5 * plain["conv"]["weight"], rtol=1e-6
-    )
-    np.testing.assert_array_equal(scaled["conv"]["bias"], plain["conv"]["bias"])
+    plain, scaled = (bank.params["network"]["mlp"]["dense1"] for bank in banks)
+    np.testing.assert_allclose(scaled["weight"], TASKS**0.5 * plain["weight"], rtol=1e-6)
+    np.testing.assert_array_equal(scaled["bias"], plain["bias"])
