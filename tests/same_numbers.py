@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxmethods.numerics.statistics import summarize
+from jaxmethods.numerics.statistics import Summary, summarize
 from jaxmethods.records.run_folder import RunFolder
 from jaxmethods.reports.compare import compare
 from jaxmethods.reports.console import show_result
+from jaxmethods.reports.curves import titled, worded
 
 
 def check_same_numbers(folder: Path) -> None:
@@ -36,8 +37,11 @@ def check_same_numbers(folder: Path) -> None:
         number = shown(stages[stage]["metrics"][name])
         line = rf"^ *{re.escape(label)} +{re.escape(number)} *$"
         assert re.search(line, printed.getvalue(), re.MULTILINE), label
-        words = label.replace("/", ": ").replace("_", " ")
-        sentence = f"{words[:1].upper()}{words[1:]} is <b>{number}</b>"
+        words = worded(label.replace("/", ": "))
+        error = stages[stage]["metrics"].get(f"{name}_error")
+        if error and len(error["values"]) == 1:  # one seed: the page has its own error beside it
+            number = str(Summary(stages[stage]["metrics"][name]["mean"], error["mean"]))
+        sentence = f"{titled(words)} is <b>{number}</b>"
         tile = f"<li><b>{number}</b>{words}</li>"
         assert top.count(sentence) + top.count(tile) == 1  # said once, and not again below
         assert cell(name, number) not in part_of(stage, bottom)
@@ -47,7 +51,8 @@ def check_same_numbers(folder: Path) -> None:
         for name, numbers in one["metrics"].items():
             own = [row for row in rows if row["stage"] == stage and f"evaluate/{name}" in row]
             assert numbers["values"] == np.reshape(own[-1][f"evaluate/{name}"], -1).tolist()
-            if f"{stage}/{name}" not in headline:
+            beside = name.endswith("_error") and len(numbers["values"]) == 1
+            if f"{stage}/{name.removesuffix('_error') if beside else name}" not in headline:
                 assert part_of(stage, bottom).count(cell(name, shown(numbers))) == 1
     last = list(stages.values())[-1]["metrics"]
     head, _, line = (line.strip("| ").split(" | ") for line in compare([run]).splitlines())

@@ -98,7 +98,7 @@ def _overlaid(folders: Sequence[RunFolder], rows: Sequence[Any], headline: Seque
             for folder, curves in zip(folders, found, strict=True)
             if key in curves
         }
-        title = f"{figures.titled(curve.stage)}: {curve.title.lower()}".removeprefix(": ")
+        title = f"{figures.titled(curve.stage)}: {figures.worded(curve.short)}".removeprefix(": ")
         panels.append(pages.drawing(figures.curve_svg(runs, title), title))
     return f"<div class=curves>{''.join(panels)}</div>" if panels else ""
 

@@ -19,6 +19,11 @@ HIDDEN = ("stage", "step", "seconds")
 JUDGED = ("evaluate/", "curve/")
 CURVE = 3
 """Fewer points than these are no learning curve."""
+CHOSEN = ("steps_per_second", "train/rate", "train/learning_rate")
+"""What is no result: speeds, and schedules that the config says."""
+SHORT = {"cls": "CLS", "ewemoe": "E-WEMoE", "kid": "KID", "mae": "MAE", "miou": "mIoU"}
+SHORT |= {"rl": "RL", "sql": "SQL", "wemoe": "WEMoE", "wer": "WER"}
+"""Short names as papers write them."""
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -37,13 +42,23 @@ class Curve(NamedTuple):
     @property
     def title(self) -> str:
         """Words for a person."""
-        return titled(self.name.partition("/")[2] or self.name)
+        return titled(self.short)
+
+    @property
+    def short(self) -> str:
+        """The name without what it was measured in."""
+        return self.name.partition("/")[2] or self.name
 
 
 def titled(name: str) -> str:
     """The name of a metric as words that begin with a capital."""
-    words = name.replace("_", " ")
-    return words[:1].upper() + words[1:]
+    words = worded(name)
+    return words if words.split(" ")[0] in SHORT.values() else words[:1].upper() + words[1:]
+
+
+def worded(name: str) -> str:
+    """The name of a metric as words."""
+    return " ".join(SHORT.get(word, word) for word in name.replace("_", " ").split(" "))
 
 
 def metric_names(rows: Rows) -> list[str]:
@@ -81,7 +96,7 @@ def most_important(
         count: how many at most.
 
     Returns:
-        Curves, the most important first; those that never change say nothing.
+        Curves, the most important first; those that never change say nothing, nor do schedules.
     """
     named = [full.partition("/") for full in headline]
     first = [(stage, prefix + name) for stage, _, name in named for prefix in JUDGED]
@@ -91,7 +106,7 @@ def most_important(
     losses = [(stage, "train/loss") for stage in stages]
     rest = [key for keys in of_stage for key in keys]
     order = dict.fromkeys([*first, *judged, *losses, *rest])
-    chosen = [curves[key] for key in order if key in curves]
+    chosen = [curves[key] for key in order if key in curves and key[1] not in CHOSEN]
     return [curve for curve in chosen if np.ptp(curve.values) != 0][:count]
 
 

@@ -15,7 +15,7 @@ from jaxmethods.numerics.statistics import Summary, summarize
 from jaxmethods.records.run_folder import RunFolder
 from jaxmethods.reports import curves as figures
 from jaxmethods.reports import page as pages
-from jaxmethods.reports.curves import Curve, titled
+from jaxmethods.reports.curves import Curve, titled, worded
 from jaxmethods.reports.result import (
     Judged,
     last_judged,
@@ -24,6 +24,8 @@ from jaxmethods.reports.result import (
 )
 
 CURVES = "curves_"
+ERROR = "_error"
+"""What follows the name of a metric in that of its standard error within a seed."""
 FIGURES = 2
 """How many of a recipe's figures are not folded."""
 FALLBACK = 3
@@ -77,7 +79,7 @@ def label_of(full: str, headline: Sequence[str]) -> str:
     names = [one.partition("/")[2] for one in headline]
     stage, _, name = full.partition("/")
     words = f"{stage}: {name}" if names.count(name) > 1 else name
-    return words.replace("_", " ")
+    return worded(words)
 
 
 def _page(
@@ -127,7 +129,12 @@ def _headline(judged: Mapping[str, Judged], headline: Sequence[str], trains: boo
     ]
     stage, _, name = headline[0].partition("/")
     seeds = len(judged[stage].metrics[name])
-    over = f"the mean of {seeds} seeds and its standard error" if seeds > 1 else "one seed"
+    if seeds > 1:
+        over = f"the mean of {seeds} seeds and its standard error"
+    elif _own_error(judged, headline[0]) is not None:
+        over = "one seed, the standard error is of its own evaluation"
+    else:
+        over = "one seed"
     when = f" after step {judged[stage].step}" if trains else ""
     tiles = "".join(f"<li><b>{number}</b>{label}</li>" for label, number in others)
     return f"<p class=headline>{titled(first[0])} is <b>{first[1]}</b>{when} ({over}).</p>" + (
@@ -136,15 +143,28 @@ def _headline(judged: Mapping[str, Judged], headline: Sequence[str], trains: boo
 
 
 def _summary(judged: Mapping[str, Judged], full: str) -> Summary:
+    """Over seeds; of one seed with the error that was measured beside it, if it was."""
     stage, _, name = full.partition("/")
-    return summarize(judged[stage].metrics[name])
+    over_seeds = summarize(judged[stage].metrics[name])
+    return (
+        over_seeds
+        if over_seeds.error is not None
+        else Summary(over_seeds.mean, _own_error(judged, full))
+    )
+
+
+def _own_error(judged: Mapping[str, Judged], full: str) -> float | None:
+    """The metric NAME_error of a single seed."""
+    stage, _, name = full.partition("/")
+    values = judged[stage].metrics.get(name + ERROR)
+    return float(values[0]) if values is not None and len(values) == 1 else None
 
 
 def _curves(shown: Sequence[Curve]) -> str:
     several = len({curve.stage for curve in shown}) > 1
     panels = []
     for curve in shown:
-        title = f"{titled(curve.stage)}: {curve.title.lower()}" if several else curve.title
+        title = f"{titled(curve.stage)}: {worded(curve.short)}" if several else curve.title
         panels.append(pages.drawing(figures.curve_svg({"": curve}, title), title))
     return f"<div class=curves>{''.join(panels)}</div>" if panels else ""
 
@@ -157,6 +177,7 @@ def _stages(judged: Mapping[str, Judged], headline: Sequence[str]) -> str:
             (name, summarize(value))
             for name, value in last.metrics.items()
             if f"{stage}/{name}" not in headline
+            and not (len(value) == 1 and f"{stage}/{name.removesuffix(ERROR)}" in headline)
         ]
         if values:
             tables.append(f"<p>{html.escape(stage)}, step {last.step}</p>{pages.table(values)}")

@@ -7,6 +7,7 @@ import re
 import sys
 import types
 
+import numpy as np
 import pytest
 
 from jaxmethods.config import ConfigError, LoopConfig, MeshConfig
@@ -15,6 +16,8 @@ from jaxmethods.records import writers
 from jaxmethods.records.run_folder import RunFolder
 from jaxmethods.reports import page as pages
 from jaxmethods.reports import report
+from jaxmethods.reports.curves import Curve, most_important, titled
+from jaxmethods.reports.result import Judged
 from jaxmethods.training import runner
 from tests.training import toy
 
@@ -51,6 +54,27 @@ def test_the_page_begins_with_the_result_and_folds_the_rest(folder):
     assert "<pre>" in folded
     assert "width=device-width" in shown
     assert sentence[1] not in folded
+
+
+def test_one_seed_is_shown_with_the_error_of_its_own_evaluation():
+    metrics = {"score": np.array([87.19]), "score_error": np.array([1.1]), "loss": np.array([0.5])}
+    judged = {"last": Judged(4, 1.0, metrics)}
+    sentence = report._headline(judged, ["last/score"], trains=False)
+    assert "Score is <b>87.19 ± 1.1</b> (one seed, the standard error is of its own" in sentence
+    assert "Loss is <b>0.5</b> (one seed)." in report._headline(judged, ["last/loss"], False)
+    assert "score" not in report._stages(judged, ["last/score"])
+
+
+def test_names_are_written_as_papers_write_them():
+    assert titled("offline_rl") == "Offline RL"
+    assert titled("miou") == "mIoU"
+    assert report.label_of("last/mae_mean_probe", ["last/mae_mean_probe"]) == "MAE mean probe"
+
+
+def test_a_schedule_is_no_curve_that_matters():
+    steps, values = np.arange(3), np.arange(3.0)[:, None]
+    curves = {("", name): Curve("", name, steps, values) for name in ("train/rate", "train/norm")}
+    assert [curve.name for curve in most_important(curves, [])] == ["train/norm"]
 
 
 def test_the_environment_is_recorded(folder):

@@ -204,7 +204,8 @@ def _collapse(problem: Problem, held: Problem, key: jax.Array, effort: Effort) -
 
 def _draw_collapse(path: Path, arrays: Arrays) -> None:
     cosines = np.asarray(arrays["cosines"])
-    classes = len(cosines)
+    present = np.flatnonzero(np.isfinite(np.diagonal(cosines)))  # a class without examples has none
+    cosines, classes = cosines[np.ix_(present, present)], len(present)
     figure = new_figure(5.2, 4.2)
     panel = figure.subplots()
     shown = panel.imshow(cosines, cmap="RdBu_r", vmin=-1, vmax=1)
@@ -215,11 +216,13 @@ def _draw_collapse(path: Path, arrays: Arrays) -> None:
         if np.isfinite(arrays[name])
     )
     panel.set_title(
-        f"cosines of class means of logits; collapsed: {-1 / (classes - 1):.2f}\n{numbers}",
+        f"cosines of class means of logits; collapsed: {-1 / max(classes - 1, 1):.2f}\n{numbers}",
         fontsize=9,
     )
-    panel.set_xlabel("class")
-    panel.set_ylabel("class")
+    ticks = np.arange(0, classes, max(classes // 10, 1))
+    panel.set(xlabel="class", ylabel="class")
+    panel.set_xticks(ticks, present[ticks])
+    panel.set_yticks(ticks, present[ticks])
     write_png(figure, path)
 
 

@@ -87,7 +87,7 @@ def recipe(run: Run) -> Recipe:
         deep_surgery_stage(run, inputs),
         comparison_stage(run, inputs),
     ]
-    names = ("individual", "wemoe", "ewemoe", "surgery_v2", "task_arithmetic", "base")
+    names = ("wemoe", "ewemoe", "surgery_v2", "task_arithmetic", "individual", "base")
     headline = tuple(f"comparison/{name}_accuracy" for name in names)
 
     def diagnosed(results: Results, seed: int) -> Diagnosable:

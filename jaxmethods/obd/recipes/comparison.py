@@ -167,7 +167,7 @@ def score_metrics(scores: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         each = [summarize(of_seed) for of_seed in values]
         metrics[f"score_{name}"] = np.array([summary.mean for summary in each])
         if values.shape[1] > 1:
-            metrics[f"error_{name}"] = np.array([summary.error for summary in each])
+            metrics[f"score_{name}_error"] = np.array([summary.error for summary in each])
     return metrics
 
 
@@ -202,7 +202,7 @@ def draw_scores(summaries: Mapping[str, Summary], path: Path, title: str, measur
     for place, mean in enumerate(means):
         end = max(mean, 0.0), place
         style = {"xytext": (4, 6), "textcoords": "offset points", "fontsize": 8}
-        panel.annotate(f"{mean:.1f}", end, **style)
+        panel.annotate(f"{mean:z.1f}", end, **style)
     panel.axvline(0.0, color="#555", linewidth=0.8)
     panel.set(xlabel=measure, title=title)
     open_frame(panel)

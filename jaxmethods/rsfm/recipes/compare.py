@@ -20,6 +20,7 @@ import numpy as np
 
 from jaxmethods.models.geovit import Context, EncoderConfig, encode, init, pool
 from jaxmethods.numerics.keys import named
+from jaxmethods.numerics.statistics import standard_error
 from jaxmethods.rsfm.config import ImageTextConfig, MAEConfig, Run
 from jaxmethods.rsfm.evaluation.protocols import Split, judge
 from jaxmethods.rsfm.recipes import (
@@ -209,7 +210,7 @@ def _call(
 
 
 def accuracies(run: Run, found: Mapping[Any, Arrays]) -> dict[str, np.ndarray]:
-    """Name to shares of test images that are right, one or [seeds]."""
+    """Name to shares of test images that are right, one or [seeds]; NAME_error to that of one."""
     first = run.evaluation.presets[0]
     control = found[CONTROL, "", first]["probe"]
     metrics = {_label(CONTROL, first, "probe"): np.array(np.mean(control))}
@@ -220,10 +221,11 @@ def accuracies(run: Run, found: Mapping[Any, Arrays]) -> dict[str, np.ndarray]:
         for how in run.evaluation.poolings if name in encoders.ENCODERS else ("",):
             for preset in run.evaluation.presets:
                 for judged in JUDGES:
-                    values = [np.mean(found[own, how, preset][judged]) for own in seeds]
-                    single = len(values) == 1
+                    right = [found[own, how, preset][judged] for own in seeds]
                     label = _label(encoders.shown(run, name), how, preset, judged)
-                    metrics[label] = np.array(values[0] if single else values)
+                    metrics[label] = np.mean(right, axis=-1).squeeze()
+                    if len(right) == 1:
+                        metrics[f"{label}_error"] = standard_error(np.asarray(right[0], float))
     return metrics
 
 

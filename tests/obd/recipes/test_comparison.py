@@ -97,8 +97,8 @@ def test_everybody_competes_in_every_seed(finished):
         scores = last[f"evaluate/score_{name}"]
         assert len(scores) == 2
         assert np.all(np.isfinite(scores))
-    errors = {name for name in last if name.startswith("evaluate/error_")}
-    assert errors == {f"evaluate/error_{name}" for name in NAMES[:4]}
+    errors = {name for name in last if name.endswith("_error")}
+    assert errors == {f"evaluate/score_{name}_error" for name in NAMES[:4]}
 
 
 def test_each_seed_has_a_teacher_of_its_own(finished):
@@ -180,7 +180,7 @@ def test_errors_are_over_seeds_and_of_one_seed_over_students():
     assert both == summarize(scores)
     assert comparison.over_seeds({"x": scores[:1]})["x"] == summarize(scores[0])
     metrics = comparison.score_metrics({"x": scores, "y": scores[:, :1]})
-    assert set(metrics) == {"score_x", "error_x", "score_y"}
+    assert set(metrics) == {"score_x", "score_x_error", "score_y"}
     np.testing.assert_array_equal(metrics["score_x"], scores.mean((1, 2)))
 
 

@@ -68,6 +68,7 @@ def test_a_run_on_generated_scenes(finished):
     found = {name: own["mean"] for name, own in stages["comparison"]["metrics"].items()}
     for name in ("mean_std", "imagestats", "random_convolutions"):
         assert 0 <= found[f"{name}_scale_mae_probe"] <= 1
+        assert 0 <= found[f"{name}_scale_mae_probe_error"] < 0.5
     text = (out / "table.md").read_text()
     for name in (
         "imagestats",
