@@ -29,7 +29,6 @@ BEHIND = {
     "merging/adapt_batch": PRODUCTS,
     "lsm/encode": PRODUCTS,
     "rsfm/mae_step_satmae": PRODUCTS,
-    "interpret/trace_large_laplax": "the same products, also in JAX: a draw",
 }
 """Why a row is behind: from profiles and counts of operations, said where the method's page is."""
 
