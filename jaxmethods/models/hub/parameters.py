@@ -132,6 +132,9 @@ def same_values(folder: Folder, name: str, other: str, step: int = 4096) -> bool
         folder: an opened model folder.
         name, other: of the tensors.
         step: rows at a time.
+
+    Returns:
+        True where shapes and all numbers are equal, whatever their types.
     """
     one, two = folder.view(name), folder.view(other)
     wide = jnp.promote_types(one.dtype, two.dtype)
