@@ -134,7 +134,7 @@ def same_values(folder: Folder, name: str, other: str, step: int = 4096) -> bool
         step: rows at a time.
 
     Returns:
-        True or False.
+        True where shapes and all numbers are equal, whatever their types.
     """
     one, two = folder.view(name), folder.view(other)
     wide = jnp.promote_types(one.dtype, two.dtype)
