@@ -13,12 +13,13 @@ import jax.numpy as jnp
 
 from jaxmethods.layout import Rule
 from jaxmethods.merging.adaptive import surgery, wemoe
-from jaxmethods.merging.adaptive.adaptation import Heads, classify, right, take
+from jaxmethods.merging.adaptive.adaptation import Heads, classify, take
 from jaxmethods.merging.config import WEMoEConfig
 from jaxmethods.merging.finetuning import Base, Images, to_pixels
 from jaxmethods.merging.static.trees import Tree
 from jaxmethods.models.clip import vit
 from jaxmethods.models.clip.vit import VisionConfig
+from jaxmethods.numerics.predictions import right
 
 PLAIN = ("average", "task_arithmetic", "ties", "adamerging")
 """Merges that are towers like the base."""

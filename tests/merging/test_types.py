@@ -189,7 +189,6 @@ CALLS = {
     "adaptation.accuracy": lambda g: adaptation.accuracy(
         g.logits, jnp.zeros((TASKS, 4), jnp.int32), jnp.asarray([4, 3, 2], jnp.int32)
     ),
-    "adaptation.right": lambda g: adaptation.right(g.logits, jnp.zeros((TASKS, 4), jnp.int32)),
     "adaptation.classify": lambda g: adaptation.classify(
         g.features, g.heads, jnp.asarray(1.0, jnp.float32)
     ),

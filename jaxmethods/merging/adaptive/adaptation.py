@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmethods.merging.static.trees import compute_dtype
-from jaxmethods.numerics.predictions import right as right
+from jaxmethods.numerics.predictions import right
 
 
 class Unlabeled(NamedTuple):

@@ -15,6 +15,7 @@ from jaxmethods import merging
 from jaxmethods.merging.adaptive import adamerging, adaptation, surgery, wemoe
 from jaxmethods.merging.config import AdaMergingConfig
 from jaxmethods.models.clip import vit
+from jaxmethods.numerics.predictions import right
 from tests.merging import tiny
 
 
@@ -53,8 +54,8 @@ def test_a_batch_has_no_image_twice_and_none_of_the_padding():
 def test_a_prediction_of_nan_is_wrong_whatever_the_label():
     logits = jnp.asarray([[jnp.nan] * 3, [0.0, jnp.nan, 2.0], [0.0, 2.0, -jnp.inf]])[None]
     for label in range(3):
-        right = adaptation.right(logits, jnp.full((1, 3), label))
-        np.testing.assert_array_equal(right, [[False, False, label == 1]])
+        found = right(logits, jnp.full((1, 3), label))
+        np.testing.assert_array_equal(found, [[False, False, label == 1]])
     assert adaptation.accuracy(logits, jnp.asarray([[0, 1, 1]]), jnp.asarray([3])) == 1 / 3
 
 
