@@ -77,7 +77,7 @@ def test_merging_and_its_comparison_are_those_of_one_process(tmp_path):
     pytest.importorskip("sklearn")
     for task in digit_tasks(test_comparison.TASKS):
         test_comparison.save(task, tmp_path)
-    config = test_comparison.CONFIG | {"data": {"path": str(tmp_path)}}
+    config = test_comparison.CONFIG | {"data": {"path": str(tmp_path)}, "seeds": 1}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
     runs = run_both(tmp_path / "tiny.yaml", tmp_path)
     assert_same_metrics(*runs, rtol=1e-3, atol=1e-4)
