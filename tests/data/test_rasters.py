@@ -1,114 +1,16 @@
-"""Readers of remote-sensing images, and what they refuse by name."""
+"""Bands of GeoTIFFs, and what is refused by name."""
 
 from __future__ import annotations
 
 import builtins
-import io
-import zipfile
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
 
 from jaxmethods.data import rasters
 from jaxmethods.errors import DataError, MissingExtraError
 from jaxmethods.rsfm.evaluation import baselines
-
-CLASSES = ("Forest", "River")
-
-
-def jpeg(value, size=8):
-    content = io.BytesIO()
-    pixels = np.full((size, size, 3), value, np.uint8)
-    pixels[0, 0] = value // 2
-    Image.fromarray(pixels).save(content, "PNG")
-    return content.getvalue()
-
-
-def members():
-    return {
-        f"2750/{name}/{name}_{number}.png": jpeg(40 * place + 10 * number)
-        for place, name in enumerate(CLASSES, 1)
-        for number in range(3)
-    }
-
-
-def table(files):
-    split = {0: "train", 1: "train", 2: "val"}
-    rows = [f"{name},{split[int(name[-5])]}" for name in files]
-    return "path,split\n" + "\n".join(rows) + "\n"
-
-
-@pytest.fixture
-def folder(tmp_path):
-    for name, content in members().items():
-        path = tmp_path / "data" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    (tmp_path / "data" / "splits.csv").write_text(table(members()))
-    return tmp_path / "data"
-
-
-@pytest.fixture
-def archive(tmp_path):
-    path = tmp_path / "data.zip"
-    with zipfile.ZipFile(path, "w") as file:
-        for name, content in members().items():
-            file.writestr(name, content)
-        file.writestr("splits.csv", table(members()))
-    return path
-
-
-def test_a_zip_is_read_like_the_folder(folder, archive):
-    one, other = rasters.read_classes(folder), rasters.read_classes(archive)
-    np.testing.assert_array_equal(one.images, other.images)
-    assert one.class_names == other.class_names == CLASSES
-    assert one.hashes == other.hashes
-    np.testing.assert_array_equal(other.labels, [0, 0, 0, 1, 1, 1])
-    np.testing.assert_array_equal(other.images[:, 4, 4, 0], [40, 50, 60, 80, 90, 100])
-    assert other.split("val").names == tuple(name for name in one.names if name.endswith("2.png"))
-
-
-def test_split_files_of_one_path_a_line(folder, tmp_path):
-    lists = {}
-    for split, last in (("train", "0.png"), ("test", "2.png")):
-        lists[split] = tmp_path / f"{split}.txt"
-        names = [name.partition("/")[2] for name in members() if name.endswith(last)]
-        lists[split].write_text("\n".join(names))
-    own = rasters.read_classes(folder, lists)
-    assert sorted(own.splits) == ["test", "test", "train", "train"]
-    lists["test"].write_text(lists["train"].read_text())
-    with pytest.raises(DataError, match="is in the splits train and test"):
-        rasters.read_classes(folder, lists)
-
-
-def test_what_is_wrong_is_named(folder, archive, tmp_path):
-    own = rasters.read_classes(folder)
-    with pytest.raises(DataError, match="expected one of train, val, got 'test'"):
-        own.split("test")
-    only = own._replace(splits=("train", "train", "train", "val", "val", "val"))
-    with pytest.raises(DataError, match="got none of River"):
-        only.split("train")
-    with zipfile.ZipFile(archive, "a") as file:
-        file.writestr("../outside.png", b"")
-    with pytest.raises(DataError, match=r"\.\./outside.png: is a path outside of the zip"):
-        rasters.read_classes(archive)
-    broken = folder / "2750/Forest/Forest_1.png"
-    broken.write_bytes(broken.read_bytes()[:30])
-    with pytest.raises(DataError, match=r"Forest_1\.png: cannot be read as an image"):
-        rasters.read_classes(folder)
-    (tmp_path / "no.zip").write_bytes(b"none")
-    with pytest.raises(DataError, match="is no folder and no zip"):
-        rasters.read_classes(tmp_path / "no.zip")
-
-
-def test_an_image_of_one_split_may_not_be_in_another(folder):
-    (folder / "2750/River/River_9.png").write_bytes(jpeg(40))
-    (folder / "splits.csv").write_text(table(members()) + "2750/River/River_9.png,val\n")
-    own = rasters.read_classes(folder)
-    with pytest.raises(DataError, match=r"River_9.png is the same image as .*Forest_0.png"):
-        rasters.refuse_shared_images(own.split("train"), own.split("val"))
 
 
 def test_without_rasterio_and_tifffile_the_extra_is_named(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmethods.data.rasters import list_members, read_picture
+from jaxmethods.data.classified import list_members, read_picture
 from jaxmethods.errors import DataError, first_line
 
 

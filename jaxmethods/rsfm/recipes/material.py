@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxmethods.data.classified import Classified, read_classes, refuse_shared_images
 from jaxmethods.data.earth.normalization import dataset_statistics, normalize
 from jaxmethods.data.earth.scenes import CLASSES, Scenes, synthetic_scenes
 from jaxmethods.data.earth.sensors import RGB, Statistics
-from jaxmethods.data.rasters import Classified, read_classes, refuse_shared_images
 from jaxmethods.errors import DataError
 from jaxmethods.rsfm.config import Run
 
