@@ -201,7 +201,7 @@ def base_stage(run: Run, inputs: Inputs) -> Train:
         run.base.steps,
         lambda results: inputs.labeled(results.get("pretraining")),
         result=result,
-        layout=Layout(batch=BASE_RULES, per_seed=("^start/",)),
+        layout=Layout(batch=BASE_RULES, per_seed=("^start/",) if run.pretraining else ()),
         main=True,
     )
 
