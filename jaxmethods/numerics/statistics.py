@@ -13,7 +13,8 @@ import numpy as np
 class Summary(NamedTuple):
     """A quantity over independent repetitions: seeds, or policies.
 
-    `f"{summary:.1f}"` is "12.3 ± 0.4", or "12.3" for a single value.
+    `f"{summary:.1f}"` is "12.3 ± 0.4", or "12.3" for a single value. Without a format the error has
+    two digits and the mean ends where they do: "12.31 ± 0.42".
     """
 
     mean: float
@@ -22,6 +23,10 @@ class Summary(NamedTuple):
     repetitions; None for one."""
 
     def __format__(self, spec: str) -> str:
+        if not spec and self.error and math.isfinite(self.error):
+            place = 1 - math.floor(math.log10(float(f"{self.error:.1e}")))
+            if abs(self.mean) < 1e6 and place <= 8:
+                spec = f".{max(place, 0)}f"
         mean = format(self.mean, spec or ".4g")
         return mean if self.error is None else f"{mean} ± {format(self.error, spec or '.2g')}"
 

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxmethods.files import write_atomically
 from jaxmethods.numerics.statistics import summarize
 from jaxmethods.records.run_folder import RunFolder, RunFolderError
@@ -90,6 +92,8 @@ def _overlaid(folders: Sequence[RunFolder], rows: Sequence[Any], headline: Seque
         for key, curve in merged.items()
         if sum(key in curves for curves in found) > 1 or len(folders) == 1
     }
+    for key in [key for key, curve in shared.items() if _same_in_all(key, curve, found)]:
+        del shared[key]
     panels = []
     for curve in figures.most_important(shared, headline, PANELS):
         key = curve.stage, curve.name
@@ -101,6 +105,12 @@ def _overlaid(folders: Sequence[RunFolder], rows: Sequence[Any], headline: Seque
         title = f"{figures.titled(curve.stage)}: {figures.worded(curve.short)}".removeprefix(": ")
         panels.append(pages.drawing(figures.curve_svg(runs, title), title))
     return f"<div class=curves>{''.join(panels)}</div>" if panels else ""
+
+
+def _same_in_all(key: Any, curve: figures.Curve, found: Sequence[Any]) -> bool:
+    """Whether several runs have the same curve, as of the steps that they have taken."""
+    own = [curves[key].values for curves in found if key in curves]
+    return len(own) > 1 and all(np.array_equal(one, curve.values) for one in own)
 
 
 def results(folders: Sequence[RunFolder]) -> dict[str, dict[str, Any]]:

@@ -39,7 +39,7 @@ figure { margin: 1rem 0; } figcaption { color: var(--soft); font-size: .85rem; }
 img { max-width: 100%; height: auto; } .curves img { width: 100%; }
 img.paper { background: #fff; border-radius: 6px; padding: 6px; }
 @media (max-width: 640px) { /* labels of a figure that is made smaller than this can't be read */
-  figure { overflow-x: auto; } img.paper { max-width: 600px; } }
+  figure { overflow-x: auto; } img.paper:not([src^='data:image/gif']) { max-width: 600px; } }
 details { border-top: 1px solid var(--line); padding: .6rem 0; }
 summary { cursor: pointer; font-weight: 600; }
 pre { background: var(--box); padding: 1rem; overflow-x: auto; font-size: .85rem;

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import scipy.stats
 
 from jaxmethods.numerics.statistics import (
+    Summary,
     bootstrap_interval,
     half_sample_interval,
     markdown_table,
@@ -46,6 +49,24 @@ def test_a_summary_is_written_with_its_error_where_there_is_one():
     assert f"{summarize([1.0, 4.0]):.1f}" == "2.5 ± 1.5"
     assert f"{summarize([2.25]):.1f}" == "2.2"
     assert str(summarize([1.0, 4.0])) == "2.5 ± 1.5"
+
+
+@pytest.mark.parametrize(
+    ("mean", "error", "text"),
+    [
+        (0.6098, 0.191, "0.61 ± 0.19"),
+        (0.9988, 0.00058, "0.99880 ± 0.00058"),
+        (0.5, 0.0996, "0.50 ± 0.10"),
+        (1234.5, 12.3, "1234 ± 12"),
+        (4.0, 0.0, "4 ± 0"),
+        (4.0, None, "4"),
+        (math.nan, 1.0, "nan ± 1"),
+        (1e-7, 2e-8, "1e-07 ± 2e-08"),
+        (3e7, 2.0, "3e+07 ± 2"),
+    ],
+)
+def test_a_mean_ends_where_the_second_digit_of_its_error_is(mean, error, text):
+    assert str(Summary(mean, error)) == text
 
 
 def test_nothing_cannot_be_summarized():

@@ -33,7 +33,7 @@ def test_the_last_evaluation_counts_with_the_standard_error_of_its_seeds(tmp_pat
     table = compare([many, one]).splitlines()
     assert table[0] == "| run | seeds | success | length |"
     error = np.std(seeds, ddof=1) / np.sqrt(3)
-    assert table[2] == f"| many | 3 | 0.7 ± {error:.2g} |  |"
+    assert table[2] == f"| many | 3 | 0.70 ± {error:.2f} |  |"
     assert table[3] == "| one | 1 | 1 | 7 |"
 
 
@@ -54,7 +54,12 @@ def test_the_page_lays_the_curves_of_runs_over_each_other(tmp_path):
     """One panel a metric with a line for every run; every number is said once, the result first."""
     for name, values in (("fast", (0.25, 0.5, 0.75)), ("slow", (0.125, 0.375, 0.625))):
         rows = [
-            {"stage": "play", "step": step, "evaluate/success": [value, value + 0.1]}
+            {
+                "stage": "play",
+                "step": step,
+                "evaluate/success": [value, value + 0.1],
+                "train/games": [8.0 * step, 8.0 * step],
+            }
             for step, value in enumerate(values)
         ]
         folder = run_folder(tmp_path / name, *rows)
@@ -63,8 +68,9 @@ def test_the_page_lays_the_curves_of_runs_over_each_other(tmp_path):
     runs = [str(tmp_path / name) for name in ("fast", "slow")]
     assert main(["compare", *runs, "--page", str(page)]) == 0
     shown, _, _ = page.read_text().partition("<details>")
-    for name, number in (("fast", "0.8 ± 0.05"), ("slow", "0.675 ± 0.05")):
+    for name, number in (("fast", "0.800 ± 0.050"), ("slow", "0.675 ± 0.050")):
         assert f"<tr><td>{name}</td><td class=number>{number}</td></tr>" in shown
+    # Of what is the same in both runs no curve is drawn.
     (drawn,) = re.findall(r"data:image/svg\+xml;base64,([^']+)", shown)
     svg = base64.b64decode(drawn).decode()
     assert "Play: success" in svg

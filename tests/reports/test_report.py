@@ -12,6 +12,7 @@ import pytest
 
 from jaxmethods.config import ConfigError, LoopConfig, MeshConfig
 from jaxmethods.errors import MissingExtraError
+from jaxmethods.numerics.statistics import summarize
 from jaxmethods.records import writers
 from jaxmethods.records.run_folder import RunFolder
 from jaxmethods.reports import page as pages
@@ -40,7 +41,7 @@ def test_the_report_is_one_self_contained_page(folder):
 
 def test_the_report_states_the_last_evaluation_with_its_standard_error(folder):
     last = [r for r in folder.read_metrics() if r["stage"] == "second"][-1]["evaluate/score"]
-    assert f"{sum(last) / 2:.4g} ±" in folder.report.read_text()
+    assert str(summarize(last)) in folder.report.read_text()
 
 
 def test_the_page_begins_with_the_result_and_folds_the_rest(folder):
@@ -60,7 +61,7 @@ def test_one_seed_is_shown_with_the_error_of_its_own_evaluation():
     metrics = {"score": np.array([87.19]), "score_error": np.array([1.1]), "loss": np.array([0.5])}
     judged = {"last": Judged(4, 1.0, metrics)}
     sentence = report._headline(judged, ["last/score"], trains=False)
-    assert "Score is <b>87.19 ± 1.1</b> (one seed, the standard error is of its own" in sentence
+    assert "Score is <b>87.2 ± 1.1</b> (one seed, the standard error is of its own" in sentence
     assert "Loss is <b>0.5</b> (one seed)." in report._headline(judged, ["last/loss"], False)
     assert "score" not in report._stages(judged, ["last/score"])
 
