@@ -28,7 +28,6 @@ BEHIND = {
     "merging/layer_batch_gradient": PRODUCTS,
     "merging/adapt_batch": PRODUCTS,
     "lsm/encode": PRODUCTS,
-    "rsfm/mae_step_satmae": PRODUCTS,
 }
 """Why a row is behind: from profiles and counts of operations, said where the method's page is."""
 
