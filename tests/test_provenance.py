@@ -18,3 +18,7 @@ from jaxmethods.records.provenance import describe_environment
 def test_the_command_does_not_say_where_it_is_installed(monkeypatch, called, command):
     monkeypatch.setattr("sys.argv", called)
     assert describe_environment()["command"] == command
+
+
+def test_the_processor_has_a_name():
+    assert describe_environment()["processor"].strip()

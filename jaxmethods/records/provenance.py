@@ -30,11 +30,22 @@ def describe_environment() -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
         "devices": f"{len(devices)} x {devices[0]} ({jax.default_backend()})",
         **packages,
         **({"git_commit": commit} if commit else {}),
         "command": _command(),
     }
+
+
+def _processor() -> str:
+    """The processor's name, as Linux has it; otherwise as Python guesses it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _command() -> str:
