@@ -236,11 +236,11 @@ def _draw(
         if name not in curves:
             continue
         way = (curves[name] - curves[name][start]) / _way(curves[name], start, last)
-        below.plot(step[start:], np.clip(way[start:], -0.5, 2), color=color, label=title, lw=1.2)
+        below.plot(step[start:], way[start:], color=color, label=title, lw=1.2)
         if name in moved:
             below.plot(moved[name], MOVED, "o", color=color, ms=6)
     below.axhline(MOVED, color="#dde3e9", lw=0.8, zorder=0)
-    below.set_ylabel("share of its way")
+    below.set(ylabel="share of its way", ylim=(-0.5, 2))
     below.set_xlabel("step")
     below.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     for panel in (above, below):

@@ -196,8 +196,10 @@ def _color(material: Material, images: np.ndarray) -> np.ndarray:
     return np.clip((chosen - low) / max(high - low, 1e-9), 0, 1)
 
 
-def _grid(rows: Sequence[tuple[str, np.ndarray]], path: Path) -> None:
-    """Pictures [n, H, W, 3], a row for each name."""
+def _grid(
+    rows: Sequence[tuple[str, np.ndarray]], path: Path, legend: Sequence[str] = ()
+) -> None:
+    """Pictures [n, H, W, 3], a row for each name; `legend`: classes in the order of `COLORS`."""
     number = len(rows[0][1])
     figure = new_figure(1.3 * number + 0.6, 1.35 * len(rows))
     panels = figure.subplots(len(rows), number, squeeze=False)
@@ -206,6 +208,10 @@ def _grid(rows: Sequence[tuple[str, np.ndarray]], path: Path) -> None:
             panel.imshow(picture, interpolation="nearest")
             panel.set(xticks=[], yticks=[])
         own[0].set_ylabel(name, fontsize=8)
+    for name, color in zip(legend, COLORS, strict=False):
+        panels[-1, 0].scatter([], [], color=color, marker="s", label=name)
+    if legend:
+        figure.legend(loc="outside lower center", ncols=len(legend), frameon=False, fontsize=8)
     write_png(figure, path)
 
 
@@ -248,7 +254,7 @@ def _draw_maps(path: Path, run: Run, material: Material, found: Mapping[str, Arr
     for name in ("pixels", "random_encoder-0", "mae-0"):
         label = encoders.shown(run, name.removesuffix("-0")).replace("_", "\n")
         rows.append((label, palette[found[f"{name}-cover"]["maps"][:number]]))
-    _grid(rows, path)
+    _grid(rows, path, CLASSES)
 
 
 def _draw_accuracies(path: Path, run: Run, comparison: Mapping[Any, Arrays]) -> None:
