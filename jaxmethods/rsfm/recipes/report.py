@@ -196,9 +196,7 @@ def _color(material: Material, images: np.ndarray) -> np.ndarray:
     return np.clip((chosen - low) / max(high - low, 1e-9), 0, 1)
 
 
-def _grid(
-    rows: Sequence[tuple[str, np.ndarray]], path: Path, legend: Sequence[str] = ()
-) -> None:
+def _grid(rows: Sequence[tuple[str, np.ndarray]], path: Path, legend: Sequence[str] = ()) -> None:
     """Pictures [n, H, W, 3], a row for each name; `legend`: classes in the order of `COLORS`."""
     number = len(rows[0][1])
     figure = new_figure(1.3 * number + 0.6, 1.35 * len(rows))
