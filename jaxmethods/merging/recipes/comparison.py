@@ -73,7 +73,8 @@ def recipe(run: Run) -> Recipe:
 
     def report(results: Results, folder: Path) -> None:
         seeds = range(run.seed, run.seed + run.seeds)
-        table.write(results["comparison"], [task.name for task in inputs.tasks], seeds, folder)
+        sizes = {task.name: len(task.test.labels) for task in inputs.tasks}
+        table.write(results["comparison"], sizes, seeds, folder)
 
     stages = [
         *pretraining_stages(run, inputs),

@@ -15,12 +15,12 @@ from jaxmethods.merging.recipes import figures
 from jaxmethods.numerics.statistics import markdown_table, summarize
 
 
-def write(states: Results, tasks: Sequence[str], seeds: Sequence[int], folder: Path) -> None:
+def write(states: Results, tasks: Mapping[str, int], seeds: Sequence[int], folder: Path) -> None:
     """Writes table and figures into a run folder.
 
     Args:
         states: with a leading seed axis.
-        tasks: their names.
+        tasks: name -> test images.
         seeds: their numbers.
         folder: of the run.
     """
@@ -31,7 +31,7 @@ def write(states: Results, tasks: Sequence[str], seeds: Sequence[int], folder: P
     figures.draw(content, ROWS, drawn)
 
 
-def as_dict(states: Results, tasks: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+def as_dict(states: Results, tasks: Mapping[str, int], seeds: Sequence[int]) -> dict[str, Any]:
     """Everything in `table.json`; every list has a leading seed axis."""
 
     def by_method(values: Any) -> dict[str, Any]:
@@ -42,6 +42,7 @@ def as_dict(states: Results, tasks: Sequence[str], seeds: Sequence[int]) -> dict
 
     return {
         "tasks": list(tasks),
+        "test_images": list(tasks.values()),
         "seeds": list(seeds),
         "accuracy": by_method(states.accuracy),
         "distance": by_method(states.distance),
@@ -53,11 +54,23 @@ def as_dict(states: Results, tasks: Sequence[str], seeds: Sequence[int]) -> dict
 
 
 def markdown(content: Mapping[str, Any]) -> str:
-    """Methods x tasks in per cent: mean ± standard error over seeds, the mean over tasks last."""
-    tasks = content["tasks"]
+    """Methods x tasks in per cent, the mean over tasks last.
+
+    Args:
+        content: that of `as_dict`.
+
+    Returns:
+        A table of means ± standard errors over seeds, behind them in brackets the standard error
+        over the test images of one model, sqrt(p (1 - p) / n).
+    """
+    tasks, images = content["tasks"], np.asarray(content["test_images"])
     rows = []
     for name, title in ROWS.items():
-        values = 100 * np.asarray(content["accuracy"][name])  # [S, T]
+        values = np.asarray(content["accuracy"][name])  # [S, T]
+        variances = np.mean(values * (1 - values), axis=0) / images  # [T]
+        errors = np.sqrt([*variances, variances.sum() / len(images) ** 2])
         columns = np.concatenate([values, values.mean(1, keepdims=True)], 1).T
-        rows.append([title, *(f"{summarize(values):.1f}" for values in columns)])
-    return markdown_table(["method", *tasks, "mean"], rows) + "\n"
+        cells = zip(100 * columns, 100 * errors, strict=True)
+        rows.append([title, *(f"{summarize(own):.1f} ({error:.1f})" for own, error in cells)])
+    table = markdown_table(["method", *tasks, "mean"], rows)
+    return f"{table}\n\nIn brackets: the standard error over a task's test images.\n"
