@@ -1,8 +1,12 @@
 """Every speed row in one table and one figure: `python -m benchmarks.speed_page`.
 
-Reads `results/cpu.json` and `results/*-cpu.json`, measures nothing, and writes docs/speed.md
-between its comments and docs/images/speed.png. A row that is behind something needs a word in
-`BEHIND`.
+Reads `results/cpu.json` and `results/*-cpu.json`, one sweep on one machine, and the same files of
+`results/epyc/`, which were measured before on another kind of processor. Measures nothing, and
+writes docs/speed.md between its comments and docs/images/speed.png. A row that is behind something
+needs a word in `BEHIND`.
+
+Times of published code are stored numbers of the EPYC (`reference.json`), so that they are compared
+with rows of that processor alone.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from typing import Any
 from benchmarks.pages import DOCS, replace_part
 
 RESULTS = Path(__file__).parent / "results"
+EPYC = RESULTS / "epyc"
 PAGE, FIGURE = DOCS / "speed.md", DOCS / "images" / "speed.png"
 OTHERS = {"reference": ("published code", "#1f3b57"), "torch": ("PyTorch", "#e07a5f")}
 UNSAID = ("cores", "dtype")
@@ -34,10 +39,10 @@ BEHIND = {
 Row = Mapping[str, Any]
 
 
-def read() -> dict[str, dict[str, Any]]:
+def read(folder: Path = RESULTS) -> dict[str, dict[str, Any]]:
     """File name -> environment and rows, those of the judge as one row."""
     found = {}
-    for file in sorted(RESULTS.glob("*cpu.json")):
+    for file in sorted(folder.glob("*cpu.json")):
         content = json.loads(file.read_text())
         content["rows"] = [row if "name" in row else _judged(row) for row in content["rows"]]
         found[file.name] = content
@@ -55,54 +60,84 @@ def behind(rows: Sequence[Row]) -> dict[str, float]:
     return found
 
 
-def content(files: Mapping[str, Mapping[str, Any]]) -> str:
+Files = Mapping[str, Mapping[str, Any]]
+
+
+def content(files: Files, earlier: Files) -> str:
     """What stands on the page between its comments.
 
     Args:
-        files: of `read`.
+        files: of `read`, the sweep.
+        earlier: of `read`, those of the other processor; the same names of files.
 
     Returns:
         Markdown.
     """
     every = [row for one in files.values() for row in one["rows"]]
-    compared = [row for row in every if any(row[f"ratio_{other}"] for other in OTHERS)]
-    ratios = [row[f"ratio_{o}"] for row in compared for o in OTHERS if row[f"ratio_{o}"]]
-    slower = behind(every)
-    beside = f"{len(compared)} of them beside published code or PyTorch"
-    below = sum(round(ratio, 2) < 1 for ratio in ratios)
+    before = [row for one in earlier.values() for row in one["rows"]]
+    slower = behind([*every, *before])
     parts = [
-        f"{len(every)} rows, {beside}: {len(ratios)} ratios, of which {below} are below 1.",
+        f"The sweep has {_counted(every)}; the EPYC {_counted(before)}.",
         "## Where something else is ahead",
+        "The smallest ratio of a row, on either processor.",
         "\n".join(_line([["rows", "ratio", "why"]]))
         + "\n| --- | ---: | --- |\n"
         + "\n".join(_line([[n, f"{r:.2f}", BEHIND.get(n, "")] for n, r in slower.items()])),
     ]
     for name, one in files.items():
-        parts += list(_section(name, one))
+        parts += list(_section(name, one, earlier[name]))
     return "\n\n".join(parts)
 
 
-def _section(name: str, one: Mapping[str, Any]) -> Iterator[str]:
-    own = one["environment"]
+def _counted(rows: Sequence[Row]) -> str:
+    compared = [row for row in rows if any(row[f"ratio_{other}"] for other in OTHERS)]
+    ratios = [row[f"ratio_{o}"] for row in compared for o in OTHERS if row[f"ratio_{o}"]]
+    below = sum(round(ratio, 2) < 1 for ratio in ratios)
+    return (
+        f"{len(rows)} rows, {len(compared)} of them beside somebody else's code: {len(ratios)} "
+        f"ratios, of which {below} are below 1"
+    )
+
+
+def _section(name: str, one: Mapping[str, Any], before: Mapping[str, Any]) -> Iterator[str]:
+    yield f"## {name}"
+    yield f"{_facts(one['environment'])}. EPYC: {_facts(before['environment'])}."
+    published = any(row["ratio_reference"] for row in one["rows"])  # in the same run
+    head = ["row", "ours", "published code" if published else "", "PyTorch", "MB, ours"]
+    head = [title for title in head if title]
+    lines = [[*head, "EPYC: ours", "published code", "PyTorch"]]
+    lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
+    old = {described(row): row for row in before["rows"]}
+    new = {described(row): row for row in one["rows"]}
+    for row in {**new, **old}:
+        own, other = new.get(row), old.get(row)
+        here = [_rate(own), _ratio(own, "torch"), _peak(own)]
+        if published:
+            here.insert(1, _ratio(own, "reference"))
+        there = [_rate(other), _ratio(other, "reference"), _ratio(other, "torch")]
+        lines.append([row, *here, *there])
+    yield "\n".join(_line(lines))
+
+
+def _facts(own: Mapping[str, Any]) -> str:
+    """When and where a file was measured."""
     cores = "1 core" if own.get("cores") == 1 else f"{own['cores']} cores" if "cores" in own else ""
     machine = own.get("processor") or own.get("note") or "machine not written down"
-    facts = [own["date"][:10], f"jax {own['jax']}", cores, machine]
-    yield f"## {name}"
-    yield ", ".join(fact for fact in facts if fact) + "."
-    head = ["row", "ours", "published code", "PyTorch", "MB, ours"]
-    lines = [head, ["---", *["---:"] * 4]]
-    for row in one["rows"]:
-        ratios = [row[f"ratio_{other}"] for other in OTHERS]
-        peak = row["ours"].get("peak_bytes")
-        lines.append(
-            [
-                described(row),
-                f"{_short(row['rate'])} {row['unit']}",
-                *(f"{_short(ratio)}x" if ratio else "" for ratio in ratios),
-                f"{_short(peak / 1e6)}" if peak else "",
-            ]
-        )
-    yield "\n".join(_line(lines))
+    return ", ".join(filter(None, [own["date"][:10], f"jax {own['jax']}", cores, machine]))
+
+
+def _rate(row: Row | None) -> str:
+    return f"{_short(row['rate'])} {row['unit']}" if row else ""
+
+
+def _ratio(row: Row | None, other: str) -> str:
+    ratio = row[f"ratio_{other}"] if row else None
+    return f"{_short(ratio)}x" if ratio else ""
+
+
+def _peak(row: Row | None) -> str:
+    peak = row["ours"].get("peak_bytes") if row else None
+    return _short(peak / 1e6) if peak else ""
 
 
 def described(row: Row) -> str:
@@ -111,22 +146,28 @@ def described(row: Row) -> str:
     return f"{row['name']}: {', '.join(sizes)}" if sizes else row["name"]
 
 
-def draw(files: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """A line for every name, a dot for every ratio, logarithmic."""
+def draw(files: Files, earlier: Files, path: Path) -> None:
+    """A line for every name, a dot for every ratio, logarithmic; the EPYC's are hollow."""
     from matplotlib.ticker import FuncFormatter
 
     from jaxmethods.plotting import new_figure, open_frame, write_png
 
-    rows = [row for one in files.values() for row in one["rows"]]
-    rows = [row for row in rows if any(row[f"ratio_{other}"] for other in OTHERS)]
-    names = list(dict.fromkeys(row["name"] for row in rows))[::-1]
+    rows = [(row, False) for one in files.values() for row in one["rows"]]
+    rows += [(row, True) for one in earlier.values() for row in one["rows"]]
+    rows = [(row, old) for row, old in rows if any(row[f"ratio_{other}"] for other in OTHERS)]
+    names = list(dict.fromkeys(row["name"] for row, _ in rows))[::-1]
     figure = new_figure(8.5, 0.19 * len(names) + 1.2)
     axis = figure.subplots()
     axis.axvspan(axis.get_xlim()[0], 1.0, color="#999999", alpha=0.12, linewidth=0)
     for other, (label, color) in OTHERS.items():
-        dots = [(row[f"ratio_{other}"], names.index(row["name"])) for row in rows]
-        dots = [(ratio, place) for ratio, place in dots if ratio]
-        axis.plot(*zip(*dots, strict=True), "o", ms=5, color=color, alpha=0.75, label=label)
+        for old, machine in ((False, "Xeon"), (True, "EPYC")):
+            dots = [
+                (row[f"ratio_{other}"], names.index(row["name"])) for row, o in rows if o == old
+            ]
+            dots = [(ratio, place) for ratio, place in dots if ratio]
+            style = {"mfc": "none" if old else color, "color": color, "alpha": 0.75}
+            if dots:
+                axis.plot(*zip(*dots, strict=True), "o", ms=5, label=f"{label}, {machine}", **style)
     axis.set_xscale("log")
     axis.set_xlim(0.5, None)
     axis.set_ylim(-0.8, len(names) - 0.2)
@@ -164,9 +205,9 @@ def _line(lines: Sequence[Sequence[str]]) -> list[str]:
 
 
 def main() -> int:
-    files = read()
-    replace_part(PAGE, "rows", content(files))
-    draw(files, FIGURE)
+    files, earlier = read(), read(EPYC)
+    replace_part(PAGE, "rows", content(files, earlier))
+    draw(files, earlier, FIGURE)
     print(f"{PAGE} and {FIGURE} are written")
     return 0
 
