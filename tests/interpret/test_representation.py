@@ -290,3 +290,15 @@ def test_values_of_a_linen_module_are_named_by_its_submodules():
     assert set(found) == {"first"}
     first = variables["params"]["first"]
     np.testing.assert_allclose(found["first"], x @ first["kernel"] + first["bias"], rtol=1e-5)
+
+
+def test_features_that_are_nan_are_not_collapsed():
+    broken = jnp.full((4, 3), jnp.nan)
+    found = neural_collapse.neural_collapse(broken, jnp.arange(4) % 2, 2, jnp.ones((3, 2)))
+    assert jnp.isnan(found.nc4)
+
+
+def test_attention_in_half_precision_has_the_ranks_of_its_numbers():
+    tokens = jnp.full((4, 64), 300, jnp.float16).at[0].set(3)
+    for measure in (attention.rank_residual, attention.effective_rank):
+        np.testing.assert_allclose(measure(tokens), measure(tokens.astype(jnp.float32)), rtol=1e-3)
