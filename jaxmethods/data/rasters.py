@@ -216,7 +216,8 @@ def _enlarged(
     shares = maps[0] @ seen.astype(np.float64) @ maps[1].T
     grown = maps[0] @ layer.astype(np.float64) @ maps[1].T / np.where(shares > 0, shares, 1)
     grown = np.where(_nearest(seen, size), grown, 0)
-    return np.round(grown).astype(layer.dtype) if layer.dtype.kind in "iu" else grown
+    whole = np.round(grown) if layer.dtype.kind in "iu" else grown
+    return whole.astype(layer.dtype)
 
 
 def _nearest(layer: np.ndarray, size: tuple[int, int]) -> np.ndarray:
