@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxmethods.files import write_atomically
-from jaxmethods.numerics.statistics import summarize
+from jaxmethods.numerics.statistics import markdown_table, summarize
 from jaxmethods.records.run_folder import RunFolder, RunFolderError
 from jaxmethods.reports import curves as figures
 from jaxmethods.reports import page as pages
@@ -37,12 +37,12 @@ def compare(folders: Sequence[RunFolder]) -> str:
     """
     rows = [_last_evaluation(folder).metrics for folder in folders]
     metrics = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [["run", "seeds", *metrics], ["---"] * (len(metrics) + 2)]
+    lines = []
     for title, row in zip(titles(folders), rows, strict=True):
         seeds = max(len(values) for values in row.values())
         cells = [str(summarize(row[name])) if name in row else "" for name in metrics]
         lines.append([title, str(seeds), *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(["run", "seeds", *metrics], lines)
 
 
 def titles(folders: Sequence[RunFolder]) -> list[str]:
@@ -80,7 +80,7 @@ def write_page(folders: Sequence[RunFolder], path: Path) -> None:
     ]
     metrics = list(dict.fromkeys(name for names in headlines for name in names))
     head = ["run", *(label_of(full, metrics) for full in metrics)]
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for title, found in zip(titles(folders), judged, strict=True):
         cells = [title]
         for full in metrics:
@@ -88,7 +88,7 @@ def write_page(folders: Sequence[RunFolder], path: Path) -> None:
             values = found[stage].metrics.get(name) if stage in found else None
             cells.append("" if values is None else str(summarize(values)))
         lines.append(cells)
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    table = markdown_table(head, lines)
     title = f"{len(folders)} runs beside each other"
     every = pages.markdown(compare(folders))
     sections = [

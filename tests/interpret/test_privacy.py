@@ -469,3 +469,10 @@ def test_corpora_are_counted_beyond_the_types_that_hold_their_counts():
     for kind in (jnp.float16, jnp.uint8):
         found = good_turing.good_turing(jnp.full(5000, 20, kind).at[0].set(1))
         np.testing.assert_allclose(found.value, 1 / 99981, rtol=1e-6)
+
+
+def test_members_may_be_said_by_whole_numbers():
+    subsets = jnp.array([[1, 0], [0, 1], [1, 1], [0, 0]])
+    correct = jnp.array([[1, 0], [0, 1], [1, 0], [0, 0]])
+    own, exact = (memorization.memorization(correct, s).value for s in (subsets, subsets == 1))
+    np.testing.assert_array_equal(own, exact)

@@ -77,6 +77,7 @@ def probes_stage(run: Run) -> Compute:
     def parts(results: Results, place: Place) -> list[Part]:
         del place
         heard: Heard = results[material.STAGE]
+        material.check_labels(run, heard.clips)
         return [
             Part(f"{pool}-{number:02d}", partial(probe, run, heard, pool, split))
             for pool in POOLS
