@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import re
 
@@ -87,3 +88,12 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
     assert titles(folders) == ["one/run", "two/run"]
     assert titles(folders[:1] * 2) == ["run", "run"]
     assert compare(folders).splitlines()[2:] == ["| one/run | 1 | 0.25 |", "| two/run | 1 | 0.75 |"]
+
+
+def test_a_terminal_without_the_character_gets_a_question_mark(tmp_path, monkeypatch):
+    run_folder(tmp_path / "a", {"step": 1, "evaluate/success": [0.25, 0.75]})
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", terminal)
+    assert main(["compare", str(tmp_path / "a")]) == 0
+    terminal.seek(0)
+    assert "| a | 2 | 0.50 ? 0.25 |" in terminal.read()

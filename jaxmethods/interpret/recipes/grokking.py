@@ -133,7 +133,7 @@ def recipe(run: Run) -> Recipe:
 
     def report(results: Results, folder: Path) -> None:
         del results
-        rows = (folder.parent / "metrics.jsonl").read_text().splitlines()
+        rows = (folder.parent / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         write(read_curves([json.loads(row) for row in rows]), folder)
 
     def diagnosed(results: Results, seed: int) -> Diagnosable:
