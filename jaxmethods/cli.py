@@ -17,6 +17,7 @@ stopped by Ctrl-C or SIGTERM (saved).
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -143,6 +144,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax talks to programmers there
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # "±" where a terminal has no such character
+            stream.reconfigure(errors="replace")
     try:
         return _main(arguments)
     except UserError as error:

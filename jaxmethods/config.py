@@ -241,6 +241,8 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
             owner = owner.setdefault(part, {})
             if not isinstance(owner, dict):
                 raise ConfigError(f"command line: --{field}: {part} has a value already")
+        if name in owner:
+            raise ConfigError(f"command line: --{field}: is there twice")
         try:
             owner[name] = yaml_text.load(value)
         except yaml.YAMLError as error:

@@ -83,6 +83,22 @@ def test_overrides_nest_and_are_read_as_yaml():
     assert parsed == {"graph": {"sparsity": 0.2}, "seed": 3, "name": "true-name"}
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--seed", "1", "--seed", "2"],
+        ["--ppo.gamma", "0.9", "--ppo", "{clip: 0.1}"],
+        ["--ppo", "{clip: 0.1}", "--ppo.clip", "0.2"],
+    ],
+)
+def test_a_value_that_would_be_lost_is_refused(arguments):
+    with pytest.raises(ConfigError, match=f"command line: {arguments[2]}: is there twice"):
+        parse_overrides(arguments)
+    assert parse_overrides(["--ppo", "{clip: 0.1}", "--ppo.gamma", "0.9"]) == {
+        "ppo": {"clip": 0.1, "gamma": 0.9}
+    }
+
+
 def test_overrides_lie_over_the_file():
     merged = merge({"graph": {"kind": "full", "sparsity": 1.0}}, {"graph": {"sparsity": 0.5}})
     assert merged == {"graph": {"kind": "full", "sparsity": 0.5}}

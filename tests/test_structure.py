@@ -58,3 +58,12 @@ def test_imports_point_down(file):
 @pytest.mark.parametrize("folder", sorted({file.parent for file in MODULES}), ids=str)
 def test_a_folder_has_at_most_fourteen_modules(folder):
     assert len(list(folder.glob("*.py"))) <= 14
+
+
+def test_texts_are_utf_8_whatever_the_locale():
+    for file in MODULES:
+        nodes = ast.walk(ast.parse(file.read_text()))
+        for call in (node for node in nodes if isinstance(node, ast.Call)):
+            if getattr(call.func, "attr", "") in ("read_text", "write_text"):
+                named = [keyword.arg for keyword in call.keywords]
+                assert "encoding" in named, f"{file}, line {call.lineno}"

@@ -4,8 +4,9 @@
     data.split("train").images                              # [N, H, W, C]
 
 EuroSAT, UCM, RESISC45 and AID are folders `CLASS/*.jpg|png|tif`, at any depth below the root, of
-pictures of three bytes. Zips are read where they are, never unpacked, and a member whose path leads
-outside is refused. Whatever is wrong is one line that names the file.
+pictures of three bytes. Hidden files and folders are ignored, as is what macOS puts into its zips.
+Zips are read where they are, never unpacked, and a member whose path leads outside is refused.
+Whatever is wrong is one line that names the file.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from jaxmethods.data.image_folders import FORMATS, SUFFIXES
 from jaxmethods.errors import DataError, first_line
 
 SPLIT_FILE = "splits.csv"
+OF_MACOS = "__MACOSX"
+"""The folder of a zip that holds what is no file's content, under the files' names."""
 
 
 class Classified(NamedTuple):
@@ -97,7 +100,12 @@ def read_classes(
         if unknown:
             raise DataError(f"data {root}: {unknown[0]}: is in a split, but no such image is there")
         files = [name for name in files if name in given]
+        if not files:
+            raise DataError(f"data {root}: expected a split with an image, got none")
     classes = tuple(sorted({PurePosixPath(name).parent.name for name in files}))
+    if "" in classes:
+        loose = next(name for name in files if "/" not in name)
+        raise DataError(f"data {root}: {loose}: expected a folder of its class, got none")
     images, hashes = [], []
     for name in files:
         content = members[name].read()
@@ -133,15 +141,15 @@ class Member(NamedTuple):
 
     root: Path
     name: str
-    zipped: bool
+    archive: zipfile.ZipFile | None
+    """The zip, which is open: each opening reads the names of all members."""
 
     def read(self) -> bytes:
         """Its content. Raises `DataError` where it is damaged."""
         try:
-            if not self.zipped:
+            if self.archive is None:
                 return (self.root / self.name).read_bytes()
-            with zipfile.ZipFile(self.root) as archive:
-                return archive.read(self.name)
+            return self.archive.read(self.name)
         except Exception as error:  # damaged members raise zlib.error, BadZipFile, ...
             raise DataError(
                 f"data {self.root}: {self.name}: cannot be read ({first_line(error)})"
@@ -149,7 +157,7 @@ class Member(NamedTuple):
 
 
 def list_members(root: Path) -> dict[str, Member]:
-    """Path below the root -> file, of a folder or of a zip.
+    """Path below the root -> file, of a folder or of a zip, without hidden ones.
 
     Raises:
         DataError: neither of them, or a zip with a path that leads outside.
@@ -157,19 +165,24 @@ def list_members(root: Path) -> dict[str, Member]:
     if root.is_dir():
         files = [path for path in sorted(root.rglob("*")) if path.is_file()]
         names = [path.relative_to(root).as_posix() for path in files]
-        return {name: Member(root, name, False) for name in names}
+        return {name: Member(root, name, None) for name in names if _is_shown(name)}
     if not root.is_file():
         raise DataError(f"data {root}: no such folder or zip")
     try:
-        with zipfile.ZipFile(root) as archive:
-            names = [own.filename for own in archive.infolist() if not own.is_dir()]
+        archive = zipfile.ZipFile(root)
+        names = [own.filename for own in archive.infolist() if not own.is_dir()]
     except (OSError, zipfile.BadZipFile) as error:
         raise DataError(f"data {root}: is no folder and no zip ({first_line(error)})") from error
     for name in names:
         path = PurePosixPath(name.replace("\\", "/"))
         if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
             raise DataError(f"data {root}: {name}: is a path outside of the zip")
-    return {name: Member(root, name, True) for name in names}
+    return {name: Member(root, name, archive) for name in names if _is_shown(name)}
+
+
+def _is_shown(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    return OF_MACOS not in parts and not any(part.startswith(".") for part in parts)
 
 
 def _split_names(
@@ -179,18 +192,14 @@ def _split_names(
     if isinstance(splits, Mapping):
         found: dict[str, str] = {}
         for split, path in splits.items():
-            for line in _text(Path(path)).split():
-                name = _full_name(line, members)
-                if found.setdefault(name, split) != split:
-                    raise DataError(
-                        f"data {path}: {line} is in the splits {found[name]} and {split}"
-                    )
+            lines = [line.strip() for line in _text(Path(path)).split("\n")]
+            _add(found, [(line, split) for line in lines if line], members, f"{path}")
         return found
     if splits is None and SPLIT_FILE not in members:
         return None
     if splits is None:
         text, source = (
-            members[SPLIT_FILE].read().decode("utf-8", "replace"),
+            members[SPLIT_FILE].read().decode("utf-8-sig", "replace"),
             f"{root}: {SPLIT_FILE}",
         )
     else:
@@ -198,7 +207,25 @@ def _split_names(
     rows = list(csv.DictReader(io.StringIO(text)))
     if not rows or not {"path", "split"} <= set(rows[0]):
         raise DataError(f"data {source}: expected the columns path and split")
-    return {_full_name(row["path"], members): row["split"] for row in rows}
+    for number, row in enumerate(rows, 1):
+        if not row["path"] or not row["split"]:
+            raise DataError(f"data {source}: row {number}: expected a path and a split")
+    found = {}
+    _add(found, [(row["path"], row["split"]) for row in rows], members, source)
+    return found
+
+
+def _add(
+    found: dict[str, str],
+    pairs: Sequence[tuple[str, str]],
+    members: Mapping[str, Member],
+    source: str,
+) -> None:
+    """Notes (path, split) pairs under full names; one image is in one split."""
+    for line, split in pairs:
+        name = _full_name(line, members)
+        if found.setdefault(name, split) != split:
+            raise DataError(f"data {source}: {line} is in the splits {found[name]} and {split}")
 
 
 def _full_name(line: str, members: Mapping[str, Member]) -> str:
@@ -211,7 +238,7 @@ def _full_name(line: str, members: Mapping[str, Member]) -> str:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"data {path}: cannot be read ({first_line(error)})") from error
 

@@ -29,7 +29,7 @@ class Stack(NamedTuple):
     images: np.ndarray
     """[H, W, C] of the type of the files; 0 where a band is missing, whatever a file has there."""
     valid: np.ndarray
-    """[H, W] bool: no band is missing or NaN there, and not all of them are 0."""
+    """[H, W] bool: no band is missing, NaN or infinite there, and not all of them are 0."""
     band_names: tuple[str, ...]
     gsd: float | None
     """Meters of a pixel; None where no file says."""
@@ -176,8 +176,8 @@ def _read_with_tifffile(path: Path) -> _Tiff:
 
 
 def _is_number(bands: np.ndarray) -> np.ndarray:
-    """[H, W, C] bool. Whatever a file says of missing pixels, NaN is none that was seen."""
-    return ~np.isnan(bands) if bands.dtype.kind == "f" else np.ones(bands.shape, bool)
+    """[H, W, C] bool. Whatever a file says of missing pixels, NaN and infinity were never seen."""
+    return np.isfinite(bands)
 
 
 def _place(file: Any) -> tuple[str, tuple[float, ...]] | None:
@@ -216,7 +216,8 @@ def _enlarged(
     shares = maps[0] @ seen.astype(np.float64) @ maps[1].T
     grown = maps[0] @ layer.astype(np.float64) @ maps[1].T / np.where(shares > 0, shares, 1)
     grown = np.where(_nearest(seen, size), grown, 0)
-    return np.round(grown).astype(layer.dtype) if layer.dtype.kind in "iu" else grown
+    whole = np.round(grown) if layer.dtype.kind in "iu" else grown
+    return whole.astype(layer.dtype)
 
 
 def _nearest(layer: np.ndarray, size: tuple[int, int]) -> np.ndarray:

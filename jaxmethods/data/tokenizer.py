@@ -128,7 +128,11 @@ def folder_tokenizer(folder: str | Path) -> Tokenizer:
 
     first = tokenizer.encode("", add_special_tokens=True).ids
     names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-    files = {name: (folder / name).read_text() for name in names if is_file(folder / name)}
+    files = {
+        name: (folder / name).read_text(encoding="utf-8")
+        for name in names
+        if is_file(folder / name)
+    }
     end, *others = _ends(folder, tokens)
     begin = first[0] if first else None
     return Tokenizer(encode, decode, tokens, begin, end, files, tuple(others))
@@ -169,7 +173,7 @@ def _named_ends(file: Path, field: str, tokens: Mapping[str, int]) -> list[int]:
     if not is_file(file):
         return []
     with refusals(file, "read"):
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8")
     try:
         value = json.loads(text).get(field)
     except (ValueError, AttributeError) as error:

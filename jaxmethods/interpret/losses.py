@@ -34,6 +34,9 @@ class Loss(NamedTuple):
     None: differentiate `value`."""
     sample: Callable[[jax.Array, Any, Any], Any] | None = None
     """(key, outputs, targets) -> targets drawn from the model's own distribution."""
+    counted: Callable[[Any], jax.Array] | None = None
+    """(targets) -> [N] bool: examples that have a loss at all; the others are in no mean. None: all
+    have one."""
 
 
 def as_loss(loss: Loss | Callable[[Any, Any], jax.Array]) -> Loss:
@@ -64,6 +67,11 @@ def _token_weights(targets: jax.Array, dtype: Any) -> jax.Array:
     there = (targets >= 0).astype(dtype)
     axes = tuple(range(1, targets.ndim))
     return there / jnp.maximum(jnp.sum(there, axes, keepdims=True), 1)
+
+
+def _has_target(targets: jax.Array) -> jax.Array:
+    """[N] bool: a text that is padding throughout has no loss, which is not a loss of 0."""
+    return jnp.any(targets >= 0, tuple(range(1, targets.ndim)))
 
 
 def _cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -102,8 +110,8 @@ def _sample_normal(key: jax.Array, outputs: jax.Array, targets: jax.Array) -> ja
     return outputs + jax.random.normal(key, outputs.shape, outputs.dtype)
 
 
-cross_entropy = Loss(_cross_entropy, _cross_entropy_hessian, _sample_labels)
+cross_entropy = Loss(_cross_entropy, _cross_entropy_hessian, _sample_labels, _has_target)
 """-log softmax(logits [N, ..., C])[target], the mean over an example's tokens; integer targets
-[N, ...], of which negative ones are ignored."""
+[N, ...], of which negative ones are ignored; an example without any other is in no mean."""
 squared_error = Loss(_squared_error, _identity, _sample_normal)
 """|f - y|^2 / 2, the sum over an example's outputs: the negative log-likelihood of unit noise."""

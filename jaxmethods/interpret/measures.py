@@ -108,9 +108,13 @@ def _calibration_error(found: Predicted, key: jax.Array) -> Estimate:
 
 
 def _membership(problem: Problem, held: Problem, key: jax.Array, effort: Effort) -> Estimate:
-    own, other = programs.losses(problem)[0], programs.losses(held)[0]
+    def of_examples(one: Problem) -> np.ndarray:
+        losses, weight = programs.losses(one)
+        return np.asarray(losses)[np.asarray(weight) > 0]  # padding is no member of anything
+
+    own, other = of_examples(problem), of_examples(held)
     member = jnp.append(jnp.ones(len(own)), jnp.zeros(len(other)))
-    return membership.auc(-jnp.append(own, other), member)
+    return membership.auc(-jnp.asarray(np.append(own, other)), member)
 
 
 def _gradient_norm(problem: Problem, held: Problem, key: jax.Array, effort: Effort) -> Estimate:

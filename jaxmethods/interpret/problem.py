@@ -26,6 +26,7 @@ from jaxmethods.interpret.losses import Loss, as_loss
 from jaxmethods.interpret.streams import Stream
 from jaxmethods.interpret.trees import Vector
 from jaxmethods.numerics.compiled import compiled_quickly
+from jaxmethods.numerics.precision import wide
 
 Apply = Callable[[Any, Any], jax.Array]
 
@@ -72,11 +73,19 @@ class Problem:
         return replace(self, params=trees.merge(self.params, vector))
 
     def outputs(self, vector: Vector, inputs: Any) -> jax.Array:
-        return self.apply(trees.merge(self.params, vector), inputs)
+        """[N, ...] in float32 at least: sums of losses in half precision stop growing."""
+        return wide(self.apply(trees.merge(self.params, vector), inputs))
 
     def losses(self, vector: Vector, batch: Data) -> jax.Array:
         """Per example [N], without weights."""
         return self.loss.value(self.outputs(vector, batch.inputs), batch.targets)
+
+    def weights(self, batch: Data, dtype: Any) -> jax.Array:
+        """[N]: ones where none are given, 0 for an example that has no loss."""
+        own = jnp.ones(number_of_examples(batch)) if batch.weight is None else batch.weight
+        if self.loss.counted is not None:
+            own = jnp.where(self.loss.counted(batch.targets), own, 0)
+        return own.astype(dtype)
 
 
 def make_problem(
@@ -195,22 +204,12 @@ def number_of_examples(batch: Data) -> int:
     return jax.tree.leaves(batch)[0].shape[0]
 
 
-def weights(batch: Data, dtype: Any) -> jax.Array:
-    """[N], ones where none are given."""
-    if batch.weight is None:
-        return jnp.ones(number_of_examples(batch), dtype)
-    return batch.weight.astype(dtype)
-
-
 def total_weight(problem: Problem) -> jax.Array:
     """Sum of the weights of all examples, []."""
     kind = trees.dtype(problem.floats)
-    if isinstance(problem.data, Stream):
-        return jnp.sum(map_batches(problem, lambda batch: jnp.sum(weights(batch, kind))))
-    if problem.data.weight is not None:
-        return jnp.sum(problem.data.weight, dtype=kind)
-    leaf = jax.tree.leaves(problem.data)[0]
-    return jnp.asarray(np.prod(leaf.shape[: 2 if problem.microbatched else 1]), kind)
+    if not problem.microbatched:
+        return jnp.sum(problem.weights(problem.data, kind))
+    return jnp.sum(map_batches(problem, lambda batch: jnp.sum(problem.weights(batch, kind))))
 
 
 def one_batch(problem: Problem) -> Problem:
@@ -259,7 +258,7 @@ def mean_loss(problem: Problem, vector: Vector | None = None) -> jax.Array:
 
 def _weighted(problem: Problem, vector: Vector, batch: Data) -> jax.Array:
     losses = problem.losses(vector, batch)
-    return jnp.sum(weights(batch, losses.dtype) * losses)
+    return jnp.sum(problem.weights(batch, losses.dtype) * losses)
 
 
 def mean_gradient(problem: Problem, vector: Vector | None = None) -> Vector:

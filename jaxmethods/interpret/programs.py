@@ -26,9 +26,9 @@ from jaxmethods.interpret.problem import (
     Problem,
     map_batches,
     one_batch,
-    weights,
 )
 from jaxmethods.numerics.compiled import compiled_quickly
+from jaxmethods.numerics.predictions import right
 
 
 class Effort(NamedTuple):
@@ -49,7 +49,7 @@ def losses(problem: Problem) -> tuple[jax.Array, jax.Array]:
     """Losses and weights of all examples, [N] each."""
     joined = one_batch(problem)
     found = joined.losses(joined.floats, joined.data)
-    return found, weights(joined.data, found.dtype)
+    return found, joined.weights(joined.data, found.dtype)
 
 
 class Predicted(NamedTuple):
@@ -84,8 +84,8 @@ def predicted(problem: Problem) -> Predicted:
         return Predicted(
             norms.margins(logits, jnp.maximum(targets, 0)),
             jnp.max(p, axis=-1),
-            (jnp.argmax(logits, axis=-1) == targets).astype(p.dtype),
-            share * weights(batch, p.dtype)[:, None],
+            right(logits, targets).astype(p.dtype),
+            share * problem.weights(batch, p.dtype)[:, None],
         )
 
     if not problem.microbatched:

@@ -93,7 +93,8 @@ class KIDConfig(Config):
     """Run the prompt once for the clean, the masked and the imperfect response, where there are
     several."""
     logit_chunk: PositiveInt = 512
-    """Tokens whose logits are there at one time."""
+    """Tokens whose logits are there at one time; in a run, on each device that the batch is split
+    over."""
     micro_batches: PositiveInt = 1
     """Parts in which a batch is run, one after the other; the loss is that of the batch."""
     remat: bool = False

@@ -78,8 +78,9 @@ def write_world(
         runs = {one.id: place / "database" / one.id / f"{one.id}.sqlite" for one in every}
         splits = draw_questions(every, runs, seed, sizes, shapes)
         for name, rows in splits.items():
-            (place / f"{name}.json").write_text(json.dumps(rows, indent=1))
-        (place / "tables.json").write_text(json.dumps([_record(one) for one in every], indent=1))
+            (place / f"{name}.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        records = json.dumps([_record(one) for one in every], indent=1)
+        (place / "tables.json").write_text(records, encoding="utf-8")
     return {name: len(rows) for name, rows in splits.items()}
 
 

@@ -324,7 +324,7 @@ def over_chunks(function: Callable[[Any], Any], inputs: Any, chunk: int) -> Any:
     Args:
         function: leaves [C, ...] -> leaves [C, ...]; may close over parameters.
         inputs: leaves [N, ...].
-        chunk: C, static; more than N is N.
+        chunk: the largest C, static; chunks are as equal as they can be.
 
     Returns:
         what `function` gives for all tokens, leaves [N, ...]: the same for every chunk size.
@@ -334,6 +334,7 @@ def over_chunks(function: Callable[[Any], Any], inputs: Any, chunk: int) -> Any:
     chunks = -(-number // size)
     if chunks <= 1:
         return jax.checkpoint(function)(inputs)
+    size = -(-number // chunks)  # 5 of 6 places at a time would be 10 places: 3 and 3 are 6
 
     def split(leaf: jax.Array) -> jax.Array:
         # The last chunk is filled up with tokens that are there: keys have no zero.

@@ -68,7 +68,14 @@ def contains_one_label(answer: str, labels: Sequence[str], right: str) -> bool:
         False where none or several occur.
     """
     words = f" {' '.join(answer.split())} "
-    found = [label for label in labels if f" {label.replace('_', ' ')} " in words]
+    found = []
+    # The longest first: "play music" is no "play".
+    for label in sorted(dict.fromkeys(labels), key=len, reverse=True):
+        own = f" {label.replace('_', ' ')} "
+        if own in words:
+            found.append(label)
+        while own in words:
+            words = words.replace(own, " | ")
     return found == [right]
 
 

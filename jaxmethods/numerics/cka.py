@@ -29,6 +29,7 @@ def linear_cka(x: jax.Array, y: jax.Array) -> jax.Array:
 def rbf_kernel(x: jax.Array, scale: float = 1.0) -> jax.Array:
     """exp(-|x - x'|^2 / (2 (scale m)^2)) with the median distance m, [N, N]."""
     x = wide(x)
+    x = x - jnp.mean(x, axis=0)  # far from the origin, products would lose the distances
     squares = jnp.sum(x**2, axis=1)
     distances = jnp.maximum(squares[:, None] + squares - 2 * x @ x.T, 0)
     median = jnp.median(distances[jnp.triu_indices(len(x), 1)])
@@ -63,6 +64,8 @@ def unbiased_hsic(k: jax.Array, l: jax.Array) -> jax.Array:  # noqa: E741
 def unbiased_cka(x: jax.Array, y: jax.Array) -> jax.Array:
     """CKA of unbiased HSIC with linear kernels of features [N, D] and [N, E], []."""
     x, y = wide(x), wide(y)
+    # The estimate doesn't depend on the means, but products with them lose their digits.
+    x, y = x - jnp.mean(x, axis=0), y - jnp.mean(y, axis=0)
     k, l = x @ x.T, y @ y.T  # noqa: E741
     return unbiased_hsic(k, l) / jnp.sqrt(unbiased_hsic(k, k) * unbiased_hsic(l, l))
 

@@ -22,6 +22,23 @@ def wide(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def spread_or_one(deviation: jax.Array, mean: jax.Array) -> jax.Array:
+    """What features are divided by: their deviations, and 1 where they are rounding of a constant.
+
+    The mean of equal numbers is off by their rounding, which division by itself would make 1, and
+    any other value a million.
+
+    Args:
+        deviation: [D] standard deviations.
+        mean: [D].
+
+    Returns:
+        [D], positive.
+    """
+    rounding = 32 * jnp.finfo(deviation.dtype).eps * jnp.abs(mean)
+    return jnp.where(deviation > rounding, deviation, 1)
+
+
 def two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     """a + b rounded, and the rest."""
     total = a + b

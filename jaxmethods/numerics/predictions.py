@@ -9,7 +9,23 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+NOTHING = -1
+"""What is said where nothing can be: no class."""
+
+
+def chosen(logits: jax.Array) -> jax.Array:
+    """The class of the largest of logits [..., C], int32 [...]; `NOTHING` where one is NaN.
+
+    Args:
+        logits: [..., C], the first of equal ones is chosen.
+
+    Returns:
+        [...] int32, from -1 to C - 1.
+    """
+    known = ~jnp.isnan(logits).any(-1)
+    return jnp.where(known, jnp.argmax(logits, -1), NOTHING).astype(jnp.int32)
+
 
 def right(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """Bool: whether the largest of logits [..., C] is the label's; of NaN, none is the largest."""
-    return (jnp.argmax(logits, -1) == labels) & ~jnp.isnan(logits).any(-1)
+    return (chosen(logits) == labels) & (labels != NOTHING)

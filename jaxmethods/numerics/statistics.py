@@ -64,8 +64,12 @@ def standard_error(values: np.ndarray, axis: int = 0) -> np.ndarray:
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table, a line for each row, without a newline at its end."""
-    lines = [head, ["---"] * len(head), *rows]
+    """A Markdown table, a line for each row, without a newline at its end.
+
+    Texts of others may hold what ends a cell or a row: a bar becomes a slash, a line break a space.
+    """
+    plain = [[cell.replace("|", "/").replace("\n", " ") for cell in line] for line in (head, *rows)]
+    lines = [plain[0], ["---"] * len(head), *plain[1:]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -41,7 +41,7 @@ def describe_environment() -> dict[str, Any]:
 def _processor() -> str:
     """The processor's name, as Linux has it; otherwise as Python guesses it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -94,7 +94,7 @@ class RunFolder:
     def update(self, config: Config) -> None:
         """Writes down the config that the run goes on with, where it is another."""
         content = dump_config(config)
-        if self.config.read_text() != content:
+        if self.config.read_text(encoding="utf-8") != content:
             write_atomically(self.config, content)
 
     def _lock(self, descriptor: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxmethods.files import write_atomically
-from jaxmethods.numerics.statistics import summarize
+from jaxmethods.numerics.statistics import markdown_table, summarize
 from jaxmethods.records.run_folder import RunFolder, RunFolderError
 from jaxmethods.reports import curves as figures
 from jaxmethods.reports import page as pages
@@ -37,19 +37,36 @@ def compare(folders: Sequence[RunFolder]) -> str:
     """
     rows = [_last_evaluation(folder).metrics for folder in folders]
     metrics = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [["run", "seeds", *metrics], ["---"] * (len(metrics) + 2)]
-    for folder, row in zip(folders, rows, strict=True):
+    lines = []
+    for title, row in zip(titles(folders), rows, strict=True):
         seeds = max(len(values) for values in row.values())
         cells = [str(summarize(row[name])) if name in row else "" for name in metrics]
-        lines.append([folder.path.name, str(seeds), *cells])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        lines.append([title, str(seeds), *cells])
+    return markdown_table(["run", "seeds", *metrics], lines)
+
+
+def titles(folders: Sequence[RunFolder]) -> list[str]:
+    """What runs are called: their folders' names, with as many above as tell them apart.
+
+    Args:
+        folders: of the runs.
+
+    Returns:
+        A title for each; those of one folder that is given twice are equal.
+    """
+    parts = [folder.path.absolute().parts for folder in folders]
+    for depth in range(1, max(map(len, parts), default=0) + 1):
+        found = ["/".join(own[-depth:]) for own in parts]
+        if len(set(found)) == len(set(parts)):
+            return found
+    return []
 
 
 def write_page(folders: Sequence[RunFolder], path: Path) -> None:
     """Writes a page: the result of every run, curves over each other, all numbers folded.
 
     Args:
-        folders: of the runs, whose names should differ.
+        folders: of the runs.
         path: the HTML file.
 
     Raises:
@@ -63,15 +80,15 @@ def write_page(folders: Sequence[RunFolder], path: Path) -> None:
     ]
     metrics = list(dict.fromkeys(name for names in headlines for name in names))
     head = ["run", *(label_of(full, metrics) for full in metrics)]
-    lines = [head, ["---"] * len(head)]
-    for folder, found in zip(folders, judged, strict=True):
-        cells = [folder.path.name]
+    lines = []
+    for title, found in zip(titles(folders), judged, strict=True):
+        cells = [title]
         for full in metrics:
             stage, _, name = full.partition("/")
             values = found[stage].metrics.get(name) if stage in found else None
             cells.append("" if values is None else str(summarize(values)))
         lines.append(cells)
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    table = markdown_table(head, lines)
     title = f"{len(folders)} runs beside each other"
     every = pages.markdown(compare(folders))
     sections = [
@@ -98,8 +115,8 @@ def _overlaid(folders: Sequence[RunFolder], rows: Sequence[Any], headline: Seque
     for curve in figures.most_important(shared, headline, PANELS):
         key = curve.stage, curve.name
         runs = {
-            folder.path.name: curves[key]
-            for folder, curves in zip(folders, found, strict=True)
+            title: curves[key]
+            for title, curves in zip(titles(folders), found, strict=True)
             if key in curves
         }
         title = f"{figures.titled(curve.stage)}: {figures.worded(curve.short)}".removeprefix(": ")

@@ -21,7 +21,9 @@ def show_result(folder: RunFolder, headline: Sequence[str]) -> None:
     if table.row_count:
         console.print(table)
     if (folder.path / "table.md").is_file():
-        console.print((folder.path / "table.md").read_text(), end="", highlight=False)
+        console.print(
+            (folder.path / "table.md").read_text(encoding="utf-8"), end="", highlight=False
+        )
     console.print(f"report: {folder.report}", highlight=False)
 
 

@@ -107,11 +107,16 @@ def _page(
         _headline(judged, headline, trains),
         _curves(shown),
         *map(pages.image, first),
-        pages.fold("Tables", pages.markdown(written.read_text()) if written.is_file() else ""),
+        pages.fold(
+            "Tables",
+            pages.markdown(written.read_text(encoding="utf-8")) if written.is_file() else "",
+        ),
         pages.fold("More figures", "".join(map(pages.image, rest))),
         pages.fold("All learning curves", "".join(map(pages.image, curves))),
         pages.fold("Other numbers of the last evaluations", _stages(judged, headline)),
-        pages.fold("Config", f"<pre>{html.escape(folder.config.read_text())}</pre>"),
+        pages.fold(
+            "Config", f"<pre>{html.escape(folder.config.read_text(encoding='utf-8'))}</pre>"
+        ),
         pages.fold("Environment", pages.table(read_environment(folder).items())),
     ]
     return pages.document(folder.path.name, sections)

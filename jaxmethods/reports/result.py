@@ -112,7 +112,7 @@ def read_headline(folder: RunFolder) -> list[str]:
     if not is_file(folder.result):
         return []
     try:
-        return list(json.loads(folder.result.read_text())["headline"])
+        return list(json.loads(folder.result.read_text(encoding="utf-8"))["headline"])
     except (ValueError, TypeError, KeyError) as error:
         raise RunFolderError(f"{folder.result}: is not the result of a run") from error
 
@@ -122,7 +122,7 @@ def read_environment(folder: RunFolder) -> Mapping[str, Any]:
     if not is_file(folder.environment):
         return {}
     try:
-        return dict(json.loads(folder.environment.read_text()))
+        return dict(json.loads(folder.environment.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise RunFolderError(f"{folder.environment}: is not a JSON object") from error
 

@@ -1,7 +1,8 @@
 r"""Rates and updates that the reference recipes train with.
 
     rate(e) = lr e / w                                                              e < w epochs
-    rate(e) = lr_min + (lr - lr_min) (1 + cos(pi (e - w) / (E - w))) / 2            otherwise
+    rate(e) = lr_min + (lr - lr_min) (1 + cos(pi (e - w) / (E - w))) / 2            w <= e < E
+    rate(e) = lr_min                                                                otherwise
 
 He et al. 2022 (arXiv 2111.06377), appendix A; LARS is You et al. 2017 (arXiv 1708.03888) as MAE's
 linear probe uses it; layer decay is BEiT's (arXiv 2106.08254).
@@ -33,7 +34,9 @@ def warmup_cosine(
     """
     epoch = jnp.asarray(epoch)
     epoch = epoch.astype(jnp.promote_types(epoch.dtype, jnp.float32))
-    turn = jnp.pi * (epoch - warmup) / (epochs - warmup)
+    # Behind the last epoch the cosine would rise again; without one behind the warm-up it is NaN.
+    share = (epoch - warmup) / (epochs - warmup) if epochs > warmup else jnp.ones_like(epoch)
+    turn = jnp.pi * jnp.clip(share, 0, 1)
     late = smallest + (rate - smallest) * 0.5 * (1 + jnp.cos(turn))
     return jnp.where(epoch < warmup, rate * epoch / max(warmup, 1e-12), late)
 

@@ -133,7 +133,9 @@ def read_predictions(path: str | Path) -> list[str]:
     path = Path(path)
     text = _content(path)
     if not text.lstrip().startswith("{"):
-        return [line.split("\t")[0].strip() for line in text.rstrip("\n").split("\n")]
+        # A line without a query is an answer too, also behind the last one.
+        lines = text.removesuffix("\n").split("\n")
+        return [line.split("\t")[0].strip() for line in lines]
     found = _json(path, text)
     try:
         ordered = sorted(found.items(), key=lambda item: int(item[0]))
@@ -183,7 +185,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def _content(path: Path) -> str:
     with refusals(path, "read"):
         try:
-            return path.read_text(encoding="utf-8")
+            return path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise SqlError(f"{path}: is not UTF-8 text") from error
 
@@ -200,6 +202,10 @@ def _text(row: Mapping[str, Any], names: Sequence[str], where: str) -> str:
     value = next((row[name] for name in names if row.get(name) is not None), None)
     if not isinstance(value, str) or not value.strip():
         raise SqlError(f"{where}: {names[-1]}: expected a text, got {value!r:.60}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # half of a pair, which JSON can escape
+        raise SqlError(f"{where}: {names[-1]}: expected a text, got half a character") from error
     return value
 
 

@@ -16,6 +16,7 @@ from jaxmethods.sql.execution import Executor
 from jaxmethods.sql.schema import SYSTEM_TABLE, Schema, TableColumn
 
 SPECIAL = re.compile(r"[()\- /]")
+QUOTED = r"""'(?:[^']|'')*'|"[^"]*"|`[^`]*`|\[[^\]]*\]"""
 LONGEST_VALUE = 25
 MATCHES = 2
 """Values of one column that a prompt shows."""
@@ -149,13 +150,27 @@ def match_contents(
 
 
 def quote_names(sql: str, schema: Schema) -> str:
-    """A predicted query on one line, names of columns with special characters in backticks."""
+    """A predicted query on one line, names of columns with special characters in backticks.
+
+    Args:
+        sql: what a model wrote.
+        schema: of the database.
+
+    Returns:
+        The query; what stands in quotes or backticks stays what it is, and of names within names
+        the longest is meant.
+    """
     sql = sql.replace("\n", " ")
-    for table in schema.tables:
-        for column in table.columns:
-            if SPECIAL.search(column.name) and column.name in sql:
-                sql = sql.replace(column.name, f"`{column.name}`")
-    return re.sub("`{2,}", "`", sql)
+    names = {column.name for table in schema.tables for column in table.columns}
+    special = sorted(filter(SPECIAL.search, names), key=len, reverse=True)
+    if not special:
+        return sql
+    pattern = "|".join([QUOTED, *map(re.escape, special)])
+
+    def in_backticks(match: re.Match[str]) -> str:
+        return match[0] if match[0][0] in "'\"`[" else f"`{match[0]}`"
+
+    return re.sub(pattern, in_backticks, sql, flags=re.IGNORECASE)
 
 
 def quote(name: str) -> str:

@@ -88,7 +88,9 @@ class Checkpoints:
     def score(self, step: int) -> float | None:
         """What a step was scored; None where it has no finite score."""
         try:
-            score = json.loads((self.path(step) / METRICS / METRICS).read_text())["score"]
+            score = json.loads((self.path(step) / METRICS / METRICS).read_text(encoding="utf-8"))[
+                "score"
+            ]
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return _finite(score)

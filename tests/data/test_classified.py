@@ -106,3 +106,42 @@ def test_an_image_of_one_split_may_not_be_in_another(folder):
     own = classified.read_classes(folder)
     with pytest.raises(DataError, match=r"River_9.png is the same image as .*Forest_0.png"):
         classified.refuse_shared_images(own.split("train"), own.split("val"))
+
+
+def test_a_zip_of_macos_and_names_with_spaces(tmp_path):
+    path = tmp_path / "mac.zip"
+    names = [f"2750/{name}/a {number}.png" for name in CLASSES for number in range(2)]
+    with zipfile.ZipFile(path, "w") as file:
+        for name in names:
+            file.writestr(name, jpeg(100))
+            file.writestr(f"__MACOSX/{name.replace('/a', '/._a')}", b"no picture")
+        file.writestr("2750/.hidden/a.png", b"no picture")
+    assert classified.read_classes(path).names == tuple(names)
+    listed = tmp_path / "train.txt"
+    listed.write_text("Forest/a 0.png\r\nRiver/a 1.png\n", newline="")
+    own = classified.read_classes(path, {"train": listed})
+    assert own.names == (names[0], names[3])
+    listed.write_text("")
+    with pytest.raises(DataError, match="expected a split with an image"):
+        classified.read_classes(path, {"train": listed})
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("2750/Forest/Forest_0.png,val", "is in the splits train and val"),
+        ("2750/Forest/Forest_1.png", "row 2: expected a path and a split"),
+    ],
+)
+def test_a_table_of_splits_says_one_of_every_image(folder, row, message):
+    text = f"path,split\n2750/Forest/Forest_0.png,train\n{row}\n"
+    (folder / "splits.csv").write_text(text, encoding="utf-8-sig")
+    with pytest.raises(DataError, match=message):
+        classified.read_classes(folder)
+
+
+def test_an_image_outside_of_a_class_is_named(folder):
+    (folder / "loose.png").write_bytes(jpeg(10))
+    (folder / "splits.csv").unlink()
+    with pytest.raises(DataError, match=r"loose\.png: expected a folder of its class"):
+        classified.read_classes(folder)

@@ -145,3 +145,22 @@ def test_bands_of_another_place_are_refused(stack):
         file.transform = rasterio.transform.from_origin(500_080, 5_000_000, 10, 10)
     with pytest.raises(DataError, match=r"T33_B8.tif: expected the place of .*T33_B4.tif"):
         rasters.read_bands(stack, ("B4", "B8"))
+
+
+def test_enlarged_bands_keep_the_type_of_their_file(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    for name, size in (("B4", 4), ("B11", 2)):
+        tifffile.imwrite(tmp_path / f"{name}.tif", np.full((size, size), 0.5, np.float32))
+    files = {name: tmp_path / f"{name}.tif" for name in ("B4", "B11")}
+    own = rasters.read_bands(files, ("B4", "B11"), resample="bilinear")
+    assert own.images.dtype == np.float32
+
+
+def test_an_infinite_pixel_was_never_seen(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    values = np.ones((3, 3), np.float32)
+    values[0, 0], values[1, 1] = np.inf, -np.inf
+    tifffile.imwrite(tmp_path / "a.tif", values)
+    own = rasters.read_bands({"B4": tmp_path / "a.tif"}, ("B4",))
+    assert own.valid.sum() == 7
+    assert np.isfinite(own.images).all()

@@ -236,3 +236,10 @@ def test_the_monitor_costs_less_than_five_percent_of_the_steps_between_its_rows(
     extra = operations(row, problem, state) / operations(step, problem, problem.floats)
     assert extra / every < 0.05
     assert extra > 2  # it does compute something
+
+
+def test_sizes_of_a_host_may_have_more_than_32_bits():
+    sizes = np.array([10**9, 3 * 10**9, 10**10, 3 * 10**10, 10**11])
+    losses = 1.5 + 400 * sizes.astype(float) ** -0.3
+    law = scaling_law.fit_scaling_law(sizes, losses, jax.random.key(0), draws=2).law
+    np.testing.assert_allclose(law.exponent, 0.3, rtol=0.02)

@@ -280,3 +280,18 @@ def test_digits_have_certificates_that_say_something():
         risk = pac_bayes.held_out_risk(posterior, problem, held, jax.random.key(1))
         assert risk <= certificate.bound
     assert found[1][0].examples == 600
+
+
+def test_a_divergence_that_is_nan_bounds_nothing():
+    assert jnp.isnan(kl_bounds.maurer(jnp.float32(0.1), jnp.float32(jnp.nan), 100, 0.05))
+
+
+def test_norms_of_half_precision_are_those_of_the_numbers():
+    matrix = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)), jnp.bfloat16)
+    own, exact = norms.norms([matrix]), norms.norms([matrix.astype(jnp.float32)])
+    np.testing.assert_array_equal(own.spectral, exact.spectral)
+    logits = jnp.full((4, 3), 300, jnp.float16).at[0, 1].set(0)
+    own, exact = (
+        norms.fisher_rao(x, jnp.arange(4) % 3, 10) for x in (logits, logits.astype(float))
+    )
+    np.testing.assert_allclose(own, exact, rtol=1e-6)

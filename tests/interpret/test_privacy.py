@@ -425,3 +425,54 @@ def test_trak_predicts_models_of_subsets_better_than_tracin():
     by_trak, by_tracin = _attributions(x[:200], y[:200], *held, subsets, jax.random.key(2))
     assert by_trak > 0.2
     assert by_trak > by_tracin
+
+
+def test_equal_proxies_are_chosen_equally_often_and_nan_last():
+    reward = jnp.array([[0, 1, 2, 3]])
+    worth = best_of_n.over_optimization(jnp.zeros((1, 4)), reward, (1, 2, 4))[1]
+    np.testing.assert_allclose(worth, 1.5, rtol=1e-6)
+    proxy = jnp.array([[1.0, jnp.nan, 3.0, 3.0]])
+    chosen, worth = best_of_n.over_optimization(proxy, jnp.array([[5.0, 100.0, 1.0, 2.0]]), (2, 4))
+    # Of two: one of the equal ones in five of six draws, the first answer in one.
+    np.testing.assert_allclose(chosen, [(5 * 3 + 1) / 6, 3], rtol=1e-6)
+    np.testing.assert_allclose(worth, [(5 * 1.5 + 5) / 6, 1.5], rtol=1e-6)
+
+
+def test_a_loss_that_is_nan_is_not_the_smallest():
+    with pytest.raises(ValueError, match=r"canary: expected numbers, got NaN"):
+        audit.exposure(np.arange(10.0), float("nan"))
+
+
+def test_what_is_no_guarantee_is_refused():
+    with pytest.raises(ValueError, match="steps: expected 0 or more, got -5"):
+        rdp_accounting.training_epsilon(0.01, 1.0, -5, 1e-5)
+    with pytest.raises(ValueError, match="target: expected an epsilon > 0, got nan"):
+        rdp_accounting.calibrate_noise(float("nan"), 0.01, 10, 1e-5)
+    padded = Data(jnp.ones((2, 3)), jnp.zeros(2, jnp.int32), jnp.array([1.0, 0.0]))
+    problem = make_problem(linear, cross_entropy, jnp.ones((3, 2)), padded)
+    with pytest.raises(ValueError, match=r"weight: expected None"):
+        dp_sgd.private_gradient(problem, jax.random.key(0), 0.5, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("wrong", ["predictions", "labels", "group"])
+def test_what_is_no_decision_or_group_is_in_no_rate(wrong):
+    given = {name: jnp.array([1.0, 0.0, 1.0, 0.0]) for name in ("predictions", "labels", "group")}
+    given["group"] = given["group"].at[3].set(1).astype(int)
+    assert jnp.isfinite(fairness.fairness(**given, groups=2).demographic_parity)
+    given[wrong] = given[wrong].at[2].set(2)
+    assert jnp.isnan(fairness.fairness(**given, groups=2).demographic_parity)
+    ignored = jnp.array([1.0, 1.0, 0.0, 1.0])
+    assert jnp.isfinite(fairness.fairness(**given, groups=2, weight=ignored).positive_rate).all()
+
+
+def test_corpora_are_counted_beyond_the_types_that_hold_their_counts():
+    for kind in (jnp.float16, jnp.uint8):
+        found = good_turing.good_turing(jnp.full(5000, 20, kind).at[0].set(1))
+        np.testing.assert_allclose(found.value, 1 / 99981, rtol=1e-6)
+
+
+def test_members_may_be_said_by_whole_numbers():
+    subsets = jnp.array([[1, 0], [0, 1], [1, 1], [0, 0]])
+    correct = jnp.array([[1, 0], [0, 1], [1, 0], [0, 0]])
+    own, exact = (memorization.memorization(correct, s).value for s in (subsets, subsets == 1))
+    np.testing.assert_array_equal(own, exact)

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmethods.interpret import report
-from jaxmethods.interpret.losses import squared_error
-from jaxmethods.interpret.problem import make_problem
+from jaxmethods.interpret import measures, programs, report
+from jaxmethods.interpret.curvature import operators
+from jaxmethods.interpret.losses import cross_entropy, squared_error
+from jaxmethods.interpret.problem import Data, make_problem, mean_loss
 from tests.interpret.networks import classification
 
 
@@ -57,3 +58,48 @@ def test_a_quick_report_has_all_numbers_and_compiles_once(caplog):
     with jax.log_compiles(), caplog.at_level("WARNING"):
         report.report(*scaled, jax.random.key(1), "quick")
     assert [line for line in caplog.messages if line.startswith("Compiling")] == []
+
+
+def scaled(params, x):
+    return params * x
+
+
+def test_examples_without_a_target_are_in_no_mean():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3, 5)), jnp.float32)
+    targets = jnp.arange(12).reshape(4, 3) % 5
+    padded = targets.at[2:].set(-100).at[0, 1].set(-100)
+    some = make_problem(scaled, cross_entropy, jnp.float32(1.5), (x[:2], padded[:2]))
+    batches = Data(x.reshape(2, 2, 3, 5), padded.reshape(2, 2, 3))
+    for whole in (
+        make_problem(scaled, cross_entropy, jnp.float32(1.5), (x, padded)),
+        make_problem(scaled, cross_entropy, jnp.float32(1.5), batches, microbatched=True),
+    ):
+        np.testing.assert_allclose(mean_loss(whole), mean_loss(some), rtol=1e-6)
+        product = operators.ggn(whole)(jnp.float32(1))
+        np.testing.assert_allclose(product, operators.ggn(some)(jnp.float32(1)), rtol=1e-5)
+
+
+def in_half_precision(params, x):
+    return (params * x).astype(jnp.bfloat16)
+
+
+def test_losses_of_half_precision_add_up():
+    x = jnp.zeros((1000, 2, 3))
+    data = Data(x, jnp.zeros((1000, 2), jnp.int32))
+    problem = make_problem(in_half_precision, cross_entropy, jnp.float32(1), data, True)
+    np.testing.assert_allclose(mean_loss(problem), np.log(3), rtol=1e-5)
+
+
+def test_padding_is_no_member_and_nan_no_right_answer():
+    x, targets = jnp.eye(4), jnp.array([0, 1, 0, 0])
+    padded = make_problem(
+        scaled, cross_entropy, jnp.float32(1), Data(x, targets, jnp.array([1, 1, 0, 0]))
+    )
+    held = make_problem(scaled, cross_entropy, jnp.float32(1), (x[:2], targets[:2]))
+    key = jax.random.key(0)
+    assert (
+        measures.MEASURES["membership"].compute(padded, held, key, measures.LEVELS["quick"]).value
+        == 0.5
+    )
+    broken = make_problem(scaled, cross_entropy, jnp.float32(jnp.nan), (x, jnp.zeros(4, jnp.int32)))
+    assert not programs.predicted(broken).right.any()

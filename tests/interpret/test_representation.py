@@ -290,3 +290,30 @@ def test_values_of_a_linen_module_are_named_by_its_submodules():
     assert set(found) == {"first"}
     first = variables["params"]["first"]
     np.testing.assert_allclose(found["first"], x @ first["kernel"] + first["bias"], rtol=1e-5)
+
+
+def test_features_that_are_nan_are_not_collapsed():
+    broken = jnp.full((4, 3), jnp.nan)
+    found = neural_collapse.neural_collapse(broken, jnp.arange(4) % 2, 2, jnp.ones((3, 2)))
+    assert jnp.isnan(found.nc4)
+
+
+def test_attention_in_half_precision_has_the_ranks_of_its_numbers():
+    tokens = jnp.full((4, 64), 300, jnp.float16).at[0].set(3)
+    for measure in (attention.rank_residual, attention.effective_rank):
+        np.testing.assert_allclose(measure(tokens), measure(tokens.astype(jnp.float32)), rtol=1e-3)
+
+
+def test_similarities_are_those_of_the_features_wherever_these_are():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(12, 3)), jnp.float32)
+    y = x + 0.3 * x[::-1]
+    np.testing.assert_allclose(cka.rbf_kernel(x + 1000), cka.rbf_kernel(x), atol=1e-3)
+    far = cka.unbiased_cka(x + 1000, y - 1000)
+    np.testing.assert_allclose(far, cka.unbiased_cka(x, y), atol=1e-3)
+
+
+def test_spectra_of_half_precision_are_those_of_the_numbers():
+    matrix = jnp.asarray(np.random.default_rng(0).normal(size=(6, 6)), jnp.bfloat16)
+    kernel = matrix @ matrix.T
+    own, exact = (kernel_statistics.kernel_statistics(k) for k in (kernel, kernel.astype(float)))
+    np.testing.assert_allclose(own.effective_rank, exact.effective_rank, rtol=1e-5)

@@ -184,6 +184,12 @@ def test_chunks_never_hold_all_logits():
         np.testing.assert_allclose(found, d.forward_kl(hidden, hidden[::-1]), rtol=1e-6)
 
 
+def test_chunks_are_as_equal_as_they_can_be():
+    sizes = []
+    d.over_chunks(lambda x: sizes.append(len(x)) or x, jnp.zeros((12, 2)), 10)
+    assert set(sizes) == {6}
+
+
 def test_a_few_places_of_all_rows_at_a_time_give_what_all_tokens_give():
     hidden = jax.random.normal(jax.random.key(0), (3, 5, 4))  # [B, R, V]
     pair = (hidden, hidden[::-1])

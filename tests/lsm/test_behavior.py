@@ -35,6 +35,9 @@ def test_exactly_one_label_must_occur():
     assert behavior.contains_one_label("i think play music", labels, "play_music")
     assert not behavior.contains_one_label("play music or weather", labels, "weather")
     assert not behavior.contains_one_label("playing musical", labels, "play_music")
+    nested = ["play", "play_music", "music"]
+    assert behavior.contains_one_label("i think play music", nested, "play_music")
+    assert not behavior.contains_one_label("play music or play", nested, "play_music")
 
 
 def test_forgetting_is_relative():

@@ -79,6 +79,11 @@ def test_a_table_has_a_line_for_each_row():
     assert markdown_table(["a", "b"], [["1", "2"]]) == expected
 
 
+def test_what_others_wrote_neither_ends_a_cell_nor_a_row():
+    table = markdown_table(["said"], [["yes | no\nmaybe"]])
+    assert table.split("\n")[2] == "| yes / no maybe |"
+
+
 def test_mcnemar_is_a_fair_coin_for_each_verdict_that_differs():
     first = np.array([1] * 9 + [0] * 2 + [1] * 30)
     second = np.array([0] * 9 + [1] * 2 + [1] * 30)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import re
 
@@ -11,7 +12,7 @@ import pytest
 
 from jaxmethods.cli import main
 from jaxmethods.records.run_folder import RunFolder, RunFolderError
-from jaxmethods.reports.compare import compare
+from jaxmethods.reports.compare import compare, titles
 
 
 def run_folder(path, *rows):
@@ -77,3 +78,22 @@ def test_the_page_lays_the_curves_of_runs_over_each_other(tmp_path):
     assert ">fast<" in svg
     assert ">slow<" in svg
     assert "prefers-color-scheme: dark" in svg
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    for number, above in enumerate(("one", "two")):
+        (tmp_path / above).mkdir()
+        run_folder(tmp_path / above / "run", {"step": 1, "evaluate/success": 0.25 + number / 2})
+    folders = [RunFolder(tmp_path / above / "run") for above in ("one", "two")]
+    assert titles(folders) == ["one/run", "two/run"]
+    assert titles(folders[:1] * 2) == ["run", "run"]
+    assert compare(folders).splitlines()[2:] == ["| one/run | 1 | 0.25 |", "| two/run | 1 | 0.75 |"]
+
+
+def test_a_terminal_without_the_character_gets_a_question_mark(tmp_path, monkeypatch):
+    run_folder(tmp_path / "a", {"step": 1, "evaluate/success": [0.25, 0.75]})
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", terminal)
+    assert main(["compare", str(tmp_path / "a")]) == 0
+    terminal.seek(0)
+    assert "| a | 2 | 0.50 ? 0.25 |" in terminal.read()

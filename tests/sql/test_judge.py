@@ -11,6 +11,7 @@ from jaxmethods import sql
 from jaxmethods.sql import serialization
 from jaxmethods.sql.fuzz import literals_of
 from jaxmethods.sql.judge import databases_beside, file_hash
+from jaxmethods.sql.schema import Schema, Table, TableColumn
 from tests.sql.small import TEXT2SQL, needs_text2sql
 
 GOLD = [
@@ -174,3 +175,15 @@ def test_mutated_queries_raise_nothing(examples):
 def test_ten_thousand_mutated_queries_raise_nothing():
     examples = [one for split in ("train", "dev") for one in sql.read_spider(TEXT2SQL, split)]
     check_mutations(examples, 10_000)
+
+
+def test_names_within_names_and_in_texts_are_left_alone():
+    columns = [
+        TableColumn(name, "text", primary_key=False, values=())
+        for name in ("meal count", "meal count (k-12)")
+    ]
+    own = Schema((Table("t", tuple(columns)),), ())
+    asked = "SELECT Meal Count (K-12), t.meal count FROM t WHERE a = 'meal count'"
+    assert serialization.quote_names(asked, own) == (
+        "SELECT `Meal Count (K-12)`, t.`meal count` FROM t WHERE a = 'meal count'"
+    )

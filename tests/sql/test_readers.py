@@ -102,3 +102,16 @@ def test_predictions(spider):
     write(spider, "bird.json", {"0": "a", "2": "b"})
     with pytest.raises(sql.SqlError, match="keys 0 to 1"):
         sql.read_predictions(spider / "bird.json")
+
+
+def test_a_last_line_without_a_query_is_an_answer_too(spider):
+    (spider / "lines.txt").write_text("SELECT 1\n\n\n")
+    assert sql.read_predictions(spider / "lines.txt") == ["SELECT 1", "", ""]
+
+
+def test_marks_of_windows_are_read_and_half_characters_are_named(spider):
+    (spider / "dev.json").write_text(json.dumps([ROW]), encoding="utf-8-sig")
+    assert len(sql.read_spider(spider)) == 1
+    write(spider, "dev.json", [ROW | {"question": "who \ud83d?"}])
+    with pytest.raises(sql.SqlError, match="row 0: question: expected a text, got half"):
+        sql.read_spider(spider)

@@ -224,8 +224,8 @@ def _labels_of(folder: Path, name: str) -> list[str]:
     """The 43-class labels of a patch of v1."""
     path = folder / f"{name}_labels_metadata.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"data {path}: cannot be read as JSON ({first_line(error)})") from error
     labels = content.get("labels") if isinstance(content, dict) else None
     if not isinstance(labels, list) or not all(isinstance(own, str) for own in labels):

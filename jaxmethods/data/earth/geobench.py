@@ -97,8 +97,8 @@ def canonical(name: str) -> str:
 
 def _names(path: Path, split: str) -> list[str]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"data {path}: cannot be read as JSON ({first_line(error)})") from error
     names = content.get(split) if isinstance(content, dict) else None
     if not isinstance(names, list) or not all(isinstance(own, str) for own in names) or not names:

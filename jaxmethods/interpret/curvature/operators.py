@@ -24,7 +24,7 @@ import jax.numpy as jnp
 
 from jaxmethods.interpret import tangents, trees
 from jaxmethods.interpret.losses import output_hessian
-from jaxmethods.interpret.problem import Data, Problem, mean_over, weights
+from jaxmethods.interpret.problem import Data, Problem, mean_over
 from jaxmethods.interpret.trees import Vector
 
 Product = Callable[[Vector], Vector]
@@ -186,7 +186,7 @@ def _hessian(problem: Problem) -> Product:
     def of_batch(batch: Data) -> Product:
         def total(vector: Vector) -> jax.Array:
             losses = problem.losses(vector, batch)
-            return jnp.sum(weights(batch, losses.dtype) * losses)
+            return jnp.sum(problem.weights(batch, losses.dtype) * losses)
 
         return jax.linearize(jax.grad(total), problem.floats)[1]
 
@@ -198,7 +198,7 @@ def _ggn(problem: Problem) -> Product:
         outputs, jacobian, transposed = tangents.jacobian(
             lambda vector: problem.outputs(vector, batch.inputs), problem.floats
         )
-        weight = weights(batch, outputs.dtype).reshape(-1, *[1] * (outputs.ndim - 1))
+        weight = problem.weights(batch, outputs.dtype).reshape(-1, *[1] * (outputs.ndim - 1))
 
         def product(vector: Vector) -> Vector:
             moved = jacobian(vector)
@@ -214,7 +214,7 @@ def _gradient_outer(problem: Problem, batch: Data) -> Product:
     losses, gradients, transposed = tangents.jacobian(
         lambda vector: problem.losses(vector, batch), problem.floats
     )
-    return lambda vector: transposed(weights(batch, losses.dtype) * gradients(vector))
+    return lambda vector: transposed(problem.weights(batch, losses.dtype) * gradients(vector))
 
 
 def _empirical_fisher(problem: Problem) -> Product:
@@ -230,7 +230,7 @@ def _fisher(context: tuple[Problem, jax.Array]) -> Product:
         outputs, jacobian, transposed = tangents.jacobian(
             lambda vector: problem.outputs(vector, batch.inputs), problem.floats
         )
-        weight = weights(batch, outputs.dtype)
+        weight = problem.weights(batch, outputs.dtype)
         own = _fingerprint(outputs)  # microbatches draw differently
 
         def one(key: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmethods.numerics.compiled import compiled
 
@@ -36,10 +37,9 @@ class ScalingFit(NamedTuple):
     high: ScalingLaw
 
 
-@compiled("draws", "confidence", "points")
 def fit_scaling_law(
-    sizes: jax.Array,
-    losses: jax.Array,
+    sizes: jax.Array | np.ndarray,
+    losses: jax.Array | np.ndarray,
     key: jax.Array,
     draws: int = 500,
     confidence: float = 0.95,
@@ -63,6 +63,20 @@ def fit_scaling_law(
     """
     if len(sizes) < 4:
         raise ValueError(f"sizes: expected at least 4, got {len(sizes)}")
+    # Numbers of parameters don't fit into 32 bits, to which integers of a host would be cut.
+    numbers = sizes if isinstance(sizes, jax.Array) else np.asarray(sizes, float)
+    return _fit_all(numbers, losses, key, draws, confidence, points)
+
+
+@compiled("draws", "confidence", "points")
+def _fit_all(
+    sizes: jax.Array | np.ndarray,
+    losses: jax.Array | np.ndarray,
+    key: jax.Array,
+    draws: int,
+    confidence: float,
+    points: int,
+) -> ScalingFit:
     logs = jnp.log(sizes / jnp.exp(jnp.mean(jnp.log(sizes))))  # an offset keeps A near L
     law = _fit(logs, losses, points)
     fitted = law.floor + law.factor * jnp.exp(-law.exponent * logs)

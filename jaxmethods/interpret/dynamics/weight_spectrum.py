@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxmethods.interpret.curvature.marchenko_pastur import density, edges
 from jaxmethods.interpret.problem import Estimate
 from jaxmethods.numerics.compiled import compiled
+from jaxmethods.numerics.precision import wide
 
 
 class WeightSpectrum(NamedTuple):
@@ -56,7 +57,7 @@ def weight_spectrum(matrix: jax.Array) -> WeightSpectrum:
     if matrix.ndim != 2 or min(matrix.shape) < 4:
         raise ValueError(f"matrix: expected two sides of at least 4, got {matrix.shape}")
     long, short = max(matrix.shape), min(matrix.shape)
-    values = jnp.sort(jnp.linalg.svd(matrix, compute_uv=False) ** 2) / long
+    values = jnp.sort(jnp.linalg.svd(wide(matrix), compute_uv=False) ** 2) / long
     ratio = short / long
     # The median of a bulk of variance 1, so that spikes don't widen the bulk they are judged by.
     variance = jnp.median(values) / _bulk_median(ratio)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from jaxmethods.interpret.problem import Estimate
 from jaxmethods.numerics.compiled import compiled
+from jaxmethods.numerics.precision import spread_or_one
 
 
 class Shift(NamedTuple):
@@ -75,8 +76,8 @@ def distribution_shift(
         classifier that was not fitted on it) and their effective size.
     """
     inputs = jnp.concatenate([source, target])
-    scale = jnp.std(inputs, axis=0)
-    inputs = (inputs - jnp.mean(inputs, axis=0)) / jnp.where(scale > 0, scale, 1)
+    mean = jnp.mean(inputs, axis=0)
+    inputs = (inputs - mean) / spread_or_one(jnp.std(inputs, axis=0), mean)
     count, other = len(source), len(target)
     labels = jnp.append(jnp.zeros(count), jnp.ones(other))
     # Both samples weigh the same, whatever their sizes, so that chance is an error of one half.

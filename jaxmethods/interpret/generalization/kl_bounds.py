@@ -40,7 +40,7 @@ def kl_inverse(q: jax.Array, c: jax.Array) -> jax.Array:
         c: bounds of the relative entropy, 0 or more, [...].
 
     Returns:
-        [...], in [q, 1]; 1 - exp(-c) for q = 0.
+        [...], in [q, 1]; 1 - exp(-c) for q = 0, NaN where either is.
     """
     kind = jnp.result_type(q, c, jnp.float32)
     q, c = jnp.broadcast_arrays(jnp.asarray(q, kind), jnp.asarray(c, kind))
@@ -53,7 +53,9 @@ def kl_inverse(q: jax.Array, c: jax.Array) -> jax.Array:
 
     low, high = jax.lax.fori_loop(0, STEPS, halve, (q, jnp.ones_like(q)))
     found = jnp.where(q <= 0, -jnp.expm1(-c), (low + high) / 2)
-    return jnp.clip(jnp.where(q >= 1, 1.0, jnp.where(c <= 0, q, found)), q, 1.0)
+    inverse = jnp.clip(jnp.where(q >= 1, 1.0, jnp.where(c <= 0, q, found)), q, 1.0)
+    # No comparison with NaN is true: the bisection would end at q, the best of all bounds.
+    return jnp.where(jnp.isnan(c), jnp.nan, inverse)
 
 
 def _kl_above(q: jax.Array, d: jax.Array) -> jax.Array:

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.interpret import trees
+from jaxmethods.numerics.precision import wide
 
 
 class Norms(NamedTuple):
@@ -55,6 +56,7 @@ def norms(
     Returns:
         [L] for layers, [] for products and measures.
     """
+    matrices = [wide(w) for w in matrices]
     start = [jnp.zeros_like(w) for w in matrices] if initial is None else initial
     spectral = jnp.stack([jnp.linalg.norm(w, 2) for w in matrices])
     frobenius = jnp.stack([jnp.linalg.norm(w) for w in matrices])
@@ -185,5 +187,6 @@ def fisher_rao(logits: jax.Array, labels: jax.Array, layers: int) -> jax.Array:
     Returns:
         The squared norm, [].
     """
+    logits = wide(logits)
     slopes = jax.nn.softmax(logits) - jax.nn.one_hot(labels, logits.shape[1], dtype=logits.dtype)
     return layers**2 * jnp.mean(jnp.sum(slopes * logits, axis=1) ** 2)

@@ -29,7 +29,7 @@ import optax
 
 from jaxmethods.interpret import trees
 from jaxmethods.interpret.generalization.kl_bounds import kl_inverse, monte_carlo
-from jaxmethods.interpret.problem import Data, Problem, number_of_examples, weights
+from jaxmethods.interpret.problem import Data, Problem, number_of_examples
 from jaxmethods.interpret.trees import Vector
 from jaxmethods.method import gradient_step
 from jaxmethods.numerics.compiled import compiled
@@ -303,7 +303,7 @@ def held_out_risk(
         [].
     """
     other = replace(problem, data=data)
-    weight = weights(data, jnp.float32)
+    weight = other.weights(data, jnp.float32)
 
     def risk(key: jax.Array) -> jax.Array:
         return jnp.sum(weight * errors(other, draw(posterior, key))) / jnp.sum(weight)

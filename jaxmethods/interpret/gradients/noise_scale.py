@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxmethods.interpret import trees
 from jaxmethods.interpret.curvature.operators import Operator
 from jaxmethods.interpret.gradients.per_example import map_gradients, squared_norms
-from jaxmethods.interpret.problem import Estimate, Problem, mean_gradient, one_batch, weights
+from jaxmethods.interpret.problem import Estimate, Problem, mean_gradient, one_batch
 from jaxmethods.numerics.compiled import compiled
 
 
@@ -49,7 +49,7 @@ def noise_scale(problem: Problem, ddof: int = 1, chunk: int = 64) -> NoiseScale:
     """
     gradient = mean_gradient(problem)
     squares = squared_norms(problem, chunk)
-    weight = weights(one_batch(problem).data, squares.dtype)
+    weight = problem.weights(one_batch(problem).data, squares.dtype)
     count = jnp.sum(weight)
     norm = trees.vdot(gradient, gradient)
     # sum_i |g_i - g|^2 = sum_i |g_i|^2 - N |g|^2
@@ -103,7 +103,7 @@ def curvature_noise_scale(problem: Problem, operator: Operator, chunk: int = 64)
     gradient = mean_gradient(problem)
     product = operator.product()
     forms = map_gradients(problem, lambda own: trees.vdot(own, product(own)), chunk)
-    weight = weights(one_batch(problem).data, forms.dtype)
+    weight = problem.weights(one_batch(problem).data, forms.dtype)
     along = trees.vdot(gradient, product(gradient))
     total = jnp.sum(weight * forms) / jnp.sum(weight) - along
     return Estimate(total / along, jnp.zeros_like(total), jnp.asarray(1))

@@ -21,7 +21,6 @@ from jaxmethods.interpret.problem import (
     map_batches,
     number_of_examples,
     one_batch,
-    weights,
 )
 from jaxmethods.interpret.trees import Vector
 from jaxmethods.numerics.compiled import compiled
@@ -127,7 +126,7 @@ def stiffness(problem: Problem, labels: jax.Array, chunk: int = 64) -> dict[str,
     product = lengths[:, None] * lengths
     cosines = jnp.where(product > 0, gram / jnp.where(product > 0, product, 1), 0)
     labels = labels.reshape(-1)
-    there = weights(one_batch(problem).data, cosines.dtype) > 0  # padding is in no pair
+    there = problem.weights(one_batch(problem).data, cosines.dtype) > 0  # padding is in no pair
     other = ~jnp.eye(len(labels), dtype=bool) & there[:, None] & there
     same = labels[:, None] == labels
 

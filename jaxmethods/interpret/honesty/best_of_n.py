@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import gammaln
 
+from jaxmethods.numerics.precision import wide
+
 
 def best_of_n_kl(n: jax.Array | np.ndarray) -> np.ndarray:
     """The bound log n - (n - 1) / n, nats; exact where no two answers have equal reward."""
@@ -56,15 +58,23 @@ def over_optimization(
     """Expected proxy and true reward of best-of-n, from m samples of Q prompts.
 
     Args:
-        proxy: what the choice is made by, [Q, m].
+        proxy: what the choice is made by, [Q, m]; equal ones are chosen equally often, NaN last.
         reward: what it is worth, [Q, m].
         ns: numbers of candidates, each at most m.
 
     Returns:
-        Proxy and reward [len(ns)], means over prompts; unbiased.
+        Proxy and reward [len(ns)], means over prompts, float32 at least; unbiased.
     """
-    weights = jnp.asarray(np.stack([selection_weights(proxy.shape[1], n) for n in ns]))
-    order = jnp.argsort(proxy, axis=1)
-    ordered = [jnp.take_along_axis(x, order, axis=1) for x in (proxy, reward)]
-    chosen, worth = (jnp.mean(x, axis=0) @ weights.T.astype(x.dtype) for x in ordered)
+    proxy, reward = wide(proxy), wide(reward)
+    weights = np.stack([selection_weights(proxy.shape[1], n) for n in ns])
+    until = jnp.asarray(np.pad(np.cumsum(weights, axis=1), ((0, 0), (1, 0))), proxy.dtype)
+
+    def of_prompt(proxy: jax.Array, reward: jax.Array) -> jax.Array:
+        score = jnp.where(jnp.isnan(proxy), -jnp.inf, proxy)
+        ordered = jnp.sort(score)
+        first, last = (jnp.searchsorted(ordered, score, side=side) for side in ("left", "right"))
+        share = (until[:, last] - until[:, first]) / (last - first)  # [len(ns), m]
+        return jnp.sum(jnp.where(share > 0, jnp.stack([proxy, reward])[:, None], 0) * share, axis=2)
+
+    chosen, worth = jnp.mean(jax.vmap(of_prompt)(proxy, reward), axis=0)
     return chosen, worth

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from jaxmethods.numerics.compiled import compiled
 from jaxmethods.numerics.precision import wide
+from jaxmethods.numerics.predictions import right
 
 
 class Calibration(NamedTuple):
@@ -85,8 +86,8 @@ def calibration(logits: jax.Array, labels: jax.Array, bins: int = 15) -> Calibra
     logits = wide(logits)
     log_p = jax.nn.log_softmax(logits, axis=-1)
     p = jnp.exp(log_p)
-    confidence, right = jnp.max(p, axis=1), jnp.argmax(p, axis=1) == labels
-    found = binned(confidence, right.astype(p.dtype), jnp.ones_like(confidence), bins)
+    confidence, hits = jnp.max(p, axis=1), right(p, labels)
+    found = binned(confidence, hits.astype(p.dtype), jnp.ones_like(confidence), bins)
     onehot = jax.nn.one_hot(labels, logits.shape[1], dtype=p.dtype)
     return Calibration(
         found.expected_error,

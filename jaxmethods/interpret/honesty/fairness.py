@@ -57,9 +57,15 @@ def fairness(
         weight: [N]; None: ones.
 
     Returns:
-        Rates [G], NaN where a group has no such example, and gaps [], NaN where a rate is.
+        Rates [G], NaN where a group has no such example, and gaps [], NaN where a rate is. All are
+        NaN where an example that counts has another group, prediction or label than these.
     """
     weight = jnp.ones(len(labels)) if weight is None else weight
+    known = (group >= 0) & (group < groups)
+    for values in (predictions, labels):
+        known &= (values == 0) | (values == 1)
+    # Probabilities would be decisions against, and an example of no group in no rate.
+    weight = jnp.where(jnp.all(known | (weight == 0)), weight, jnp.nan)
     chosen, true = predictions == 1, labels == 1
 
     def rate(event: jax.Array, given: jax.Array) -> jax.Array:

@@ -34,7 +34,7 @@ def good_turing(counts: jax.Array) -> Estimate:
     Returns:
         The probability of facts that were not seen, []; NaN without any.
     """
-    total = jnp.sum(counts).astype(jnp.float32)
+    total = jnp.sum(counts, dtype=jnp.float32)  # not in a type that 65504 or 2^31 ends
     once, twice = jnp.sum(counts == 1) / total, jnp.sum(counts == 2) / total
     variance = once * (1 - once) + 2 * twice
     return Estimate(once, jnp.sqrt(jnp.maximum(variance, 0) / total), total)
@@ -73,7 +73,7 @@ def hallucination(
     place = jnp.minimum(((logs - jnp.min(logs)) / spread * bins).astype(int), bins - 1)
     mass = lambda p: jax.ops.segment_sum(p, place, bins)  # noqa: E731
     apart = jnp.sum(jnp.abs(mass(model) - mass(truth))) / 2
-    rest = 7 / jnp.sqrt(jnp.sum(counts))
+    rest = 7 / jnp.sqrt(monofacts.samples)
     return Hallucination(
         jnp.maximum(monofacts.value - apart - rest, 0),
         monofacts,

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxmethods.interpret import trees
 from jaxmethods.interpret.curvature.operators import Operator, Product, ggn, shift
 from jaxmethods.interpret.gradients.per_example import map_gradients
-from jaxmethods.interpret.problem import Problem, one_batch
+from jaxmethods.interpret.problem import Problem, one_batch, total_weight
 from jaxmethods.interpret.trees import Vector
 from jaxmethods.numerics.compiled import compiled
 
@@ -161,6 +161,6 @@ def parameter_change(
     joined = one_batch(problem)
     losses = lambda at: joined.losses(at, joined.data)  # noqa: E731
     _, cotangent = jax.vjp(losses, joined.floats)
-    (gradient,) = cotangent(weights / len(weights))
+    (gradient,) = cotangent(weights / total_weight(joined))  # padding is none of the N
     solution, _ = solve(shift(ggn(problem), damping).product(), gradient, iterations, tolerance)
     return trees.scale(-1, solution)

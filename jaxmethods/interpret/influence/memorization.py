@@ -100,7 +100,7 @@ def memorization(correct: jax.Array, subsets: jax.Array) -> Estimate:
         [N] with errors of a difference of two proportions; NaN for an example that is always or
         never a member.
     """
-    right = correct.astype(jnp.float32)
+    right, subsets = correct.astype(jnp.float32), subsets.astype(bool)
     seen, unseen = jnp.sum(subsets, axis=0), jnp.sum(~subsets, axis=0)
     within = jnp.sum(jnp.where(subsets, right, 0), axis=0) / seen
     without = jnp.sum(jnp.where(subsets, 0, right), axis=0) / unseen

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmethods.numerics.precision import wide
+
 
 class KernelStatistics(NamedTuple):
     """All [] but for the eigenvalues."""
@@ -28,7 +30,7 @@ class KernelStatistics(NamedTuple):
 
 def kernel_statistics(kernel: jax.Array) -> KernelStatistics:
     """Spectrum and ranks of a symmetric positive semidefinite matrix [N, N]."""
-    values = jnp.linalg.eigvalsh(kernel)
+    values = jnp.linalg.eigvalsh(wide(kernel))
     positive = jnp.maximum(values, 0)
     share = positive / jnp.sum(positive)
     smallest = values[0]

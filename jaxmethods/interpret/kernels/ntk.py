@@ -29,6 +29,7 @@ from jaxmethods.interpret.gradients.linear_layers import gram, linear_layers
 from jaxmethods.interpret.problem import Problem
 from jaxmethods.interpret.trees import Vector
 from jaxmethods.numerics.compiled import compiled
+from jaxmethods.numerics.precision import wide
 
 Network = Callable[[Any, Any], jax.Array]
 KINDS = ("full", "traced", "pseudo")
@@ -87,7 +88,7 @@ def _outputs(apply: Network, params: Any, kind: str) -> Callable[[Vector, Any], 
 
     def outputs(vector: Vector, example: Any) -> jax.Array:
         alone = jax.tree.map(lambda x: x[None], example)
-        found = apply(trees.merge(params, vector), alone).reshape(-1)
+        found = wide(apply(trees.merge(params, vector), alone)).reshape(-1)
         return found.sum(keepdims=True) / found.size**0.5 if kind == "pseudo" else found
 
     return outputs
@@ -97,7 +98,7 @@ def outputs_of(apply: Network, params: Any, kind: str) -> Callable[[Vector, Any]
     """(vector, inputs) -> outputs [N, C], or [N, 1] of the pseudo kernel."""
 
     def outputs(vector: Vector, inputs: Any) -> jax.Array:
-        found = apply(trees.merge(params, vector), inputs)
+        found = wide(apply(trees.merge(params, vector), inputs))
         found = found.reshape(len(found), -1)
         if kind == "pseudo":
             return found.sum(axis=1, keepdims=True) / found.shape[1] ** 0.5

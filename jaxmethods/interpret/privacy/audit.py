@@ -87,9 +87,22 @@ def exposure(losses: np.ndarray, canary: float) -> float:
     """log2 N - log2 rank of a canary among N other candidates' losses (Carlini et al. 2019).
 
     It is log2(N + 1) where the canary's loss is smaller than all, about 1 in the mean by chance.
+
+    Args:
+        losses: of the other candidates, [N].
+        canary: its own.
+
+    Returns:
+        Bits.
+
+    Raises:
+        ValueError: no candidates, or a loss that is NaN, which nothing is smaller than.
     """
     losses = np.asarray(losses, float)
     if not losses.size:
         raise ValueError("losses: expected at least one candidate, got none")
+    for name, values in (("losses", losses), ("canary", canary)):
+        if np.isnan(values).any():
+            raise ValueError(f"{name}: expected numbers, got NaN")
     rank = 1 + int(np.sum(losses < canary)) + 0.5 * int(np.sum(losses == canary))
     return float(np.log2(len(losses) + 1) - np.log2(rank))

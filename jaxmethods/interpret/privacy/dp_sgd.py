@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.interpret import trees
-from jaxmethods.interpret.problem import Data, Problem, number_of_examples, weights
+from jaxmethods.interpret.problem import Data, Problem, number_of_examples
 from jaxmethods.interpret.trees import Vector
 
 
@@ -76,14 +76,14 @@ def clipped_sum(problem: Problem, batch: Data, bound: jax.Array | float, chunk: 
         gradient = jax.grad(lambda at: problem.losses(at, alone)[0])(vector)
         norm = trees.norm(gradient)
         factor = jnp.minimum(1, bound / jnp.maximum(norm, jnp.finfo(norm.dtype).tiny))
-        weight = weights(alone, norm.dtype)[0]
+        weight = problem.weights(alone, norm.dtype)[0]
         return jax.tree.map(lambda g: jnp.where(weight > 0, weight * factor * g, 0), gradient)
 
     size = min(chunk, count)
     pad = -count % size
     padded = jax.tree.map(
         lambda x: jnp.concatenate([x, jnp.repeat(x[:1], pad, axis=0)]),
-        batch._replace(weight=weights(batch, jnp.float32)),
+        batch._replace(weight=problem.weights(batch, jnp.float32)),
     )
     there = jnp.arange(count + pad) < count
     padded = padded._replace(weight=jnp.where(there, padded.weight, 0))
@@ -121,14 +121,16 @@ def private_gradient(
         The gradient, a vector, and the batch.
 
     Raises:
-        ValueError: microbatches.
+        ValueError: microbatches, or weights: every example is drawn with the same probability.
     """
     if problem.microbatched:
         raise ValueError("problem: expected one batch of all examples, got microbatches")
+    if problem.data.weight is not None:
+        raise ValueError("problem.data.weight: expected None: leave rows of padding out")
     examples = number_of_examples(problem.data)
     rows = default_capacity(examples, rate) if capacity is None else capacity
     drawn = poisson_batch(jax.random.fold_in(key, 0), examples, rate, rows)
-    batch = jax.tree.map(lambda x: x[drawn.indices], problem.data._replace(weight=None))
+    batch = jax.tree.map(lambda x: x[drawn.indices], problem.data)
     total = clipped_sum(problem, batch._replace(weight=drawn.weight), bound, chunk)
     normal = trees.random_like(jax.random.fold_in(key, 1), total, "normal")
     noisy = trees.axpy(bound * noise, normal, total)

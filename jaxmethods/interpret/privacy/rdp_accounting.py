@@ -127,7 +127,12 @@ def training_epsilon(
 
     Returns:
         epsilon and its order.
+
+    Raises:
+        ValueError: an argument out of range.
     """
+    if not steps >= 0:
+        raise ValueError(f"steps: expected 0 or more, got {steps}")
     return epsilon(steps * subsampled_gaussian_rdp(rate, noise), delta, ORDERS, conversion)
 
 
@@ -147,8 +152,10 @@ def calibrate_noise(
         sigma, whose epsilon is at most the target.
 
     Raises:
-        ValueError: no noise up to 10^6 reaches the target.
+        ValueError: no noise up to 10^6 reaches the target, or it isn't positive.
     """
+    if not target > 0:
+        raise ValueError(f"target: expected an epsilon > 0, got {target}")
 
     def reached(noise: float) -> float:
         with warnings.catch_warnings():

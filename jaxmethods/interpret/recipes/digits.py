@@ -21,6 +21,7 @@ from jaxmethods.interpret.losses import cross_entropy
 from jaxmethods.interpret.problem import Data, Problem, make_problem
 from jaxmethods.interpret.recipes.rows import STAGE, Subject, rows_stage, write_report
 from jaxmethods.method import Method, Objective
+from jaxmethods.numerics.predictions import right
 from jaxmethods.stages import Diagnosable, Evaluation, Recipe, Results, Train
 
 CLASSES = 10
@@ -110,8 +111,8 @@ def recipe(run: Run) -> Recipe:
 
     def accuracy(state: State, digits: Digits, key: jax.Array) -> dict[str, jax.Array]:
         del key
-        right = jnp.argmax(network(state.params, digits.test.inputs), 1) == digits.test.targets
-        return {"accuracy": jnp.mean(right, dtype=jnp.float32)}
+        hits = right(network(state.params, digits.test.inputs), digits.test.targets)
+        return {"accuracy": jnp.mean(hits, dtype=jnp.float32)}
 
     learn = Train(
         "learn",

@@ -22,6 +22,7 @@ from jaxmethods.files import write_atomically
 from jaxmethods.interpret.config import GrokkingRun as Run
 from jaxmethods.interpret.losses import cross_entropy
 from jaxmethods.method import Method, Objective, gradient_step
+from jaxmethods.numerics.predictions import right
 from jaxmethods.numerics.statistics import markdown_table
 from jaxmethods.plotting import new_figure, open_frame, write_png
 from jaxmethods.stages import Diagnosable, Evaluation, Recipe, Results, Train
@@ -78,8 +79,7 @@ def mean_loss(params: Any, pairs: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def accuracy(params: Any, pairs: tuple[jax.Array, jax.Array]) -> jax.Array:
-    right = jnp.argmax(network(params, pairs[0]), axis=1) == pairs[1]
-    return jnp.mean(right, dtype=jnp.float32)
+    return jnp.mean(right(network(params, pairs[0]), pairs[1]), dtype=jnp.float32)
 
 
 def trainer(run: Run) -> Method:
@@ -133,7 +133,7 @@ def recipe(run: Run) -> Recipe:
 
     def report(results: Results, folder: Path) -> None:
         del results
-        rows = (folder.parent / "metrics.jsonl").read_text().splitlines()
+        rows = (folder.parent / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         write(read_curves([json.loads(row) for row in rows]), folder)
 
     def diagnosed(results: Results, seed: int) -> Diagnosable:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxmethods.numerics.precision import wide
+
 
 def attention_weights(queries: jax.Array, keys: jax.Array) -> jax.Array:
     """softmax(q k^T / sqrt(D)) of [..., T, D], [..., T, T]."""
@@ -21,11 +23,13 @@ def attention_weights(queries: jax.Array, keys: jax.Array) -> jax.Array:
 
 def entropy(weights: jax.Array) -> jax.Array:
     """Mean entropy of the rows of attention matrices [..., T, S], [...]."""
+    weights = wide(weights)
     return jnp.mean(-jnp.sum(jax.scipy.special.xlogy(weights, weights), axis=-1), axis=-1)
 
 
 def rank_residual(tokens: jax.Array) -> jax.Array:
     """|X - mean|_F / |X|_F of tokens [..., T, D], [...]: 0 where all tokens are equal."""
+    tokens = wide(tokens)
     off = tokens - jnp.mean(tokens, axis=-2, keepdims=True)
     return jnp.linalg.norm(off, axis=(-2, -1)) / jnp.linalg.norm(tokens, axis=(-2, -1))
 
@@ -37,7 +41,7 @@ def sink_mass(weights: jax.Array, token: int = 0) -> jax.Array:
 
 def effective_rank(weights: jax.Array) -> jax.Array:
     """exp of the entropy of the normalized singular values of matrices [..., T, S], [...]."""
-    values = jnp.linalg.svd(weights, compute_uv=False)
+    values = jnp.linalg.svd(wide(weights), compute_uv=False)
     share = values / jnp.sum(values, axis=-1, keepdims=True)
     return jnp.exp(-jnp.sum(jax.scipy.special.xlogy(share, share), axis=-1))
 

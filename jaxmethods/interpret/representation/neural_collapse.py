@@ -102,7 +102,9 @@ def neural_collapse(
         offsets = features[:, None] - means  # [N, C, D]
         nearest = jnp.argmin(jnp.sum(offsets**2, axis=-1), axis=1)
         nc4 = jnp.mean(jnp.argmax(logits, axis=1) != nearest, dtype=features.dtype)
-        nc4 = jnp.where(found.empty > 0, jnp.nan, nc4)
+        # The first class is the largest and the nearest of NaN: they would agree.
+        unknown = (found.empty > 0) | jnp.any(jnp.isnan(logits))
+        nc4 = jnp.where(unknown, jnp.nan, nc4)
     return found._replace(class_means=means, global_mean=found.global_mean + center, nc4=nc4)
 
 

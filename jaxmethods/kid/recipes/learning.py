@@ -67,7 +67,10 @@ def reads_states(run: DistillRun, student: StudentConfig) -> bool:
 
 def teacher_stage(run: DistillRun, models: Models, material: Material) -> Train:
     """The teacher learns the gold queries."""
-    method = _method(models.teacher, None, StudentConfig(objective="sft"), run.teacher.fit)
+    learns = StudentConfig(objective="sft")
+    method = _method(
+        models.teacher, None, learns, run.teacher.fit, batch_parts(run, run.teacher.fit)
+    )
 
     def data(results: Results) -> Fed:
         examples = material.texts(results).train
@@ -139,7 +142,7 @@ def student_stage(
 
     return Train(
         student.title,
-        _method(models.student, other, student, fit),
+        _method(models.student, other, student, fit, batch_parts(run, fit)),
         steps,
         data,
         result=lambda state, fed: _learned(models.student, state, fed),
@@ -148,13 +151,24 @@ def student_stage(
     )
 
 
-def _method(model: Model, teacher: Model | None, student: StudentConfig, fit: FitConfig) -> Method:
-    """The training of a model, fed with `Fed`."""
+def batch_parts(run: DistillRun, fit: FitConfig) -> int:
+    """How many devices a batch is split over: those of `mesh.data`, unless seeds are."""
+    mesh = run.mesh
+    left = max(jax.device_count() // (mesh.fsdp * mesh.tensor), 1)
+    devices = left if mesh.data == -1 else mesh.data
+    by_seed = run.seeds > 1 and run.seeds % devices == 0
+    return 1 if by_seed or fit.batch % devices else devices
+
+
+def _method(
+    model: Model, teacher: Model | None, student: StudentConfig, fit: FitConfig, devices: int
+) -> Method:
+    """The training of a model, fed with `Fed`; `devices`: what a batch is split over."""
     own = distiller(
         model.language,
         None if teacher is None else teacher.language,
         optimizer_of(fit, fit.steps),
-        _loss(student.loss, fit),
+        _loss(student.loss, fit, devices),
         rows=fit.batch,
         init=model.init,
         source=student.source,
@@ -172,9 +186,11 @@ def _method(model: Model, teacher: Model | None, student: StudentConfig, fit: Fi
     return Method(lambda key, fed: own.init(key, fed.data), step, objective)
 
 
-def _loss(loss: KIDConfig, fit: FitConfig) -> KIDConfig:
+def _loss(loss: KIDConfig, fit: FitConfig, devices: int) -> KIDConfig:
     parts = max(loss.micro_batches, fit.micro_batches)
-    return loss.model_copy(update={"micro_batches": parts})
+    # A chunk has tokens of all devices, and the head's gradient is added up behind each.
+    chunk = loss.logit_chunk * devices
+    return loss.model_copy(update={"micro_batches": parts, "logit_chunk": chunk})
 
 
 def _data(examples: Batch, fit: FitConfig, model: Model) -> Data:

@@ -267,7 +267,7 @@ def answers(judged: Judged, texts: Texts) -> str:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The run's record."""
     record = path / "metrics.jsonl"
-    lines = record.read_text().splitlines() if record.is_file() else []
+    lines = record.read_text(encoding="utf-8").splitlines() if record.is_file() else []
     return [json.loads(line) for line in lines]
 
 

@@ -30,6 +30,7 @@ from jaxmethods.method import Method, Metrics, Objective, gradient_step
 from jaxmethods.models.decoder.layer import Params
 from jaxmethods.models.whisper.config import EncoderConfig
 from jaxmethods.models.whisper.encoder import encode, init_encoder
+from jaxmethods.numerics.predictions import right
 from jaxmethods.stages import Arrays, Compute, Part, Place, Results, Train
 
 LISTENER, HEARD = "listener", "heard"
@@ -107,7 +108,7 @@ def listener(config: EncoderConfig, settings: ListenerConfig) -> Method:
         )
         logits = encode(params["encoder"], config, features).last @ params["head"]
         nats = optax.softmax_cross_entropy_with_integer_labels(logits, sounds)
-        return jnp.mean(nats), jnp.mean(jnp.argmax(logits, -1) == sounds)
+        return jnp.mean(nats), jnp.mean(right(logits, sounds))
 
     def objective(state: ListenerState, batch: Clips) -> Objective:
         return Objective(state.params, lambda params, key: measured(params, batch, key)[0])

@@ -20,7 +20,8 @@ def numbered_rows(manifest: Path) -> Iterator[tuple[int, Any]]:
     with refusals(manifest, "read"):
         content = manifest.read_bytes()
     try:
-        lines = content.decode("utf-8").splitlines()
+        # Texts may hold what Python takes for the end of a line, such as U+2028.
+        lines = content.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"data {manifest}: is not text in UTF-8") from error
     for number, line in enumerate(lines, 1):
@@ -28,5 +29,5 @@ def numbered_rows(manifest: Path) -> Iterator[tuple[int, Any]]:
             continue
         try:
             yield number, json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"data {manifest}: line {number}: is not valid JSON") from error

@@ -183,7 +183,7 @@ def report(run: Run, recordings: Sequence[Recording], results: Results, folder: 
     ]
     lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
     write_atomically(folder / "transcripts.jsonl", "".join(lines))
-    shown = [[row["audio"], row["text"].replace("|", "/"), row.get("said", "")] for row in rows]
+    shown = [[row["audio"], row["text"], row.get("said", "")] for row in rows]
     text = markdown_table(["recording", "heard", "said"], shown[:50])
     pairs = compared(recordings, found)
     if pairs:

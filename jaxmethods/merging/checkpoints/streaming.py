@@ -254,7 +254,7 @@ def _write_index(inputs: Inputs, folder: Path) -> None:
     weight_map = {name: file for file, tensors in files.items() for name in tensors}
     total = sum(spec.nbytes() for tensors in files.values() for spec in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _copy_files(source: Path, folder: Path) -> None:

@@ -105,7 +105,9 @@ def write_folder(
         raise HubError(f"model {path}: is there already; write to a new folder")
     with new_folder(path) as temporary:
         _write_weights(temporary, list(table), params, largest_file)
-        (temporary / "config.json").write_text(json.dumps(dict(config), indent=2) + "\n")
+        (temporary / "config.json").write_text(
+            json.dumps(dict(config), indent=2) + "\n", encoding="utf-8"
+        )
         for name in [] if extra_files is None else companions(extra_files):
             (temporary / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(Path(extra_files or "") / name, temporary / name)
@@ -228,7 +230,7 @@ def _write_weights(folder: Path, table: Sequence[Tensor], params: Any, largest: 
     if len(files) > 1:
         total = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _check_leaves(table: Sequence[Tensor], leaves: Mapping[str, Any]) -> None:

@@ -288,7 +288,7 @@ def _rounded(norms: np.ndarray, rounding: str) -> np.ndarray:
 
 def _read_heads(path: Path, total: int) -> heads.Heads:
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"heads {path}: cannot be read") from error
     return heads.heads_from_json(text, total)

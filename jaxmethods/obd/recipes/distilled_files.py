@@ -156,7 +156,7 @@ def describe_file(path: Path | str | None) -> dict[str, str] | None:
 def _read_card(path: Path, where: str) -> dict[str, Any]:
     file = card_path(path)
     try:
-        card = json.loads(file.read_text())
+        card = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"{where}: its card {file.name} is missing") from error
     except (OSError, ValueError) as error:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxmethods.errors import DataError
 from jaxmethods.numerics.compiled import compiled
 from jaxmethods.numerics.linear_probe import logits, probe_lbfgs, standardizer
+from jaxmethods.numerics.predictions import chosen
 
 LAM = 0.01
 
@@ -68,7 +69,7 @@ def few_shot(
         lam: the probe's penalty on standardized features.
 
     Returns:
-        [S, T] predicted classes.
+        [S, T] predicted classes; -1 where a logit is NaN.
     """
 
     def one(own: jax.Array) -> jax.Array:
@@ -76,6 +77,6 @@ def few_shot(
         found = probe_lbfgs(
             scaling(features[own]), labels[own], jnp.full(1, lam), classes=classes, most_steps=200
         )
-        return jnp.argmax(logits(found, scaling(test))[0], axis=1)
+        return chosen(logits(found, scaling(test))[0])
 
     return jax.lax.map(one, rows)

@@ -20,6 +20,7 @@ import optax
 from jaxmethods.method import gradient_step
 from jaxmethods.models.geovit import Context, EncoderConfig, encode, pool
 from jaxmethods.numerics.compiled import compiled
+from jaxmethods.numerics.predictions import chosen
 from jaxmethods.rsfm.config import FinetuneConfig
 from jaxmethods.rsfm.pretraining.method import decayed
 from jaxmethods.rsfm.pretraining.views import mirrored
@@ -82,7 +83,7 @@ def finetune_draws(
         gsd: [] meters of a pixel of all images, where positions need them.
 
     Returns:
-        [S, T] predicted classes.
+        [S, T] predicted classes; -1 where a logit is NaN.
     """
     decay = 1.0 if fresh else training.layer_decay
 
@@ -90,7 +91,7 @@ def finetune_draws(
         found = finetune(key, params, rows, data, config, training, classes, how, decay, gsd)
 
         def named(images: jax.Array) -> jax.Array:
-            return jnp.argmax(logits(found.trained, params, config, images[None], gsd)[0])
+            return chosen(logits(found.trained, params, config, images[None], gsd)[0])
 
         return jax.lax.map(named, test, batch_size=min(training.batch, len(test)))
 

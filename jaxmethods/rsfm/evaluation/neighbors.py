@@ -1,8 +1,9 @@
 r"""Nearest neighbors of frozen features.
 
-    s_c(q) = sum_{i in k nearest, y_i = c} exp(cos(q, x_i) / T)
+    s_c(q) = sum_{i in k nearest, y_i = c} exp((cos(q, x_i) - max_j cos(q, x_j)) / T)
 
-Wu et al. 2018 (arXiv 1805.01978); k = 20 and T = 0.07 as Scale-MAE evaluates. Queries are compared
+Wu et al. 2018 (arXiv 1805.01978) without the largest, which is the same for all classes and would
+overflow at T = 0.01; k = 20 and T = 0.07 as Scale-MAE evaluates. Queries are compared
 in chunks, so that never more than a chunk's similarities are in memory.
 """
 
@@ -47,7 +48,8 @@ def neighbor_scores(
         chunk: queries compared at a time; static.
 
     Returns:
-        [Q, C] scores; the prediction is the largest, the first of equals.
+        [Q, C] scores; the prediction is the largest, the first of equals. NaN for a query that is
+        not finite, which is near to nothing.
 
     Raises:
         ValueError: more neighbors than images, or weights of distances.
@@ -62,7 +64,8 @@ def neighbor_scores(
         shift = jnp.zeros(len(features), features.dtype)
     else:
         # Around the mean, differences of large numbers stay small.
-        center = jnp.mean(features, axis=0)
+        sound = jnp.isfinite(features).all(axis=1, keepdims=True)
+        center = jnp.mean(features, axis=0, where=sound)
         features, queries = features - center, queries - center
         shift = -0.5 * jnp.sum(jnp.square(features), axis=1)
     number, size = len(queries), min(chunk, len(queries))
@@ -73,9 +76,11 @@ def neighbor_scores(
         # A broken training image would be the nearest of all.
         similarity = jnp.where(jnp.isnan(similarity), -jnp.inf, similarity)
         near, places = jax.lax.top_k(similarity, k)  # [size, k]
-        weight = jnp.exp(near / temperature) if weighted else jnp.ones_like(near)
+        weight = jnp.exp((near - near[:, :1]) / temperature) if weighted else jnp.ones_like(near)
+        weight = jnp.where(near > -jnp.inf, weight, 0)
         rows = jnp.arange(size)[:, None]
-        return jnp.zeros((size, classes), near.dtype).at[rows, labels[places]].add(weight)
+        votes = jnp.zeros((size, classes), near.dtype).at[rows, labels[places]].add(weight)
+        return jnp.where(jnp.isfinite(own).all(axis=1, keepdims=True), votes, jnp.nan)
 
     scores = jax.lax.map(vote, padded.reshape(-1, size, padded.shape[1]))
     return scores.reshape(-1, classes)[:number]

@@ -21,6 +21,7 @@ import numpy as np
 
 from jaxmethods.errors import DataError
 from jaxmethods.numerics import linear_probe
+from jaxmethods.numerics.predictions import chosen
 from jaxmethods.rsfm.evaluation import probes
 from jaxmethods.rsfm.evaluation.neighbors import Metric, neighbor_scores
 
@@ -67,9 +68,9 @@ class Judged(NamedTuple):
     """What a protocol says of test images."""
 
     neighbors: jax.Array
-    """[T] predicted class."""
+    """[T] predicted class; -1 where features or scores are NaN."""
     probe: jax.Array
-    """[T] predicted class."""
+    """[T] predicted class; -1 likewise."""
     setting: float
     """Penalty or rate that the validation images chose."""
     k: int
@@ -110,7 +111,7 @@ def judge(name: str, train: Split, validation: Split, test: Split, classes: int)
         weighted=weighted,
     )
     predicted, setting = _probe(preset, train, validation, both, test, classes)
-    return Judged(jnp.argmax(scores, axis=1), predicted, setting, k)
+    return Judged(chosen(scores), predicted, setting, k)
 
 
 def _probe(
@@ -124,7 +125,7 @@ def _probe(
         found = probes.probe_sgd(scaling(train.features), train.labels, rates, classes=classes)
         best = int(jnp.argmax(linear_probe.accuracies(found, seen, validation.labels)))
         said = linear_probe.logits(found, scaling(test.features))[best]
-        return jnp.argmax(said, axis=1), preset.rates[best]
+        return chosen(said), preset.rates[best]
     lams = penalties(preset, len(train.labels))
     # The search is stopped early, the optimum that is chosen is found to rounding.
     found = linear_probe.probe_lbfgs(
@@ -140,7 +141,7 @@ def _probe(
     final = jnp.asarray(penalties(preset, len(both.labels))[best : best + 1])
     last = linear_probe.probe_lbfgs(scaling(both.features), both.labels, final, classes=classes)
     said = linear_probe.logits(last, scaling(test.features))[0]
-    return jnp.argmax(said, axis=1), float(lams[best])
+    return chosen(said), float(lams[best])
 
 
 def penalties(preset: Preset, number: int) -> np.ndarray:

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmethods.numerics.precision import spread_or_one
+
 LAMS = tuple(float(own) for own in np.logspace(-4, 4, 17))
 
 
@@ -49,7 +51,7 @@ def fit_ridge(features: jax.Array, targets: jax.Array, lams: tuple[float, ...] =
         The map.
     """
     mean, scale = jnp.mean(features, axis=0), jnp.std(features, axis=0)
-    scale = jnp.where(scale > 0, scale, 1)
+    scale = spread_or_one(scale, mean)
     middle = jnp.mean(targets, axis=0)
     x, y = (features - mean) / scale, targets - middle
     u, s, vt = jnp.linalg.svd(x, full_matrices=False)

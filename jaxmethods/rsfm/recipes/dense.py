@@ -18,6 +18,7 @@ from jaxmethods.data.earth.scenes import CLASSES, Scenes
 from jaxmethods.models.geovit import EncoderConfig, init
 from jaxmethods.models.geovit.patches import patchify
 from jaxmethods.numerics.keys import named
+from jaxmethods.numerics.predictions import chosen
 from jaxmethods.rsfm.config import Run
 from jaxmethods.rsfm.evaluation.measures import segmentation
 from jaxmethods.rsfm.evaluation.segmenter import fit_segmenter, segment
@@ -90,7 +91,7 @@ def _head(task: str, run: Run, material: Material, config: EncoderConfig, params
         classes=classes,
         steps=run.evaluation.segmentation_steps,
     )
-    said = jnp.argmax(segment(head, jnp.asarray(tokens["test"]), patch, classes), axis=-1)
+    said = chosen(segment(head, jnp.asarray(tokens["test"]), patch, classes))
     truth = maps[material.parts["test"]]
     matrix = segmentation.confusion(jnp.asarray(truth), said, classes)
     kept = slice(MAPS_KEPT)

@@ -17,6 +17,7 @@ from jaxmethods.data.earth.scenes import caption
 from jaxmethods.models.clip import zero_shot_head
 from jaxmethods.models.clip.contrastive import unit
 from jaxmethods.models.geovit import Context
+from jaxmethods.numerics.predictions import chosen
 from jaxmethods.numerics.statistics import markdown_table
 from jaxmethods.rsfm.config import ImageTextConfig, Run
 from jaxmethods.rsfm.evaluation.measures.retrieval import rank
@@ -87,7 +88,7 @@ def judge(params: Any, config: ImageTextConfig, material: Material) -> Arrays:
     pairs = [name.split(" and ") for name in material.class_names]
     prompts = [caption(*way) for pair in pairs for way in (pair, pair[::-1])]
     heads = _described(describe, material, prompts).reshape(len(pairs), 2, -1)  # [C, 2, P]
-    said = jnp.argmax(unit(seen) @ zero_shot_head(heads).T, axis=1)
+    said = chosen(unit(seen) @ zero_shot_head(heads).T)
     texts = _texts(material)
     number = {text: place for place, text in enumerate(texts)}
     own = jnp.asarray([number[scenes.captions[row]] for row in rows])

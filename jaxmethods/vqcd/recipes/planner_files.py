@@ -217,7 +217,7 @@ def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_card(path: Path, where: str) -> dict[str, Any]:
     try:
-        card = json.loads(path.read_text())
+        card = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"{where}: its {CARD} is missing") from error
     except (OSError, ValueError) as error:

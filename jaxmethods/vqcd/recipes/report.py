@@ -249,7 +249,7 @@ def behavior_scores(tasks: Tasks, results: Results, name: str) -> tuple[float, f
 def training_seconds(path: Path, tasks: Tasks, learners: Sequence[Learner]) -> dict[str, float]:
     """Seconds of training of all tasks by learner, without compiling, from the run's record."""
     record = path / "metrics.jsonl"
-    lines = record.read_text().splitlines() if record.is_file() else []
+    lines = record.read_text(encoding="utf-8").splitlines() if record.is_file() else []
     rows = [json.loads(line) for line in lines]
     found: dict[str, float] = {}
     for learner in learners:

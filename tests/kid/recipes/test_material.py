@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -15,7 +16,7 @@ from jaxmethods.data.bpe import Bpe, train_bpe
 from jaxmethods.data.tokenizer import own_tokenizer
 from jaxmethods.errors import UserError
 from jaxmethods.kid.config import DataConfig, StudentConfig
-from jaxmethods.kid.recipes.learning import student_stage
+from jaxmethods.kid.recipes.learning import batch_parts, student_stage
 from jaxmethods.kid.recipes.material import Material, batch_of, shortened
 from jaxmethods.kid.recipes.models import Models
 from jaxmethods.kid.recipes.questions import hold_out, write_questions
@@ -159,6 +160,20 @@ def test_students_see_the_first_questions(folder):
     message = "questions: expected at least the 4 of a batch, got 3"
     with pytest.raises(UserError, match=message):
         run_of(folder, fit={"batch": 4, "questions": 3})
+
+
+def test_chunks_of_logits_are_those_of_a_device():
+    """The chunk that a loss sees has the tokens of all devices that its batch is split over."""
+
+    def parts(rows, **changes):
+        run = registry.parse_config(values(**changes), "test")
+        return batch_parts(run, run.fit.model_copy(update={"batch": rows}))
+
+    assert parts(8) == 1
+    assert parts(8, mesh={"data": 4}) == 4
+    assert parts(6, mesh={"data": 4}) == 1  # not split: every device has the batch
+    assert parts(8, mesh={"data": 4}, seeds=8) == 1  # seeds are split
+    assert parts(8 * jax.device_count(), mesh={"data": -1}) == jax.device_count()
 
 
 def test_more_rows_than_questions_are_refused(folder, tmp_path):

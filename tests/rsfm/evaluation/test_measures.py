@@ -108,3 +108,18 @@ def test_a_turned_square_overlaps_as_geometry_says():
     assert own == pytest.approx(shared / (8 - shared))
     boxes = detection.box_iou(np.array([[-1.0, -1, 1, 1]]), np.array([[0.0, 0, 2, 2]]))[0, 0]
     assert detection.polygon_iou(square, square + 1)[0, 0] == pytest.approx(boxes)
+
+
+def test_a_label_that_no_image_has_is_in_no_mean():
+    scores, truth = draw(0, 6, 3), jnp.zeros((6, 3)).at[::2, :2].set(1)
+    own = classification.multilabel(scores, truth)
+    np.testing.assert_allclose(own.map_macro, own.ap[:2].mean(), rtol=1e-6)
+
+
+def test_boxes_and_scores_of_bytes_do_not_wrap_around():
+    boxes = np.array([[0, 0, 200, 200], [100, 100, 250, 250]])
+    own = detection.box_iou(*(boxes[place : place + 1].astype(np.uint8) for place in (0, 1)))
+    np.testing.assert_allclose(own, detection.box_iou(boxes[:1], boxes[1:]))
+    image = np.zeros(2, int)
+    scores = np.array([200, 100], np.uint8)
+    assert detection.average_precision(boxes, scores, image, boxes[:1], image[:1]) == 1

@@ -55,3 +55,24 @@ def test_broken_training_images_are_nobodys_neighbors_and_half_precision_is_floa
     )
     assert np.isfinite(half).all()
     np.testing.assert_array_equal(half.argmax(1), plain.argmax(1))
+
+
+def test_a_query_that_is_not_finite_is_near_to_nothing():
+    queries = QUERIES.at[0, 0].set(jnp.nan)
+    own = neighbor_scores(FEATURES, LABELS, queries, classes=4, k=5)
+    assert np.isnan(own[0]).all()
+    np.testing.assert_allclose(own[1:], scores(k=5)[1:], rtol=1e-6)
+
+
+def test_a_low_temperature_is_the_nearest_image_and_no_infinity():
+    own = scores(k=5, temperature=1e-3)
+    assert np.isfinite(own).all()
+    np.testing.assert_array_equal(own.argmax(1), scores(k=1).argmax(1))
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_a_broken_training_image_has_no_vote_though_as_many_vote_as_there_are(metric):
+    broken = jnp.concatenate([FEATURES[:3], jnp.full((1, 5), jnp.nan)])
+    settings = {"classes": 4, "metric": metric, "weighted": False}
+    own = neighbor_scores(broken, jnp.arange(4), QUERIES, k=4, **settings)
+    np.testing.assert_array_equal(own, np.broadcast_to([1, 1, 1, 0], own.shape))

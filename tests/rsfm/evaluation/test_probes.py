@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxmethods.rsfm import schedules
 from jaxmethods.rsfm.evaluation import probes
 from tests.rsfm.small import draw
 
@@ -58,3 +59,10 @@ def test_logits_too_large_for_an_exponential_have_finite_slopes():
 def test_a_probe_of_one_class_is_refused():
     with pytest.raises(ValueError, match="classes: expected at least 2, got 1"):
         probes.probe_sgd(draw(0, N, D), jnp.zeros(N, int), probes.product([1], [0], [0]), classes=1)
+
+
+def test_a_rate_stays_at_its_smallest_behind_the_last_epoch():
+    own = schedules.warmup_cosine(jnp.array([4.0, 10.0, 15.0, 20.0]), 1.0, 10, 4, 0.25)
+    np.testing.assert_allclose(own, [1, 0.25, 0.25, 0.25], rtol=1e-6)
+    without = schedules.warmup_cosine(jnp.array([2.0, 4.0, 5.0]), 1.0, 4, 4)
+    np.testing.assert_allclose(without, [0.5, 0, 0], atol=1e-7)

@@ -89,3 +89,13 @@ def test_geoclip_knows_regions_that_a_plane_of_coordinates_does_not():
         said = np.argmax(found(features[~rest]), axis=1)
         right.append(np.mean(said == labels[~rest]))
     assert right[0] > right[1] + 0.2
+
+
+def test_a_feature_that_was_constant_says_nothing():
+    """0.1 has no exact mean: what it is off by is no spread to divide by."""
+    features = draw(2, 40, 3).at[:, 1].set(0.1)
+    targets = features[:, :1]
+    moved = features.at[:, 1].set(0.2)
+    found = regression.fit_ridge(features, targets)
+    np.testing.assert_allclose(found(moved), found(features), atol=1e-3)
+    assert found.scale[1] == 1

@@ -18,6 +18,7 @@ from jaxmethods.lsm.config import ProbeRun as Run
 from jaxmethods.lsm.recipes.probe import material
 from jaxmethods.lsm.recipes.probe.material import POOLS, Clip, Heard
 from jaxmethods.numerics.linear_probe import Probe, accuracies, logits, probe_lbfgs, standardizer
+from jaxmethods.numerics.predictions import right
 from jaxmethods.stages import Arrays, Compute, Part, Place, Results
 
 STAGE = "probes"
@@ -76,6 +77,7 @@ def probes_stage(run: Run) -> Compute:
     def parts(results: Results, place: Place) -> list[Part]:
         del place
         heard: Heard = results[material.STAGE]
+        material.check_labels(run, heard.clips)
         return [
             Part(f"{pool}-{number:02d}", partial(probe, run, heard, pool, split))
             for pool in POOLS
@@ -121,9 +123,9 @@ def probe(run: Run, heard: Heard, pool: str, split: Split) -> Arrays:
     chosen = int(np.argmax(validated))
     scaling = standardizer(jnp.asarray(features[split.train]))
     last = fitted(features, labels, split.train, penalties[chosen : chosen + 1], len(names))
-    said = np.argmax(logits(last, scaling(jnp.asarray(features[split.judged])))[0], axis=1)
+    said = logits(last, scaling(jnp.asarray(features[split.judged])))[0]
     return {
-        "right": said == labels[split.judged],
+        "right": np.asarray(right(said, jnp.asarray(labels[split.judged]))),
         "penalty": np.float64(penalties[chosen]),
         "validated": np.float64(validated[chosen]),
         "pool": np.frombuffer(pool.encode(), np.uint8),

@@ -68,13 +68,24 @@ def read_clips(run: Run) -> tuple[Clip, ...]:
         FileError: a manifest that cannot be read.
     """
     train, test = (_rows(run, file, tested) for file, tested in ((run.train, 0), (run.test, 1)))
-    known = {one.label for one in train}
-    unknown = sorted({one.label for one in test} - known)
-    if unknown:
-        raise DataError(f"data {run.test}: no clip of {run.train} has the label {unknown[0]!r}")
+    check_labels(run, [*train, *test])
+    return (*train, *test)
+
+
+def check_labels(run: Run, clips: Sequence[Clip]) -> None:
+    """Raises `DataError` for clips that nothing can be learned from, or judged by.
+
+    It is asked of all rows, and again of those that could be heard.
+    """
+    known = {one.label for one in clips if not one.tested}
+    tested = {one.label for one in clips if one.tested}
     if len(known) < 2:
         raise DataError(f"data {run.train}: expected clips of two labels or more, got {len(known)}")
-    return (*train, *test)
+    if not tested:
+        raise DataError(f"data {run.test}: expected a clip that can be heard, got none")
+    if tested - known:
+        unknown = min(tested - known)
+        raise DataError(f"data {run.test}: no clip of {run.train} has the label {unknown!r}")
 
 
 def _rows(run: Run, file: Path, tested: int) -> list[Clip]:
@@ -187,7 +198,9 @@ def hear(run: Run, clips: Sequence[Clip]) -> Arrays:
             if not run.skip_unreadable:
                 raise
             waves.append(np.zeros(1, np.float32))
-        heard.append(len(waves[-1]) > 1)
+            heard.append(False)
+        else:
+            heard.append(True)
     cut = [audio.pad_or_trim(wave, config.features.n_samples) for wave in waves]
     lengths = np.asarray(frame_lengths(np.asarray([n for _, n in cut]), config.features)[1])
     frames, own, everything = [], [], []

@@ -170,7 +170,7 @@ def read_wordings(config: AugmentConfig) -> dict[str, tuple[str, ...]]:
             content = config.wordings.read_bytes()
         try:
             own = json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"data {config.wordings}: is not valid JSON") from error
         _check_wordings(own, config.wordings)
     return {

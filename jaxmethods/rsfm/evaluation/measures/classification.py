@@ -17,7 +17,7 @@ class MultiLabel(NamedTuple):
     """How well several labels are found; macro is over labels, micro over all pairs."""
 
     ap: jax.Array
-    """[C]"""
+    """[C]; NaN for a label that no image has, which is not in the macro mean."""
     map_macro: jax.Array
     map_micro: jax.Array
     f1: jax.Array
@@ -100,4 +100,4 @@ def multilabel(scores: jax.Array, truth: jax.Array, threshold: float = 0.5) -> M
     named = jnp.sum(found, axis=0) + jnp.sum(true, axis=0)
     f1 = 2 * hits / jnp.maximum(named, 1)
     of_all = 2 * jnp.sum(hits) / jnp.maximum(jnp.sum(named), 1)
-    return MultiLabel(each, jnp.mean(each), micro, f1, jnp.mean(f1), of_all)
+    return MultiLabel(each, jnp.nanmean(each), micro, f1, jnp.mean(f1), of_all)

@@ -26,6 +26,7 @@ def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     Returns:
         [N, M] float64.
     """
+    first, second = (np.asarray(own, float) for own in (first, second))  # bytes would wrap around
     low = np.maximum(first[:, None, :2], second[None, :, :2])
     high = np.minimum(first[:, None, 2:], second[None, :, 2:])
     shared = np.prod(np.maximum(high - low, 0), axis=-1)
@@ -83,7 +84,7 @@ def average_precision(
         return float("nan")
     claimed = np.zeros(len(truth), bool)
     right = np.zeros(len(boxes), bool)
-    order = np.argsort(-scores, kind="stable")
+    order = np.argsort(-np.asarray(scores, float), kind="stable")
     for rank, place in enumerate(order):
         own = np.flatnonzero(truth_image == image[place])
         if not len(own):

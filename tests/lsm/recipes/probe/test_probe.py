@@ -190,3 +190,22 @@ def test_an_answerer_learns_to_name_tones(folder, tmp_path):
     assert "answers in words" in (tmp_path / "run" / "table.md").read_text()
     check_diagnosable(run)
     check_objectives(run, stages=("answerer",))
+
+
+@pytest.mark.parametrize(
+    ("heard", "message"),
+    [
+        ({"train": (0, 1), "test": ()}, "expected a clip that can be heard, got none"),
+        ({"train": (0,), "test": (0,)}, "expected clips of two labels or more, got 1"),
+        ({"train": (0, 1), "test": (2,)}, "has the label 'other'"),
+    ],
+)
+def test_what_is_left_of_the_clips_must_be_enough(folder, heard, message):
+    labels = ["low", "high", "other"]
+    clips = [
+        material.Clip("a.wav", folder, labels[number], "", split == "test")
+        for split, numbers in heard.items()
+        for number in numbers
+    ]
+    with pytest.raises(DataError, match=message):
+        material.check_labels(ProbeRun.model_validate(config(folder)), clips)
