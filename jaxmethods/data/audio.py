@@ -138,7 +138,12 @@ def pieces(wave: np.ndarray, n_samples: int = CLIP) -> tuple[np.ndarray, np.ndar
 
     Returns:
         [P, n_samples], and how many samples of each are its own, [P] int32.
+
+    Raises:
+        ValueError: there are no samples.
     """
+    if not len(wave):
+        raise ValueError("wave: expected at least one sample, got none")
     starts = range(0, len(wave), n_samples)
     found = [pad_or_trim(wave[start:], n_samples) for start in starts]
     return np.stack([clip for clip, _ in found]), np.asarray([n for _, n in found], np.int32)

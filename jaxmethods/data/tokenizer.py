@@ -128,11 +128,7 @@ def folder_tokenizer(folder: str | Path) -> Tokenizer:
 
     first = tokenizer.encode("", add_special_tokens=True).ids
     names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-    files = {
-        name: (folder / name).read_text(encoding="utf-8")
-        for name in names
-        if is_file(folder / name)
-    }
+    files = {name: _text(folder / name) for name in names if is_file(folder / name)}
     end, *others = _ends(folder, tokens)
     begin = first[0] if first else None
     return Tokenizer(encode, decode, tokens, begin, end, files, tuple(others))
@@ -147,6 +143,16 @@ def _read(file: Path) -> Any:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def _text(file: Path) -> str:
+    """The text of a file in UTF-8, whatever the encoding of the machine is."""
+    with refusals(file, "read"):
+        content = file.read_bytes()
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise TokenizerError(f"model {file}: is not UTF-8 text") from error
 
 
 def _ends(folder: Path, tokens: Mapping[str, int]) -> list[int]:
@@ -172,11 +178,10 @@ def _named_ends(file: Path, field: str, tokens: Mapping[str, int]) -> list[int]:
     """The tokens of a field of a JSON file; none where there is no such file or field."""
     if not is_file(file):
         return []
-    with refusals(file, "read"):
-        text = file.read_text(encoding="utf-8")
+    text = _text(file)
     try:
         value = json.loads(text).get(field)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise TokenizerError(f"model {file}: is not a JSON object") from error
     found = []
     for one in value if isinstance(value, list) else [value]:

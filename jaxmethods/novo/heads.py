@@ -52,10 +52,10 @@ def choices(norms: jax.Array, mask: jax.Array) -> Choices:
     """Each head's choice among candidates.
 
     Args:
-        norms: [..., C, HL], finite where `mask` is set.
+        norms: [..., C, HL]; NaN is never chosen where there is another.
         mask: [..., C] bool: which candidates there are, at least one.
     """
-    mask = mask[..., None]
+    mask = mask[..., None] & ~jnp.isnan(norms)
     largest = jnp.argmax(jnp.where(mask, norms, -jnp.inf), axis=-2)
     smallest = jnp.argmin(jnp.where(mask, norms, jnp.inf), axis=-2)
     return Choices(largest.astype(jnp.int32), smallest.astype(jnp.int32))
@@ -169,9 +169,12 @@ def largest_of(values: jax.Array, mask: jax.Array) -> jax.Array:
     """Where the largest of values [..., C] stands among those in the mask, [...] int32.
 
     The first of equals. Whatever the values are, even -inf, one that isn't there never wins; 0
-    where none is.
+    where none is. NaN counts as -inf: an argmax would take it for the largest.
     """
-    lowest = -jnp.inf if jnp.issubdtype(values.dtype, jnp.floating) else jnp.iinfo(values.dtype).min
+    if jnp.issubdtype(values.dtype, jnp.floating):
+        values, lowest = jnp.where(jnp.isnan(values), -jnp.inf, values), -jnp.inf
+    else:
+        lowest = jnp.iinfo(values.dtype).min
     place = jnp.argmax(jnp.where(mask, values, lowest), axis=-1)
     there = jnp.take_along_axis(mask, place[..., None], axis=-1)[..., 0]
     return jnp.where(there, place, jnp.argmax(mask, axis=-1)).astype(jnp.int32)
@@ -264,12 +267,14 @@ def heads_to_json(heads: Heads, layers: int) -> str:
     return json.dumps(sizes | {"heads_max": largest, "heads_min": smallest})
 
 
-def heads_from_json(text: str, total: int | None = None) -> Heads:
+def heads_from_json(text: str, total: int | None = None, layers: int | None = None) -> Heads:
     """The inverse of `heads_to_json`; `total` is the model's number of heads, if it is known.
 
     Args:
         text: JSON.
         total: the model's number of heads; None: unknown.
+        layers: the model's number of layers; None: unknown. Heads are numbered layer by layer, so
+            that 2 layers of 8 have other ones than 4 of 4.
 
     Returns:
         The voters.
@@ -279,10 +284,29 @@ def heads_from_json(text: str, total: int | None = None) -> Heads:
     """
     try:
         content: dict[str, Any] = json.loads(text)
-        size = content["num_layers"] * content["num_heads"]
-        heads = heads_from_indices(content["heads_max"], content["heads_min"], size)
-    except (ValueError, KeyError, TypeError) as error:
+        deep, wide = _whole(content, "num_layers"), _whole(content, "num_heads")
+        size = deep * wide
+        heads = heads_from_indices(
+            _wholes(content, "heads_max"), _wholes(content, "heads_min"), size
+        )
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"heads: not a list of voting heads ({error})") from error
+    if layers is not None and deep != layers:
+        raise UserError(f"heads: are those of a model with {deep} layers; this one has {layers}")
     if total is not None and size != total:
         raise UserError(f"heads: are those of a model with {size} heads; this one has {total}")
     return heads
+
+
+def _whole(content: dict[str, Any], name: str) -> int:
+    value = content[name]
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{name}: expected a positive integer, got {value!r:.80}")
+    return value
+
+
+def _wholes(content: dict[str, Any], name: str) -> list[int]:
+    values = content[name]
+    if not isinstance(values, list) or any(type(value) is not int for value in values):
+        raise ValueError(f"{name}: expected a list of integers, got {values!r:.80}")
+    return values

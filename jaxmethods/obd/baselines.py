@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from jaxmethods.method import Method, Metrics, Objective, gradient_step
@@ -77,6 +78,7 @@ def top_rows(
     Returns:
         `count` pairs.
     """
+    score = jnp.where(jnp.isnan(score), -jnp.inf, score)  # top_k takes NaN for the largest
     best = jax.lax.top_k(score, max(count, round(share * len(score))))[1]
     return _rows(data, best[distinct_rows(key, len(best), count)])
 

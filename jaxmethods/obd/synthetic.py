@@ -79,7 +79,8 @@ def _values(teacher: Teacher, source: Source) -> jax.Array:
     def one(row: tuple[jax.Array, jax.Array]) -> jax.Array:
         return q_value(teacher.q1, teacher_states(teacher, source.norm, row[0]), row[1])
 
-    return jax.lax.map(one, (source.data.states, source.data.actions), batch_size=BLOCK)
+    values = jax.lax.map(one, (source.data.states, source.data.actions), batch_size=BLOCK)
+    return jnp.where(jnp.isnan(values), -jnp.inf, values)  # top_k takes NaN for the largest
 
 
 def _nearest(states: jax.Array, centers: jax.Array) -> jax.Array:

@@ -184,3 +184,8 @@ def test_the_module_needs_no_package_to_be_imported():
         "import jaxmethods.data.audio"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_no_samples_have_no_pieces():
+    with pytest.raises(ValueError, match="wave: expected at least one sample, got none"):
+        audio.pieces(np.zeros(0, np.float32))

@@ -7,7 +7,12 @@ import json
 import pytest
 
 from jaxmethods.data.mcq import McqError, in_source_order, read_questions
-from jaxmethods.data.tokenizer import TokenizerError, byte_tokenizer, load_tokenizer
+from jaxmethods.data.tokenizer import (
+    TokenizerError,
+    byte_tokenizer,
+    folder_tokenizer,
+    load_tokenizer,
+)
 
 PLAIN = {"question": "Why?", "choices": ["so", "not so"], "label": 1}
 
@@ -184,3 +189,21 @@ def test_a_model_folder_tokenizer_adds_its_first_token(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(TokenizerError, match="cannot be read"):
         load_tokenizer(tmp_path)
+
+
+def test_what_a_tokenizer_says_is_utf_8_whatever_the_machine_speaks(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {"é": 0, "<end>": 1}
+    tokenizers.Tokenizer(tokenizers.models.WordLevel(words)).save(str(tmp_path / "tokenizer.json"))
+    settings = tmp_path / "tokenizer_config.json"
+    settings.write_text('{"eos_token": "é"}', encoding="utf-8")
+    found = folder_tokenizer(tmp_path)
+    assert found.end == 0
+    assert found.files["tokenizer_config.json"] == '{"eos_token": "é"}'
+    for content, message in (
+        ('{"eos_token": "é"}'.encode("latin-1"), "is not UTF-8 text"),
+        (b"[" * 100_000, "is not a JSON object"),
+    ):
+        settings.write_bytes(content)
+        with pytest.raises(TokenizerError, match=message):
+            folder_tokenizer(tmp_path)

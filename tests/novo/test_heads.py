@@ -177,6 +177,31 @@ def test_json_goes_there_and_back():
             heads.heads_from_json(bad)
 
 
+def test_heads_are_numbers_of_a_model_of_these_layers():
+    text = heads.heads_to_json(heads.heads_from_indices([0, 5], [7], 8), layers=2)
+    for own, change in (
+        ("[0, 5]", "[0, 5.5]"),
+        ("[0, 5]", "[false, 5]"),
+        ("2", '"2"'),
+        ("4", "-4"),
+    ):
+        with pytest.raises(UserError, match="heads: not a list of voting heads"):
+            heads.heads_from_json(text.replace(own, change, 1))
+    with pytest.raises(UserError, match="heads: not a list of voting heads"):
+        heads.heads_from_json("[" * 100_000)
+    assert heads.heads_to_indices(heads.heads_from_json(text, 8, 2)) == ([0, 5], [7])
+    with pytest.raises(UserError, match="a model with 2 layers; this one has 4"):
+        heads.heads_from_json(text, 8, 4)
+
+
+def test_nan_never_wins():
+    nan, mask = jnp.nan, jnp.ones(3, bool)
+    assert baselines.most_likely(jnp.array([[nan, -9.0, -3.0]]), mask[None]).tolist() == [2]
+    assert heads.largest_of(jnp.full(3, nan), jnp.array([False, True, True])) == 1
+    chosen = heads.choices(jnp.array([[nan, 1.0], [2.0, nan], [1.0, 3.0]]), mask)
+    assert (chosen.largest.tolist(), chosen.smallest.tolist()) == ([1, 2], [2, 0])
+
+
 def test_published_heads_go_there_and_back():
     file = Path(HEADS) / "golden" / "novo" / "heads.json"
     if not HEADS or not file.is_file():

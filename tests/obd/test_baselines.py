@@ -60,3 +60,9 @@ def test_cloning_learns_the_datas_actions():
     state, _ = run(jax.random.key(0), data)
     error = jnp.mean(jnp.square(policy.mode(state.params, data.states) - data.actions))
     assert float(error) < 0.01
+
+
+def test_rows_without_a_score_are_not_the_best():
+    score = jnp.where(jnp.arange(ROWS) < 100, jnp.nan, -jnp.arange(ROWS, dtype=jnp.float32))
+    rows = chosen(top_rows(jax.random.key(0), DATA, score, 10, share=0.05))
+    np.testing.assert_array_equal(sorted(rows), np.arange(100, 110))

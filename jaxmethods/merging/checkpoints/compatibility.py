@@ -6,8 +6,10 @@ activation), be codes instead of numbers (quantized weights), or be no weights a
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,10 +53,37 @@ in different families stand together. Where one config has no such field, nothin
 NULL_IS_A_VALUE = (
     "attn_logit_softcapping",
     "final_logit_softcapping",
+    "logits_soft_cap",
     "query_pre_attn_scalar",
     "clip_qkv",
 )
 """Fields that are switched off by null."""
+LLAMA_LIKE = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
+WINDOW, NO_WINDOW = {"sliding_window": 4096}, {"use_sliding_window": False}
+GEMMA_2 = {"query_pre_attn_scalar": 256} | WINDOW
+SOFT_CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "llama": LLAMA_LIKE,
+    "mistral": LLAMA_LIKE | WINDOW,
+    **dict.fromkeys(("qwen2", "qwen3"), LLAMA_LIKE | NO_WINDOW),
+    **dict.fromkeys(("qwen2_moe", "qwen2_vl", "qwen2_5_vl", "qwen3_moe", "smollm3"), NO_WINDOW),
+    "gpt_neox": {
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-5,
+        "use_parallel_residual": True,
+        "rotary_pct": 0.25,
+        "tie_word_embeddings": False,
+    },
+    "opt": {"activation_function": "relu", "do_layer_norm_before": True},
+    "codegen": {"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5},
+    **dict.fromkeys(("gemma2", "t5gemma"), GEMMA_2 | SOFT_CAPS),
+    **dict.fromkeys(("gemma3", "gemma3_text", "t5gemma2", "vaultgemma"), GEMMA_2),
+    "recurrent_gemma": {"logits_soft_cap": 30.0},
+    **dict.fromkeys(("cohere2", "exaone4", "ministral", "olmo3"), WINDOW),
+    "gpt_oss": {"sliding_window": 128},
+}
+"""By `model_type`, what stands for a field that `config.json` leaves out (transformers 5.24), where
+that is more than nothing."""
 ROPE_BASES = ("rope_theta", "rotary_emb_base", "rotary_base", "rope_base")
 ROPE_FIELDS = (*ROPE_BASES, "rope_scaling", "rope_parameters")
 OTHER_ROPE_BASES = {
@@ -91,6 +120,8 @@ CODES = re.compile(
     r"|\.quant_state\."
 )
 """Names that only quantized checkpoints have (GPTQ, AWQ, bitsandbytes, compressed-tensors)."""
+RENAMED = 0.01
+"""Share of the ids that may be other tokens in an expert."""
 WHAT_TO_DO = "merge the checkpoints that it was made from, or dequantize it first"
 
 
@@ -140,6 +171,8 @@ def check_not_quantized(folder: Folder, role: str) -> None:
 def check_configs(base: Folder, expert: Folder) -> None:
     """Raises `MergeError` naming the first field in which the configs compute something else."""
     ours, theirs = base.config, expert.config
+    if not ours or not theirs:  # a file of weights alone
+        return
     kinds = [config.get("model_type") for config in (ours, theirs)]
     if None not in kinds and kinds[0] != kinds[1]:
         short, long = sorted(map(str, kinds), key=len)  # clip, clip_vision_model: a tower of it
@@ -158,15 +191,48 @@ def check_configs(base: Folder, expert: Folder) -> None:
         )
 
 
+def check_tokenizers(base: Folder, expert: Folder, rows: int) -> None:
+    """Raises `MergeError` where tensors of `rows` rows have those of other tokens.
+
+    A few tokens may differ: fine-tuning gives names to reserved ones.
+    """
+    ours, theirs = _tokens(base.path), _tokens(expert.path)
+    shared = ours.keys() & theirs.keys()
+    other = sorted(number for number in shared if ours[number] != theirs[number])
+    if len(other) > RENAMED * len(shared) and max(shared) < rows:
+        first = other[0]
+        raise MergeError(
+            f"expert {expert.path}: expected the base's tokens, got other ones for {len(other)} of "
+            f"{len(shared)} ids, first {theirs[first]!r} for {first} in place of {ours[first]!r}; "
+            "exclude the embedding and the head, or merge models of one tokenizer"
+        )
+
+
+def _tokens(path: Path) -> dict[int, str]:
+    """Id -> token of a folder's tokenizer.json; empty where there is none that can be read."""
+    try:
+        content = json.loads((path / "tokenizer.json").read_bytes())
+        vocabulary = content["model"]["vocab"]
+        if isinstance(vocabulary, list):  # of pieces with their scores
+            vocabulary = {piece[0]: number for number, piece in enumerate(vocabulary)}
+        found = {number: token for token, number in vocabulary.items()}
+        added = content.get("added_tokens") or []
+        return found | {token["id"]: token["content"] for token in added}
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+        return {}
+
+
 def differences(ours: Mapping, theirs: Mapping) -> Iterator[tuple[str, Any, Any]]:
     """(field, ours, theirs) of what is computed differently, also in nested configs."""
+    kind = ours.get("model_type", theirs.get("model_type"))
+    ours, theirs = (_with_defaults(config, kind) for config in (ours, theirs))
     for aliases in SAME_MEANING:
         one, other = _first(ours, aliases), _first(theirs, aliases)
         if one and other and _normal(one[1]) != _normal(other[1]):
             yield one[0], one[1], other[1]
     for name in NULL_IS_A_VALUE:
-        if name in ours and name in theirs and ours[name] != theirs[name]:
-            yield name, ours[name], theirs[name]
+        if ours.get(name) != theirs.get(name):
+            yield name, ours.get(name), theirs.get(name)
     for settings in (_key_value_heads, _windows, _layer_types, _rope):
         one, other = settings(ours), settings(theirs)
         for name in one.keys() & other.keys():
@@ -220,9 +286,13 @@ def _key_value_heads(config: Mapping) -> dict[str, Any]:
     return {} if heads is None or found is None else {names[0]: found[1]}
 
 
+def _with_defaults(config: Mapping[str, Any], kind: Any) -> Mapping[str, Any]:
+    """The config with the family's defaults for fields that it leaves out; null is a value."""
+    defaults = DEFAULTS.get(kind, {}) if isinstance(kind, str) else {}
+    return {**defaults, **config, "model_type": kind}
+
+
 def _windows(config: Mapping) -> dict[str, Any]:
-    if "sliding_window" not in config and "use_sliding_window" not in config:
-        return {}
     used = config.get("use_sliding_window", True)
     window = config.get("sliding_window") if used else None
     found = {"sliding_window": window}
@@ -234,8 +304,19 @@ def _windows(config: Mapping) -> dict[str, Any]:
 def _layer_types(config: Mapping) -> dict[str, Any]:
     types, layers = config.get("layer_types"), config.get("num_hidden_layers")
     if not isinstance(types, list):
-        return {}
+        return _same_layers(config, layers)
     return {"layer_types": types[:layers] if isinstance(layers, int) else types}
+
+
+def _same_layers(config: Mapping, layers: Any) -> dict[str, Any]:
+    """The layers of families that have one kind of them where `config.json` doesn't say it."""
+    window, kind = _windows(config)["sliding_window"], config.get("model_type")
+    if not isinstance(layers, int) or kind not in ("llama", "mistral", "qwen2", "qwen3"):
+        return {}
+    if window is not None and kind in ("qwen2", "qwen3"):  # from `max_window_layers` on
+        return {}
+    slides = window is not None and kind == "mistral"
+    return {"layer_types": ["sliding_attention" if slides else "full_attention"] * layers}
 
 
 def _rope(config: Mapping) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from jaxmethods.merging.checkpoints.compatibility import (
     MergeError,
     check_configs,
     check_not_quantized,
+    check_tokenizers,
     is_buffer,
     is_float,
     same_frequencies,
@@ -75,6 +76,7 @@ def open_inputs(config: MergeConfig) -> Inputs:
     for expert in experts:
         check_not_quantized(expert, "expert")
         check_configs(base, expert)
+        check_tokenizers(base, expert, _most_rows(config, base))
         _check_tensors(config, base, expert)
         _check_constants(config, base, expert)
     merged = sorted(
@@ -254,6 +256,16 @@ def _check_finite(inputs: Inputs, loaded: Loaded) -> None:
 def _takes_part(config: MergeConfig, name: str, stored: Stored) -> bool:
     """Floating parameters that no pattern excludes."""
     return is_float(stored.dtype) and not is_buffer(name, stored) and not _excluded(config, name)
+
+
+def _most_rows(config: MergeConfig, base: Folder) -> int:
+    """Rows of the matrix that has most of them: where it is merged, the embedding."""
+    matrices = [
+        stored.shape[0]
+        for name, stored in base.tensors.items()
+        if len(stored.shape) == 2 and _takes_part(config, name, stored)
+    ]
+    return max(matrices, default=0)
 
 
 def _excluded(config: MergeConfig, name: str) -> bool:

@@ -24,6 +24,8 @@ from jaxmethods.models.hub.folders import HubError, some_of
 
 OPEN_CLIP = "visual.conv1.weight"
 """A tensor that open_clip's vision transformers have."""
+PREFIXES = ("module.", "model.")
+"""What wrappers put before all names."""
 
 
 class FromTensors(NamedTuple):
@@ -54,7 +56,12 @@ def from_tensors(
     Raises:
         HubError: tensors that are missing, unknown or of another shape.
     """
+    for prefix in PREFIXES:
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): own for name, own in tensors.items()}
     named = _renamed(tensors) if OPEN_CLIP in tensors else dict(tensors)
+    if np.size(named.get("logit_scale", ())) == 1:  # open_clip's may be [1]
+        named["logit_scale"] = np.reshape(named["logit_scale"], ())
     named = {name: own for name, own in named.items() if not name.endswith("position_ids")}
     config = _config(named, vision_heads, text_heads, activation)
     wanted = jax.tree_util.tree_leaves_with_path(shapes(config))

@@ -29,8 +29,15 @@ def tokenize(
 
     Returns:
         Ids and mask, [B, L] int32 each.
+
+    Raises:
+        ValueError: no texts, one text instead of a list of them, or a model without a text tower.
     """
-    assert config.text is not None
+    if config.text is None:
+        raise ValueError("config: expected a model with a text tower, this is a vision tower alone")
+    if isinstance(texts, str) or not len(texts):
+        got = f"the text {texts!r:.80}" if isinstance(texts, str) else "none"
+        raise ValueError(f"texts: expected a list of at least one text, got {got}")
     longest = config.text.max_position_embeddings
     rows = [tokenizer.encode(text).ids for text in texts]
     rows = [row if len(row) <= longest else [*row[: longest - 1], row[-1]] for row in rows]

@@ -60,8 +60,10 @@ def head_from_templates(
     Raises:
         ValueError: no classes or templates, or a template without a place for the class name.
     """
-    if not class_names or not templates:
-        raise ValueError("class_names, templates: expected at least one of each")
+    for name, given in {"class_names": class_names, "templates": templates}.items():
+        if isinstance(given, str) or not len(given):
+            got = f"the text {given!r:.80}" if isinstance(given, str) else "none"
+            raise ValueError(f"{name}: expected a list of at least one text, got {got}")
     wrong = [template for template in templates if "{}" not in template and "{c}" not in template]
     if wrong:
         raise ValueError(f"templates: expected a {{}} for the class name in {wrong[0]!r}")

@@ -35,6 +35,8 @@ BUFFERS = re.compile(
     r"rotary_emb\.inv_freq$|attn\.(causal_mask|masked_bias|bias)$|attention\.(bias|masked_bias)$"
 )
 """Tensors that older checkpoints hold beside the parameters."""
+HEAD = re.compile(r"(lm_head|embed_out)\.")
+"""Tensors that have no prefix of the model behind the head."""
 REPLACED = {
     "rope_parameters",
     "original_max_position_embeddings",
@@ -164,6 +166,11 @@ def _with_table_names(folder: Folder) -> Folder:
     if name == "gpt_neox" and "lm_head.weight" in stored and NEOX_HEAD not in stored:
         stored[NEOX_HEAD] = stored.pop("lm_head.weight")
     config = _parse(folder)
+    prefix = embedding_name(config).partition(".")[0] + "."
+    if not any(tensor.startswith(prefix) for tensor in stored):  # a bare `LlamaModel`
+        stored = {
+            tensor if HEAD.match(tensor) else prefix + tensor: own for tensor, own in stored.items()
+        }
     if config.tied and embedding_name(config) not in stored and head_name(config) in stored:
         stored[embedding_name(config)] = stored.pop(head_name(config))
     return folder._replace(tensors=stored)

@@ -15,6 +15,7 @@ and B costs no gradient to W.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any, TypeAlias
 
 import jax
@@ -123,9 +124,11 @@ def merge(params: Params, adapters: Adapters, scale: float) -> Params:
     """
 
     def added(dense: Params, own: dict[str, jax.Array]) -> Params:
-        change = scale * jnp.einsum("ldr,lro->ldo", own["a"], own["b"])
         kernel = dense["kernel"]
-        return dense | {"kernel": (kernel + change.astype(kernel.dtype)).astype(kernel.dtype)}
+        wide = reduce(jnp.promote_types, (own["a"].dtype, own["b"].dtype, kernel.dtype, "float32"))
+        # Rounded once: half precision would lose a small change, or the sum over the rank.
+        change = jnp.einsum("ldr,lro->ldo", own["a"].astype(wide), own["b"].astype(wide))
+        return dense | {"kernel": (kernel.astype(wide) + scale * change).astype(kernel.dtype)}
 
     return _with(params, adapters, added)
 

@@ -39,15 +39,27 @@ def save_adapter(
         base: where the model is; PEFT loads it from there.
 
     Raises:
-        HubError: the family keeps what the adapters change in a tensor with something else.
+        HubError: the family keeps what the adapters change in a tensor with something else; there
+            are no adapters, they have several ranks, or weights that are not finite.
         FileError: the files can't be written.
     """
     names = modules(config, adapters)
-    tensors, ranks = {}, set()
+    ranks = {target: own["a"].shape[-1] for target, own in adapters.items()}
+    if len(set(ranks.values())) != 1:
+        raise HubError(
+            f"adapters: expected some of one rank, since alpha is divided by it, got {ranks}"
+        )
+    tensors = {}
     for target, own in adapters.items():
         # Checkpoints have outputs first.
         first, second = (np.swapaxes(np.asarray(own[part]), 1, 2) for part in ("a", "b"))
-        ranks.add(first.shape[1])
+        for part, values in (("a", first), ("b", second)):
+            wrong = values.size - np.count_nonzero(np.isfinite(values))
+            if wrong:
+                raise HubError(
+                    f"adapters: {target}/{part}: expected finite weights, got {wrong} NaN or "
+                    "infinite ones"
+                )
         for layer in range(config.layers):
             module = f"base_model.model.{names[target].format(layer)}"
             tensors[f"{module}.lora_A.weight"] = np.ascontiguousarray(first[layer])
@@ -56,7 +68,7 @@ def save_adapter(
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": str(base),
-        "r": ranks.pop(),
+        "r": min(ranks.values()),
         "lora_alpha": alpha,
         "lora_dropout": 0.0,
         "bias": "none",

@@ -59,7 +59,10 @@ def load(path: str | Path, *, dtype: Any = jnp.float32, encoder_only: bool = Fal
         HubError: the folder, its config or its tensors are not what we can read.
     """
     folder = _with_prefix(open_folder(path))
-    config = _with_own_head(read_config(folder.config, str(folder.path / "config.json")), folder)
+    config = read_config(folder.config, str(folder.path / "config.json"))
+    if config.text.tied and HEAD in folder.tensors and EMBEDDING not in folder.tensors:
+        folder = folder._replace(tensors={**folder.tensors, EMBEDDING: folder.tensors[HEAD]})
+    config = _with_own_head(config, folder)
     shapes = jax.eval_shape(lambda key: init_params(key, config), jax.random.key(0))
     tensors = table(config)
     if encoder_only:

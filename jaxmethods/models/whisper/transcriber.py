@@ -11,6 +11,7 @@ before there was one say it in `config.json`.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from jaxmethods.models.whisper.checkpoint import Loaded, load
 from jaxmethods.models.whisper.text import transcribe
 
 START, NO_TIMESTAMPS = "<|startoftranscript|>", "<|notimestamps|>"
+TIMESTAMP = re.compile(r"<\|\d+\.\d\d\|>")
 
 
 class Transcriber(NamedTuple):
@@ -55,7 +57,7 @@ class Transcriber(NamedTuple):
             rows = [row[:n].tolist() for row, n in zip(*found, strict=True)]
             texts += [text.strip() for text in self.tokenizer.decode(rows[: len(own)])]
         left = iter(texts)
-        return [" ".join(next(left) for _ in pieces) for pieces in cut]
+        return [" ".join(filter(None, [next(left) for _ in pieces])) for pieces in cut]
 
 
 def read_transcriber(
@@ -89,7 +91,7 @@ def read_transcriber(
     vocabulary = loaded.config.text.vocab_size
     prompt = _prompt(Path(path), tokenizer, language)
     never, at_first = _suppressed(Path(path), vocabulary)
-    never = never | (np.arange(vocabulary) > tokenizer.tokens[NO_TIMESTAMPS])
+    never = never | _timestamps(tokenizer, vocabulary)
 
     @jax.jit
     def program(params: Any, clips: jax.Array) -> Any:
@@ -137,14 +139,25 @@ def _suppressed(path: Path, vocabulary: int) -> tuple[np.ndarray, np.ndarray]:
     return masks[0], masks[1]
 
 
+def _timestamps(tokenizer: Tokenizer, vocabulary: int) -> np.ndarray:
+    """[V] bool: tokens behind `NO_TIMESTAMPS`, which older tokenizers don't name.
+
+    Words that were added to a vocabulary stand behind them, too.
+    """
+    found = np.arange(vocabulary) > tokenizer.tokens[NO_TIMESTAMPS]
+    words = [n for token, n in tokenizer.tokens.items() if not TIMESTAMP.fullmatch(token)]
+    found[[number for number in words if number < vocabulary]] = False
+    return found
+
+
 def _read(file: Path) -> dict[str, Any]:
     """A JSON object; empty where there is no file."""
     if not is_file(file):
         return {}
     with refusals(file, "read"):
-        text = file.read_text(encoding="utf-8")
+        content = file.read_bytes()
     try:
-        found = json.loads(text)
-    except ValueError as error:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:
         raise TokenizerError(f"model {file}: is not valid JSON") from error
     return found if isinstance(found, dict) else {}

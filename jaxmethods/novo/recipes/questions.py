@@ -143,7 +143,7 @@ def prepare(run: Run) -> tuple[Task, str]:
     task = Task(run, config, questions, labels, tree, roles)
     first, after = task.layers
     if run.heads is not None:
-        _read_heads(run.heads, (after - first) * config.heads)
+        _read_heads(run.heads, (after - first) * config.heads, after - first)
     weights = [
         (str(stored.file), stored.file.stat().st_size, stored.file.stat().st_mtime_ns)
         for stored in folder.tensors.values()
@@ -165,7 +165,7 @@ def answer(task: Task, parts: Sequence[Mapping[str, Any]]) -> Answers:
     if run.heads is None:
         chosen = heads.fit(*discovery, **settings)
     else:
-        chosen = _read_heads(run.heads, scores.norms.shape[-1])
+        chosen = _read_heads(run.heads, scores.norms.shape[-1], after - first)
     if not bool(chosen.ok):
         raise UserError(
             "selection: no head votes: all counts are equal, or every selected head was selected "
@@ -286,12 +286,12 @@ def _rounded(norms: np.ndarray, rounding: str) -> np.ndarray:
     return norms.astype(jnp.dtype(rounding)).astype(np.float32)
 
 
-def _read_heads(path: Path, total: int) -> heads.Heads:
+def _read_heads(path: Path, total: int, layers: int) -> heads.Heads:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"heads {path}: cannot be read") from error
-    return heads.heads_from_json(text, total)
+    return heads.heads_from_json(text, total, layers)
 
 
 def _accounting(task: Task) -> dict[str, float]:

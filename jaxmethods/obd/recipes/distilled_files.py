@@ -159,7 +159,7 @@ def _read_card(path: Path, where: str) -> dict[str, Any]:
         card = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"{where}: its card {file.name} is missing") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{where}: its card {file.name} cannot be read ({error})") from error
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise DataError(f"{where}: {file.name} is not the card of a distilled set")
@@ -171,6 +171,8 @@ def _read_card(path: Path, where: str) -> dict[str, Any]:
     missing = [name for name in fields if name not in card]
     if missing:
         raise DataError(f"{where}: its card {file.name} has no {missing[0]!r}")
+    if not isinstance(card["source"], dict | None):
+        raise DataError(f"{where}: its card {file.name}: source: expected an object or null")
     return card
 
 
@@ -178,6 +180,8 @@ def _check_arrays(arrays: Mapping[str, np.ndarray], where: str) -> None:
     for name in ARRAYS:
         if name not in arrays:
             raise DataError(f"{where}: {name}: missing")
+        if arrays[name].dtype.kind != "f":
+            raise DataError(f"{where}: {name}: expected floating numbers, got {arrays[name].dtype}")
         if not np.isfinite(arrays[name]).all():
             raise DataError(f"{where}: {name}: expected finite numbers")
     states, actions, mean, std, raw = (arrays[name] for name in ARRAYS)

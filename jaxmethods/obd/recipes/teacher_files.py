@@ -6,6 +6,7 @@ actor_log_std_offset, q1_w0.., q1_b0.., q2_w0.., q2_b0.., obs_mean, obs_std, obs
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from jaxmethods.obd.types import Source
 from jaxmethods.offline_rl.dataset import STATE_EPS
 from jaxmethods.offline_rl.policies import Layer, PolicyParams, QParams
 from jaxmethods.offline_rl.types import Norm, Teacher
+
+SCALARS = ("actor_log_std_multiplier", "actor_log_std_offset")
+USED = re.compile(rf"(actor|q1|q2)_[wb]\d+|obs_(mean|std|eps)|{'|'.join(SCALARS)}")
+"""Names of the arrays that are read; a file may hold others."""
 
 
 def load_teacher(path: Path | str) -> Teacher:
@@ -107,9 +112,16 @@ def check_teacher(source: Source) -> None:
 
 
 def _teacher(arrays: Mapping[str, np.ndarray], where: str) -> Teacher:
-    for name in ("actor_log_std_multiplier", "actor_log_std_offset", "obs_mean", "obs_std"):
+    for name in (*SCALARS, "obs_mean", "obs_std"):
         if name not in arrays:
             raise DataError(f"{where}: {name}: missing")
+    for name, array in arrays.items():
+        if USED.fullmatch(name) and array.dtype.kind not in "fiu":
+            raise DataError(f"{where}: {name}: expected numbers, got {array.dtype}")
+        if name in SCALARS and (array.size != 1 or not np.isfinite(array).all()):
+            raise DataError(
+                f"{where}: {name}: expected one finite number, got {array.tolist()!r:.80}"
+            )
     mean, std = (np.asarray(arrays[name], np.float32) for name in ("obs_mean", "obs_std"))
     std = std + np.float32(arrays.get("obs_eps", 0.0))
     if mean.ndim != 1 or std.shape != mean.shape:
@@ -124,10 +136,7 @@ def _teacher(arrays: Mapping[str, np.ndarray], where: str) -> Teacher:
     for name, critic in zip(("q1", "q2"), critics, strict=True):
         if critic[-1][0].shape[1] != 1:
             raise DataError(f"{where}: {name}: expected 1 output, got {critic[-1][0].shape[1]}")
-    mult, off = (
-        jnp.asarray(arrays[f"actor_log_std_{name}"], jnp.float32).reshape(())
-        for name in ("multiplier", "offset")
-    )
+    mult, off = (jnp.asarray(arrays[name], jnp.float32).reshape(()) for name in SCALARS)
     norm = Norm(jnp.asarray(mean), jnp.asarray(std))
     return Teacher(PolicyParams(actor, mult, off), critics[0], critics[1], norm)
 
@@ -151,8 +160,14 @@ def _layers(arrays: Mapping[str, np.ndarray], name: str, inputs: int, where: str
             raise DataError(f"{where}: {name}_w{i}: expected finite numbers")
         layers.append((jnp.asarray(weights, jnp.float32), jnp.asarray(biases, jnp.float32)))
         inputs = weights.shape[1]
-    if not layers:
-        raise DataError(f"{where}: {name}_w0: missing")
+    further = sorted(
+        other
+        for other in arrays
+        if re.fullmatch(rf"{name}_[wb]\d+", other) and int(other[len(name) + 2 :]) >= len(layers)
+    )
+    if not layers or further:  # without those behind a gap it would be another network
+        there = f", but {further[0]} is there" if further else ""
+        raise DataError(f"{where}: {name}_w{len(layers)}: missing{there}")
     return tuple(layers)
 
 
@@ -186,15 +201,12 @@ def _state_dict(saved: Mapping[str, Any], name: str, where: str) -> Mapping[str,
 
 def _input_major(state: Mapping[str, Any], prefix: str, name: str) -> dict[str, np.ndarray]:
     """nn.Sequential's linear layers, in order, with weights [in, out]."""
-    places = sorted(
-        int(key.removeprefix(prefix).removesuffix(".weight"))
-        for key in state
-        if key.startswith(prefix) and key.endswith(".weight")
-    )
+    found = (re.fullmatch(re.escape(prefix) + r"(\d+)\.weight", key) for key in state)
+    places = sorted(int(match[1]) for match in found if match)
     arrays = {}
     for i, place in enumerate(places):
-        arrays[f"{name}_w{i}"] = state[f"{prefix}{place}.weight"].numpy().T
+        arrays[f"{name}_w{i}"] = state[f"{prefix}{place}.weight"].float().numpy().T
         bias = state.get(f"{prefix}{place}.bias")
         if bias is not None:
-            arrays[f"{name}_b{i}"] = bias.numpy()
+            arrays[f"{name}_b{i}"] = bias.float().numpy()
     return arrays

@@ -190,7 +190,7 @@ def task_arrays(flat: FlatDataset, run: Run, source: str) -> TaskArrays:
     """Episodes, returns and statistics of flat arrays.
 
     Raises:
-        DataError: no row ends an episode, or rows are in no order.
+        DataError: no row ends an episode, rows are in no order, or all episodes are held out.
     """
     config = run.alignment
     last = episode_ends(flat)
@@ -208,6 +208,11 @@ def task_arrays(flat: FlatDataset, run: Run, source: str) -> TaskArrays:
         # Evenly over the file, where behaviors often lie one after another.
         count = max(1, round(config.held_out * len(ends)))
         held_out[np.linspace(0, len(ends) - 1, count + 2)[1:-1].astype(int)] = True
+    if held_out.all():
+        raise DataError(
+            f"{source}: timeouts: expected episodes beside those that are held out, got "
+            f"{len(ends)} in all; set alignment.held_out to 0"
+        )
     sums = np.add.reduceat(flat.rewards.astype(np.float64), np.append(0, ends[:-1]))
     trained = np.repeat(~held_out, np.diff(ends, prepend=0))
     return TaskArrays(

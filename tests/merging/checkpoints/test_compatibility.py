@@ -70,6 +70,7 @@ def without(*names, **changed):
 
 
 V5 = {"rope_type": "default", "rope_theta": 10000.0}
+MISTRAL, GEMMA_2 = without(model_type="mistral"), without(model_type="gemma2")
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 SAME = {
     "transformers 4 and 5": (LLAMA, without("rope_theta", rope_parameters=V5)),
@@ -100,6 +101,16 @@ SAME = {
     "types of layers that aren't there": (
         without(layer_types=["full_attention"] * 2),
         without(layer_types=["full_attention"] * 2 + ["sliding_attention"] * 2),
+    ),
+    "a window that is off, not said": (LLAMA, without(sliding_window=None)),
+    "Mistral's window, not said": (MISTRAL, MISTRAL | {"sliding_window": 4096}),
+    "Gemma 2's caps, not said": (
+        GEMMA_2,
+        GEMMA_2 | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+    ),
+    "Qwen's unused window": (
+        without(model_type="qwen2"),
+        without(model_type="qwen2", sliding_window=16, layer_types=["full_attention"] * 2),
     ),
     "what only training needs": (LLAMA, without(attention_dropout=0.1, max_position_embeddings=99)),
     "one for each type of layer": (
@@ -171,6 +182,33 @@ DIFFERENT = {
         without(sliding_window=None),
         "sliding_window 16 like the base, got None",
     ),
+    "window, not said": (LLAMA, without(sliding_window=16), "sliding_window None like .* got 16"),
+    "Mistral's window, not said": (
+        MISTRAL | {"sliding_window": None},
+        MISTRAL,
+        "sliding_window None like the base, got 4096",
+    ),
+    "types of layers, not said": (
+        MISTRAL,
+        MISTRAL | {"layer_types": ["full_attention", "sliding_attention"]},
+        "layer_types .* like the base",
+    ),
+    "softcap, not said": (
+        LLAMA,
+        without(final_logit_softcapping=30.0),
+        "final_logit_softcapping None like the base, got 30.0",
+    ),
+    "Gemma 2's softcap, not said": (
+        GEMMA_2 | {"attn_logit_softcapping": None},
+        GEMMA_2,
+        "attn_logit_softcapping None like the base, got 50.0",
+    ),
+    "epsilon, not said": (LLAMA, without("rms_norm_eps"), "rms_norm_eps 1e-05 like the base, got"),
+    "GPT-NeoX's share, not said": (
+        without(model_type="gpt_neox"),
+        without(model_type="gpt_neox", rotary_pct=1.0),
+        "partial_rotary_factor 0.25 like the base, got 1.0",
+    ),
     "types of layers": (
         without(layer_types=["full_attention", "sliding_attention"]),
         without(layer_types=["full_attention"] * 2),
@@ -203,6 +241,35 @@ DIFFERENT = {
 def test_configs_that_compute_something_else_are_refused(name, tmp_path):
     ours, theirs, message = DIFFERENT[name]
     refused(tmp_path, f"expert .*: expected {message}", *pair(tmp_path, ours, theirs))
+
+
+def test_a_file_of_weights_alone_says_nothing_of_what_is_computed(tmp_path):
+    base = folder(tmp_path / "base", weights(), without(sliding_window=16))
+    save_file(weights(1), tmp_path / "expert.safetensors")
+    found = merge(tmp_path, base, tmp_path / "expert.safetensors")
+    np.testing.assert_array_equal(found["a.weight"], weights(1)["a.weight"])
+
+
+def with_tokens(path, tokens, kind="BPE"):
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    model = {"vocab": [[t, 0.0] for t in tokens] if kind == "Unigram" else vocabulary}
+    (path / "tokenizer.json").write_text(json.dumps({"model": model}), encoding="utf-8")
+
+
+@pytest.mark.parametrize("kind", ["BPE", "Unigram"])
+def test_embeddings_of_other_tokens_are_not_merged(kind, tmp_path):
+    """Vocabularies of equal size whose rows are other words average to noise."""
+    names = ("embed.weight", "b.weight")
+    base, expert = (
+        folder(tmp_path / name, {n: x[: 6 if n[0] == "e" else 4] for n, x in given.items()})
+        for name, given in (("base", weights(0, names)), ("expert", weights(1, names)))
+    )
+    with_tokens(base, "abcdef", kind)
+    with_tokens(expert, "abcdéf", kind)
+    refused(tmp_path, "other ones for 1 of 6 ids, first 'é' for 4 in place of 'e'", base, expert)
+    merge(tmp_path, base, expert, exclude=("embed",))
+    with_tokens(expert, "abcdefg", kind)  # more of them, which the embedding has no rows for
+    merge(tmp_path, base, expert, out="more")
 
 
 # Quantized checkpoints and integers

@@ -189,10 +189,26 @@ def test_a_head_from_templates_averages_over_them(tmp_path, loaded):
 
     expected = clip.normalize(feature("a photo of a cat.") + feature("cat"))
     np.testing.assert_allclose(head[0], expected, atol=1e-5)
+    for texts, message in (("a cat", "got the text 'a cat'"), ([], "got none")):
+        with pytest.raises(ValueError, match=f"texts: expected a list .*{message}"):
+            clip.tokenize(tokenizer, texts, loaded.config)
+        with pytest.raises(ValueError, match=f"class_names: expected a list .*{message}"):
+            clip.head_from_templates(loaded.params, loaded.config, tokenizer, texts, templates)
     with pytest.raises(ValueError, match="templates"):
         clip.head_from_templates(loaded.params, loaded.config, tokenizer, names, ["a photo"])
     with pytest.raises(hub.HubError, match=r"holds no tokenizer\.json"):
         clip.load_tokenizer(TINY)
+
+
+def test_tensors_of_a_wrapped_model_are_read(loaded):
+    """DistributedDataParallel puts `module.` before all names; a scale may be a vector."""
+    tensors = load_file(TINY / "model.safetensors")
+    vision, text = loaded.config.vision, loaded.config.text
+    heads = {"vision_heads": vision.num_attention_heads, "text_heads": text.num_attention_heads}
+    plain = clip.from_tensors(tensors, **heads).params
+    tensors["logit_scale"] = tensors["logit_scale"].reshape(1)
+    wrapped = clip.from_tensors({f"module.{n}": x for n, x in tensors.items()}, **heads).params
+    jax.tree.map(np.testing.assert_array_equal, wrapped, plain)
 
 
 def test_a_text_that_is_too_long_keeps_its_end_mark(tmp_path, loaded):

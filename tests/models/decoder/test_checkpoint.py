@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from jaxmethods.errors import UserError
 from jaxmethods.models import decoder
@@ -169,3 +170,18 @@ def test_loading_never_holds_the_model_twice(tmp_path):
     assert run.returncode == 0, run.stderr
     # On CPU the loaded model is in host memory once; a leaf of a fifth of it, and its file, twice.
     assert float(run.stdout) < 1.7
+
+
+@pytest.mark.parametrize("name", ["llama linear", "gpt_neox", "opt", "codegen"])
+def test_tensors_without_the_prefix_of_the_model_are_read(tmp_path, name):
+    """As a bare `LlamaModel` is stored; a head that isn't the embedding stands beside it."""
+    config, params = CONFIGS[name], random_params(CONFIGS[name])
+    decoder.save(tmp_path / "model", config, params)
+    stored = load_file(tmp_path / "model" / "model.safetensors")
+    prefixes = {own.partition(".")[0] for own in stored} - {"lm_head", "embed_out"}
+    assert len(prefixes) == 1
+    bare = {own.removeprefix(f"{min(prefixes)}."): tensor for own, tensor in stored.items()}
+    save_file(bare, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    again, loaded = decoder.load(tmp_path / "model")
+    assert again == config
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)

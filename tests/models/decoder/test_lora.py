@@ -98,3 +98,29 @@ def test_a_part_of_a_tensor_is_not_saved_apart(found, tmp_path):
     with pytest.raises(HubError, match=r"gpt_neox keeps attention/query in .* with 2 others"):
         peft.save_adapter(tmp_path / "a", neox, found[1], alpha=1.0)
     assert not (tmp_path / "a").exists()
+
+
+def test_adapters_that_one_config_cannot_say_are_not_saved(found, tmp_path):
+    adapters = jax.device_get(found[1])
+    one, other = "attention/query", "mlp/down"
+    narrow = {"a": adapters[other]["a"][..., :2], "b": adapters[other]["b"][:, :2]}
+    broken = {**adapters[one], "b": np.full_like(adapters[one]["b"], np.nan)}
+    for given, message in (
+        ({}, "expected some of one rank"),
+        (adapters | {other: narrow}, r"one rank.*'mlp/down': 2"),
+        (adapters | {one: broken}, r"attention/query/b: expected finite weights, got \d+ NaN"),
+    ):
+        with pytest.raises(HubError, match=message):
+            peft.save_adapter(tmp_path / "a", CONFIG, given, alpha=1.0)
+        assert not (tmp_path / "a").exists()
+
+
+def test_additions_of_half_precision_are_rounded_once():
+    """The sum over the rank, and the product with the scale, are float32 as the kernel is."""
+    rng = np.random.default_rng(0)
+    own = {part: jnp.asarray(rng.normal(size=(1, 16, 16)), jnp.bfloat16) for part in ("a", "b")}
+    params = {"layers": {"attention": {"query": {"kernel": jnp.zeros((1, 16, 16))}}}}
+    merged = lora.merge(params, {"attention/query": own}, 0.3)
+    wide = {part: np.asarray(value, np.float64) for part, value in own.items()}
+    found = merged["layers"]["attention"]["query"]["kernel"]
+    np.testing.assert_allclose(found, 0.3 * wide["a"] @ wide["b"], atol=1e-5)

@@ -263,3 +263,10 @@ def test_weights_that_are_not_finite_are_not_written(tmp_path, value):
     with pytest.raises(HubError, match=r"1\.w: expected finite weights, got 1 NaN or infinite"):
         write_folder(tmp_path / "model", {}, LAYERS, params)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["uint16", "uint32", "uint64"])
+def test_counters_without_a_sign_are_read(tmp_path, kind):
+    counts = np.array([0, np.iinfo(kind).max], kind)
+    save_file({"count": counts}, tmp_path / "x.safetensors")
+    np.testing.assert_array_equal(open_file(tmp_path / "x.safetensors").view("count"), counts)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from jaxmethods.data.tokenizer import Tokenizer
 from jaxmethods.models import hub, whisper
 from jaxmethods.models.hub import HubError
 from jaxmethods.models.whisper import transcriber
@@ -91,6 +92,25 @@ def test_a_head_that_is_not_the_embedding_is_kept(folder, tmp_path):
     own = whisper.decode(loaded.params, loaded.config, ids, heard).logits
     tied = whisper.decode(params(), CONFIG, ids, heard).logits
     assert not np.allclose(own, tied)
+
+
+def test_a_head_that_is_stored_alone_is_the_embedding_too(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "alone")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["proj_out.weight"] = tensors.pop("model.decoder.embed_tokens.weight")
+    save_file(tensors, tmp_path / "alone" / "model.safetensors", metadata={"format": "pt"})
+    loaded = whisper.load(tmp_path / "alone")
+    assert loaded.config == CONFIG
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, params())
+
+
+def test_words_that_were_added_behind_the_timestamps_may_be_said():
+    """Tokenizers name all timestamps, or none: older ones end with `<|notimestamps|>`."""
+    known = {"a": 0, "<|notimestamps|>": 1, "<|0.00|>": 2, "<|0.02|>": 3, "word": 5}
+    for tokens in (known, {"a": 0, "<|notimestamps|>": 1, "word": 5}):
+        tokenizer = Tokenizer(list, list, tokens, None, 0, {})
+        banned = transcriber._timestamps(tokenizer, 6)
+        assert np.flatnonzero(banned).tolist() == [2, 3, 4]
 
 
 def test_folders_from_before_generation_configs_say_what_is_never_said(tmp_path):

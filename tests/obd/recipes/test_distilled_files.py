@@ -72,6 +72,7 @@ def test_a_set_of_other_data_is_refused(saved):
     [
         ({"version": 99}, "card of version 99, this library reads 1"),
         ({"format": "something"}, "is not the card of a distilled set"),
+        ({"source": "data.npz"}, "source: expected an object or null"),
         ({"pairs": 5}, r"expected sizes \(5, 5, 2\) as in the card, got \(6, 5, 2\)"),
     ],
 )

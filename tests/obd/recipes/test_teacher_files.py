@@ -42,7 +42,11 @@ def npz_with(path, **changes):
         ({"actor_w1": np.ones((3, 3))}, r"actor_w1: expected shape \(8, outputs\), got \(3, 3\)"),
         ({"actor_b0": None}, r"actor_b0: expected shape \(8,\), got \(0,\)"),
         ({"q1_w0": np.full((7, 8), np.nan)}, "q1_w0: expected finite numbers"),
-        ({"q1_w0": None}, "q1_w0: missing"),
+        ({"q1_w0": None}, "q1_w0: missing, but q1_b0 is there"),
+        ({"q1_w1": None}, "q1_w1: missing, but q1_b1 is there"),
+        ({"obs_mean": np.array(["a"] * small.S)}, "obs_mean: expected numbers, got <U1"),
+        ({"actor_log_std_offset": np.nan}, "actor_log_std_offset: expected one finite number, got"),
+        ({"actor_log_std_offset": np.ones(2)}, "actor_log_std_offset: expected one finite number"),
         ({"q2_w0": np.ones((6, 8))}, r"q2_w0: expected shape \(7, outputs\)"),
     ],
 )
