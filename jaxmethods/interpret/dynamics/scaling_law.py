@@ -64,14 +64,14 @@ def fit_scaling_law(
     if len(sizes) < 4:
         raise ValueError(f"sizes: expected at least 4, got {len(sizes)}")
     # Numbers of parameters don't fit into 32 bits, to which integers of a host would be cut.
-    numbers = sizes if isinstance(sizes, jax.Array) else np.asarray(sizes, float)
-    return _fit_all(numbers, losses, key, draws, confidence, points)
+    numbers = sizes if isinstance(sizes, jax.Array) else jnp.asarray(np.asarray(sizes, float))
+    return _fit_all(numbers, jnp.asarray(losses), key, draws, confidence, points)
 
 
 @compiled("draws", "confidence", "points")
 def _fit_all(
-    sizes: jax.Array | np.ndarray,
-    losses: jax.Array | np.ndarray,
+    sizes: jax.Array,
+    losses: jax.Array,
     key: jax.Array,
     draws: int,
     confidence: float,
