@@ -311,6 +311,10 @@ def flat(path: Path, rows=40, change=lambda arrays: None, seed=0):
     return path
 
 
+def one_episode(arrays):
+    arrays["timeouts"][:-1] = 0
+
+
 def nan_row(arrays):
     arrays["observations"][7, 1] = np.nan
 
@@ -349,6 +353,7 @@ def test_what_cannot_be_run_is_refused_in_one_line(changes, expected, tmp_path, 
     [
         (lambda arrays: arrays.pop("timeouts"), "pendulum", "timeouts: missing"),
         (lambda arrays: arrays["timeouts"].fill(0), "pendulum", "expected rows at which episodes"),
+        (one_episode, "pendulum", "expected episodes beside those that are held out, got 1 in all"),
         (nan_row, "pendulum", "observations: expected finite numbers, got nan in row 7"),
         (lambda arrays: None, "point_mass", "point_mass has 6 observations and 2 actions, got"),
         (lambda arrays: None, "pendulm", "unknown environment 'pendulm' (did you mean 'pendulum'?"),
