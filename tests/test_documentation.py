@@ -7,9 +7,13 @@ import importlib
 import inspect
 import re
 import runpy
+import shlex
 from pathlib import Path
 
 import pytest
+
+from jaxmethods.config import merge, parse_overrides, read_yaml
+from jaxmethods.registry import parse_config
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -84,3 +88,24 @@ def test_functions_of_the_equation_index_exist():
                     value = getattr(value, part)
                 except AttributeError:
                     value = importlib.import_module(f"{value.__name__}.{part}")
+
+
+def commands() -> list[str]:
+    """Every `jaxmethods run` of a packaged config that stands on a line of its own."""
+    files = [ROOT / "README.md", *DOCS.rglob("*.md"), *(ROOT / "configs").rglob("*.*")]
+    found = set()
+    for file in files:
+        text = re.sub(r"\\\n[#\s]*", "", file.read_text(encoding="utf-8"))
+        found |= set(
+            re.findall(r"^[# ]*(?:\.venv/bin/)?jaxmethods run (configs/[^#\n]*)", text, re.M)
+        )
+    return sorted({re.sub(r"\[(--.*?)\]", r"\1", command).strip() for command in found})
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_command_that_is_shown_is_understood(command):
+    path, *rest = shlex.split(command)
+    rest = [word for word in rest if word not in ("--resume", "--help", "--distributed")]
+    changes = parse_overrides(rest)
+    changes.pop("out", None)
+    parse_config(merge(read_yaml(ROOT / path), changes), command)

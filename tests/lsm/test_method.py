@@ -130,7 +130,16 @@ def test_tokens_are_counted():
     assert 0 < float(metrics["tokens"]) <= float(state.tokens)
 
 
-def test_one_program_serves_all_batches():
+def test_moments_are_twice_what_trains():
+    own = method(optax.adamw(1e-3), trains="connector")
+    state = jax.eval_shape(own.init, jax.random.key(5), data())
+    size = [
+        sum(leaf.size for leaf in jax.tree.leaves(one)) for one in (state.optimizer, state.trained)
+    ]
+    assert size[0] == pytest.approx(2 * size[1], rel=0.01)
+
+
+def test_one_program_serves_50_batches_of_mixed_lengths():
     own, given = method(), data()
     count = 0
 
@@ -141,8 +150,8 @@ def test_one_program_serves_all_batches():
         return own.step(state, given)
 
     state = own.init(jax.random.key(5), given)
-    for length in (60, 5, 1):
-        state, _ = step(state, given._replace(lengths=jnp.full(CLIPS, length)))
+    for lengths in np.random.default_rng(0).integers(1, 61, (50, CLIPS)):
+        state, _ = step(state, given._replace(lengths=jnp.asarray(lengths)))
     assert count == 1
 
 

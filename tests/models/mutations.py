@@ -108,8 +108,8 @@ MUTATIONS = [
     ),
     (
         "decoder/generation.py",
-        "(0, None))(keys, step)",
-        "(0, None))(keys, 0)",
+        "jnp.broadcast_to(step, keys.shape)",
+        "jnp.broadcast_to(0, keys.shape)",
         "every step draws with the same key",
         "decoder/test_generation.py",
     ),
@@ -126,6 +126,27 @@ MUTATIONS = [
         "logits_at=last - 1,",
         "the first token continues the last but one",
         "decoder/test_generation.py",
+    ),
+    (
+        "decoder/slots.py",
+        "made=state.made.at[at].set(0, mode",
+        "made=state.made.at[at].set(1, mode",
+        "a row that takes a slot goes on counting from another",
+        "decoder/test_slots.py::test_rows_are_those_of_single_decoding",
+    ),
+    (
+        "decoder/slots.py",
+        "whole(prompts.mask, cache.mask, 1)",
+        "whole(prompts.mask, cache.mask, 1) | cache.mask[jnp.minimum(at, len(cache.mask) - 1)]",
+        "a row sees the tokens of the one whose slot it has taken",
+        "decoder/test_slots.py::test_rows_are_those_of_single_decoding",
+    ),
+    (
+        "decoder/slots.py",
+        "return busy & ~fillable(state)",
+        "return busy",
+        "slots wait until all rows have ended",
+        "decoder/test_slots.py::test_steps_are_those_of_slots_that_are_refilled_at_once",
     ),
     (
         "decoder/layer.py",

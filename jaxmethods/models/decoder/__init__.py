@@ -27,6 +27,8 @@ from jaxmethods.models.decoder.network import (
     norms_of,
     unstack_layers,
 )
+from jaxmethods.models.decoder.slots import Refilled as Refilled
+from jaxmethods.models.decoder.slots import generate_in_slots
 
 __all__ = [
     "at",
@@ -34,6 +36,7 @@ __all__ = [
     "embed",
     "forward",
     "generate",
+    "generate_in_slots",
     "init_params",
     "load",
     "logits_of",

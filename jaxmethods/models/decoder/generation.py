@@ -93,7 +93,7 @@ def generate(
     if length == 0:
         raise ValueError("ids: expected prompts of at least one token, got none")
     check_sampling(sampling)
-    keys = _row_keys(key, rows, sampling)
+    keys = row_keys(key, rows, sampling)
     check_positions(config, length, new_tokens, mask)
     if new_tokens == 0:
         return Generated(jnp.zeros((rows, 0), jnp.int32), jnp.zeros(rows, jnp.int32))
@@ -154,7 +154,7 @@ def pick(logits: jax.Array, keys: Any, step: Any, sampling: Sampling) -> jax.Arr
     Args:
         logits: [B, V].
         keys: one key for each row, folded with `step`; unused where the most likely is taken.
-        step: [] int, the number of the token.
+        step: [] int, the number of the token, or one for each row [B].
         sampling: how it is chosen; static.
 
     Returns:
@@ -163,7 +163,7 @@ def pick(logits: jax.Array, keys: Any, step: Any, sampling: Sampling) -> jax.Arr
     if sampling.temperature == 0:
         return jnp.argmax(logits, -1).astype(jnp.int32)
     logits = restrict(_tempered(logits, sampling.temperature), sampling.top_k, sampling.top_p)
-    keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
+    keys = jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(step, keys.shape))
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.int32)
 
 
@@ -245,8 +245,8 @@ def left_padded(prompt: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, j
     return jax.vmap(lambda row, where: row[where])(prompt, order), jnp.sort(mask, axis=1)
 
 
-def _row_keys(key: jax.Array | None, rows: int, sampling: Sampling) -> jax.Array | None:
-    """A key for each row, where tokens are drawn."""
+def row_keys(key: jax.Array | None, rows: int, sampling: Sampling) -> jax.Array | None:
+    """A key for each row [rows], where tokens are drawn; None where the most likely is taken."""
     if sampling.temperature == 0:
         return None
     if key is None:

@@ -14,9 +14,11 @@ from jaxmethods import registry
 from jaxmethods.config import ConfigError
 from jaxmethods.data import audio
 from jaxmethods.errors import UserError
+from jaxmethods.lsm.prompts import padded
 from jaxmethods.lsm.recipes.recordings import augmenting, hearing, judging, rows, tuning, verdicts
 from jaxmethods.lsm.recipes.recordings.config import RecordingsRun
 from jaxmethods.lsm.recipes.recordings.models import Models
+from jaxmethods.models import decoder
 from tests.diagnosis import check_diagnosable
 from tests.lsm.recipes import folders
 from tests.objectives import check_objectives
@@ -131,6 +133,36 @@ def test_answers_are_the_language_models_and_do_not_depend_on_batch_or_labels(
     for kind in ("intent", "sentiment"):
         assert again[kind].texts == generated[kind].texts
         np.testing.assert_array_equal(again[kind].kept, generated[kind].kept)
+
+
+@pytest.fixture(scope="module")
+def many(place, heard):
+    """What 30 transcripts are asked, two at a time."""
+    models, _ = prepared(place)
+    known = [rows.Row("", None, ("go left", "stop", "go right")[n % 3], ()) for n in range(30)]
+    train = heard[rows.TRAIN]._replace(rows=np.arange(30))
+    found = rows.Rows({rows.TRAIN: known}, {})
+    stage = augmenting.generated_stage(models, found)
+    return models, known, stage, {hearing.HEARD: {rows.TRAIN: train}}
+
+
+def test_answers_in_slots_are_those_of_single_decoding_in_fewer_steps(many):
+    models, known, stage, results = many
+    part = stage.parts(results, Anywhere())[0].compute()
+    wordings = augmenting.wordings_of(models, "intent", 30, augmenting.GENERATED)
+    params = models.read_language()
+    single = jax.jit(
+        lambda ids, mask: decoder.generate(
+            params, models.language, ids, mask=mask, new_tokens=6, end=models.ends, pad=models.end
+        )
+    )
+    for row, wording in enumerate(wordings[: len(part["lengths"])]):
+        prompt = models.text_prompt(wording, known[row].text)
+        alone = single(*padded([prompt], models.end, 64))
+        np.testing.assert_array_equal(part["tokens"][row], alone.tokens[0])
+    lengths = part["lengths"]
+    assert len(set(lengths.tolist())) > 1
+    assert part["steps"] < np.maximum(lengths[::2], lengths[1::2]).sum() - len(lengths) / 2
 
 
 def test_a_stopped_augmentation_goes_on_with_the_parts_that_are_missing(place, heard):

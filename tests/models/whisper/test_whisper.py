@@ -256,3 +256,15 @@ def test_sizes_of_large_v3_are_read():
     config = whisper.read_config(json.loads(json.dumps(large)))
     assert config.features.n_mels == 128
     assert config.text.layers == 4
+
+
+def test_a_folder_of_128_bins_and_three_layers_is_read_and_hears(tmp_path):
+    raw = RAW | {"num_mel_bins": 128, "encoder_layers": 3}
+    config = whisper.read_config(raw)
+    whisper.save(tmp_path / "model", raw, config, weights(whisper.init_params, config))
+    loaded = whisper.load(tmp_path / "model", encoder_only=True)
+    assert loaded.config.encoder.layers == 3
+    x = jax.random.normal(jax.random.key(1), (1, 128, 12))
+    found = whisper.encode(loaded.params["encoder"], loaded.config.encoder, x).last
+    assert found.shape == (1, 6, 8)
+    assert jnp.all(jnp.isfinite(found))

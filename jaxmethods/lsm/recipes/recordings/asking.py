@@ -32,7 +32,7 @@ from jaxmethods.lsm.recipes.recordings.tuning import Tuned, text_of
 from jaxmethods.lsm.recipes.recordings.verdicts import asked_of
 from jaxmethods.lsm.transcripts.alignment import Aligned, align
 from jaxmethods.models import decoder
-from jaxmethods.models.decoder import lora
+from jaxmethods.models.decoder import Refilled, lora
 from jaxmethods.models.decoder.generation import Generated
 from jaxmethods.models.lookup import rows as lookup
 from jaxmethods.stages import Arrays, Place, Results
@@ -47,7 +47,7 @@ class Questioner:
         self.rows: list[Row] = [rows.splits[JUDGED][number] for number in self.heard.rows]
         self.settings = models.run.judging
         self.base = cache(lambda: place(models.read_language(), PLACED))
-        self.plain = text_program(models, self.settings.new_tokens)
+        self.plain = text_program(models, self.settings.new_tokens, self.settings.batch)
         self.programs = {one.title: Programs(models, one) for one in models.run.students}
 
     def wordings(self, kind: str) -> list[str]:
@@ -204,17 +204,18 @@ class Programs:
             pad=self.models.end,
         )
 
-    def _all_texts(self, given: tuple[Any, Any], ids: jax.Array, mask: jax.Array) -> Generated:
+    def _all_texts(self, given: tuple[Any, Any], ids: jax.Array, mask: jax.Array) -> Refilled:
         """Answers about transcripts, [S, B, n]."""
         trained, base = given
 
-        def one(trained: Any) -> Generated:
-            return decoder.generate(
+        def one(trained: Any) -> Refilled:
+            return decoder.generate_in_slots(
                 self._language(trained, base),
                 self.models.language,
                 ids,
                 mask=mask,
                 new_tokens=self.models.run.judging.new_tokens,
+                slots=self.models.run.judging.batch,
                 end=self.models.ends,
                 pad=self.models.end,
             )

@@ -1,9 +1,9 @@
 """The training set, written by the language model: its answers to instructions about transcripts.
 
 Every kind of instruction is asked about every transcript that can be heard, in one of the kind's
-wordings; the most likely answer is taken. No right answer of a manifest is read here. A part is a
-few dozen questions, so that a run that is stopped goes on with the same answers. What is dropped is
-counted by its reason.
+wordings; the most likely answer is taken. No right answer of a manifest is read here. A part is
+some questions for every slot, so that a run that is stopped goes on with the same answers. What is
+dropped is counted by its reason.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ from jaxmethods.lsm.recipes.recordings.hearing import HEARD
 from jaxmethods.lsm.recipes.recordings.models import Models
 from jaxmethods.lsm.recipes.recordings.rows import TRAIN, Rows
 from jaxmethods.models import decoder
-from jaxmethods.models.decoder.generation import End, Generated
+from jaxmethods.models.decoder import Refilled
+from jaxmethods.models.decoder.generation import End
 from jaxmethods.models.decoder.network import RULES
 from jaxmethods.stages import Arrays, Compute, Part, Place, Results
 
 GENERATED = "generated"
-BATCHES = 2
-"""Batches of a part."""
+ROUNDS = 8
+"""Questions of one program for each slot: the more, the less its last answers weigh, behind which
+slots stay empty."""
 PLACED = Layout(batch=RULES)
 LONG_PROMPT, CUT, UNPUNCTUATED, LENGTH = (
     "the prompt is too long",
@@ -51,13 +53,16 @@ class Written(NamedTuple):
     """[C] bool: which of them are learned from."""
     dropped: Counter[str]
     """Why others aren't."""
+    steps: int
+    """Passes of all slots that they took."""
 
 
 def generated_stage(models: Models, rows: Rows) -> Compute:
     """The language model answers every kind of instruction about every recording's transcript."""
     kinds = models.generated_kinds()
-    size = models.run.augment.batch * BATCHES
-    program = text_program(models, models.run.augment.new_tokens)
+    slots = models.run.augment.batch
+    size = slots * ROUNDS
+    program = text_program(models, models.run.augment.new_tokens, slots)
 
     def transcripts(results: Results) -> list[str]:
         return [rows.splits[TRAIN][number].text for number in results[HEARD][TRAIN].rows]
@@ -68,12 +73,10 @@ def generated_stage(models: Models, rows: Rows) -> Compute:
         fits = np.asarray([len(ids) < longest for ids in asked])
         if not fits.any():
             nothing = np.zeros((len(fits), models.run.augment.new_tokens), np.int32)
-            return {"tokens": nothing, "lengths": nothing[:, 0], "fits": fits}
-        prompts = [ids if fit else models.ids("") for ids, fit in zip(asked, fits, strict=True)]
-        found = answer_prompts(
-            program, params(), prompts, longest, models.run.augment.batch, models.end, place
-        )
-        return {"tokens": found.tokens, "lengths": found.lengths, "fits": fits}
+            return {"tokens": nothing, "lengths": nothing[:, 0], "steps": np.int32(0), "fits": fits}
+        prompts = [ids if fit else [] for ids, fit in zip(asked, fits, strict=True)]
+        found = answer_prompts(program, params(), prompts, longest, slots, models.end, place)
+        return found._asdict() | {"fits": fits}
 
     def parts(results: Results, place: Place) -> list[Part]:
         texts = transcripts(results)
@@ -114,6 +117,7 @@ def written(models: Models, kind: str, parts: Sequence[Arrays]) -> Written:
         tuple(texts),
         np.asarray([reason is None for reason in reasons]),
         Counter(reason for reason in reasons if reason is not None),
+        int(sum(np.sum(part["steps"]) for part in parts)),
     )
 
 
@@ -139,9 +143,10 @@ def refusal(config: AugmentConfig, ids: Sequence[int], text: str, end: End) -> s
 
 
 def counts(found: dict[str, Written]) -> dict[str, Any]:
-    """How many rows there are, and how many were dropped, by kind."""
+    """How many rows there are, how many were dropped, by kind, and passes of all slots."""
     values: dict[str, Any] = {
         "rows": sum(len(own.kept) for own in found.values()),
+        "steps": sum(own.steps for own in found.values()),
         "dropped": sum(own.dropped.total() for own in found.values()),
     }
     return values | {f"dropped_{kind}": own.dropped.total() for kind, own in found.items()}
@@ -165,17 +170,18 @@ def wordings_of(models: Models, kind: str, rows: int, purpose: str) -> list[str]
     return [known[number] for number in chosen]
 
 
-def text_program(models: Models, new_tokens: int) -> Any:
-    """(parameters, prompts [B, P], mask) -> `Generated`, compiled."""
+def text_program(models: Models, new_tokens: int, slots: int) -> Any:
+    """(parameters, prompts [B, P], mask) -> `Refilled`, compiled."""
     config = models.language
 
-    def answer(params: Any, ids: jax.Array, mask: jax.Array) -> Generated:
-        return decoder.generate(
+    def answer(params: Any, ids: jax.Array, mask: jax.Array) -> Refilled:
+        return decoder.generate_in_slots(
             params,
             config,
             ids,
             mask=mask,
             new_tokens=new_tokens,
+            slots=slots,
             end=models.ends,
             pad=models.end,
         )
@@ -188,32 +194,35 @@ def answer_prompts(
     params: Any,
     prompts: Sequence[Sequence[int]],
     length: int,
-    batch: int,
+    slots: int,
     pad: int,
     place: Place,
-) -> Generated:
-    """Answers to prompts, some at a time, all of one shape.
+) -> Refilled:
+    """Answers to prompts, some for each slot at a time, all of one shape.
 
     Args:
-        program: (params, ids [B, P], mask) -> `Generated` [..., B, N].
+        program: (params, ids [B, P], mask) -> `Refilled` [..., B, N].
         params: of the language model.
-        prompts: ids.
+        prompts: ids; without any, a prompt is not answered.
         length: P, of the longest prompt.
-        batch: B.
+        slots: of the program; B is `ROUNDS` times as many.
         pad: stands behind a prompt.
         place: of the stage.
 
     Returns:
-        NumPy arrays [..., n, N] and [..., n].
+        NumPy arrays [..., n, N], [..., n] and [...], the steps of all programs.
     """
-    found = []
-    for start in range(0, len(prompts), batch):
-        own = list(prompts[start : start + batch])
-        full = own + [own[-1]] * (batch - len(own))
-        answers = jax.device_get(place(program(params, *padded(full, pad, length)), Layout()))
-        tokens, lengths = answers
-        found.append(Generated(tokens[..., : len(own), :], lengths[..., : len(own)]))
-    return Generated(
-        np.concatenate([one.tokens for one in found], axis=-2),  # type: ignore[arg-type]
-        np.concatenate([one.lengths for one in found], axis=-1),  # type: ignore[arg-type]
+    found: list[Refilled] = []
+    size = slots * ROUNDS
+    for start in range(0, len(prompts), size):
+        own = list(prompts[start : start + size])
+        full = [*own, *[[]] * (size - len(own))]
+        answers = program(params, *padded(full, pad, length))
+        tokens, lengths, steps = jax.device_get(place(answers, Layout()))
+        found.append(Refilled(tokens[..., : len(own), :], lengths[..., : len(own)], steps))
+    tokens, lengths, steps = zip(*found, strict=True)
+    return Refilled(
+        np.concatenate(tokens, axis=-2),  # type: ignore[arg-type]
+        np.concatenate(lengths, axis=-1),  # type: ignore[arg-type]
+        np.sum(steps, axis=0, dtype=np.int32),  # type: ignore[arg-type]
     )

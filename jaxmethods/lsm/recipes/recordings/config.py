@@ -75,7 +75,8 @@ class AugmentConfig(Config):
     target_language: str = "German"
     """The language that translations are asked in."""
     batch: PositiveInt = 32
-    """Prompts that are answered at once."""
+    """Slots: answers that are written at once. One that has ended leaves its slot to the next
+    prompt."""
     new_tokens: PositiveInt = 225
     """Tokens of an answer, at most."""
     longest_prompt: PositiveInt = 150
