@@ -9,7 +9,8 @@ The random key, optimizer state and counters live in `state`; data is an argumen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -41,6 +42,23 @@ class Method(NamedTuple):
     """(state, batch) -> (next state, metrics of this step)."""
     objective: Callable[[State, Batch], Objective] | None = None
     """(state, batch) -> the loss of the next step; None: the method can't be watched."""
+
+
+@lru_cache(maxsize=32)
+def made_once(make: Callable[..., Method], *arguments: Hashable) -> Method:
+    """`make(*arguments)`, the same object for equal arguments.
+
+    JAX finds a program again by the function that it was traced from, so that runs of one config in
+    one process, and stages with equal settings, trace and compile their steps once.
+
+    Args:
+        make: a function of a module, that makes a method from frozen configs.
+        arguments: what it is called with.
+
+    Returns:
+        The method.
+    """
+    return make(*arguments)
 
 
 def gradient_step(

@@ -19,6 +19,9 @@ from jaxmethods.devices.sharding import replicated
 from jaxmethods.method import Batch, Method, State
 from jaxmethods.numerics.keys import named
 
+PROGRAMS = 32
+"""Programs that are kept: of a sequence of tasks with a dozen learners every task finds them."""
+
 
 class Chunk(NamedTuple):
     """The compiled hot path of a stage."""
@@ -94,6 +97,14 @@ def abstract_state(
 
 
 def _init(method: Method, batch_axes: Any) -> Callable[[jax.Array, Batch], State]:
+    return _kept_init(method, *_hashable(batch_axes))
+
+
+@lru_cache(maxsize=PROGRAMS)
+def _kept_init(method: Method, axes: tuple, structure: Any) -> Callable[[jax.Array, Batch], State]:
+    """One function for a method, by which JAX finds its program again."""
+    batch_axes = jax.tree.unflatten(structure, axes)
+
     def init(keys: jax.Array, batch: Batch) -> State:
         state = jax.vmap(method.init, (0, batch_axes))(keys, batch)
         # A weak type would turn strong after one step, which would be a second trace.
@@ -120,15 +131,21 @@ def compile_chunk(
         The program, and the seconds that compiling it took.
     """
     start = time.perf_counter()
-    leaves, structure = jax.tree.flatten(batch_axes, is_leaf=lambda axis: axis is None)
+    leaves, structure = _hashable(batch_axes)
     placed, places = jax.tree.flatten(jax.tree.map(lambda leaf: leaf.sharding, state))
     whole = replicated(state)
-    jitted = _program(method, length, tuple(leaves), structure, tuple(placed), places, whole)
+    jitted = _program(method, length, leaves, structure, tuple(placed), places, whole)
     compiled = jitted.lower(state, batch, jax.ShapeDtypeStruct((), jnp.int32)).compile()
     return Chunk(compiled, time.perf_counter() - start)
 
 
-@lru_cache(maxsize=8)
+def _hashable(batch_axes: Any) -> tuple[tuple, Any]:
+    """Axes as a tuple of leaves, None among them, and their structure."""
+    leaves, structure = jax.tree.flatten(batch_axes, is_leaf=lambda axis: axis is None)
+    return tuple(leaves), structure
+
+
+@lru_cache(maxsize=PROGRAMS)
 def _program(
     method: Method, length: int, axes: tuple, structure: Any, placed: tuple, places: Any, whole: Any
 ) -> Any:

@@ -12,13 +12,15 @@ import numpy as np
 from jaxmethods.commformer import graph as graphs
 from jaxmethods.commformer import method, schedule
 from jaxmethods.commformer.config import CommFormerRun as Run
+from jaxmethods.commformer.config import GraphConfig, NetworkConfig, PPOConfig
 from jaxmethods.commformer.evaluate import evaluate, greedy_policy
 from jaxmethods.commformer.recipes import figures
 from jaxmethods.commformer.recipes.diagnosis import diagnosable
+from jaxmethods.envs.config import EnvironmentConfig
 from jaxmethods.envs.rollout import record_episode
 from jaxmethods.envs.team.types import Observation
 from jaxmethods.layout import Layout, Rule
-from jaxmethods.method import Batch, Metrics
+from jaxmethods.method import Batch, Method, Metrics, made_once
 from jaxmethods.numerics.keys import named
 from jaxmethods.stages import Diagnosable, Evaluation, Recipe, Results, Train
 
@@ -87,7 +89,7 @@ def recipe(run: Run) -> Recipe:
 
     train = Train(
         "train",
-        method.make_method(training),
+        made_once(_trainer, run.environment, run.network, run.graph, run.ppo, run.updates),
         run.updates,
         result=lambda state, batch: Team(state.levels.lower, state.levels.upper),
         evaluation=Evaluation(measure, score="success_rate"),
@@ -96,6 +98,16 @@ def recipe(run: Run) -> Recipe:
     )
     headline = ("train/success_rate", "train/episode_length")
     return Recipe([train], report, ("train",), headline, ready, diagnosed)
+
+
+def _trainer(
+    environment: EnvironmentConfig,
+    network: NetworkConfig,
+    graph: GraphConfig,
+    ppo: PPOConfig,
+    updates: int,
+) -> Method:
+    return method.trainer(environment.make(), network, graph, ppo, updates)
 
 
 def draw_team(

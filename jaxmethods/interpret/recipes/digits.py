@@ -20,7 +20,7 @@ from jaxmethods.interpret.config import DigitsRun as Run
 from jaxmethods.interpret.losses import cross_entropy
 from jaxmethods.interpret.problem import Data, Problem, make_problem
 from jaxmethods.interpret.recipes.rows import STAGE, Subject, rows_stage, write_report
-from jaxmethods.method import Method, Objective
+from jaxmethods.method import Method, Objective, made_once
 from jaxmethods.numerics.predictions import right
 from jaxmethods.stages import Diagnosable, Evaluation, Recipe, Results, Train
 
@@ -116,7 +116,7 @@ def recipe(run: Run) -> Recipe:
 
     learn = Train(
         "learn",
-        trainer(run),
+        made_once(trainer, run),
         run.steps,
         lambda results: digits,
         result=lambda state, batch: state.params,

@@ -21,7 +21,7 @@ import optax
 from jaxmethods.files import write_atomically
 from jaxmethods.interpret.config import GrokkingRun as Run
 from jaxmethods.interpret.losses import cross_entropy
-from jaxmethods.method import Method, Objective, gradient_step
+from jaxmethods.method import Method, Objective, gradient_step, made_once
 from jaxmethods.numerics.predictions import right
 from jaxmethods.numerics.statistics import markdown_table
 from jaxmethods.plotting import new_figure, open_frame, write_png
@@ -143,7 +143,7 @@ def recipe(run: Run) -> Recipe:
 
     learn = Train(
         STAGE,
-        trainer(run),
+        made_once(trainer, run),
         run.steps,
         lambda results: pairs,
         result=lambda state, batch: state.params,

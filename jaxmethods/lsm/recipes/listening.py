@@ -26,7 +26,7 @@ from jaxmethods.lsm.recipes.world import (
     for_a_small_model,
 )
 from jaxmethods.lsm.synthesizer import SYMBOLS
-from jaxmethods.method import Method, Metrics, Objective, gradient_step
+from jaxmethods.method import Method, Metrics, Objective, gradient_step, made_once
 from jaxmethods.models.decoder.layer import Params
 from jaxmethods.models.whisper.config import EncoderConfig
 from jaxmethods.models.whisper.encoder import encode, init_encoder
@@ -70,7 +70,7 @@ def listener_stage(run: SpeechTextRun) -> Train:
 
     return Train(
         LISTENER,
-        listener(config, run.listener),
+        made_once(listener, config, run.listener),
         run.listener.steps,
         data,
         result=lambda state, batch: state.params["encoder"],

@@ -25,6 +25,7 @@ from jaxmethods.lsm.recipes.world import (
 )
 from jaxmethods.lsm.recipes.writing import GENERATED, WRITER, writer_config
 from jaxmethods.lsm.schedules import warmup_then_linear
+from jaxmethods.method import Method, made_once
 from jaxmethods.models.decoder.network import RULES as DECODER_RULES
 from jaxmethods.numerics.keys import named
 from jaxmethods.stages import Results, Train
@@ -62,15 +63,18 @@ def student_stage(run: SpeechTextRun, student: StudentConfig) -> Train:
         own = language_model_of(state.trained, data.language_model, full)
         return Learned(state.trained["connector"], own, state.tokens)
 
-    method = tuner(model, optimizer_of(student.tune), student.tune, inputs)
     return Train(
         student.title,
-        method,
+        made_once(_tuner, model, student.tune, inputs),
         student.tune.steps,
         lambda results: data_of(run, student, results),
         result=result,
         layout=Layout(RULES, RULES, PER_SEED),
     )
+
+
+def _tuner(model: Model, config: TuneConfig, inputs: int) -> Method:
+    return tuner(model, optimizer_of(config), config, inputs)
 
 
 def optimizer_of(config: TuneConfig) -> optax.GradientTransformation:

@@ -22,7 +22,7 @@ from jaxmethods.language.next_token import (
 )
 from jaxmethods.layout import Layout
 from jaxmethods.lsm.augmentation import keep_response
-from jaxmethods.lsm.config import SpeechTextRun
+from jaxmethods.lsm.config import SpeechTextRun, WriterConfig
 from jaxmethods.lsm.grammar import KINDS
 from jaxmethods.lsm.prompts import keeps_length
 from jaxmethods.lsm.recipes.world import (
@@ -35,7 +35,7 @@ from jaxmethods.lsm.recipes.world import (
     text_tasks,
     wordings_of,
 )
-from jaxmethods.method import Batch, Method
+from jaxmethods.method import Batch, Method, made_once
 from jaxmethods.models import decoder
 from jaxmethods.models.decoder.config import DecoderConfig
 from jaxmethods.models.decoder.generation import Generated
@@ -67,10 +67,19 @@ def writer_config(run: SpeechTextRun) -> DecoderConfig:
 
 def writer_stage(run: SpeechTextRun) -> Train:
     """The language model learns every text task."""
-    schedule = optax.cosine_onecycle_schedule(run.writer.steps, run.writer.learning_rate)
+    return Train(
+        WRITER,
+        made_once(_writer, writer_config(run), run.writer),
+        run.writer.steps,
+        lambda results: text_tasks(run.speech),
+        result=lambda state, batch: state.params,
+    )
+
+
+def _writer(config: DecoderConfig, settings: WriterConfig) -> Method:
+    schedule = optax.cosine_onecycle_schedule(settings.steps, settings.learning_rate)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule))
-    config = writer_config(run)
-    learner = next_token_learner(config, optimizer, random_rows(run.writer.batch))
+    learner = next_token_learner(config, optimizer, random_rows(settings.batch))
 
     def init(key: jax.Array, batch: Batch) -> LearnerState:
         del batch
@@ -79,13 +88,7 @@ def writer_stage(run: SpeechTextRun) -> Train:
         layers = for_a_small_model(params["layers"], config.width)
         return begin(own, params | {"layers": layers}, optimizer)
 
-    return Train(
-        WRITER,
-        Method(init, learner.step, learner.objective),
-        run.writer.steps,
-        lambda results: text_tasks(run.speech),
-        result=lambda state, batch: state.params,
-    )
+    return Method(init, learner.step, learner.objective)
 
 
 def answering(run: SpeechTextRun) -> Any:

@@ -21,8 +21,14 @@ from jaxmethods.layout import Layout, Rule, seed_axes
 from jaxmethods.merging import evaluate
 from jaxmethods.merging.adaptive import adamerging, surgery, wemoe
 from jaxmethods.merging.adaptive.adaptation import Heads, Unlabeled, classify
+from jaxmethods.merging.config import (
+    AdaMergingConfig,
+    DataConfig,
+    NetworkConfig,
+    SurgeryConfig,
+    WEMoEConfig,
+)
 from jaxmethods.merging.config import ComparisonRun as Run
-from jaxmethods.merging.config import DataConfig, NetworkConfig, WEMoEConfig
 from jaxmethods.merging.finetuning import (
     BASE_RULES,
     EXPERTS_RULES,
@@ -46,7 +52,7 @@ from jaxmethods.merging.self_supervision import contraster
 from jaxmethods.merging.static.arithmetic import average, task_arithmetic
 from jaxmethods.merging.static.ties import ties
 from jaxmethods.merging.static.trees import Tree, task_vectors
-from jaxmethods.method import Batch, State
+from jaxmethods.method import Batch, Method, State, made_once
 from jaxmethods.models.clip import vit
 from jaxmethods.models.clip.vit import VisionConfig
 from jaxmethods.stages import (
@@ -180,7 +186,7 @@ def pretraining_stages(run: Run, inputs: Inputs) -> list[Train]:
     return [
         Train(
             "pretraining",
-            contraster(inputs.vision, run.pretraining),
+            made_once(contraster, inputs.vision, run.pretraining),
             run.pretraining.steps,
             lambda results: inputs.all_train(),
             result=lambda state, batch: state.base,
@@ -198,7 +204,7 @@ def base_stage(run: Run, inputs: Inputs) -> Train:
 
     return Train(
         "base",
-        pretrainer(inputs.vision, run.base, scale),
+        made_once(pretrainer, inputs.vision, run.base, scale),
         run.base.steps,
         lambda results: inputs.labeled(results.get("pretraining")),
         result=result,
@@ -211,7 +217,7 @@ def experts_stage(run: Run, inputs: Inputs) -> Train:
     """One expert for each task, all at once; the result is their stack."""
     return Train(
         "experts",
-        finetuner(inputs.vision, run.experts, run.network.logit_scale),
+        made_once(finetuner, inputs.vision, run.experts, run.network.logit_scale),
         run.experts.steps,
         lambda results: ExpertsBatch(inputs.all_train(), *results["base"]),
         result=lambda state, batch: state.stack,
@@ -270,13 +276,6 @@ def features_stage(inputs: Inputs) -> Compute:
 
 def adamerging_stage(run: Run, inputs: Inputs) -> Train:
     """Coefficients of task arithmetic, from unlabeled test images."""
-    scale = jnp.log(run.network.logit_scale)
-
-    def apply(tower: Tree, pixels: jax.Array, head: tuple[Heads, jax.Array]) -> jax.Array:
-        heads, projection = head
-        features = vit.forward(tower, inputs.vision, pixels, projection=projection).features
-        whole = jax.tree.map(lambda leaf: leaf[None], heads)
-        return classify(features[None], whole, scale)[0]
 
     def data(results: Results) -> Batch:
         (base, heads), stack = results["base"], results["experts"]
@@ -287,12 +286,24 @@ def adamerging_stage(run: Run, inputs: Inputs) -> Train:
 
     return Train(
         "adamerging",
-        adamerging.adapter(apply, run.adamerging),
+        made_once(_adapter, inputs.vision, run.adamerging, run.network.logit_scale),
         run.adamerging.steps,
         data,
         result=lambda state, batch: state.coefficients,
         layout=Layout(batch=adamerging.RULES, per_seed=("^(base|task_vectors|heads)/",)),
     )
+
+
+def _adapter(vision: VisionConfig, config: AdaMergingConfig, logit_scale: float) -> Method:
+    scale = jnp.log(logit_scale)
+
+    def apply(tower: Tree, pixels: jax.Array, head: tuple[Heads, jax.Array]) -> jax.Array:
+        heads, projection = head
+        features = vit.forward(tower, vision, pixels, projection=projection).features
+        whole = jax.tree.map(lambda leaf: leaf[None], heads)
+        return classify(features[None], whole, scale)[0]
+
+    return adamerging.adapter(apply, config)
 
 
 def wemoe_stage(name: str, config: WEMoEConfig, run: Run, inputs: Inputs) -> Train:
@@ -316,7 +327,7 @@ def wemoe_stage(name: str, config: WEMoEConfig, run: Run, inputs: Inputs) -> Tra
 
     return Train(
         name,
-        wemoe.adapter(inputs.vision, config),
+        made_once(wemoe.adapter, inputs.vision, config),
         config.steps,
         data,
         result=lambda state, batch: state.routers,
@@ -337,7 +348,7 @@ def surgery_stage(run: Run, inputs: Inputs) -> Train:
     config = run.surgery.model_copy(update={"deep": False})
     return Train(
         "surgery",
-        surgery.aligner(config),
+        made_once(surgery.aligner, config),
         run.surgery.steps,
         data,
         result=lambda state, batch: state.modules,
@@ -347,12 +358,6 @@ def surgery_stage(run: Run, inputs: Inputs) -> Train:
 
 def deep_surgery_stage(run: Run, inputs: Inputs) -> Train:
     """Corrections of task arithmetic after every block and of its features."""
-
-    def encode(model: Any, pixels: jax.Array, after: Any, corrections: Any) -> Any:
-        hooks = vit.Hooks(after=after)
-        tower, projection = model
-        options = {"hooks": hooks, "per_layer": corrections}
-        return evaluate.encode(tower, projection, inputs.vision, pixels, **options)
 
     def data(results: Results) -> Batch:
         base, stack = results["base"].base, results["experts"]
@@ -364,12 +369,22 @@ def deep_surgery_stage(run: Run, inputs: Inputs) -> Train:
     config = run.surgery.model_copy(update={"deep": True})
     return Train(
         "surgery_v2",
-        surgery.aligner(config, encode),
+        made_once(_deep_aligner, inputs.vision, config),
         run.surgery.steps,
         data,
         result=lambda state, batch: state.modules,
         layout=Layout(surgery.RULES, surgery.RULES, per_seed=("^(targets|model)/",)),
     )
+
+
+def _deep_aligner(vision: VisionConfig, config: SurgeryConfig) -> Method:
+    def encode(model: Any, pixels: jax.Array, after: Any, corrections: Any) -> Any:
+        hooks = vit.Hooks(after=after)
+        tower, projection = model
+        options = {"hooks": hooks, "per_layer": corrections}
+        return evaluate.encode(tower, projection, vision, pixels, **options)
+
+    return surgery.aligner(config, encode)
 
 
 def comparison_stage(run: Run, inputs: Inputs) -> Compute:

@@ -21,7 +21,7 @@ import optax
 
 from jaxmethods.files import write_atomically
 from jaxmethods.language.next_token import LearnerState, Tokens, begin, next_token_learner
-from jaxmethods.method import Batch, Method, Metrics, Objective
+from jaxmethods.method import Batch, Method, Metrics, Objective, made_once
 from jaxmethods.models import decoder
 from jaxmethods.models.decoder.config import DecoderConfig
 from jaxmethods.novo import baselines, heads
@@ -64,7 +64,7 @@ def recipe(run: Run) -> Recipe:
     model = learner_config(run)
     learn = Train(
         "learn",
-        trainer(run),
+        made_once(trainer, run),
         run.learner.steps,
         result=lambda state, batch: Learned(state.learner.params, state.facts),
         evaluation=Evaluation(

@@ -18,13 +18,14 @@ from jaxmethods.data.bpe import Codec, train_bpe
 from jaxmethods.data.earth.normalization import dataset_statistics, decibels
 from jaxmethods.data.earth.sensors import SENTINEL1
 from jaxmethods.layout import Layout, Rule
-from jaxmethods.method import Method
+from jaxmethods.method import Method, made_once
 from jaxmethods.models.clip import TextConfig
 from jaxmethods.models.geovit import Context, EncoderConfig
 from jaxmethods.rsfm.config import (
     ContrastConfig,
     ImageTextConfig,
     MAEConfig,
+    PretrainConfig,
     Run,
     ScaleMAEConfig,
 )
@@ -114,6 +115,18 @@ def encoder_config(run: Run, material: Material) -> EncoderConfig:
     return _encoder(run, material, **({"positions": "gsd"} if kind == "scale_mae" else {}))
 
 
+def _fed_pretrainer(config: PretrainedConfig, training: PretrainConfig) -> Method:
+    """The method on `Fed`."""
+    own = pretrainer(config, training)
+    assert own.objective is not None
+    watched = own.objective
+    return Method(
+        lambda key, fed: own.init(key, fed.data),
+        lambda state, fed: own.step(state, fed.data),
+        lambda state, fed: watched(state, fed.data),
+    )
+
+
 def stage(run: Run, material: Material, config: PretrainedConfig) -> Train:
     """The stage that trains; its result is {"encoder": of single optical images, ...}.
 
@@ -125,14 +138,7 @@ def stage(run: Run, material: Material, config: PretrainedConfig) -> Train:
     Returns:
         The stage, with the loss of held-out images; of pairs also how many are found.
     """
-    own = pretrainer(config, run.pretrain)
-    assert own.objective is not None
-    watched = own.objective
-    method = Method(
-        lambda key, fed: own.init(key, fed.data),
-        lambda state, fed: own.step(state, fed.data),
-        lambda state, fed: watched(state, fed.data),
-    )
+    method = made_once(_fed_pretrainer, config, run.pretrain)
 
     def data(results: Results) -> Fed:
         del results

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jaxmethods.config import merge
 from jaxmethods.layout import Layout
-from jaxmethods.method import Method, Metrics, Objective
+from jaxmethods.method import Method, Metrics, Objective, made_once
 from jaxmethods.numerics.keys import named
 from jaxmethods.stages import Results, Train
 from jaxmethods.vqcd import (
@@ -85,7 +85,7 @@ class Learner:
         self.planner = planner_config(run, config)
         self.joint = self.kind == "multitask"
         self.alone = self.kind in ALONE
-        self.method = _from_start(self.planner)
+        self.method = made_once(_from_start, self.planner)
         self.initial = cache(self._initial)
 
     def task(self, number: int) -> int:
@@ -157,8 +157,8 @@ class Learner:
 
         def data(results: Results) -> Planned:
             batch = self._data(results, place, 0)
-            keep = jax.vmap(baselines.keep_largest, (None, 0, None))
-            bank = keep(self.planner, results[self.stage(place, pruned=False)], self.task(number))
+            trained = results[self.stage(place, pruned=False)]
+            bank = _keep_largest(self.planner, trained, self.task(number))
             return batch._replace(start=self._begin(bank, self.task(number)))
 
         steps = max(1, self.run.steps // 2)
@@ -207,8 +207,7 @@ class Learner:
             first = self.alone or place == 0
             bank = self.initial() if first else self.bank(results, place - 1)
             if self.kind == "packnet":
-                bank = baselines.nothing_owned(bank) if first else bank
-                bank = jax.vmap(baselines.claim_free, (0, None))(bank, self.task(number))
+                bank = _claim_free(bank, self.task(number), first)
             start = self._begin(bank, self.task(number))
         replay = None
         if self._replays(place) and self.kind == "generative_replay":
@@ -291,7 +290,15 @@ def _unfinished(state: State, batch: Planned) -> State:
 
 # Compiled once for all tasks and learners of one config.
 _begin = jax.jit(jax.vmap(begin_task, (None, 0, None)), static_argnums=0)
+_keep_largest = jax.jit(jax.vmap(baselines.keep_largest, (None, 0, None)), static_argnums=(0, 2))
 _initial_banks = jax.jit(jax.vmap(initial_bank, (0, None)), static_argnums=1)
+
+
+@partial(jax.jit, static_argnums=2)
+def _claim_free(bank: Bank, task: jax.Array | int, first: bool) -> Bank:
+    """PackNet's banks [seeds] before a task, that of the first with nothing owned."""
+    bank = baselines.nothing_owned(bank) if first else bank
+    return baselines.claim_free(bank, task)
 
 
 def _data_of(run: Run, results: Results, number: int) -> TaskData:
