@@ -9,7 +9,7 @@ The random key, optimizer state and counters live in `state`; data is an argumen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
@@ -45,7 +45,7 @@ class Method(NamedTuple):
 
 
 @lru_cache(maxsize=32)
-def made_once(make: Callable[..., Method], *arguments: Hashable) -> Method:
+def made_once(make: Callable[..., Method], *arguments: Any) -> Method:
     """`make(*arguments)`, the same object for equal arguments.
 
     JAX finds a program again by the function that it was traced from, so that runs of one config in
@@ -53,7 +53,7 @@ def made_once(make: Callable[..., Method], *arguments: Hashable) -> Method:
 
     Args:
         make: a function of a module, that makes a method from frozen configs.
-        arguments: what it is called with.
+        arguments: what it is called with; hashable.
 
     Returns:
         The method.
