@@ -32,7 +32,12 @@ BEHIND = {
     "commformer/epoch": PRODUCTS,
     "merging/layer_batch_gradient": PRODUCTS,
     "merging/adapt_batch": PRODUCTS,
+    "merging/tower_batch": PRODUCTS,
+    "decoder/prefill": PRODUCTS,
     "lsm/encode": PRODUCTS,
+    "rsfm/mae_step_tiny": PRODUCTS,
+    "rsfm/features_satmae": PRODUCTS,
+    "rsfm/mae_step_satmae": PRODUCTS,
 }
 """Why a row is behind: from profiles and counts of operations, said where the method's page is."""
 

@@ -16,7 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import yaml
 
+from jaxmethods import registry
 from jaxmethods.layout import Layout
 from jaxmethods.method import Method
 from jaxmethods.records.run_folder import RunFolder, RunFolderError
@@ -325,3 +327,16 @@ def test_an_unfinished_last_line_of_metrics_is_dropped(tmp_path):
     runner.run(toy.recipe(), toy.config(), folder, resume=True)
     for line in folder.metrics.read_text().splitlines():
         assert "step" in json.loads(line)
+
+
+def test_equal_configs_share_their_method_and_others_do_not():
+    """The compiled step is found again by the function that it was traced from."""
+
+    def method(**changes):
+        values = yaml.safe_load((ROOT / "configs/commformer/demo.yaml").read_text()) | changes
+        (train,) = registry.parse(values, "test")[1].stages
+        return train.method
+
+    assert method() is method()
+    assert method(seed=3) is method()
+    assert method(environment_steps=10**6) is not method()
