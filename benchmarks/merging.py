@@ -230,9 +230,9 @@ def surgery_loop(settings: Settings, steps: int = 1000) -> Row:
     return replace(
         row,
         ours=ours,
-        torch=replace(loop, peak_bytes=torch.peak_bytes),
+        torch=replace(vectorized, peak_bytes=cached.peak_bytes),
         reference=reference(row.name),
-        note=f"{vectorized.median / ours.median:.1f}x PyTorch on cached features",
+        note=f"{loop.median / ours.median:,.0f}x PyTorch where it encodes at every step, as published",
     )
 
 

@@ -35,6 +35,7 @@ BEHIND = {
     "merging/tower_batch": PRODUCTS,
     "decoder/prefill": PRODUCTS,
     "lsm/encode": PRODUCTS,
+    "rsfm/features_tiny": PRODUCTS,
     "rsfm/mae_step_tiny": PRODUCTS,
     "rsfm/features_satmae": PRODUCTS,
     "rsfm/mae_step_satmae": PRODUCTS,
@@ -163,7 +164,7 @@ def draw(files: Files, earlier: Files, path: Path) -> None:
     names = list(dict.fromkeys(row["name"] for row, _ in rows))[::-1]
     figure = new_figure(8.5, 0.19 * len(names) + 1.2)
     axis = figure.subplots()
-    axis.axvspan(axis.get_xlim()[0], 1.0, color="#999999", alpha=0.12, linewidth=0)
+    axis.axvspan(0.3, 1.0, color="#999999", alpha=0.12, linewidth=0)
     for other, (label, color) in OTHERS.items():
         for old, machine in ((False, "Xeon"), (True, "EPYC")):
             dots = [
@@ -174,7 +175,7 @@ def draw(files: Files, earlier: Files, path: Path) -> None:
             if dots:
                 axis.plot(*zip(*dots, strict=True), "o", ms=5, label=f"{label}, {machine}", **style)
     axis.set_xscale("log")
-    axis.set_xlim(0.5, None)
+    axis.set_xlim(0.3, None)
     axis.set_ylim(-0.8, len(names) - 0.2)
     axis.axvline(1.0, color="#555555", linewidth=1)
     axis.set_yticks(range(len(names)), names, fontsize=8)
