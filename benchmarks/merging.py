@@ -232,7 +232,7 @@ def surgery_loop(settings: Settings, steps: int = 1000) -> Row:
         ours=ours,
         torch=replace(vectorized, peak_bytes=cached.peak_bytes),
         reference=reference(row.name),
-        note=f"{loop.median / ours.median:,.0f}x PyTorch where it encodes at every step, as published",
+        note=f"{loop.median / ours.median:,.0f}x PyTorch that encodes at every step, as published",
     )
 
 
