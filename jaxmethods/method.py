@@ -44,7 +44,6 @@ class Method(NamedTuple):
     """(state, batch) -> the loss of the next step; None: the method can't be watched."""
 
 
-@lru_cache(maxsize=32)
 def made_once(make: Callable[..., Method], *arguments: Any) -> Method:
     """`make(*arguments)`, the same object for equal arguments.
 
@@ -58,7 +57,11 @@ def made_once(make: Callable[..., Method], *arguments: Any) -> Method:
     Returns:
         The method.
     """
-    return make(*arguments)
+    return _made(make, *arguments)
+
+
+# Frozen configs are hashable, which type checkers don't know.
+_made: Any = lru_cache(maxsize=32)(lambda make, *arguments: make(*arguments))
 
 
 def gradient_step(

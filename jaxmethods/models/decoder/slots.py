@@ -106,8 +106,9 @@ def generate_in_slots(
         return Refilled(nothing, nothing[:, 0], jnp.int32(0))
     at_once = -(-slots // SHARE)
     mask = jnp.ones(ids.shape, bool) if mask is None else mask
-    ids, mask = left_padded(ids, mask)
-    begun = jnp.any(mask, axis=1)  # [B]
+    ids, where = left_padded(ids, mask)
+    assert where is not None
+    begun = jnp.any(where, axis=1)  # [B]
 
     def prefill(chosen: jax.Array) -> Any:
         last = jnp.full((len(chosen), 1), size - 1)
@@ -115,7 +116,7 @@ def generate_in_slots(
             params,
             config,
             ids[chosen],
-            mask=mask[chosen],
+            mask=where[chosen],
             logits_at=last,
             keep_cache=True,
             dtype=dtype,
