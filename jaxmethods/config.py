@@ -218,7 +218,8 @@ def refusal(
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     """Turns `--ppo.clip 0.1 --seed=3` into `{"ppo": {"clip": 0.1}, "seed": 3}`.
 
-    Values are read as YAML, as in a config file.
+    Values are read as YAML, as in a config file. Of a field that is given twice the last value
+    counts, so that a script can lay a user's arguments over its own.
     """
     values: dict[str, Any] = {}
     pending = list(arguments)
@@ -241,8 +242,12 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
             owner = owner.setdefault(part, {})
             if not isinstance(owner, dict):
                 raise ConfigError(f"command line: --{field}: {part} has a value already")
-        if name in owner:
-            raise ConfigError(f"command line: --{field}: is there twice")
+        if isinstance(owner.get(name), dict):
+            given = ", ".join(owner[name])
+            raise ConfigError(
+                f"command line: --{field}: would replace its field {given}, given before; write "
+                f"--{field} first"
+            )
         try:
             owner[name] = yaml_text.load(value)
         except yaml.YAMLError as error:

@@ -19,6 +19,7 @@ import optax
 import pytest
 
 from jaxmethods import bilevel, commformer, kid, language, novo, obd
+from jaxmethods.language import divergences
 from jaxmethods.numerics import linalg
 
 PACKAGES = ["bilevel", "commformer", "kid", "language", "obd", "novo", "numerics.linalg", "sql"]
@@ -286,6 +287,20 @@ ENTRIES = {  # name: (call of a type, roundings)
         8,
     ),
 }
+DIVERGENCES = [
+    "forward_kl",
+    "reverse_kl",
+    "jsd",
+    "total_variation",
+    "skew_forward_kl",
+    "skew_reverse_kl",
+    "adaptive_kl",
+    "osd_mix",
+]
+ENTRIES |= {
+    f"language.divergences.{name}": (of(getattr(divergences, name), MATRIX, MATRIX[::-1]), 32)
+    for name in DIVERGENCES
+}
 ALIASES = {"language.next_token_loss": "language.next_token.next_token_loss"} | {
     f"novo.{name}": f"novo.heads.{name}" for name in ("correct_counts", "fit", "predict", "vote")
 }
@@ -306,6 +321,13 @@ ELSEWHERE = {
         novo.baselines.probe_predict kid.distiller kid.kid_loss kid.loss.kid_loss kid.loss.states_of
         kid.loss.make_imperfect kid.exposure.token_divergences kid.responses.choose_responses
         kid.responses.replayed kid.responses.validated""",
+    "tokens and masks, tested in tests/language/test_divergences.py": """
+        language.divergences.head_weight language.divergences.decouple
+        language.divergences.decoupled language.divergences.atkd_loss language.divergences.atkd
+        language.divergences.easy_tokens language.divergences.lower_median
+        language.divergences.cross_entropy language.divergences.entropy
+        language.divergences.masked_mean language.divergences.over_chunks
+        language.divergences.over_rows language.divergences.cut""",
     "density, tested in tests/obd/test_density.py": """obd.density.init_flow
         obd.density.flow_log_prob obd.density.to_noise obd.density.made
         obd.density.neighbor_density obd.density.state_log_prob obd.density.sdw_weights""",

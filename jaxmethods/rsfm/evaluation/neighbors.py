@@ -1,10 +1,10 @@
 r"""Nearest neighbors of frozen features.
 
-    s_c(q) = sum_{i in k nearest, y_i = c} exp((cos(q, x_i) - max_j cos(q, x_j)) / T)
+    s_c(q) = sum_{i in k nearest, y_i = c} exp(cos(q, x_i) / T)
 
-Wu et al. 2018 (arXiv 1805.01978) without the largest, which is the same for all classes and would
-overflow at T = 0.01; k = 20 and T = 0.07 as Scale-MAE evaluates. Queries are compared
-in chunks, so that never more than a chunk's similarities are in memory.
+Wu et al. 2018 (arXiv 1805.01978); k = 20 and T = 0.07 as Scale-MAE evaluates. Below T = 1 / 80,
+where exponentials overflow, all classes' scores are divided by that of the nearest image. Queries
+are compared in chunks, so that never more than a chunk's similarities are in memory.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def neighbor_scores(
         # A broken training image would be the nearest of all.
         similarity = jnp.where(jnp.isnan(similarity), -jnp.inf, similarity)
         near, places = jax.lax.top_k(similarity, k)  # [size, k]
-        weight = jnp.exp((near - near[:, :1]) / temperature) if weighted else jnp.ones_like(near)
+        top = jnp.where(temperature * 80 < 1, near[:, :1], 0)  # exp(88) is float32's largest
+        weight = jnp.exp((near - top) / temperature) if weighted else jnp.ones_like(near)
         weight = jnp.where(near > -jnp.inf, weight, 0)
         rows = jnp.arange(size)[:, None]
         votes = jnp.zeros((size, classes), near.dtype).at[rows, labels[places]].add(weight)
