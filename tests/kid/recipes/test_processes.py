@@ -36,8 +36,11 @@ def test_two_processes_stopped_and_resumed_give_the_students_of_one(tmp_path):
     assert_same_metrics(RunFolder(one), RunFolder(two), rtol=2e-3, atol=2e-4)
     left, right = (jaxmethods.load_run(folder) for folder in (one, two))
     for a, b in zip(*(jax.tree.leaves(run.results) for run in (left, right)), strict=True):
-        if np.asarray(a).dtype.kind == "f":
-            np.testing.assert_allclose(np.asarray(b), np.asarray(a), rtol=2e-3, atol=2e-4)
+        a = np.asarray(a)
+        if a.dtype.kind == "f":
+            # An excess is the difference of two sums, and is rounded as the largest of them are.
+            atol = max(2e-4, 5e-4 * np.max(np.abs(a), initial=0))
+            np.testing.assert_allclose(np.asarray(b), a, rtol=2e-3, atol=atol)
     for name in ("answers.jsonl", "table.md"):
         assert (two / name).is_file()
     told = [json.loads((run / "result.json").read_text())["headline"] for run in (one, two)]
