@@ -23,8 +23,8 @@ RESULTS = Path(__file__).parent / "results"
 EPYC = RESULTS / "epyc"
 PAGE, FIGURE = DOCS / "speed.md", DOCS / "images" / "speed.png"
 OTHERS = {"reference": ("published code", "#1f3b57"), "torch": ("PyTorch", "#e07a5f")}
-UNSAID = ("cores", "dtype")
-"""Sizes that are the same for all rows of a file, or are said elsewhere."""
+UNSAID = (("cores", 1), ("dtype", "float32"))
+"""Sizes that are those of nearly all rows."""
 PRODUCTS = "large products and their gradients, where XLA's on CPU trail oneDNN's"
 BEHIND = {
     "environments/predator_prey": "PyTorch steps batched tensors and keeps none; ours keeps the "
@@ -148,7 +148,7 @@ def _peak(row: Row | None) -> str:
 
 def described(row: Row) -> str:
     """A row's name and sizes."""
-    sizes = [f"{k} {v}" for k, v in row["sizes"].items() if k not in UNSAID]
+    sizes = [f"{k} {v}" for k, v in row["sizes"].items() if (k, v) not in UNSAID]
     return f"{row['name']}: {', '.join(sizes)}" if sizes else row["name"]
 
 

@@ -120,6 +120,14 @@ def test_the_page_is_what_the_command_writes():
     assert part(speed_page.PAGE.read_text(), "rows") == speed_page.content(FILES, EARLIER)
 
 
+@pytest.mark.parametrize("files", [FILES, EARLIER])
+def test_rows_of_a_file_are_told_apart(files):
+    """The page puts rows of two processors side by side by what they are called."""
+    for file in files.values():
+        names = [speed_page.described(row) for row in file["rows"]]
+        assert len(set(names)) == len(names)
+
+
 def test_every_row_that_something_is_ahead_of_is_explained():
     rows = [row for found in (*ROWS.values(), *EPYC.values()) for row in found]
     assert speed_page.behind(rows).keys() <= speed_page.BEHIND.keys()
