@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ import numpy as np
 from benchmarks import torch_interpret as peers
 from benchmarks.harness import Row, Settings, Work, prepare_jax, time_in_turns
 from jaxmethods.interpret import cross_entropy, make_problem, trees
-from jaxmethods.interpret.curvature import eigenpairs, hutchinson, operators, slq
+from jaxmethods.interpret.curvature import eigenpairs, hutchinson, layer_trace, operators, slq
 from jaxmethods.interpret.influence import memorization
 from jaxmethods.interpret.kernels import ntk
 from jaxmethods.interpret.problem import Data, Problem
@@ -44,11 +45,13 @@ class Size(NamedTuple):
     """Probes of the trace."""
     together: int
     """Probes that are multiplied at once, by us and by laplax: what is fastest for both."""
+    own: int
+    """Probes of each example's own that err as little as `traces` common ones; 0: exactly."""
 
 
-TINY = Size("tiny", (8, 20, 6), 64, 8, 30, 256, 32)
-SMALL = Size("small", (20, 30, 10), 256, 8, 30, 256, 32)
-LARGE = Size("large", (256, 256, 256, 10), 512, 2, 20, 16, 1)
+TINY = Size("tiny", (8, 20, 6), 64, 8, 30, 256, 32, 0)
+SMALL = Size("small", (20, 30, 10), 256, 8, 30, 256, 32, 9)
+LARGE = Size("large", (256, 256, 256, 10), 512, 2, 20, 16, 1, 2)
 
 
 def rows(settings: Settings) -> Iterator[Row]:
@@ -56,6 +59,7 @@ def rows(settings: Settings) -> Iterator[Row]:
     for size in (TINY, SMALL, LARGE):
         yield from spectra(settings, size)
         yield from traces(settings, size)
+        yield from layer_traces(settings, size)
     yield from largest(settings, LARGE)
     yield from kernels(settings)
     yield from shadows(settings)
@@ -221,6 +225,21 @@ def spectra(settings: Settings, size: Size) -> Iterator[Row]:
     )
 
 
+def trace_peers(settings: Settings, size: Size, problem: Problem) -> dict[str, Work | None]:
+    """Hutchinson's trace of the Hessian by each peer."""
+    count = size.traces
+    return {
+        "pyhessian": peer("pyhessian", lambda: peers.pyhessian_trace(problem, count), settings),
+        "eigenthings": peer(
+            "hessian_eigenthings", lambda: peers.eigenthings_trace(problem, count), settings
+        ),
+        "curvlinops": peer("curvlinops", lambda: peers.curvlinops_trace(problem, count), settings),
+        "laplax": peer(
+            "laplax", lambda: peers.laplax_trace(problem, network, count, size.together), settings
+        ),
+    }
+
+
 def traces(settings: Settings, size: Size) -> Iterator[Row]:
     """Hutchinson's trace of the Hessian with a fixed number of probes."""
     problem, count = problem_of(size), size.traces
@@ -233,24 +252,47 @@ def traces(settings: Settings, size: Size) -> Iterator[Row]:
         f"interpret/trace_{size.name}",
         {"P": trees.size(problem.floats), "probes": count},
         prepare_jax(ours, problem, jax.random.key(0)),
-        {
-            "pyhessian": peer("pyhessian", lambda: peers.pyhessian_trace(problem, count), settings),
-            "eigenthings": peer(
-                "hessian_eigenthings", lambda: peers.eigenthings_trace(problem, count), settings
-            ),
-            "curvlinops": peer(
-                "curvlinops", lambda: peers.curvlinops_trace(problem, count), settings
-            ),
-            "laplax": peer(
-                "laplax",
-                lambda: peers.laplax_trace(problem, network, count, size.together),
-                settings,
-            ),
-        },
+        trace_peers(settings, size, problem),
         count,
         "probes/s",
         float,
     )
+
+
+def layer_traces(settings: Settings, size: Size) -> Iterator[Row]:
+    """The trace to the same error by probes of each example's own, or exactly; a note has errors.
+
+    The peers' probes are those of `traces`.
+    """
+    problem, keys = problem_of(size), jax.random.split(jax.random.key(1), 40)
+
+    def common(problem: Problem, key: jax.Array) -> jax.Array:
+        return hutchinson.trace(operators.hessian(problem), key, size.traces, size.together).value
+
+    def ours(problem: Problem, key: jax.Array) -> jax.Array:
+        if size.own:
+            return layer_trace.trace(problem, key, size.own, min(size.own, 4)).value
+        return layer_trace.exact_trace(problem, 4).value
+
+    @jax.jit
+    def errors(problem: Problem) -> jax.Array:
+        exact = layer_trace.exact_trace(problem).value
+        found = jax.lax.map(lambda key: (ours(problem, key), common(problem, key)), keys)
+        return jnp.stack([jnp.sqrt(jnp.mean((own / exact - 1) ** 2)) for own in found])
+
+    own, others = (float(100 * error) for error in errors(problem))
+    for row in beside(
+        settings,
+        f"interpret/layer_trace_{size.name}",
+        {"P": trees.size(problem.floats), "probes": size.own},
+        prepare_jax(ours, problem, jax.random.key(0)),
+        trace_peers(settings, size, problem),
+        1,
+        "traces/s",
+        float,
+    ):
+        note = f"error {own:.2f} %, of {size.traces} common probes {others:.2f} %; {row.note}"
+        yield replace(row, note=note)
 
 
 def largest(settings: Settings, size: Size) -> Iterator[Row]:
@@ -280,7 +322,7 @@ def largest(settings: Settings, size: Size) -> Iterator[Row]:
 
 def kernels(settings: Settings) -> Iterator[Row]:
     """The traced tangent kernel of a classifier."""
-    problem = problem_of(Size("kernel", (64, 64, 64, 10), 256, 0, 0, 0, 0))
+    problem = problem_of(Size("kernel", (64, 64, 64, 10), 256, 0, 0, 0, 0, 0))
 
     def ours(params: Any, x: jax.Array) -> jax.Array:
         return ntk.ntk(network, params, x, method="layers")
@@ -299,7 +341,7 @@ def kernels(settings: Settings) -> Iterator[Row]:
 
 def shadows(settings: Settings, models: int = 64, steps: int = 100) -> Iterator[Row]:
     """64 shadow models of LiRA as one program, and one after the other in PyTorch."""
-    size = Size("shadows", (16, 32, 2), 200, 0, 0, 0, 0)
+    size = Size("shadows", (16, 32, 2), 200, 0, 0, 0, 0, 0)
     problem = problem_of(size)
     x, y = problem.data.inputs, problem.data.targets
 

@@ -112,7 +112,7 @@ def test_norms_of_gradients_are_found_without_them():
     problem = make_problem(tokens, cross_entropy, params, data)
     gradients, squares, rest = _norms(problem)
     np.testing.assert_allclose(squares, np.sum(gradients**2, axis=1), rtol=1e-5)
-    assert {name for name, leaf in rest.items() if leaf is None} == {"first"}
+    assert {name for name, leaf in rest.items() if leaf is None} == {"first", "bias"}
     parts = jax.tree.map(lambda x: x.reshape(2, 3, *x.shape[1:]), problem.data)
     batches = replace(problem, data=parts, microbatched=True)
     np.testing.assert_allclose(per_example.squared_norms(batches), squares, rtol=1e-5)

@@ -231,7 +231,7 @@ def _fisher(context: tuple[Problem, jax.Array]) -> Product:
             lambda vector: problem.outputs(vector, batch.inputs), problem.floats
         )
         weight = problem.weights(batch, outputs.dtype)
-        own = _fingerprint(outputs)  # microbatches draw differently
+        own = fingerprint(outputs)  # microbatches draw differently
 
         def one(key: jax.Array) -> jax.Array:
             drawn = sample(jax.random.fold_in(key, own), outputs, batch.targets)
@@ -252,7 +252,7 @@ def _fisher(context: tuple[Problem, jax.Array]) -> Product:
     return _over_batches(problem, of_batch)
 
 
-def _fingerprint(outputs: jax.Array) -> jax.Array:
+def fingerprint(outputs: jax.Array) -> jax.Array:
     """A number that differs between batches, uint32 []."""
     flat = outputs.astype(jnp.float32).reshape(-1)
     return jnp.sum(jax.lax.bitcast_convert_type(flat, jnp.uint32), dtype=jnp.uint32)

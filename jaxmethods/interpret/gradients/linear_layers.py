@@ -7,8 +7,9 @@ Inner products of the gradients of examples n and m,
 
 need neither of them (Goodfellow, "Efficient per-example gradient computations", 2015; for kernels
 Novak et al. 2022). The layers are found by tracing the network to a jaxpr: a product of something
-that has the examples' axis with a parameter that is used nowhere else. What isn't found, such as
-biases, or layers stacked in a loop, is `rest`, and differentiated as ever.
+that has the examples' axis with a parameter that is used nowhere else. A bias that is added to such
+a product, and to nothing else, is one more row of W, whose input is 1. What isn't found, such as
+layers stacked in a loop, is `rest`, and differentiated as ever.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 from jax.extend.core import Literal
 
 from jaxmethods.interpret.representation.capture import inlined
-from jaxmethods.interpret.trees import PRECISE, Vector
+from jaxmethods.interpret.trees import PRECISE, Vector, merge
 
 
 class Layers(NamedTuple):
@@ -31,11 +32,16 @@ class Layers(NamedTuple):
     outputs: jax.Array
     """[N, ...]."""
     inputs: list[jax.Array]
-    """[N, T, I] of every layer; T is 1 where there is one row an example."""
+    """[N, T, I] of every layer, where it has a bias with a last column of ones; T is 1 where there
+    is one row an example."""
     pull: Callable[[jax.Array], list[jax.Array]]
     """Cotangents of the outputs -> those of every layer's products, [N, T, O]."""
     rest: Vector
     """The parameters of no layer; None in place of the others."""
+    offsets: list[jax.Array]
+    """Zeros in the shapes of the layers' products."""
+    run: Callable[[list[jax.Array], Vector], jax.Array]
+    """(what is added to the products, parameters of no layer) -> outputs."""
 
 
 def linear_layers(
@@ -55,7 +61,7 @@ def linear_layers(
     count = jax.tree.leaves(inputs)[0].shape[0]
     closed = jax.make_jaxpr(function)(vector, inputs)
     own = dict(zip(closed.jaxpr.invars, range(len(leaves)), strict=False))
-    shapes = _products(closed.jaxpr, len(leaves), count)
+    products = _products(closed.jaxpr, len(leaves), count)
     # An axis that happens to be as long as that of the examples is not theirs: with one example
     # more it stays as it is.
     more = jax.tree.map(
@@ -64,28 +70,41 @@ def linear_layers(
     longer = _products(jax.make_jaxpr(function)(vector, more).jaxpr, len(leaves), count + 1)
     places = [
         place
-        for place, shape in sorted(shapes.items())
-        if longer.get(place) == (count + 1, *shape[1:])
+        for place, found in sorted(products.items())
+        if place in longer and longer[place].shape == (count + 1, *found.shape[1:])
     ]
+    biases = {place: products[place].bias for place in places}
+    taken = {*places, *biases.values()}
 
-    def run(offsets: Sequence[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
+    def evaluate(offsets: Sequence[jax.Array], rest: Vector) -> tuple[jax.Array, list[jax.Array]]:
         added = dict(zip(places, offsets, strict=True))
         seen: dict[int, jax.Array] = {}
-        values = [*leaves, *jax.tree.leaves(inputs)]
+        values = [*jax.tree.leaves(merge(vector, rest)), *jax.tree.leaves(inputs)]
         (found,) = _evaluate(closed.jaxpr, closed.consts, values, own, added, seen)
-        return found, [seen[place].reshape(count, -1, seen[place].shape[-1]) for place in places]
+        return found, [_rows(seen[place], biases[place] is not None) for place in places]
 
+    rest = structure.unflatten(
+        [None if place in taken else leaf for place, leaf in enumerate(leaves)]
+    )
     dtype = jnp.result_type(*leaves)
-    zeros = [jnp.zeros(shapes[place], dtype) for place in places]
-    outputs, pull, activations = jax.vjp(run, zeros, has_aux=True)
+    zeros = [jnp.zeros(products[place].shape, dtype) for place in places]
+    outputs, pull, activations = jax.vjp(lambda added: evaluate(added, rest), zeros, has_aux=True)
 
     def pulled(cotangent: jax.Array) -> list[jax.Array]:
         return [d.reshape(count, -1, d.shape[-1]) for d in pull(cotangent)[0]]
 
-    rest = structure.unflatten(
-        [None if place in places else leaf for place, leaf in enumerate(leaves)]
-    )
-    return Layers(outputs, activations, pulled, rest)
+    def run(offsets: list[jax.Array], rest: Vector) -> jax.Array:
+        return evaluate(offsets, rest)[0]
+
+    return Layers(outputs, activations, pulled, rest, zeros, run)
+
+
+def _rows(inputs: jax.Array, biased: bool) -> jax.Array:
+    """A layer's inputs [N, ..., I] as [N, T, I], or [N, T, I + 1] with ones for its bias."""
+    rows = inputs.reshape(len(inputs), -1, inputs.shape[-1])
+    if not biased:
+        return rows
+    return jnp.concatenate([rows, jnp.ones((*rows.shape[:2], 1), rows.dtype)], -1)
 
 
 def gram(a: jax.Array, d: jax.Array) -> jax.Array:
@@ -108,13 +127,49 @@ def squares(a: jax.Array, d: jax.Array) -> jax.Array:
     return jnp.sum(products**2, axis=(1, 2))
 
 
-def _products(jaxpr: Any, parameters: int, count: int) -> dict[int, tuple[int, ...]]:
-    """Shapes of the products of linear layers, by the place of their parameter."""
-    own = dict(zip(jaxpr.invars, range(parameters), strict=False))
-    used: Counter = Counter()
-    shapes: dict[int, tuple] = {}
-    _find(jaxpr, own, used, shapes, count)
-    return {place: shape for place, shape in shapes.items() if used[place] == 1}
+class Product(NamedTuple):
+    """A product with a parameter that is used nowhere else."""
+
+    shape: tuple[int, ...]
+    bias: int | None
+    """The place of the parameter that is added to it, and to nothing else."""
+
+
+class Value(NamedTuple):
+    """What is known of a variable of a jaxpr."""
+
+    kind: str
+    """"parameter", "row" (a parameter [O] as [1, ..., 1, O]), or "product" of a layer."""
+    place: int
+    """The parameter's."""
+
+
+def _products(jaxpr: Any, parameters: int, count: int) -> dict[int, Product]:
+    """Products of linear layers, by the place of their parameter."""
+    known = {
+        v: Value("parameter", i) for v, i in zip(jaxpr.invars, range(parameters), strict=False)
+    }
+    used: Counter[Value] = Counter()
+    shapes: dict[int, tuple[int, ...]] = {}
+    sums: dict[int, int] = {}
+    _find(jaxpr, known, used, shapes, sums, count)
+    used.update(value for value in map(known.get, _variables(jaxpr.outvars)) if value is not None)
+    biases = {
+        place: bias
+        for place, bias in sums.items()
+        if used[Value("product", place)] == used[Value("row", bias)] == 1
+        and used[Value("parameter", bias)] == 1
+    }
+    return {
+        place: Product(shape, biases.get(place))
+        for place, shape in shapes.items()
+        if used[Value("parameter", place)] == 1
+    }
+
+
+def _variables(atoms: Sequence[Any]) -> list[Any]:
+    """Inputs of an equation with None in place of numbers, which have no hash."""
+    return [None if isinstance(atom, Literal) else atom for atom in atoms]
 
 
 def _layer(equation: Any, own: dict[Any, int], count: int) -> int | None:
@@ -133,27 +188,59 @@ def _layer(equation: Any, own: dict[Any, int], count: int) -> int | None:
 
 
 def _find(
-    jaxpr: Any, own: dict[Any, int], used: Counter, shapes: dict[int, tuple], count: int
+    jaxpr: Any,
+    known: dict[Any, Value],
+    used: Counter[Value],
+    shapes: dict[int, tuple[int, ...]],
+    sums: dict[int, int],
+    count: int,
 ) -> None:
-    """Counts uses of parameters, and notes the shapes of the products of layers."""
+    """Counts uses of what is known, and notes products of layers and what is added to them."""
     for equation in jaxpr.eqns:
+        given = [known.get(variable) for variable in _variables(equation.invars)]
         inner = inlined(equation)
-        given = [None if isinstance(v, Literal) else own.get(v) for v in equation.invars]
         if inner is not None:
-            inside = {
-                variable: place
-                for variable, place in zip(inner.jaxpr.invars, given, strict=True)
-                if place is not None
-            }
-            _find(inner.jaxpr, inside, used, shapes, count)
-            continue
-        used.update(place for place in given if place is not None)
-        place = _layer(equation, own, count)
-        if place is not None:
-            shapes[place] = equation.outvars[0].aval.shape
-    for variable in jaxpr.outvars:
-        if not isinstance(variable, Literal) and variable in own:
-            used[own[variable]] += 1
+            pairs = zip(inner.jaxpr.invars, given, strict=True)
+            inside = {variable: value for variable, value in pairs if value is not None}
+            _find(inner.jaxpr, inside, used, shapes, sums, count)
+            out = map(inside.get, _variables(inner.jaxpr.outvars))
+        else:
+            used.update(value for value in given if value is not None)
+            out = [_made(equation, given, known, shapes, sums, count)]
+        pairs = zip(equation.outvars, out, strict=False)
+        known.update({variable: value for variable, value in pairs if value is not None})
+
+
+def _made(
+    equation: Any,
+    given: list[Value | None],
+    known: dict[Any, Value],
+    shapes: dict[int, tuple[int, ...]],
+    sums: dict[int, int],
+    count: int,
+) -> Value | None:
+    """What an equation's output is, if it is of a layer."""
+    made = equation.outvars[0].aval
+    if equation.primitive.name == "add":
+        kinds = [value and value.kind for value in given]
+        if sorted(filter(None, kinds)) == ["product", "row"]:
+            product, row = given[kinds.index("product")], given[kinds.index("row")]
+            assert product is not None
+            assert row is not None
+            if made.shape == shapes[product.place]:
+                sums[product.place] = row.place
+        return None
+    if equation.primitive.name in ("broadcast_in_dim", "reshape"):
+        source = given[0]
+        width = getattr(equation.invars[0].aval, "shape", ())
+        row = len(width) == 1 and made.shape == (*[1] * (len(made.shape) - 1), *width)
+        return Value("row", source.place) if source and source.kind == "parameter" and row else None
+    own = {v: value.place for v, value in known.items() if value.kind == "parameter"}
+    place = _layer(equation, own, count)
+    if place is None:
+        return None
+    shapes[place] = made.shape
+    return Value("product", place)
 
 
 def _evaluate(
