@@ -135,6 +135,8 @@ def gae(
     delta_t = r_t + gamma m_t V_{t+1} - V_t,   A_t = delta_t + gamma lambda m_t A_{t+1},
     R_t = A_t + V_t.
 
+    What lies behind an episode's end does not enter, whatever it is.
+
     Args:
         reward: r [T, ...] float32.
         value: V [T, ...] float32 of the state before each step, in the units of the reward.
@@ -149,17 +151,18 @@ def gae(
     reward, value, discount_mask = _wide(reward), _wide(value), _wide(discount_mask)
     discounts = jnp.broadcast_to(discount * discount_mask, reward.shape)
     next_value = jnp.concatenate([value[1:], bootstrap_value[None]])
-    deltas = reward + discounts * next_value - value
+    goes_on = discounts != 0  # 0 times NaN is NaN
+    deltas = reward + jnp.where(goes_on, discounts * next_value, 0) - value
 
     def one_step(
-        advantage: jax.Array, step: tuple[jax.Array, jax.Array]
+        advantage: jax.Array, step: tuple[jax.Array, jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array]:
-        delta, discount = step
-        advantage = delta + gae_lambda * discount * advantage
+        delta, discount, goes_on = step
+        advantage = delta + jnp.where(goes_on, gae_lambda * discount * advantage, 0)
         return advantage, advantage
 
     start = jnp.zeros(deltas.shape[1:], deltas.dtype)
-    _, advantages = jax.lax.scan(one_step, start, (deltas, discounts), reverse=True)
+    _, advantages = jax.lax.scan(one_step, start, (deltas, discounts, goes_on), reverse=True)
     return advantages, advantages + value
 
 

@@ -139,6 +139,15 @@ def test_nothing_after_an_episode_end_reaches_the_steps_before(seed):
     np.testing.assert_array_equal(before[: end + 1], after[: end + 1])
     np.testing.assert_allclose(before[end], reward[end] - value[end], atol=1e-6)
     assert not np.allclose(before[end + 1], after[end + 1])
+    broken, _ = gae(
+        jnp.where(later, jnp.nan, reward),
+        jnp.where(later, jnp.inf, value),
+        jnp.full_like(value[0], jnp.nan),
+        mask,
+        0.99,
+        0.95,
+    )
+    np.testing.assert_array_equal(before[: end + 1], broken[: end + 1])
 
 
 def test_advantages_are_standardized_over_the_active_entries_alone():

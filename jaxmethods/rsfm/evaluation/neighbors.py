@@ -49,7 +49,7 @@ def neighbor_scores(
 
     Returns:
         [Q, C] scores; the prediction is the largest, the first of equals. NaN for a query that is
-        not finite, which is near to nothing.
+        near to nothing: it is not finite, or no training image is.
 
     Raises:
         ValueError: more neighbors than images, or weights of distances.
@@ -81,7 +81,8 @@ def neighbor_scores(
         weight = jnp.where(near > -jnp.inf, weight, 0)
         rows = jnp.arange(size)[:, None]
         votes = jnp.zeros((size, classes), near.dtype).at[rows, labels[places]].add(weight)
-        return jnp.where(jnp.isfinite(own).all(axis=1, keepdims=True), votes, jnp.nan)
+        near_to_some = jnp.isfinite(own).all(axis=1, keepdims=True) & (near[:, :1] > -jnp.inf)
+        return jnp.where(near_to_some, votes, jnp.nan)
 
     scores = jax.lax.map(vote, padded.reshape(-1, size, padded.shape[1]))
     return scores.reshape(-1, classes)[:number]

@@ -74,6 +74,8 @@ class Scene(NamedTuple):
 def read_scene(path: Path, bands: tuple[str, ...]) -> Scene:
     """Reads `bands_dn` [T, H, W, C], `band_names` [C] and `lulc` [H, W] (0: no label) of an npz.
 
+    A pixel whose bands are all 0, or of which one is no finite number, has no data.
+
     Args:
         path: of the file.
         bands: which of its bands, by name and in this order; none: all of Sentinel-2's.
@@ -97,6 +99,8 @@ def read_scene(path: Path, bands: tuple[str, ...]) -> Scene:
         )
     bands = bands or tuple(SENTINEL2)
     images = images[..., places_of(names, bands, str(path))]
+    finite = np.isfinite(images).all(axis=-1)
+    images = np.where(finite[..., None], images, images.dtype.type(0))
     known = np.where(labels == 0, segmentation.IGNORED, labels).astype(np.uint8)
     return Scene(images, np.any(images != 0, axis=-1), known, bands)
 
@@ -220,6 +224,12 @@ def _map(
         paint = partial(fpn.segment, learned, **shape)
     whole = normalize(scene.images[run.data.date], scene.bands, "dataset", material.statistics)
     logits = tiled_apply(lambda own: paint(tokens(own)), jnp.asarray(whole), tile)
+    finite = np.isfinite(logits).all(axis=-1)
+    if not finite[scene.valid[run.data.date]].all():
+        raise ValueError(
+            f"evaluation: the {head} head on {model} diverged, its logits are not finite; "
+            "lower its rate or standardize the bands"
+        )
     said = np.asarray(jnp.argmax(logits, axis=-1), np.uint8)
     truth = np.where(scene.valid[run.data.date], scene.labels, segmentation.IGNORED)
     judged = slice(border_of(run, scene), None)

@@ -64,6 +64,13 @@ def test_a_query_that_is_not_finite_is_near_to_nothing():
     np.testing.assert_allclose(own[1:], scores(k=5)[1:], rtol=1e-6)
 
 
+def test_a_query_without_any_finite_training_image_is_near_to_nothing():
+    broken = jnp.full_like(FEATURES, jnp.nan)
+    for weighted in (True, False):
+        own = neighbor_scores(broken, LABELS, QUERIES, classes=4, k=5, weighted=weighted)
+        assert np.isnan(own).all()
+
+
 def test_a_low_temperature_is_the_nearest_image_and_no_infinity():
     own = scores(k=5, temperature=1e-3)
     assert np.isfinite(own).all()

@@ -54,6 +54,19 @@ def test_no_judged_pixel_is_in_a_tile_that_is_learned_from(tmp_path):
     assert {tuple(pixel) for pixel in judged.reshape(-1, 2)} == right
 
 
+def test_pixels_that_are_no_numbers_have_no_data(tmp_path):
+    _, images, _ = place(tmp_path)
+    broken = images.astype(np.float32)
+    broken[0, 7, 9, 1], broken[1, 8, 10, 0] = np.nan, np.inf
+    place(tmp_path, bands_dn=broken)
+    whole = scene.read_scene(tmp_path / "scene.npz", ("B8A", "B2"))
+    assert np.isfinite(whole.images).all()
+    expected = np.any(images[..., [1, 0]] != 0, axis=-1)
+    expected[0, 7, 9], expected[1, 8, 10] = False, False
+    # B8A is the broken band of the first pixel, B2 that of the second.
+    np.testing.assert_array_equal(whole.valid, expected)
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
