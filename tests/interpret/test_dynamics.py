@@ -118,6 +118,35 @@ def test_norms_of_gradients_are_found_without_them():
     np.testing.assert_allclose(per_example.squared_norms(batches), squares, rtol=1e-5)
 
 
+@jax.custom_vjp
+def straight_through(x):
+    """A sign whose derivative isn't its own."""
+    return jnp.sign(x)
+
+
+straight_through.defvjp(lambda x: (jnp.sign(x), x), lambda x, d: (d * (jnp.abs(x) < 1),))
+
+
+def of_own_rules(params, x):
+    """Layers behind functions that say themselves what their derivatives are."""
+    hidden = jax.nn.relu(x @ params["kink"]) + straight_through(x @ params["first"])
+    return hidden @ params["last"]
+
+
+def test_norms_of_gradients_know_derivatives_that_functions_bring_along():
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    shapes = {"kink": (4, 3), "first": (4, 3), "last": (3, 2)}
+    params = {name: draw(*shape) for name, shape in shapes.items()}
+    # Every unit of "kink" is at 0 for some inputs, where ReLU's derivative is 0 by its own rule.
+    params["kink"] = params["kink"].at[:2].set(0)
+    x = draw(6, 4).at[:3, 2:].set(0)
+    problem = make_problem(of_own_rules, cross_entropy, params, (x, jnp.arange(6) % 2))
+    gradients, squares, rest = _norms(problem)
+    np.testing.assert_allclose(squares, np.sum(gradients**2, axis=1), rtol=1e-5)
+    assert not jax.tree.leaves(rest)
+
+
 def test_two_batch_sizes_give_back_the_noise_they_have():
     trace, square = noise_scale.from_two_batches(2.0 + 8 / 4, 2.0 + 8 / 16, 4, 16)
     np.testing.assert_allclose([trace, square], [8, 2])
