@@ -233,7 +233,8 @@ def _made(
             product, row = given[kinds.index("product")], given[kinds.index("row")]
             assert product is not None
             assert row is not None
-            if made.shape == shapes[product.place]:
+            width = equation.invars[kinds.index("row")].aval.shape[-1]
+            if made.shape == shapes[product.place] and width == made.shape[-1]:
                 sums[product.place] = row.place
         return None
     if equation.primitive.name in ("broadcast_in_dim", "reshape"):
