@@ -130,8 +130,15 @@ def straight_through(x):
 straight_through.defvjp(lambda x: (jnp.sign(x), x), lambda x, d: (d * (jnp.abs(x) < 1),))
 
 
+@jax.jit
+def in_float32(params):
+    """Parameters that have that type already are handed on as they are."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+
+
 def of_own_rules(params, x):
     """Layers behind functions that say themselves what their derivatives are."""
+    params = in_float32(params)
     hidden = jax.nn.relu(x @ params["kink"]) + straight_through(x @ params["first"])
     return hidden @ params["last"]
 

@@ -275,6 +275,9 @@ def _evaluate(
                 if not isinstance(old, Literal) and old in own
             }
             made = _evaluate(inner.jaxpr, inner.consts, given, inside, added, seen)
+            for new, old in zip(equation.outvars, inner.jaxpr.outvars, strict=True):
+                if not isinstance(old, Literal) and old in inside:
+                    own[new] = inside[old]  # a parameter that is handed on
         else:
             params = equation.primitive.get_bind_params(equation.params)
             made = equation.primitive.bind(*given, **params)
