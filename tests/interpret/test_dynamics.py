@@ -257,6 +257,29 @@ def test_the_monitor_follows_training_at_its_cadence():
         monitor.train_monitor(0)
 
 
+def test_the_monitor_knows_padding_and_forgets_a_batch_that_is_no_number():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2)), jnp.float32).at[3].set(100)
+    watch, row = monitor.train_monitor(1), []
+
+    @jax.jit
+    def updated(state, x, weight):
+        data = Data(x, jnp.zeros((4, 2)), weight)
+        return watch.update(state, make_problem(identity, squared_error, theta, data))
+
+    theta = jnp.array([3.0, 4.0])
+    state = watch.init(jax.random.key(0), quadratic())
+    for own in (x, x.at[0].set(jnp.inf), x):
+        state = updated(state, own, jnp.array([1.0, 1, 1, 0]))
+        row.append(state.row.noise_scale)
+    small, big = (np.sum(np.mean(x[:count] + theta, 0) ** 2) for count in (2, 3))
+    sigma, signal = noise_scale.from_two_batches(small, big, 2, 3)
+    np.testing.assert_allclose(row, sigma / signal, rtol=1e-4)
+    np.testing.assert_allclose(trees.norm(state.direction), 1, rtol=1e-5)
+    # Nothing is known of noise where no example is in one half alone.
+    alone = updated(watch.init(jax.random.key(0), quadratic()), x, jnp.array([1.0, 1, 0, 0]))
+    assert np.isnan(alone.row.noise_scale)
+
+
 def test_the_monitor_costs_less_than_five_percent_of_the_steps_between_its_rows():
     problem = classification(0, 64, (16, 32, 32, 4))
     every = inspect.signature(monitor.train_monitor).parameters["every"].default
