@@ -9,8 +9,8 @@ need neither of them (Goodfellow, "Efficient per-example gradient computations",
 Novak et al. 2022). The layers are found by tracing the network to a jaxpr: a product of something
 that has the examples' axis with a parameter that is used nowhere else. A bias that is added to such
 a product, and to nothing else, is one more row of W, whose input is 1. What isn't found, such as
-layers stacked in a loop or in a function with a derivative of its own, is `rest`, and differentiated
-as ever.
+layers stacked in a loop or within a function that has a derivative of its own, is `rest`, and
+differentiated as ever.
 """
 
 from __future__ import annotations
