@@ -171,8 +171,13 @@ def _flatness(problem: Problem, held: Problem, key: jax.Array, effort: Effort) -
 def kernel(problem: Problem, effort: Effort) -> jax.Array:
     """The traced tangent kernel of the first examples; of their losses where outputs are many."""
     if "few outputs" not in kinds(problem):
-        return programs.gradient_kernel(problem, effort)
-    return programs.kernel(problem, effort)
+        return programs.gradient_kernel(problem, _first(problem, effort))
+    return programs.kernel(problem, _first(problem, effort))
+
+
+def _first(problem: Problem, effort: Effort) -> np.ndarray:
+    """Places of the first examples that count: padding has no tangent."""
+    return np.flatnonzero(np.asarray(programs.weights(problem)) > 0)[: effort.kernel]
 
 
 def _kernel_rank(problem: Problem, held: Problem, key: jax.Array, effort: Effort) -> Estimate:
@@ -180,7 +185,7 @@ def _kernel_rank(problem: Problem, held: Problem, key: jax.Array, effort: Effort
 
 
 def _gradient_rank(problem: Problem, held: Problem, key: jax.Array, effort: Effort) -> Estimate:
-    return _rank(programs.gradient_kernel(problem, effort))
+    return _rank(programs.gradient_kernel(problem, _first(problem, effort)))
 
 
 @compiled()
@@ -189,7 +194,7 @@ def _rank(gram: jax.Array) -> Estimate:
 
 
 def _alignment(problem: Problem, held: Problem, key: jax.Array, effort: Effort) -> Estimate:
-    labels = one_batch(problem).data.targets[: effort.kernel]
+    labels = one_batch(problem).data.targets[_first(problem, effort)]
     return exact(kernel_statistics.label_alignment(kernel(problem, effort), labels, True))
 
 

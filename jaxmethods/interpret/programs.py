@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxmethods.interpret.curvature import hutchinson, operators, slq
 from jaxmethods.interpret.dynamics import sharpness
@@ -41,7 +42,7 @@ class Effort(NamedTuple):
     spectra: int
     """Probes of spectral densities."""
     kernel: int
-    """Examples of the tangent kernel."""
+    """Examples of the tangent kernel, at most."""
 
 
 @compiled_quickly()
@@ -50,6 +51,12 @@ def losses(problem: Problem) -> tuple[jax.Array, jax.Array]:
     joined = one_batch(problem)
     found = joined.losses(joined.floats, joined.data)
     return found, joined.weights(joined.data, found.dtype)
+
+
+@compiled_quickly()
+def weights(problem: Problem) -> jax.Array:
+    """Weights of all examples, [N]."""
+    return problem.weights(one_batch(problem).data, jnp.float32)
 
 
 class Predicted(NamedTuple):
@@ -143,19 +150,18 @@ def flatness(problem: Problem, key: jax.Array, effort: Effort) -> sharpness.Flat
     return sharpness.pac_bayes_flatness(problem, key, draws=effort.probes, steps=12)
 
 
-@compiled_quickly("effort")
-def kernel(problem: Problem, effort: Effort) -> jax.Array:
-    """The traced tangent kernel of the first examples [n, n]; of models with few outputs."""
-    inputs = one_batch(problem).data.inputs
-    rows = jax.tree.map(lambda x: x[: effort.kernel], inputs)
+@compiled_quickly()
+def kernel(problem: Problem, places: jax.Array | np.ndarray) -> jax.Array:
+    """The traced tangent kernel [n, n] of the examples at n places; of models with few outputs."""
+    rows = jax.tree.map(lambda x: x[places], one_batch(problem).data.inputs)
     return ntk.ntk(problem.apply, problem.params, rows, method="products", chunk=8)
 
 
-@compiled_quickly("effort")
-def gradient_kernel(problem: Problem, effort: Effort) -> jax.Array:
-    """Inner products of the gradients of the first examples' losses, [n, n]."""
+@compiled_quickly()
+def gradient_kernel(problem: Problem, places: jax.Array | np.ndarray) -> jax.Array:
+    """Inner products [n, n] of the gradients of the losses of the examples at n places."""
     joined = one_batch(problem)
-    rows = jax.tree.map(lambda x: x[: effort.kernel], joined.data)
+    rows = jax.tree.map(lambda x: x[places], joined.data)
     return ntk.of_losses(replace(joined, data=rows), chunk=8)
 
 

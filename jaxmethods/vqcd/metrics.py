@@ -41,9 +41,9 @@ def forward_transfer(curve: jax.Array, reference: jax.Array) -> jax.Array:
         reference: the same for training on this task alone, from scratch.
 
     Returns:
-        [...]; 0 where both are alike.
+        [...]; 0 where both are alike, NaN where learning alone left nothing to gain (scores may be
+        above 1, and a loss over what is negative would be a gain).
     """
     area, alone = area_under_curve(curve), area_under_curve(reference)
-    # Nothing is left to gain where a task is solved alone from the start.
-    left = jnp.where(area == alone, 1.0, 1.0 - alone)
-    return (area - alone) / left
+    left = jnp.where(alone < 1.0, 1.0 - alone, jnp.nan)
+    return jnp.where(area == alone, 0.0, (area - alone) / left)

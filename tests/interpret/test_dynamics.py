@@ -87,8 +87,10 @@ def test_noise_scale_is_the_covariance_of_gradients_and_ignores_padding():
 
 
 def tokens(params, x):
-    """A layer of rows that have tokens, a tied one, and a table of as many rows as examples."""
+    """A layer of rows that have tokens, one with one number for all of its outputs, a tied one, and
+    a table of as many rows as examples."""
     hidden = jax.jit(lambda x: jnp.tanh(x @ params["first"] + params["bias"]))(x)
+    hidden = jnp.tanh(hidden @ params["second"] + params["common"])
     table = jnp.tanh(jnp.eye(6, 4) @ params["table"])
     return (hidden @ params["tied"]) @ params["tied"].T + jnp.sum(table)
 
@@ -107,15 +109,52 @@ def test_norms_of_gradients_are_found_without_them():
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
     shapes = {"first": (4, 3), "bias": (3,), "table": (4, 2), "tied": (3, 3)}
+    shapes |= {"second": (3, 3), "common": (1,)}
     params = {name: draw(*shape) for name, shape in shapes.items()}
     data = (draw(6, 5, 4), jnp.asarray(rng.integers(0, 3, (6, 5))))
     problem = make_problem(tokens, cross_entropy, params, data)
     gradients, squares, rest = _norms(problem)
     np.testing.assert_allclose(squares, np.sum(gradients**2, axis=1), rtol=1e-5)
-    assert {name for name, leaf in rest.items() if leaf is None} == {"first", "bias"}
+    assert {name for name, leaf in rest.items() if leaf is None} == {"first", "bias", "second"}
     parts = jax.tree.map(lambda x: x.reshape(2, 3, *x.shape[1:]), problem.data)
     batches = replace(problem, data=parts, microbatched=True)
     np.testing.assert_allclose(per_example.squared_norms(batches), squares, rtol=1e-5)
+
+
+@jax.custom_vjp
+def straight_through(x):
+    """A sign whose derivative isn't its own."""
+    return jnp.sign(x)
+
+
+straight_through.defvjp(lambda x: (jnp.sign(x), x), lambda x, d: (d * (jnp.abs(x) < 1),))
+
+
+@jax.jit
+def in_float32(params):
+    """Parameters that have that type already are handed on as they are."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+
+
+def of_own_rules(params, x):
+    """Layers behind functions that say themselves what their derivatives are."""
+    params = in_float32(params)
+    hidden = jax.nn.relu(x @ params["kink"]) + straight_through(x @ params["first"])
+    return hidden @ params["last"]
+
+
+def test_norms_of_gradients_know_derivatives_that_functions_bring_along():
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    shapes = {"kink": (4, 3), "first": (4, 3), "last": (3, 2)}
+    params = {name: draw(*shape) for name, shape in shapes.items()}
+    # Every unit of "kink" is at 0 for some inputs, where ReLU's derivative is 0 by its own rule.
+    params["kink"] = params["kink"].at[:2].set(0)
+    x = draw(6, 4).at[:3, 2:].set(0)
+    problem = make_problem(of_own_rules, cross_entropy, params, (x, jnp.arange(6) % 2))
+    gradients, squares, rest = _norms(problem)
+    np.testing.assert_allclose(squares, np.sum(gradients**2, axis=1), rtol=1e-5)
+    assert not jax.tree.leaves(rest)
 
 
 def test_two_batch_sizes_give_back_the_noise_they_have():
@@ -216,6 +255,29 @@ def test_the_monitor_follows_training_at_its_cadence():
     np.testing.assert_allclose(rows.distance[-1], 5 - rows.weight_norm[-1], rtol=1e-4)
     with pytest.raises(ValueError, match="every, iterations"):
         monitor.train_monitor(0)
+
+
+def test_the_monitor_knows_padding_and_forgets_a_batch_that_is_no_number():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 2)), jnp.float32).at[3].set(100)
+    watch, row = monitor.train_monitor(1), []
+
+    @jax.jit
+    def updated(state, x, weight):
+        data = Data(x, jnp.zeros((4, 2)), weight)
+        return watch.update(state, make_problem(identity, squared_error, theta, data))
+
+    theta = jnp.array([3.0, 4.0])
+    state = watch.init(jax.random.key(0), quadratic())
+    for own in (x, x.at[0].set(jnp.inf), x):
+        state = updated(state, own, jnp.array([1.0, 1, 1, 0]))
+        row.append(state.row.noise_scale)
+    small, big = (np.sum(np.mean(x[:count] + theta, 0) ** 2) for count in (2, 3))
+    sigma, signal = noise_scale.from_two_batches(small, big, 2, 3)
+    np.testing.assert_allclose(row, sigma / signal, rtol=1e-4)
+    np.testing.assert_allclose(trees.norm(state.direction), 1, rtol=1e-5)
+    # Nothing is known of noise where no example is in one half alone.
+    alone = updated(watch.init(jax.random.key(0), quadratic()), x, jnp.array([1.0, 1, 0, 0]))
+    assert np.isnan(alone.row.noise_scale)
 
 
 def test_the_monitor_costs_less_than_five_percent_of_the_steps_between_its_rows():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import jax
@@ -72,6 +73,19 @@ def test_label_margins_are_log_odds():
     labels = np.array([0, 1, 2, 0, 1])
     p = jax.nn.softmax(logits)[np.arange(5), labels]
     np.testing.assert_allclose(trak.label_margin(logits, labels), np.log(p / (1 - p)), rtol=1e-4)
+
+
+def test_padding_is_no_training_example_of_trak():
+    own, key = classification(0, 6), jax.random.key(0)
+    more = Data(
+        jnp.concatenate([own.data.inputs, 9 + own.data.inputs[:2]]),
+        jnp.append(own.data.targets, jnp.array([0, -1])),
+        jnp.array([1.0] * 6 + [0.0, 1.0]),
+    )
+    alone, padded = (trak.project(one, key, 4, 4) for one in (own, replace(own, data=more)))
+    found = trak.scores(padded, alone)
+    np.testing.assert_allclose(found[:6], trak.scores(alone, alone), rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(found[6:], 0)
 
 
 def test_spearman_of_ranks_with_ties():

@@ -90,7 +90,7 @@ def test_losses_of_half_precision_add_up():
     np.testing.assert_allclose(mean_loss(problem), np.log(3), rtol=1e-5)
 
 
-def test_padding_is_no_member_and_nan_no_right_answer():
+def test_padding_is_no_member_and_in_no_kernel_and_nan_no_right_answer():
     x, targets = jnp.eye(4), jnp.array([0, 1, 0, 0])
     padded = make_problem(
         scaled, cross_entropy, jnp.float32(1), Data(x, targets, jnp.array([1, 1, 0, 0]))
@@ -101,5 +101,11 @@ def test_padding_is_no_member_and_nan_no_right_answer():
         measures.MEASURES["membership"].compute(padded, held, key, measures.LEVELS["quick"]).value
         == 0.5
     )
+    for name in ("kernel_rank", "gradient_rank", "alignment"):
+        own, alone = (
+            measures.MEASURES[name].compute(one, held, key, measures.LEVELS["quick"]).value
+            for one in (padded, held)
+        )
+        np.testing.assert_allclose(own, alone, rtol=1e-5, err_msg=name)
     broken = make_problem(scaled, cross_entropy, jnp.float32(jnp.nan), (x, jnp.zeros(4, jnp.int32)))
     assert not programs.predicted(broken).right.any()

@@ -183,6 +183,16 @@ def test_a_simplex_is_collapsed_and_an_empty_class_has_no_number():
         neural_collapse.neural_collapse(jnp.zeros((2, 2)), np.zeros(2, int), 1)
 
 
+def test_what_has_no_label_changes_no_measure_of_collapse():
+    features, weights = jnp.asarray(rows(0, 8, 3), jnp.float32), jnp.asarray(rows(1, 3, 2))
+    labels = np.array([0, 1, 0, 1, 0, 1, -1, -1])
+    features = features.at[6].set(50).at[7].set(jnp.nan)
+    found = neural_collapse.neural_collapse(features, labels, 2, weights)
+    alone = neural_collapse.neural_collapse(features[:6], labels[:6], 2, weights)
+    for own, expected in zip(found, alone, strict=True):
+        np.testing.assert_allclose(own, expected, rtol=1e-4, atol=1e-5)
+
+
 @jax.jit
 def _attention(queries, keys, tokens):
     weights = attention.attention_weights(queries, keys)

@@ -170,3 +170,6 @@ def test_a_task_that_is_solved_alone_from_the_start_gains_nothing():
     solved = jnp.ones(3)
     assert metrics.forward_transfer(solved, solved) == 0
     assert metrics.forward_transfer(solved, 0.5 * solved) == 1
+    assert metrics.forward_transfer(1.2 * solved, 1.2 * solved) == 0
+    for score in (1.0, 1.2):  # forgetting all of it is no gain
+        assert jnp.isnan(metrics.forward_transfer(0 * solved, score * solved))

@@ -116,13 +116,17 @@ def _measure(state: MonitorState, problem: Problem, iterations: int, decay: floa
         sharpness = trees.vdot(direction, image)
         residual = trees.norm(trees.axpy(-sharpness, direction, image))
         length = trees.norm(image)
-        safe = jnp.where(length > 0, length, 1)
+        found = jnp.isfinite(length) & (length > 0)
+        safe = jnp.where(found, length, 1)
         direction = jax.tree.map(
-            lambda new, old, n=length, s=safe: jnp.where(n > 0, new / s, old), image, direction
+            lambda new, old, f=found, s=safe: jnp.where(f, new / s, old), image, direction
         )
     trace, signal = _two_batches(problem, vector, gradient)
-    trace = decay * state.trace + (1 - decay) * trace
-    signal = decay * state.square + (1 - decay) * signal
+    # What is kept stays finite: a batch that has no number is in this row and in no later one.
+    kept = jnp.isfinite(trace) & jnp.isfinite(signal)
+    means = jnp.stack([state.trace, state.square])
+    means = jnp.where(kept, decay * means + (1 - decay) * jnp.stack([trace, signal]), means)
+    trace, signal = means
     scale = jnp.where(signal > 0, trace / jnp.where(signal > 0, signal, 1), jnp.nan)
     away = jax.tree.map(jnp.subtract, vector, state.start)
     row = MonitorRow(
@@ -138,7 +142,7 @@ def _measure(state: MonitorState, problem: Problem, iterations: int, decay: floa
 
 
 def _two_batches(problem: Problem, vector: Vector, gradient: Vector) -> tuple[jax.Array, jax.Array]:
-    """tr(Sigma) and |g|^2 from the batch and its halves; NaN for a batch of one."""
+    """tr(Sigma) and |g|^2 from the batch and its halves; NaN where one of these has no example."""
     if problem.microbatched:
         raise ValueError("problem: expected one batch, got microbatches")
     count, square = number_of_examples(problem.data), trees.vdot(gradient, gradient)
@@ -148,7 +152,14 @@ def _two_batches(problem: Problem, vector: Vector, gradient: Vector) -> tuple[ja
     first = jax.tree.map(lambda x: x[:half], problem.data)
     one = mean_gradient(replace(problem, data=first), vector)
     small = trees.vdot(one, one)
-    if problem.data.weight is None and count % 2 == 0:
+    if problem.data.weight is not None or problem.loss.counted is not None:
+        # What a mean of weighted examples has of noise is that of (sum w)^2 / sum w^2 of them.
+        weight = problem.weights(problem.data, square.dtype)
+        less, more = (jnp.sum(w) ** 2 / jnp.sum(w**2) for w in (weight[:half], weight))
+        apart = jnp.where(less < more, 1.0, jnp.nan)
+        sigma = (small - square) / (1 / less - 1 / more)
+        return apart * sigma, apart * (more * square - less * small) / (more - less)
+    if count % 2 == 0:
         other = jax.tree.map(lambda g, own: 2 * g - own, gradient, one)  # of the second half
         small = (small + trees.vdot(other, other)) / 2
     return from_two_batches(small, square, half, count)

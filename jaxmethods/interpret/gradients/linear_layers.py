@@ -9,7 +9,8 @@ need neither of them (Goodfellow, "Efficient per-example gradient computations",
 Novak et al. 2022). The layers are found by tracing the network to a jaxpr: a product of something
 that has the examples' axis with a parameter that is used nowhere else. A bias that is added to such
 a product, and to nothing else, is one more row of W, whose input is 1. What isn't found, such as
-layers stacked in a loop, is `rest`, and differentiated as ever.
+layers stacked in a loop or within a function that has a derivative of its own, is `rest`, and
+differentiated as ever.
 """
 
 from __future__ import annotations
@@ -187,6 +188,11 @@ def _layer(equation: Any, own: dict[Any, int], count: int) -> int | None:
     return own[right] if plain and last >= 1 and left.aval.shape[0] == count else None
 
 
+def _inlined(equation: Any) -> Any:
+    """What an equation calls once, unless it has a derivative of its own, which would be lost."""
+    return None if equation.primitive.name.startswith("custom_") else inlined(equation)
+
+
 def _find(
     jaxpr: Any,
     known: dict[Any, Value],
@@ -198,7 +204,7 @@ def _find(
     """Counts uses of what is known, and notes products of layers and what is added to them."""
     for equation in jaxpr.eqns:
         given = [known.get(variable) for variable in _variables(equation.invars)]
-        inner = inlined(equation)
+        inner = _inlined(equation)
         if inner is not None:
             pairs = zip(inner.jaxpr.invars, given, strict=True)
             inside = {variable: value for variable, value in pairs if value is not None}
@@ -227,7 +233,8 @@ def _made(
             product, row = given[kinds.index("product")], given[kinds.index("row")]
             assert product is not None
             assert row is not None
-            if made.shape == shapes[product.place]:
+            width = equation.invars[kinds.index("row")].aval.shape[-1]
+            if made.shape == shapes[product.place] and width == made.shape[-1]:
                 sums[product.place] = row.place
         return None
     if equation.primitive.name in ("broadcast_in_dim", "reshape"):
@@ -260,7 +267,7 @@ def _evaluate(
 
     for equation in jaxpr.eqns:
         given = [read(variable) for variable in equation.invars]
-        inner = inlined(equation)
+        inner = _inlined(equation)
         if inner is not None:
             inside = {
                 new: own[old]
@@ -268,6 +275,9 @@ def _evaluate(
                 if not isinstance(old, Literal) and old in own
             }
             made = _evaluate(inner.jaxpr, inner.consts, given, inside, added, seen)
+            for new, old in zip(equation.outvars, inner.jaxpr.outvars, strict=True):
+                if not isinstance(old, Literal) and old in inside:
+                    own[new] = inside[old]  # a parameter that is handed on
         else:
             params = equation.primitive.get_bind_params(equation.params)
             made = equation.primitive.bind(*given, **params)

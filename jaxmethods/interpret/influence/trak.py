@@ -36,7 +36,8 @@ def project(
     """Projected gradients of a model's margins on its examples.
 
     Args:
-        problem: a classifier with logits [N, C] and labels [N].
+        problem: a classifier with logits [N, C] and labels [N]. Examples of weight 0, such as
+            padding, are no training examples: their projections and doubts are 0.
         key: of the random directions, the same for training examples and queries.
         dimension: k.
         together: directions that are vectorized.
@@ -57,7 +58,9 @@ def project(
         keys,
         batch_size=min(together, dimension),
     )
-    return Projections(rows.T / dimension**0.5, jax.nn.sigmoid(-value))
+    there = joined.weights(joined.data, value.dtype) > 0
+    gradients = jnp.where(there[:, None], rows.T / dimension**0.5, 0)
+    return Projections(gradients, jnp.where(there, jax.nn.sigmoid(-value), 0))
 
 
 def label_margin(logits: jax.Array, labels: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ import numpy as np
 from jaxmethods.interpret import programs
 from jaxmethods.interpret.curvature import slq
 from jaxmethods.interpret.honesty import calibration
+from jaxmethods.interpret.losses import IGNORED
 from jaxmethods.interpret.measures import Kind, kernel, kinds
 from jaxmethods.interpret.problem import Problem, one_batch
 from jaxmethods.interpret.programs import Effort
@@ -192,7 +193,9 @@ def _draw_calibration(path: Path, arrays: Arrays) -> None:
 
 def _collapse(problem: Problem, held: Problem, key: jax.Array, effort: Effort) -> Arrays:
     del held, key, effort
-    logits, targets = programs.outputs(problem), one_batch(problem).data.targets
+    logits, data = programs.outputs(problem), one_batch(problem).data
+    # What doesn't count is of no class.
+    targets = jnp.where(problem.weights(data, logits.dtype) > 0, data.targets, IGNORED)
     found = neural_collapse.neural_collapse(logits, targets, logits.shape[1])
     offsets = found.class_means - found.global_mean
     length = jnp.linalg.norm(offsets, axis=1)

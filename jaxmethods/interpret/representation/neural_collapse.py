@@ -59,8 +59,11 @@ class Moments(NamedTuple):
 
 
 def moments(features: jax.Array, labels: jax.Array, classes: int) -> Moments:
-    """Sums of a batch of features [N, D] with labels [N]; `jax.tree.map(add)` joins batches."""
-    features = wide(features)
+    """Sums of a batch of features [N, D] with labels [N]; `jax.tree.map(add)` joins batches.
+
+    Rows whose label is no class, such as -1 of padding, are in none of them.
+    """
+    features = jnp.where(_labeled(labels, classes)[:, None], wide(features), 0)
     member = jax.nn.one_hot(labels, classes, dtype=features.dtype)
     return Moments(jnp.sum(member, axis=0), member.T @ features, features.T @ features)
 
@@ -77,7 +80,7 @@ def neural_collapse(
 
     Args:
         features: inputs of the last layer [N, D].
-        labels: int [N].
+        labels: int [N]; rows whose label is no class, such as -1 of padding, don't count.
         classes: C, at least 2.
         weights: of the last layer [D, C]; None: without NC3 and NC4.
         bias: [C]; None: 0.
@@ -90,9 +93,10 @@ def neural_collapse(
     """
     if classes < 2:
         raise ValueError(f"classes: expected at least 2, got {classes}")
-    features = wide(features)
+    there = _labeled(labels, classes)
+    features = jnp.where(there[:, None], wide(features), 0)
     # Centered first: sums of squares far from the origin would lose the small covariance.
-    center = jnp.mean(features, axis=0)
+    center = jnp.mean(features, axis=0, where=there[:, None])
     sums = moments(features - center, labels, classes)
     found = from_moments(sums, weights)
     means = found.class_means + center
@@ -101,7 +105,8 @@ def neural_collapse(
         logits = features @ weights + (0 if bias is None else bias)
         offsets = features[:, None] - means  # [N, C, D]
         nearest = jnp.argmin(jnp.sum(offsets**2, axis=-1), axis=1)
-        nc4 = jnp.mean(jnp.argmax(logits, axis=1) != nearest, dtype=features.dtype)
+        differs = jnp.argmax(logits, axis=1) != nearest
+        nc4 = jnp.mean(differs, dtype=features.dtype, where=there)
         # The first class is the largest and the nearest of NaN: they would agree.
         unknown = (found.empty > 0) | jnp.any(jnp.isnan(logits))
         nc4 = jnp.where(unknown, jnp.nan, nc4)
@@ -144,6 +149,12 @@ def from_moments(sums: Moments, weights: jax.Array | None = None) -> Collapse:
         nan,
         empty,
     )
+
+
+def _labeled(labels: jax.Array, classes: int) -> jax.Array:
+    """[N] bool."""
+    labels = jnp.asarray(labels)
+    return (labels >= 0) & (labels < classes)
 
 
 def _cut(matrix: jax.Array) -> float:

@@ -56,13 +56,18 @@ def fit_ridge(features: jax.Array, targets: jax.Array, lams: tuple[float, ...] =
     x, y = (features - mean) / scale, targets - middle
     u, s, vt = jnp.linalg.svd(x, full_matrices=False)
     turned = u.T @ y  # [R, K]
+    # Residuals e and 1 - h of features that fit everything are small differences, and 0 / 0 in
+    # float32: both are sums of what is not fitted. The bias has a leverage of 1 / N.
+    live = s > s[0] * max(x.shape) * jnp.finfo(s.dtype).eps
+    own = jnp.where(live, u, 0)
+    everything = jnp.sum(live) == len(x) - 1
+    beyond = jnp.where(everything, 0, y - own @ turned)
+    free = jnp.where(everything, 0, 1 - 1 / len(x) - jnp.sum(own**2, axis=1))
 
     def error(lam: jax.Array) -> jax.Array:
-        shrink = s**2 / (s**2 + lam)
-        # The bias has a leverage of 1 / N.
-        leverage = jnp.sum(u**2 * shrink, axis=1) + 1 / len(x)
-        left_out = (y - u @ (shrink[:, None] * turned)) / (1 - leverage)[:, None]
-        return jnp.mean(jnp.square(left_out))
+        left = lam / (s**2 + lam)
+        residual = beyond + own @ (left[:, None] * turned)
+        return jnp.mean(jnp.square(residual / (free + jnp.sum(own**2 * left, axis=1))[:, None]))
 
     candidates = jnp.asarray(lams, x.dtype)
     lam = candidates[jnp.argmin(jax.vmap(error)(candidates))]

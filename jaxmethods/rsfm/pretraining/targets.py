@@ -47,7 +47,12 @@ def patch_targets(
     Returns:
         Normalized pixels [B, T, p p, C] float32, and which of them count [B, T, p p], or None.
     """
-    target = patchify(images.astype(jnp.float32), patch)
+    images = images.astype(jnp.float32)
+    if valid is not None:
+        # What was never seen may be NaN, which no weight of 0 takes out of a sum.
+        there = valid.reshape(len(valid), *[1] * (images.ndim - 4), *valid.shape[1:], 1)
+        images = jnp.where(there, images, 0)
+    target = patchify(images, patch)
     target = target.reshape(len(images), -1, patch * patch, images.shape[-1])  # [B, T, p p, C]
     weight = valid_pixels(valid, patch, target.shape[1])
     return normalized(target, weight, how), weight

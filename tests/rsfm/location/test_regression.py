@@ -51,6 +51,23 @@ def test_a_constant_feature_and_more_features_than_places_are_no_trouble():
     assert np.isfinite(fit(x, draw(1, 6, 1))(x)).all()
 
 
+def test_features_that_fit_every_place_are_judged_by_what_they_say_of_others():
+    """Residuals and 1 - h both vanish; the second target, a class that no place has, is 0 / 0."""
+    x = np.asarray(draw(0, 30, 1024), np.float64)
+    y = np.concatenate([draw(1, 30, 1), np.zeros((30, 1))], axis=1)
+    lams = (1e-4, 1.0, 1e4)
+
+    def direct(lam):
+        own, truth = (x - x.mean(0)) / x.std(0), y - y.mean(0)
+        hat = own @ own.T @ np.linalg.inv(own @ own.T + lam * np.eye(30))
+        return np.mean(np.square((truth - hat @ truth) / (1 - 1 / 30 - np.diag(hat))[:, None]))
+
+    best = min(lams, key=direct)
+    assert best == 1e4  # of noise
+    assert direct(best) < 0.95 * direct(1.0)
+    assert float(fit(jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32), lams).lam) == best
+
+
 def test_a_degree_is_a_sixtieth_of_sixty_nautical_miles():
     equator = np.array([[0.0, 179.5], [0.0, -179.5], [0.0, 0.0]])
     found = regression.kilometers(equator, equator)

@@ -87,9 +87,9 @@ def test_pixels_without_data_change_nothing(images):
     valid = jnp.asarray(np.random.default_rng(0).random((2, 16, 16)) < 0.8)
     hidden = masking.random_masks(uniform(1, 2, 16), 0.5).hidden
     pred = draw(2, 2, 16, 48)
-    spoiled = jnp.where(valid[..., None], images, 1e4)
-    own = [mae.pixel_loss(MAE, one, pred, hidden, valid) for one in (images, spoiled)]
-    np.testing.assert_allclose(own[0], own[1], rtol=1e-6)
+    spoiled, unseen = (jnp.where(valid[..., None], images, own) for own in (1e4, jnp.nan))
+    own = [mae.pixel_loss(MAE, one, pred, hidden, valid) for one in (images, spoiled, unseen)]
+    np.testing.assert_allclose(own[1:], [own[0]] * 2, rtol=1e-6)
     everywhere = jnp.ones_like(valid)
     whole = [mae.pixel_loss(MAE, images, pred, hidden, one) for one in (None, everywhere)]
     np.testing.assert_allclose(whole[0], whole[1], rtol=1e-6)
