@@ -136,9 +136,13 @@ def _summarized(tasks: Tasks, learners: Sequence[Learner], results: Results) -> 
     for title, own in curve.items():
         if alone is not None and title != alone:
             # Scores of 100 are a success of 1.
-            transfer = measures.forward_transfer(own / 100.0, curve[alone] / 100.0)
-            named[f"{title}_transfer"] = np.asarray(transfer)
-            named[f"{title}_forward_transfer"] = np.asarray(transfer).mean(-1)
+            transfer = np.asarray(measures.forward_transfer(own / 100.0, curve[alone] / 100.0))
+            known = np.isfinite(transfer)  # of tasks that learning alone leaves something to gain
+            total = np.where(known, transfer, 0.0).sum(-1)
+            named[f"{title}_transfer"] = transfer
+            named[f"{title}_forward_transfer"] = np.where(
+                known.any(-1), total / np.maximum(known.sum(-1), 1), np.nan
+            )
     return named
 
 
