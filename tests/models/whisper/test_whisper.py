@@ -74,6 +74,16 @@ def test_what_was_loaded_as_it_is_stored_is_written_back_unchanged(folder, tmp_p
         assert again.read_bytes() == before.read_bytes()
 
 
+def test_what_is_written_does_not_ask_for_a_file_of_the_folder_that_was_read(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "named")
+    (tmp_path / "named" / "model.safetensors").rename(tmp_path / "named" / "ema.safetensors")
+    raw = RAW | {"transformers_weights": "ema.safetensors"}
+    (tmp_path / "named" / "config.json").write_text(json.dumps(raw))
+    loaded = whisper.load(tmp_path / "named")
+    whisper.save(tmp_path / "again", loaded.raw, loaded.config, loaded.params)
+    jax.tree.map(np.testing.assert_array_equal, whisper.load(tmp_path / "again").params, params())
+
+
 def test_a_head_that_is_not_the_embedding_is_kept(folder, tmp_path):
     """As in transformers 5, whatever the config says; an equal one is the embedding."""
     tensors = load_file(folder / "model.safetensors")
