@@ -268,6 +268,18 @@ def test_sizes_of_large_v3_are_read():
     assert config.text.layers == 4
 
 
+def test_fields_with_two_names_are_read_as_transformers_reads_them():
+    """Released configs have both; transformers 5.24 takes the common name, wherever it stands."""
+    for name, value, own in (
+        ("num_hidden_layers", 3, "layers"),
+        ("num_attention_heads", 1, "heads"),
+        ("hidden_size", 16, "width"),
+    ):
+        for raw in (RAW | {name: value}, {name: value} | RAW):
+            assert getattr(whisper.read_config(raw).encoder, own) == value
+    assert whisper.read_config(RAW | {"num_hidden_layers": 3}).text == CONFIG.text
+
+
 def test_a_folder_of_128_bins_and_three_layers_is_read_and_hears(tmp_path):
     raw = RAW | {"num_mel_bins": 128, "encoder_layers": 3}
     config = whisper.read_config(raw)
