@@ -530,6 +530,16 @@ def test_everything_but_weights_is_copied(tmp_path):
     assert not (out / "onnx").exists()
 
 
+def test_merged_weights_are_found_where_the_base_s_have_another_name(tmp_path):
+    base, expert = (folder(tmp_path / name, weights(i)) for i, name in enumerate(("base", "one")))
+    (base / "model.safetensors").rename(base / "ema.safetensors")
+    config = {"model_type": "toy", "transformers_weights": "ema.safetensors"}
+    (base / "config.json").write_text(json.dumps(config))
+    found = merge(tmp_path, base, expert, algorithm="task_arithmetic", coefficient=1)
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == {"model_type": "toy"}
+    np.testing.assert_array_equal(found["a.weight"], weights(1)["a.weight"])
+
+
 def sharded(path, files):
     """files: name -> tensors, with an index that names the last file of every tensor."""
     path.mkdir()
