@@ -147,7 +147,7 @@ class _Passes:
         self._merge, self._settings = inputs.config.declaration, inputs.config.settings
         self._parts = parts(inputs, whole=not self._merge.may_cut(self._settings))
         self._coefficients = {
-            name: None if value is None else jnp.asarray(value, jnp.float32)
+            name: None if value is None else jnp.asarray(value, float)  # float64 where x64 is on
             for name, value in coefficients(inputs).items()
         }
         self._names: dict[str, list[str]] = {name: [name] for name in inputs.merged}
