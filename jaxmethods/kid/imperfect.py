@@ -14,6 +14,8 @@ Every row draws from its own key, so that it doesn't matter which rows are besid
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -23,10 +25,18 @@ from jaxmethods.language.divergences import entropy
 from jaxmethods.numerics.keys import named
 
 
+FIRST_BITS = 1 << 10
+"""Of a share in float32; rows of up to 16384 tokens leave room for them."""
+
+
 def num_masked(number: jax.Array, alpha: float) -> jax.Array:
     """How many of `number` [...] tokens are masked: round(alpha n), at least 1 of any."""
-    # In float32, alpha * n may lie a hair below the half that it is.
-    rounded = jnp.floor(alpha * number + 0.5 + 1e-6).astype(jnp.int32)
+    # In float32, 0.53 * 350 lies below the half that it is. The product with the first bits of
+    # alpha is exact, and that with the others is small; the slack is its rounding.
+    first = math.floor(alpha * FIRST_BITS) / FIRST_BITS
+    exact = jnp.asarray(first * number, jnp.float32)
+    rest = exact - jnp.floor(exact) + (alpha - first) * number
+    rounded = (jnp.floor(exact) + jnp.floor(rest + 0.5 + 1e-6)).astype(jnp.int32)
     return jnp.minimum(number, jnp.maximum(1, rounded))
 
 
