@@ -24,7 +24,6 @@ from jaxmethods.kid.config import ImperfectConfig, Strategy
 from jaxmethods.language.divergences import entropy
 from jaxmethods.numerics.keys import named
 
-
 FIRST_BITS = 1 << 10
 """Of a share in float32; rows of up to 16384 tokens leave room for them."""
 

@@ -93,7 +93,9 @@ def test_literals_are_what_queries_mean_by_them():
 def test_databases_of_extreme_integers_and_other_encodings_are_fuzzed(executor, tmp_path):
     """Spider has a database whose texts aren't UTF-8; workers read them without such bytes."""
     largest = 2**63 - 1
-    rows = ", ".join(f"({row}, {largest}, {-largest - 1}, CAST(x'4ae9' AS TEXT))" for row in range(9))
+    rows = ", ".join(
+        f"({row}, {largest}, {-largest - 1}, CAST(x'4ae9' AS TEXT))" for row in range(9)
+    )
     script = f"CREATE TABLE t (id INTEGER PRIMARY KEY, a, b, c); INSERT INTO t VALUES {rows};"
     files = sql.fuzz_databases(make_database(tmp_path / "t.sqlite", script), tmp_path / "s", 2, 0)
     found = executor.execute(files[-1], "SELECT a, b, c FROM t").rows
