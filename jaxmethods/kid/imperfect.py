@@ -25,7 +25,7 @@ from jaxmethods.language.divergences import entropy
 from jaxmethods.numerics.keys import named
 
 FIRST_BITS = 1 << 10
-"""Of a share in float32; rows of up to 16384 tokens leave room for them."""
+"""Steps of the part of a share whose product with up to 16384 tokens is exact in float32."""
 
 
 def num_masked(number: jax.Array, alpha: float) -> jax.Array:

@@ -28,7 +28,7 @@ SWAPPED, MOVED, LITERAL, ABSENT, DROPPED, DOUBLED = 0.5, 0.2, 0.15, 0.03, 0.1, 0
 
 DECIMAL = re.compile(r"[0-9]+\.?[0-9]*|\.[0-9]+")
 LARGEST = 2.0**63
-"""Of SQLite's integers; larger ones are floats there."""
+"""SQLite's integers are below this; larger ones are floats there."""
 
 
 class _Column(NamedTuple):
