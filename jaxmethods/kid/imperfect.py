@@ -14,6 +14,8 @@ Every row draws from its own key, so that it doesn't matter which rows are besid
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -22,11 +24,18 @@ from jaxmethods.kid.config import ImperfectConfig, Strategy
 from jaxmethods.language.divergences import entropy
 from jaxmethods.numerics.keys import named
 
+FIRST_BITS = 1 << 10
+"""Steps of the part of a share whose product with up to 16384 tokens is exact in float32."""
+
 
 def num_masked(number: jax.Array, alpha: float) -> jax.Array:
     """How many of `number` [...] tokens are masked: round(alpha n), at least 1 of any."""
-    # In float32, alpha * n may lie a hair below the half that it is.
-    rounded = jnp.floor(alpha * number + 0.5 + 1e-6).astype(jnp.int32)
+    # In float32, 0.53 * 350 lies below the half that it is. The product with the first bits of
+    # alpha is exact, and that with the others is small; the slack is its rounding.
+    first = math.floor(alpha * FIRST_BITS) / FIRST_BITS
+    exact = jnp.asarray(first * number, jnp.float32)
+    rest = exact - jnp.floor(exact) + (alpha - first) * number
+    rounded = (jnp.floor(exact) + jnp.floor(rest + 0.5 + 1e-6)).astype(jnp.int32)
     return jnp.minimum(number, jnp.maximum(1, rounded))
 
 

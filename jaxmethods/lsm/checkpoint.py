@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxmethods.lsm.config import ConnectorConfig
 from jaxmethods.lsm.connector import init_connector
 from jaxmethods.models import decoder
+from jaxmethods.models.decoder.checkpoint import BUFFERS
 from jaxmethods.models.decoder.config import DecoderConfig
 from jaxmethods.models.decoder.families.known import FAMILIES
 from jaxmethods.models.decoder.layer import Params
@@ -208,5 +209,7 @@ def _sized(config: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _unused(name: str) -> bool:
-    """Whether a stored name is of the Q-Former's parts that nothing uses."""
+    """Whether a stored name is of the Q-Former's parts that nothing uses, or no parameter."""
+    if BUFFERS.search(name):
+        return True
     return name.startswith("speech_Qformer.") and not any(part in name for part in USED)

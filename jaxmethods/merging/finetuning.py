@@ -300,7 +300,8 @@ def prototypes(base: Base, vision: VisionConfig, images: Images, chunk: int = 64
         chunk: images of each task that are encoded together; static.
 
     Returns:
-        [T, C, P]; zeros for classes that a task doesn't have.
+        [T, C, P]; zeros for classes that a task doesn't have, or has no image of. These have no
+        part in the center of the others; a single class is the center itself, and zeros too.
     """
     tasks, longest = images.labels.shape
     classes = images.classes.shape[1]
@@ -319,9 +320,11 @@ def prototypes(base: Base, vision: VisionConfig, images: Images, chunk: int = 64
     start = jnp.zeros((tasks, classes, vision.projection_dim)), jnp.zeros((tasks, classes))
     (sums, counts), _ = jax.lax.scan(add, start, jnp.arange(chunks) * chunk)
     means = sums / jnp.maximum(counts, 1)[..., None]
-    here = images.classes[..., None]
-    center = jnp.sum(means * here, 1, keepdims=True) / jnp.sum(here, 1, keepdims=True)
-    return Heads(jnp.where(here, normalize(means - center), 0.0), images.classes)
+    here = (images.classes & (counts > 0))[..., None]
+    number = jnp.maximum(jnp.sum(here, 1, keepdims=True), 1)
+    apart = jnp.where(here, means - jnp.sum(means * here, 1, keepdims=True) / number, 0.0)
+    norms = jnp.linalg.norm(apart, axis=-1, keepdims=True)
+    return Heads(apart / jnp.where(norms > 0, norms, 1), images.classes)
 
 
 def make_optimizer(config: TrainingConfig) -> optax.GradientTransformation:

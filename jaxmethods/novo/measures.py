@@ -140,7 +140,8 @@ def _reordered(judged: Questions, chosen: Heads, order: np.ndarray) -> float:
     norms, mask = np.asarray(judged.norms), np.asarray(judged.mask)
     labels = np.asarray(judged.labels)
     moved = heads.predict(jnp.asarray(norms[rows, order]), jnp.asarray(mask[rows, order]), chosen)
+    elected = np.asarray(moved) >= 0  # without voters there is no prediction
     picked = order[rows[:, 0], np.asarray(moved)]
     # A candidate that equals the right one is right; equal candidates have equal norms.
     equal = (norms[rows[:, 0], picked] == norms[rows[:, 0], labels]).all(-1)
-    return float(((picked == labels) | equal).mean())
+    return float((elected & ((picked == labels) | equal)).mean())

@@ -11,6 +11,7 @@ or NULL where the column allows it; some rows are left out and some come twice.
 from __future__ import annotations
 
 import random
+import re
 import shutil
 import sqlite3
 from collections.abc import Sequence
@@ -24,6 +25,10 @@ from jaxmethods.sql.tokens import LITERALS_AND_WORDS
 
 SWAPPED, MOVED, LITERAL, ABSENT, DROPPED, DOUBLED = 0.5, 0.2, 0.15, 0.03, 0.1, 0.1
 """Chances of a cell, and (the last two) of a row."""
+
+DECIMAL = re.compile(r"[0-9]+\.?[0-9]*|\.[0-9]+")
+LARGEST = 2.0**63
+"""SQLite's integers are below this; larger ones are floats there."""
 
 
 class _Column(NamedTuple):
@@ -74,16 +79,18 @@ def literals_of(queries: Sequence[str]) -> list[Any]:
     found: dict[Any, None] = {}
     for query in queries:
         for match in LITERALS_AND_WORDS.finditer(query):
-            if match[0][0] in "'\"":
-                found[match[0][1:-1].replace("%", "")] = None
+            mark = match[0][0]
+            if mark in "'\"":  # within its quotes, a quote is written twice
+                found[match[0][1:-1].replace(2 * mark, mark).replace("%", "")] = None
         for word in query.replace("(", " ").replace(")", " ").split():
-            if word.replace(".", "", 1).isdigit():
+            if DECIMAL.fullmatch(word) and float(word) < LARGEST:
                 found[float(word) if "." in word else int(word)] = None
     return list(found)
 
 
 def _change(path: Path, chance: random.Random, literals: Sequence[Any]) -> None:
     with closing(sqlite3.connect(path)) as connection:
+        connection.text_factory = lambda text: text.decode(errors="ignore")  # as workers read them
         connection.execute("PRAGMA foreign_keys = OFF")
         names = connection.execute(
             "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite_%'"
@@ -151,7 +158,8 @@ def _cell(
     if same and chance.random() < LITERAL:
         cell = chance.choice(same)
     if isinstance(cell, int | float) and chance.random() < MOVED:
-        return cell + chance.choice((-1, 1))
+        moved = cell + chance.choice((-1, 1))
+        return moved if -LARGEST <= moved < LARGEST else cell
     return cell
 
 

@@ -35,6 +35,14 @@ def test_exactly_k_maskable_tokens_are_selected(strategy, alpha):
     assert not (selected & ~MASKABLE).any()
 
 
+def test_the_number_of_masked_tokens_of_long_rows_is_rounded_exactly():
+    number = np.arange(1, 4097)
+    for percent in (13, 15, 39, 53, 65, 78, 100):
+        expected = np.maximum(1, (2 * number * percent + 100) // 200)
+        found = imperfect.num_masked(jnp.asarray(number), percent / 100)
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_evenly_spaced_ranks():
     selected = select(0.3, "uniform")
     for row, n in enumerate(LENGTHS.tolist()):

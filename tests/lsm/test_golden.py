@@ -373,6 +373,20 @@ def test_greedy_tokens_of_a_batch_and_of_single_clips(forward):
         np.testing.assert_array_equal(alone[0], golden["greedy_single_tokens"][row])
 
 
+def test_frequencies_that_old_language_models_hold_are_no_weights(tmp_path):
+    """Vicuna's checkpoints have them, and what was saved with it."""
+    (tmp_path / "plain").mkdir()
+    (file,) = PADDED[0].values
+    known = load_model(file, tmp_path / "plain")
+    tensors = read(beside(file, "lsm_weights", ".npz"))
+    tensors["llama_model.model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(4, np.float32)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    sizes = json.loads(beside(file, "lsm_config", ".json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config_json(sizes)))
+    found = checkpoint.load_published(tmp_path, heads=sizes["qh"])
+    jax.tree.map(np.testing.assert_array_equal, found.params, known.params)
+
+
 @pytest.mark.parametrize("file", PADDED)
 def test_padding_between_prompt_and_speech(file, tmp_path):
     golden = read(file)

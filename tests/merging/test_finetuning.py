@@ -82,6 +82,16 @@ def test_prototypes_are_the_centered_normalized_class_means():
         assert not heads.weights[task, classes:].any()
 
 
+def test_a_class_without_an_image_has_no_prototype_and_no_part_in_the_others():
+    some = finetuning.stack_images([split(0, 6, 2), split(1, 6, 1)], (2, 1))
+    wider = some._replace(classes=jnp.array([[True, True, True], [True, False, False]]))
+    found = finetuning.prototypes(base(), tiny.VISION, wider).weights
+    # Their center is between the two that have images: these point away from each other.
+    np.testing.assert_allclose(found[0, 0], -found[0, 1], atol=1e-5)
+    np.testing.assert_allclose(jnp.linalg.norm(found[0], axis=-1), [1, 1, 0], rtol=1e-6)
+    np.testing.assert_array_equal(found[1], 0)  # the only class was NaN
+
+
 @pytest.fixture(scope="module")
 def trained():
     """Experts after three steps, whose attention alone was trained."""

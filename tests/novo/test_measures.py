@@ -53,6 +53,14 @@ def test_ties_go_to_the_first_candidate_of_the_source():
     assert measures.in_source_order(one, voter, [None]) == 0.0
 
 
+def test_without_voters_nothing_is_right_in_any_order():
+    nobody = heads_from_indices([], [], 2)
+    found = measures.accuracies(QUESTIONS, nobody, jnp.array([-1, -1]), seed=0)
+    assert (found["accuracy"], found["shuffled_order_accuracy"]) == (0, 0)
+    last = QUESTIONS._replace(labels=jnp.array([2, 1]))
+    assert measures.in_source_order(last, nobody, [None, None]) == 0
+
+
 def test_the_spread_over_draws_is_that_of_a_sample():
     """Square deviations are over D - 1: a thousand draws are a sample of all there are."""
     norms = jax.random.uniform(jax.random.key(0), (12, 3, 6))

@@ -12,7 +12,7 @@ from jaxmethods.sql import serialization
 from jaxmethods.sql.fuzz import literals_of
 from jaxmethods.sql.judge import databases_beside, file_hash
 from jaxmethods.sql.schema import Schema, Table, TableColumn
-from tests.sql.small import TEXT2SQL, needs_text2sql
+from tests.sql.small import TEXT2SQL, make_database, needs_text2sql
 
 GOLD = [
     "SELECT name FROM player ORDER BY goals DESC LIMIT 1",
@@ -82,6 +82,28 @@ def test_fuzzed_databases_keep_schema_and_keys(executor, database, tmp_path):
         assert {row[0] for row in found} <= {1, 2, 3}
         assert executor.execute(file, lost).ok
     assert literals_of(['SELECT "a" WHERE x > 3 AND y = 1.5']) == ["a", 3, 1.5]
+
+
+def test_literals_are_what_queries_mean_by_them():
+    """A quote within quotes is written twice; SQLite's numbers are decimal and have 64 bits."""
+    assert literals_of(["SELECT 'O''Neil', \"a\"\"b\", '\"\"'"]) == ["O'Neil", 'a"b', '""']
+    assert literals_of(["SELECT ² , 9223372036854775808 , 7 , .5"]) == [7, 0.5]
+
+
+def test_databases_of_extreme_integers_and_other_encodings_are_fuzzed(executor, tmp_path):
+    """Spider has a database whose texts aren't UTF-8; workers read them without such bytes."""
+    largest = 2**63 - 1
+    rows = ", ".join(
+        f"({row}, {largest}, {-largest - 1}, CAST(x'4ae9' AS TEXT))" for row in range(9)
+    )
+    script = f"CREATE TABLE t (id INTEGER PRIMARY KEY, a, b, c); INSERT INTO t VALUES {rows};"
+    files = sql.fuzz_databases(make_database(tmp_path / "t.sqlite", script), tmp_path / "s", 2, 0)
+    found = executor.execute(files[-1], "SELECT a, b, c FROM t").rows
+    assert len(found) > 3
+    for a, b, c in found:
+        assert a in (None, largest, largest - 1)
+        assert b in (None, -largest - 1, -largest)
+        assert c in (None, "J")
 
 
 def test_the_first_beam_that_can_be_planned(executor, database):

@@ -117,6 +117,7 @@ def write_merged(inputs: Inputs, folder: Path, advance: Advance = ignore) -> Sum
             read = _Passes(inputs, files, advance).run()
         _write_index(inputs, folder)
         _copy_files(inputs.base.path, folder)
+        _forget_name_of_weights(inputs.base.config, folder)
         if inputs.config.card:
             text = card.describe(inputs, hashes())
             (folder / "README.md").write_text(text, encoding="utf-8")
@@ -146,7 +147,7 @@ class _Passes:
         self._merge, self._settings = inputs.config.declaration, inputs.config.settings
         self._parts = parts(inputs, whole=not self._merge.may_cut(self._settings))
         self._coefficients = {
-            name: None if value is None else jnp.asarray(value, jnp.float32)
+            name: None if value is None else jnp.asarray(value, float)  # float64 where x64 is on
             for name, value in coefficients(inputs).items()
         }
         self._names: dict[str, list[str]] = {name: [name] for name in inputs.merged}
@@ -255,6 +256,14 @@ def _write_index(inputs: Inputs, folder: Path) -> None:
     total = sum(spec.nbytes() for tensors in files.values() for spec in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _forget_name_of_weights(config: dict[str, Any], folder: Path) -> None:
+    """Merged weights have the names that all readers know, whatever those of the base are."""
+    if config.get("transformers_weights") is not None:
+        kept = {name: value for name, value in config.items() if name != "transformers_weights"}
+        text = json.dumps(kept, indent=2) + "\n"
+        (folder / "config.json").write_text(text, encoding="utf-8")
 
 
 def _copy_files(source: Path, folder: Path) -> None:

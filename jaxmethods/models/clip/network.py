@@ -140,13 +140,16 @@ def text_features(
 def normalize(features: jax.Array) -> jax.Array:
     """x / |x| over the last axis, without an epsilon.
 
+    Computed in float32 at least: squares of float16 overflow from a length of 256 on.
+
     Args:
         features: x [..., P].
 
     Returns:
         [..., P] of length 1, in the type of x.
     """
-    return features / jnp.linalg.norm(features, axis=-1, keepdims=True)
+    wide = features.astype(jnp.promote_types(features.dtype, jnp.float32))
+    return (wide / jnp.linalg.norm(wide, axis=-1, keepdims=True)).astype(features.dtype)
 
 
 def similarity(image: jax.Array, text: jax.Array, logit_scale: jax.Array) -> jax.Array:

@@ -26,6 +26,8 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from jaxmethods.layout import Rule
 from jaxmethods.models.decoder.attention import (
@@ -241,14 +243,27 @@ def logits_of(params: Params, config: DecoderConfig, residual: jax.Array, dtype:
 def at(x: jax.Array, positions: jax.Array | None) -> jax.Array:
     """x [B, T, ...] at positions [B, N] of its second axis: [B, N, ...]; all of it for None.
 
+    JAX takes the last place for one past the end. Here known ones are an error, and in a
+    transformation, where they aren't known, what is there is NaN.
+
     Args:
         x: [B, T, ...].
-        positions: [B, N] int; None: all.
+        positions: [B, N] int; negative ones count from the end; None: all.
 
     Returns:
         [B, N, ...], or x.
+
+    Raises:
+        ValueError: known positions that aren't there.
     """
-    return x if positions is None else jax.vmap(lambda row, where: row[where])(x, positions)
+    if positions is None:
+        return x
+    if not isinstance(positions, Tracer):
+        known, length = np.asarray(positions), x.shape[1]
+        wrong = known[(known < -length) | (known >= length)]
+        if wrong.size:
+            raise ValueError(f"positions: expected at most {length - 1}, got {wrong.flat[0]}")
+    return jax.vmap(lambda row, where: row.at[where].get(mode="fill"))(x, positions)
 
 
 def norms_of(head_outputs: jax.Array) -> jax.Array:

@@ -30,6 +30,13 @@ from jaxmethods.models.whisper.text import init_params
 
 ATTENTION = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
 ENCODER = "model.encoder."
+OTHER_NAMES = {
+    "hidden_size": "d_model",
+    "num_hidden_layers": "encoder_layers",
+    "num_attention_heads": "encoder_attention_heads",
+    "num_key_value_heads": "encoder_attention_heads",
+}
+"""Other names of Whisper's fields; where both are given, transformers takes these, the last one."""
 HEAD, EMBEDDING = "proj_out.weight", "model.decoder.embed_tokens.weight"
 """The head is the embedding, which some files hold a second time, unless another one is stored."""
 
@@ -108,7 +115,9 @@ def save(
     names = [name for name in ("dtype", "torch_dtype") if raw.get(name) is not None]
     # Transformers rounds what it reads to the type that the config names.
     stored = dict.fromkeys(names, str(common_type(params)))
-    write_folder(path, {**raw, **stored}, table(config), params, extra_files=like)
+    written = {**raw, **stored}
+    written.pop("transformers_weights", None)  # names a file of the folder that was read
+    write_folder(path, written, table(config), params, extra_files=like)
 
 
 def read_config(raw: Mapping[str, Any], source: str = "config.json") -> WhisperConfig:
@@ -124,7 +133,8 @@ def read_config(raw: Mapping[str, Any], source: str = "config.json") -> WhisperC
     Raises:
         HubError: another kind of model, or a field that is missing or not supported.
     """
-    fields = Fields(raw, source)
+    renamed = {OTHER_NAMES[name]: raw[name] for name in raw if name in OTHER_NAMES}
+    fields = Fields({**raw, **renamed}, source)
     fields.require("model_type", "whisper", None)
     fields.require("activation_function", "gelu", "gelu")
     fields.require("scale_embedding", False, False)

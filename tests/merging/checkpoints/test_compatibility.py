@@ -490,6 +490,21 @@ def test_weights_of_float64_are_merged_in_float64(tmp_path):
         assert all(np.isfinite(value).all() for value in found.values())
 
 
+@pytest.mark.parametrize("algorithm", ["task_arithmetic", "slerp"])
+def test_coefficients_of_float64_weights_are_not_rounded_to_float32(algorithm, tmp_path):
+    """0.3 in float32 is 0.3 (1 + 4e-8), which is far more than float64 rounds."""
+    base, move = {"w": np.eye(3)}, np.asarray([[0.0, 1, 0], [0, 0, 2], [3, 0, 0]])
+    folders = [folder(tmp_path / "0", base), folder(tmp_path / "1", {"w": base["w"] + move})]
+    found = merge(tmp_path, *folders, algorithm=algorithm, coefficient=0.3)["w"]
+    expected = base["w"] + 0.3 * move
+    if algorithm == "slerp":
+        expert = base["w"] + move
+        angle = np.arccos(np.sum(base["w"] * expert) / (3**0.5 * np.linalg.norm(expert)))
+        expected = np.sin(0.7 * angle) * base["w"] + np.sin(0.3 * angle) * expert
+        expected = expected / np.sin(angle)
+    np.testing.assert_allclose(found, expected, rtol=1e-14, atol=1e-15)
+
+
 # Whole folders
 
 
@@ -528,6 +543,16 @@ def test_everything_but_weights_is_copied(tmp_path):
     assert files == {*kept, "README.md", "config.json", "model.safetensors"}
     assert (out / "modeling_x.py").read_text() == "modeling_x.py"
     assert not (out / "onnx").exists()
+
+
+def test_merged_weights_are_found_where_the_base_s_have_another_name(tmp_path):
+    base, expert = (folder(tmp_path / name, weights(i)) for i, name in enumerate(("base", "one")))
+    (base / "model.safetensors").rename(base / "ema.safetensors")
+    config = {"model_type": "toy", "transformers_weights": "ema.safetensors"}
+    (base / "config.json").write_text(json.dumps(config))
+    found = merge(tmp_path, base, expert, algorithm="task_arithmetic", coefficient=1)
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == {"model_type": "toy"}
+    np.testing.assert_array_equal(found["a.weight"], weights(1)["a.weight"])
 
 
 def sharded(path, files):

@@ -241,6 +241,16 @@ def test_the_length_of_features_does_not_matter_to_a_classifier():
     np.testing.assert_allclose(found, 10 * units @ head.T, rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_long_features_of_half_precision_have_a_direction(dtype):
+    features = (100 * jax.random.normal(jax.random.key(0), (3, 64))).astype(dtype)
+    units = clip.normalize(features)
+    assert units.dtype == dtype
+    wide = features.astype(jnp.float32)
+    expected = wide / jnp.linalg.norm(wide, axis=-1, keepdims=True)
+    np.testing.assert_allclose(units.astype(jnp.float32), expected, rtol=jnp.finfo(dtype).eps)
+
+
 def write_tokenizer(folder, tokenizers):
     """A byte-pair vocabulary of letters, with CLIP's two marks as its largest ids."""
     alphabet = sorted("abcdefghijklmnopqrstuvwxyz.")

@@ -70,6 +70,14 @@ def test_chosen_positions_are_those_of_the_whole():
         assert_close(getattr(chosen, name), getattr(everything, name)[:, rows, where])
 
 
+def test_positions_past_the_end_are_not_the_last_one():
+    x = jnp.arange(6.0).reshape(1, 3, 2)
+    with pytest.raises(ValueError, match="positions: expected at most 2, got 3"):
+        decoder.at(x, jnp.array([[0, 3]]))
+    found = jax.jit(decoder.at)(x, jnp.array([[0, 3, -1]]))
+    np.testing.assert_array_equal(found[0], [[0, 1], [np.nan, np.nan], [4, 5]])
+
+
 def test_what_is_not_asked_for_is_not_returned():
     params, ids = random_params(LLAMA), random_ids(LLAMA, 1, 3)
     outputs = forward(params, LLAMA, ids, logits=False)

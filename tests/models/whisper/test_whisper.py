@@ -74,6 +74,16 @@ def test_what_was_loaded_as_it_is_stored_is_written_back_unchanged(folder, tmp_p
         assert again.read_bytes() == before.read_bytes()
 
 
+def test_what_is_written_does_not_ask_for_a_file_of_the_folder_that_was_read(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "named")
+    (tmp_path / "named" / "model.safetensors").rename(tmp_path / "named" / "ema.safetensors")
+    raw = RAW | {"transformers_weights": "ema.safetensors"}
+    (tmp_path / "named" / "config.json").write_text(json.dumps(raw))
+    loaded = whisper.load(tmp_path / "named")
+    whisper.save(tmp_path / "again", loaded.raw, loaded.config, loaded.params)
+    jax.tree.map(np.testing.assert_array_equal, whisper.load(tmp_path / "again").params, params())
+
+
 def test_a_head_that_is_not_the_embedding_is_kept(folder, tmp_path):
     """As in transformers 5, whatever the config says; an equal one is the embedding."""
     tensors = load_file(folder / "model.safetensors")
@@ -256,6 +266,18 @@ def test_sizes_of_large_v3_are_read():
     config = whisper.read_config(json.loads(json.dumps(large)))
     assert config.features.n_mels == 128
     assert config.text.layers == 4
+
+
+def test_fields_with_two_names_are_read_as_transformers_reads_them():
+    """Released configs have both; transformers 5.24 takes the common name, wherever it stands."""
+    for name, value, own in (
+        ("num_hidden_layers", 3, "layers"),
+        ("num_attention_heads", 1, "heads"),
+        ("hidden_size", 16, "width"),
+    ):
+        for raw in (RAW | {name: value}, {name: value} | RAW):
+            assert getattr(whisper.read_config(raw).encoder, own) == value
+    assert whisper.read_config(RAW | {"num_hidden_layers": 3}).text == CONFIG.text
 
 
 def test_a_folder_of_128_bins_and_three_layers_is_read_and_hears(tmp_path):
