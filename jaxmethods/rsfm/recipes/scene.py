@@ -99,7 +99,7 @@ def read_scene(path: Path, bands: tuple[str, ...]) -> Scene:
         )
     bands = bands or tuple(SENTINEL2)
     images = images[..., places_of(names, bands, str(path))]
-    finite = np.isfinite(images).all(axis=-1)
+    finite = np.all(np.isfinite(images), axis=-1)
     images = np.where(finite[..., None], images, images.dtype.type(0))
     known = np.where(labels == 0, segmentation.IGNORED, labels).astype(np.uint8)
     return Scene(images, np.any(images != 0, axis=-1), known, bands)
@@ -224,7 +224,7 @@ def _map(
         paint = partial(fpn.segment, learned, **shape)
     whole = normalize(scene.images[run.data.date], scene.bands, "dataset", material.statistics)
     logits = tiled_apply(lambda own: paint(tokens(own)), jnp.asarray(whole), tile)
-    finite = np.isfinite(logits).all(axis=-1)
+    finite = np.all(np.isfinite(logits), axis=-1)
     if not finite[scene.valid[run.data.date]].all():
         raise ValueError(
             f"evaluation: the {head} head on {model} diverged, its logits are not finite; "
