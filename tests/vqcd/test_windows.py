@@ -129,6 +129,8 @@ def test_the_last_windows_are_kept_for_replay():
     )
     assert kept.states.shape[0] == 8 + HORIZON - 1
     assert int(vqcd.last_windows(data, 0.5, 8).count) == 28
+    fifty = data._replace(count=jnp.int32(50))
+    assert int(vqcd.last_windows(fifty, 0.58, 8).count) == 29
 
 
 def test_bounds_are_those_of_codes_or_of_the_data():
