@@ -9,6 +9,7 @@ import pytest
 from jaxmethods.rsfm.evaluation.measures import retrieval
 from tests.rsfm.small import draw
 
+NOWHERE = np.iinfo(np.int32).max
 LABELS, GALLERY = np.array([0, 1, 2, 0, 1]), np.array([0, 0, 1, 1, 3, 0, 1])
 
 
@@ -23,7 +24,7 @@ def test_ranks_and_precisions_are_those_of_the_definition(ranked):
     gallery /= np.linalg.norm(gallery, axis=1, keepdims=True)
     for place, (query, label) in enumerate(zip(queries, LABELS, strict=True)):
         hits = GALLERY[np.argsort(-(gallery @ query))] == label
-        assert int(ranked.first[place]) == (np.argmax(hits) if hits.any() else 7)
+        assert int(ranked.first[place]) == (np.argmax(hits) if hits.any() else NOWHERE)
         precisions = np.cumsum(hits) / np.arange(1, 8)
         expected = precisions[hits].mean() if hits.any() else 0
         assert float(ranked.precision[place]) == pytest.approx(expected, rel=1e-5)
@@ -33,6 +34,13 @@ def test_equals_count_in_favor_of_a_match():
     same = jnp.ones((1, 3))
     own = retrieval.rank(same, np.array([1]), jnp.ones((4, 3)), np.array([0, 0, 1, 0]))
     assert (int(own.first[0]), float(own.precision[0])) == (0, 1.0)
+
+
+def test_what_has_no_match_is_in_no_gallery_however_small():
+    own = retrieval.rank(jnp.ones((1, 3)), np.array([5]), jnp.ones((4, 3)), np.array([0, 0, 1, 0]))
+    assert (int(own.first[0]), float(own.precision[0])) == (NOWHERE, 0.0)
+    numbers = retrieval.retrieval(jnp.ones((2, 3)), jnp.ones((1, 3)), np.array([0]), ks=(1, 10))
+    assert numbers["image_to_text_R10"] == 50  # the second image has no text
 
 
 def test_pairs_of_equal_features_find_each_other():

@@ -27,7 +27,8 @@ class Retrieved(NamedTuple):
     """How well every query finds its matches; means over queries are the measures."""
 
     first: jax.Array
-    """[Q] int32: how many of the gallery are nearer than the nearest match."""
+    """[Q] int32: how many of the gallery are nearer than the nearest match; the largest int32 where
+    nothing matches, which is found in no gallery."""
     precision: jax.Array
     """[Q] average precision; 0 where nothing matches."""
 
@@ -64,7 +65,8 @@ def rank(
         matches = part[1][:, None] == gallery_marks
         similarity = _without_nan(part[0] @ gallery.T, matches)  # [size, N]
         best = jnp.max(jnp.where(matches, similarity, -jnp.inf), axis=1, keepdims=True)
-        first = jnp.sum(similarity > best, axis=1)
+        nearer = jnp.sum(similarity > best, axis=1, dtype=jnp.int32)
+        first = jnp.where(matches.any(axis=1), nearer, jnp.iinfo(jnp.int32).max)
         # Matches come first among equals: they are the larger of two keys.
         order = jnp.lexsort((1 - matches.astype(jnp.int32), -similarity), axis=1)
         hits = jnp.take_along_axis(matches, order, axis=1).astype(similarity.dtype)
