@@ -66,8 +66,8 @@ MUTATIONS = [
     ),
     (
         "objectives.py",
-        "delta + gae_lambda * discount * advantage",
-        "delta + discount * advantage",
+        "jnp.where(goes_on, gae_lambda * discount * advantage, 0)",
+        "jnp.where(goes_on, discount * advantage, 0)",
         "advantages without lambda",
         "test_objectives.py::test_with_lambda_zero_the_advantage_is_the_temporal_difference",
     ),

@@ -89,8 +89,8 @@ MUTATIONS = [
     ),
     (
         "location/regression.py",
-        "left_out = (y - u @ (shrink[:, None] * turned)) / (1 - leverage)[:, None]",
-        "left_out = y - u @ (shrink[:, None] * turned)",
+        "residual / (free + jnp.sum(own**2 * left, axis=1))[:, None]",
+        "residual",
         "the penalty is chosen by places that were learned from",
         "location/test_regression.py::test_the_penalty_predicts_left_out_places_best",
     ),
