@@ -65,9 +65,9 @@ def test_the_exact_trace_is_that_of_the_matrix(texts):
 def _of_many_keys(problem, keys):
     def one(key):
         return {
-            "probed": layer_trace.trace(problem, key, 16, 16),
-            "ggn": layer_trace.trace(problem, key, 16, 16, "ggn"),
-            "hutchinson": hutchinson.trace(operators.hessian(problem), key, 16, 16),
+            "probed": layer_trace.trace(problem, key, 64, 64),
+            "ggn": layer_trace.trace(problem, key, 64, 64, "ggn"),
+            "hutchinson": hutchinson.trace(operators.hessian(problem), key, 64, 64),
         }
 
     return jax.lax.map(one, keys, batch_size=20)
@@ -82,7 +82,7 @@ def test_probes_are_unbiased_their_errors_calibrated_and_smaller_than_common_pro
         mean, own = np.mean(found[kind].value), found[kind]
         assert abs(mean - truth) < 4 * np.std(own.value) / 200**0.5, kind
         covered = np.mean(np.abs(own.value - truth) <= 2 * own.error)
-        assert 0.88 <= covered <= 0.99, (kind, covered)
+        assert 0.9 <= covered <= 0.99, (kind, covered)
     gain = np.std(found["hutchinson"].value) / np.std(found["probed"].value)
     assert gain > {"rows": 3, "tokens": 1}[name]
 
