@@ -74,8 +74,8 @@ MUTATIONS = [
     ),
     (
         "evaluation/measures/retrieval.py",
-        "first = jnp.sum(similarity > best, axis=1)",
-        "first = jnp.sum(similarity >= best, axis=1)",
+        "nearer = jnp.sum(similarity > best, axis=1, dtype=jnp.int32)",
+        "nearer = jnp.sum(similarity >= best, axis=1, dtype=jnp.int32)",
         "equal similarities count against a match",
         "evaluation/test_retrieval.py::test_equals_count_in_favor_of_a_match",
     ),
