@@ -78,7 +78,6 @@ def save(
         HubError: the folder exists, or parameters don't fit the config. Nothing is left then.
     """
     config, written = config_of(raw, str(path)), dict(raw)
-    written.pop("transformers_weights", None)  # names a file of the folder that was read
     if config.text is None:
         projected = "visual_projection" in params
         config = config.model_copy(update={"projected_tower": projected})

@@ -44,7 +44,6 @@ REPLACED = {
     "layer_types",
     "use_sliding_window",
     "max_window_layers",
-    "transformers_weights",
     "dtype",
     *CODEGEN_NAMES,
 }

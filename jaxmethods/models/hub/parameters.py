@@ -93,7 +93,8 @@ def write_folder(
 
     Args:
         path: must not exist, or be an empty folder.
-        config: the content of `config.json`.
+        config: the content of `config.json`; `transformers_weights`, which names a file of the
+            folder that was read, is left out.
         table: every tensor of the checkpoint, and which leaves it holds.
         params: a tree with these leaves.
         largest_file: bytes; more than that goes into several files and an index.
@@ -103,10 +104,11 @@ def write_folder(
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise HubError(f"model {path}: is there already; write to a new folder")
+    written = {name: own for name, own in config.items() if name != "transformers_weights"}
     with new_folder(path) as temporary:
         _write_weights(temporary, list(table), params, largest_file)
         (temporary / "config.json").write_text(
-            json.dumps(dict(config), indent=2) + "\n", encoding="utf-8"
+            json.dumps(written, indent=2) + "\n", encoding="utf-8"
         )
         for name in [] if extra_files is None else companions(extra_files):
             (temporary / name).parent.mkdir(exist_ok=True)

@@ -115,9 +115,7 @@ def save(
     names = [name for name in ("dtype", "torch_dtype") if raw.get(name) is not None]
     # Transformers rounds what it reads to the type that the config names.
     stored = dict.fromkeys(names, str(common_type(params)))
-    written = {**raw, **stored}
-    written.pop("transformers_weights", None)  # names a file of the folder that was read
-    write_folder(path, written, table(config), params, extra_files=like)
+    write_folder(path, {**raw, **stored}, table(config), params, extra_files=like)
 
 
 def read_config(raw: Mapping[str, Any], source: str = "config.json") -> WhisperConfig:
