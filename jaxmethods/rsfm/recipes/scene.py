@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxmethods.data.earth.normalization import dataset_statistics, normalize
 from jaxmethods.data.earth.sensors import SENTINEL2, places_of
-from jaxmethods.errors import DataError
+from jaxmethods.errors import DataError, UserError
 from jaxmethods.files import read_npz, write_atomically
 from jaxmethods.models.geovit import EncoderConfig, encode, init
 from jaxmethods.models.geovit.patches import patchify
@@ -226,7 +226,7 @@ def _map(
     logits = tiled_apply(lambda own: paint(tokens(own)), jnp.asarray(whole), tile)
     finite = np.all(np.isfinite(logits), axis=-1)
     if not finite[scene.valid[run.data.date]].all():
-        raise ValueError(
+        raise UserError(
             f"evaluation: the {head} head on {model} diverged, its logits are not finite; "
             "lower its rate or standardize the bands"
         )
