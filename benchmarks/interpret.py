@@ -39,13 +39,13 @@ class Size(NamedTuple):
     name: str
     layers: tuple[int, ...]
     examples: int
-    probes: int
-    steps: int
-    traces: int
+    probes: int = 0
+    steps: int = 0
+    traces: int = 0
     """Probes of the trace."""
-    together: int
+    together: int = 1
     """Probes that are multiplied at once, by us and by laplax: what is fastest for both."""
-    own: int
+    own: int = 0
     """Probes of each example's own that err as little as `traces` common ones; 0: exactly."""
 
 
@@ -322,7 +322,7 @@ def largest(settings: Settings, size: Size) -> Iterator[Row]:
 
 def kernels(settings: Settings) -> Iterator[Row]:
     """The traced tangent kernel of a classifier."""
-    problem = problem_of(Size("kernel", (64, 64, 64, 10), 256, 0, 0, 0, 0, 0))
+    problem = problem_of(Size("kernel", (64, 64, 64, 10), 256))
 
     def ours(params: Any, x: jax.Array) -> jax.Array:
         return ntk.ntk(network, params, x, method="layers")
@@ -341,7 +341,7 @@ def kernels(settings: Settings) -> Iterator[Row]:
 
 def shadows(settings: Settings, models: int = 64, steps: int = 100) -> Iterator[Row]:
     """64 shadow models of LiRA as one program, and one after the other in PyTorch."""
-    size = Size("shadows", (16, 32, 2), 200, 0, 0, 0, 0, 0)
+    size = Size("shadows", (16, 32, 2), 200)
     problem = problem_of(size)
     x, y = problem.data.inputs, problem.data.targets
 

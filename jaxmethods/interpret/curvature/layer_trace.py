@@ -104,9 +104,10 @@ def exact_trace(
 
     def total(batch: Data) -> jax.Array:
         layers, point, product = _curvature(problem, batch, matrix)
+        inner = [jnp.einsum("nti,nsi->nts", a, a, precision=trees.PRECISE) for a in layers.inputs]
 
         def part(place: jax.Array) -> jax.Array:
-            unit, weighted = _unit(place, layers, point)
+            unit, weighted = _unit(place, inner, point)
             return trees.vdot(weighted, product(unit))
 
         parts = jax.lax.map(part, jnp.arange(count), batch_size=min(together, count))
@@ -151,29 +152,33 @@ def _signs(key: jax.Array, layers: Layers, point: Point) -> Point:
     keys = jax.random.split(key, len(layers.inputs) + 1)
 
     def of_layer(key: jax.Array, a: jax.Array, offset: jax.Array) -> jax.Array:
-        width, out = a.shape[2], offset.shape[-1]
-        after = trees.random_like(jax.random.fold_in(key, 0), a[:, :1, :1] + jnp.zeros(out))
-        if a.shape[1] == 1:
+        number, rows, width = a.shape
+        out = offset.shape[-1]
+
+        def signs(place: int, *shape: int) -> jax.Array:
+            like = jax.ShapeDtypeStruct(shape, a.dtype)
+            return trees.random_like(jax.random.fold_in(key, place), like)
+
+        after = signs(0, number, 1, out)
+        if rows == 1:
             return (jnp.sqrt(jnp.sum(a**2, -1, keepdims=True)) * after).reshape(offset.shape)
-        before = trees.random_like(jax.random.fold_in(key, 1), a[:, :1])
-        common = trees.random_like(jax.random.fold_in(key, 2), jnp.zeros((width, out), a.dtype))
-        return (jnp.matmul(a * before, common) * after).reshape(offset.shape)
+        moved = jnp.matmul(a * signs(1, number, 1, width), signs(2, width, out))
+        return (moved * after).reshape(offset.shape)
 
     offsets = list(map(of_layer, keys, layers.inputs, point[0]))
     return offsets, trees.random_like(keys[-1], point[1])
 
 
-def _unit(place: jax.Array, layers: Layers, point: Point) -> tuple[Point, Point]:
+def _unit(place: jax.Array, inner: list[jax.Array], point: Point) -> tuple[Point, Point]:
     """One entry of one layer's products in all examples, or one number in no layer; beside it what
-    its curvature is to be multiplied with."""
+    its curvature is to be multiplied with. `inner` is a_nt . a_ns [N, T, T] of every layer."""
     first = 0
     units, weighted = [], []
-    for a, offset in zip(layers.inputs, point[0], strict=True):
-        rows, out = a.shape[1], offset.shape[-1]
+    for pairs, offset in zip(inner, point[0], strict=True):
+        rows, out = pairs.shape[1], offset.shape[-1]
         own = (jnp.arange(rows * out) == place - first).astype(offset.dtype).reshape(rows, out)
-        units.append(jnp.broadcast_to(own, (len(a), rows, out)).reshape(offset.shape))
-        inner = jnp.einsum("nti,nsi->nts", a, a, precision=trees.PRECISE)
-        along = jnp.einsum("nts,so->nto", inner, own, precision=trees.PRECISE)
+        units.append(jnp.broadcast_to(own, (len(pairs), rows, out)).reshape(offset.shape))
+        along = jnp.einsum("nts,so->nto", pairs, own, precision=trees.PRECISE)
         weighted.append(along.reshape(offset.shape))
         first += rows * out
     alone = jnp.arange(trees.size(point[1])) == place - first

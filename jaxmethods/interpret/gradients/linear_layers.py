@@ -242,6 +242,8 @@ def _made(
         width = getattr(equation.invars[0].aval, "shape", ())
         row = len(width) == 1 and made.shape == (*[1] * (len(made.shape) - 1), *width)
         return Value("row", source.place) if source and source.kind == "parameter" and row else None
+    if equation.primitive.name != "dot_general":
+        return None
     own = {v: value.place for v, value in known.items() if value.kind == "parameter"}
     place = _layer(equation, own, count)
     if place is None:
