@@ -151,18 +151,18 @@ def gae(
     reward, value, discount_mask = _wide(reward), _wide(value), _wide(discount_mask)
     discounts = jnp.broadcast_to(discount * discount_mask, reward.shape)
     next_value = jnp.concatenate([value[1:], bootstrap_value[None]])
-    goes_on = discounts != 0  # 0 times NaN is NaN
-    deltas = reward + jnp.where(goes_on, discounts * next_value, 0) - value
+    # 0 times NaN is NaN.
+    deltas = reward + jnp.where(discounts != 0, discounts * next_value, 0) - value
 
     def one_step(
-        advantage: jax.Array, step: tuple[jax.Array, jax.Array, jax.Array]
+        advantage: jax.Array, step: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array]:
-        delta, discount, goes_on = step
-        advantage = delta + jnp.where(goes_on, gae_lambda * discount * advantage, 0)
+        delta, discount = step
+        advantage = delta + jnp.where(discount != 0, gae_lambda * discount * advantage, 0)
         return advantage, advantage
 
     start = jnp.zeros(deltas.shape[1:], deltas.dtype)
-    _, advantages = jax.lax.scan(one_step, start, (deltas, discounts, goes_on), reverse=True)
+    _, advantages = jax.lax.scan(one_step, start, (deltas, discounts), reverse=True)
     return advantages, advantages + value
 
 
