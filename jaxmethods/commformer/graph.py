@@ -14,7 +14,6 @@ Hu et al., Learning Multi-Agent Communication from Graph Modeling Perspective, I
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -22,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.commformer.config import GraphConfig
+from jaxmethods.numerics.precision import whole_part
 
 NEVER = -1e9
 """Logit of an edge that is not to be selected; finite, so that it can be multiplied by 0."""
@@ -39,16 +39,8 @@ def edges_per_agent(n_agents: int, sparsity: float, self_edges: bool = True) -> 
         raise ValueError(f"n_agents must be at least 1, got {n_agents}")
     if not 0.0 < sparsity <= 1.0:
         raise ValueError(f"sparsity must lie in (0, 1], got {sparsity}")
-    k = max(whole_part(n_agents * sparsity), 1)
+    k = max(whole_part(sparsity, n_agents), 1)
     return k if self_edges else max(min(k, n_agents - 1), 1)
-
-
-def whole_part(share_of_number: float) -> int:
-    """The floor of a share times a number.
-
-    100 * 0.29 is 28.999... in binary floating point: the slack keeps it at 29.
-    """
-    return math.floor(share_of_number * (1 + 1e-14) + 1e-9)
 
 
 def selectable(logits: jax.Array, self_edges: bool) -> jax.Array:
@@ -132,7 +124,7 @@ def scheduled_graph(
     graph = jnp.where(update <= config.warmup_updates, logits, sample_graph(candidates, gumbel, k))
     if not config.post_stable:
         return graph
-    stable = update > whole_part(config.post_ratio * total_updates)
+    stable = update > whole_part(config.post_ratio, total_updates)
     return jnp.where(stable, exact_graph(candidates, k), graph)
 
 

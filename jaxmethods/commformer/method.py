@@ -17,7 +17,6 @@ import optax
 
 from jaxmethods.bilevel import Alternating, AlternatingState, alternating, one_step_gradient
 from jaxmethods.commformer import gate, objectives, policy
-from jaxmethods.commformer import graph as graphs
 from jaxmethods.commformer.config import GraphConfig, NetworkConfig, PPOConfig
 from jaxmethods.commformer.experience import Experience, State, collect, of_level
 from jaxmethods.commformer.schedule import (
@@ -34,6 +33,7 @@ from jaxmethods.envs.episode_statistics import EpisodeStatistics, follow_episode
 from jaxmethods.envs.rollout import vectorize
 from jaxmethods.method import Batch, Method, Metrics, Objective
 from jaxmethods.numerics.minibatches import shuffled_minibatches
+from jaxmethods.numerics.precision import whole_part
 
 
 def trainer(
@@ -291,7 +291,7 @@ def minibatch_loss(
     )
     if out.gate is not None and training.network.config.gate is not None:
         config = training.network.config.gate
-        begun = update >= graphs.whole_part(config.penalty_from * training.updates)
+        begun = update >= whole_part(config.penalty_from, training.updates)
         loss += begun * gate.penalty(out.gate, config)
     return loss, aux
 

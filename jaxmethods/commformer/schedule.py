@@ -12,6 +12,7 @@ from jaxmethods.commformer import graph as graphs
 from jaxmethods.commformer import policy
 from jaxmethods.commformer.config import GraphConfig, NetworkConfig, PPOConfig
 from jaxmethods.envs import TeamEnvironment
+from jaxmethods.numerics.precision import whole_part
 
 
 class CommFormerTraining(NamedTuple):
@@ -148,7 +149,7 @@ def moves_upper(training: CommFormerTraining, update: jax.Array) -> jax.Array:
 
 def stable_from(training: CommFormerTraining) -> int:
     """The update after which the exact graph is trained with frozen logits (`post_stable`)."""
-    return graphs.whole_part(training.graph.post_ratio * training.updates)
+    return whole_part(training.graph.post_ratio, training.updates)
 
 
 def network_optimizer(training: CommFormerTraining) -> optax.GradientTransformation:

@@ -12,6 +12,8 @@ two nearly equal ones is still right.
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -20,6 +22,19 @@ def wide(x: jax.Array) -> jax.Array:
     """An array in float32, or in its own type where that is wider."""
     x = jnp.asarray(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def whole_part(share: float, number: int) -> int:
+    """floor(share number). The slack is that of the product: 0.29 of 100 is 28.999... in binary.
+
+    Args:
+        share: from 0 to 1.
+        number: of entries, steps or windows.
+
+    Returns:
+        The whole part.
+    """
+    return math.floor(share * number + 1e-9 + 4e-16 * number)
 
 
 def spread_or_one(deviation: jax.Array, mean: jax.Array) -> jax.Array:

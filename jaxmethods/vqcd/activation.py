@@ -21,6 +21,7 @@ import optax
 
 from jaxmethods.layout import path_name
 from jaxmethods.numerics.keys import named
+from jaxmethods.numerics.precision import whole_part
 from jaxmethods.vqcd.types import Params
 
 FREE = -1
@@ -193,7 +194,7 @@ def claim(key: jax.Array, owner: Params, task: int, share: float) -> Params:
     def take(path: Any, own: jax.Array | None) -> jax.Array | None:
         if own is None:
             return None
-        wanted = int(own.size * share + 1e-6)
+        wanted = whole_part(share, own.size)
         drawn = jax.random.uniform(named(key, path_name(path)), own.shape)
         order = jnp.argsort(jnp.where(own == FREE, drawn, 2.0).reshape(-1))  # [n], free ones first
         rank = jnp.zeros(own.size, jnp.int32).at[order].set(jnp.arange(own.size))

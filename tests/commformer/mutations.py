@@ -52,8 +52,8 @@ MUTATIONS = [
     ),
     (
         "method.py",
-        "begun = update >= graphs.whole_part",
-        "begun = update > graphs.whole_part",
+        "begun = update >= whole_part",
+        "begun = update > whole_part",
         "the gate's penalty begins one update late",
         "test_gate.py::test_the_penalty_begins_after_its_share_of_the_updates",
     ),
@@ -66,8 +66,8 @@ MUTATIONS = [
     ),
     (
         "objectives.py",
-        "jnp.where(goes_on, gae_lambda * discount * advantage, 0)",
-        "jnp.where(goes_on, discount * advantage, 0)",
+        "jnp.where(discount != 0, gae_lambda * discount * advantage, 0)",
+        "jnp.where(discount != 0, discount * advantage, 0)",
         "advantages without lambda",
         "test_objectives.py::test_with_lambda_zero_the_advantage_is_the_temporal_difference",
     ),

@@ -13,6 +13,7 @@ from jaxmethods.commformer import config, experience, method, objectives, schedu
 from jaxmethods.commformer import graph as graphs
 from jaxmethods.envs.episode_statistics import EpisodeStatistics, follow_episodes
 from jaxmethods.numerics.minibatches import shuffled_minibatches
+from jaxmethods.numerics.precision import whole_part
 
 NETWORK = config.NetworkConfig(embed=8)
 PPO = config.PPOConfig(environments=8, rollout=6, epochs=5, minibatches=1)
@@ -114,7 +115,7 @@ def test_a_share_of_the_run_that_is_whole_is_taken_whole(ratio, updates, last):
         found = graphs.scheduled_graph(logits, noise, update, updates, 1, graph)
         assert np.array_equal(found, jnp.eye(3)) == stable
     for number in range(1, 200):  # thousandths, up to millions of updates
-        assert graphs.whole_part(number / 1000 * 29_000_000) == number * 29_000
+        assert whole_part(number / 1000, 29_000_000) == number * 29_000
 
 
 @pytest.mark.parametrize("update", [0, 5])

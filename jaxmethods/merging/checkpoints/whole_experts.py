@@ -19,6 +19,7 @@ from jaxmethods.merging.static import ties as ties_of_leaves
 from jaxmethods.merging.static.ties import Election, Experts, Merge
 from jaxmethods.merging.static.trees import apply_task_vectors, per_entry, task_vectors
 from jaxmethods.numerics.compiled import compiled
+from jaxmethods.numerics.precision import whole_part
 
 
 class Elected(NamedTuple):
@@ -76,7 +77,7 @@ def mask_of(loaded: Loaded, settings: Settings) -> jax.Array:
 
 def _limits(passes: Passes, settings: Settings) -> jax.Array:
     """[T]: the smallest magnitude that is kept."""
-    rank = passes.entries - ties_of_leaves.count(settings["density"], passes.entries)
+    rank = passes.entries - whole_part(settings["density"], passes.entries)
     if settings["density"] == 0 or rank == 0:
         return jnp.full(passes.experts, 0.0 if settings["density"] else jnp.inf, jnp.float32)
     if "drop" not in settings:

@@ -11,9 +11,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxmethods.merging.static.ties import count, largest, share
+from jaxmethods.merging.static.ties import largest, share
 from jaxmethods.merging.static.trees import Tree, is_merged
 from jaxmethods.numerics.compiled import compiled
+from jaxmethods.numerics.precision import whole_part
 
 
 @compiled("density", "gamma")
@@ -41,8 +42,8 @@ def breadcrumbs(tau: Tree, density: float = 0.9, gamma: float = 0.01) -> Tree:
         if not is_merged(vectors):
             return vectors
         size = vectors[0].size
-        left = count(density, size)
-        top = min(count(gamma, size), size - left)
+        left = whole_part(density, size)
+        top = min(whole_part(gamma, size), size - left)
         middle = largest(vectors, left + top) & ~largest(vectors, top)
         return jnp.where(middle, vectors, 0)
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jaxmethods.merging.static.ties import count
 from jaxmethods.merging.static.trees import Tree, is_merged
 from jaxmethods.numerics.compiled import compiled
 from jaxmethods.numerics.order_statistics import kth_smallest
+from jaxmethods.numerics.precision import whole_part
 
 
 @compiled("ratio", "stacked")
@@ -42,7 +42,7 @@ def magnitude_prune(tree: Tree, ratio: float, stacked: int = 1) -> Tree:
         if not is_merged(leaf) or not leaf.size:
             return leaf
         tensors = leaf.reshape(-1, *leaf.shape[stacked:])  # [T or T N, ...]
-        rank = count(ratio, tensors[0].size - 1) + 1
+        rank = whole_part(ratio, tensors[0].size - 1) + 1
         limit = kth_smallest([jnp.abs(tensors)], rank)
         keep = jnp.abs(tensors) > limit.reshape(-1, *(1,) * (tensors.ndim - 1))
         return jnp.where(keep, tensors, 0).reshape(leaf.shape)

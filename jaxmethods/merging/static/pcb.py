@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmethods.merging.static.ties import count
 from jaxmethods.merging.static.trees import (
     Tree,
     apply_task_vectors,
@@ -27,6 +26,7 @@ from jaxmethods.merging.static.trees import (
 )
 from jaxmethods.numerics.compiled import compiled
 from jaxmethods.numerics.order_statistics import kth_smallest
+from jaxmethods.numerics.precision import whole_part
 
 OUTLIERS = 1e-4
 """Share of the magnitudes clipped at either end."""
@@ -113,9 +113,9 @@ def order_ranks(size: int, ratio: float) -> Ranks:
     """The ranks for `size` entries. Raises `ValueError` where the ratio is out of range."""
     if not 0 < ratio <= 1:
         raise ValueError(f"ratio: expected a share in (0, 1], got {ratio}")
-    high = max(count(1 - OUTLIERS, size) - 1, 0)
-    floor = min(count(1 - ratio, size), size - 1)
-    return Ranks((count(OUTLIERS, size) + 1, high + 1), floor + 1)
+    high = max(whole_part(1 - OUTLIERS, size) - 1, 0)
+    floor = min(whole_part(1 - ratio, size), size - 1)
+    return Ranks((whole_part(OUTLIERS, size) + 1, high + 1), floor + 1)
 
 
 def competitiveness(vectors: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:

@@ -14,7 +14,6 @@ gives the experts themselves where nothing is in their way.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import reduce
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -39,6 +38,7 @@ from jaxmethods.merging.static.trees import (
 )
 from jaxmethods.numerics.compiled import compiled
 from jaxmethods.numerics.order_statistics import kth_smallest, sum_over_entries
+from jaxmethods.numerics.precision import whole_part
 
 Scope: TypeAlias = Literal["global", "leaf"]
 """Compare magnitudes within a whole expert (the paper's code) or within each leaf."""
@@ -205,7 +205,7 @@ def thresholds(leaves: Sequence[Experts], density: float) -> jax.Array:
     """[T] float32: the smallest magnitude that is kept, within all leaves together."""
     density = share(density)
     tasks, size = len(leaves[0].stack), sum(leaf.base.size for leaf in leaves)
-    rank = size - count(density, size)
+    rank = size - whole_part(density, size)
     if density == 0 or rank == 0:  # nothing or all
         return jnp.full(tasks, 0.0 if density else jnp.inf, jnp.float32)
     drop = leaves[0].drop
@@ -336,7 +336,7 @@ def mergekit_weights(tau: Tree, density: float, coefficients: Coefficients) -> T
     one = jax.tree.map(lambda leaf: leaf[0], tau)
 
     def weigh(path: str, vectors: jax.Array, coefficient: jax.Array) -> jax.Array:
-        keep = largest(vectors, count(density, vectors[0].size))
+        keep = largest(vectors, whole_part(density, vectors[0].size))
         weight = jnp.where(keep, per_entry(coefficient, vectors, path), 0.0)
         total = sum_over_tasks(weight * vectors)
         sign = jnp.where(total >= 0, 1.0, -1.0)
@@ -358,11 +358,6 @@ def largest(vectors: jax.Array, count: int) -> jax.Array:
     missing = count - jnp.sum(above, axis=1, keepdims=True, dtype=jnp.int32)
     first = jnp.cumsum(equal, axis=1, dtype=jnp.int32) <= missing
     return (above | (equal & first)).reshape(vectors.shape)
-
-
-def count(part: float, size: int) -> int:
-    """floor(part size). The slack is that of the product: 0.29 of 100 is 28.999... in binary."""
-    return math.floor(part * size + 1e-9 + 4e-16 * size)
 
 
 def share(density: float) -> float:

@@ -6,7 +6,6 @@ padding is never drawn, since windows are drawn below `count`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmethods.numerics.precision import whole_part
 from jaxmethods.vqcd.types import TaskData
 
 LARGEST_CODE = np.iinfo(np.int16).max
@@ -133,7 +133,7 @@ def last_windows(data: TaskData, share: float, least: int) -> TaskData:
         The task's data without other windows and the rows that only they see.
     """
     count = int(data.count)
-    kept = min(count, max(math.floor(count * share + 1e-9), least))  # 0.58 of 50 is 28.999...
+    kept = min(count, max(whole_part(share, count), least))
     part = slice(count - kept, count)
     first = int(data.starts[part].min())
     return data._replace(
