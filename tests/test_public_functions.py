@@ -359,7 +359,7 @@ ELSEWHERE = {
         kid.imperfect.purpose kid.loss.totals kid.loss.rewrites kid.responses.begin_replay
         kid.responses.with_responses obd.baselines.random_rows obd.baselines.top_rows
         obd.baselines.cluster_rows novo.build_tree novo.tree.build_tree
-        novo.tree.candidate_starts numerics.precision.whole_part novo.tree.plan_batches
+        novo.tree.candidate_starts novo.tree.plan_batches
         novo.select_heads novo.heads.select_heads novo.heads.count_votes novo.heads_from_indices
         novo.heads.heads_from_indices novo.heads.heads_to_indices novo.baselines.single_best
         novo.baselines.all_heads novo.baselines.random_heads novo.baselines.majority

@@ -122,8 +122,8 @@ MUTATIONS = [
     ),
     (
         "graph.py",
-        "share_of_number * (1 + 1e-14) + 1e-9",
-        "share_of_number",
+        "whole_part(sparsity, n_agents)",
+        "int(sparsity * n_agents)",
         "an edge is lost to rounding",
         "test_graph.py::test_each_agent_hears_the_floor_of_its_share_but_at_least_one",
     ),
