@@ -113,16 +113,24 @@ def random_policy(env: Any, masked: bool) -> envs.Policy:
 
 
 def torch_steps(env: envs.PredatorPrey, environments: int, device: str) -> Callable[[], None]:
-    """The same steps as batched PyTorch tensors."""
+    """The same steps as batched PyTorch tensors, the roll-out kept as training would keep it."""
     import torch
 
     from benchmarks.torch_commformer import PredatorPrey
 
     batched = PredatorPrey(environments, env.n_predators, env.dim, env.vision, device)
     shape = (environments, env.num_agents)
+    now = batched.observe()
 
     def run() -> None:
-        for _ in range(STEPS):
-            batched.step(torch.randint(env.num_actions, shape, device=device))
+        nonlocal now
+        observed = now.new_empty(STEPS, *now.shape)
+        action = torch.empty(STEPS, *shape, dtype=torch.int32, device=device)
+        reward = torch.empty(STEPS, *shape, device=device)
+        done = torch.empty(STEPS, environments, dtype=torch.bool, device=device)
+        for t in range(STEPS):
+            observed[t] = now
+            action[t] = torch.randint(env.num_actions, shape, device=device)
+            now, reward[t], done[t] = batched.step(action[t])
 
     return run

@@ -26,8 +26,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.commformer.config import GateConfig
-from jaxmethods.commformer.layers import Dense, gelu
+from jaxmethods.commformer.layers import Dense
 from jaxmethods.models.initializers import orthogonal
+from jaxmethods.models.products import gelu
 
 
 class Gate(NamedTuple):

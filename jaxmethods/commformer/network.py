@@ -36,8 +36,9 @@ from jaxmethods.commformer.attention import (
 )
 from jaxmethods.commformer.config import NetworkConfig
 from jaxmethods.commformer.gate import Gate, TemporalGate, decide, gated_graph
-from jaxmethods.commformer.layers import Dense, LayerNorm, NormalizedDense, gelu
+from jaxmethods.commformer.layers import Dense, LayerNorm, NormalizedDense
 from jaxmethods.models.initializers import orthogonal
+from jaxmethods.models.products import gelu
 
 RELU_GAIN = math.sqrt(2.0)
 OUTPUT_GAIN = 0.01

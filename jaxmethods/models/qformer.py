@@ -24,6 +24,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from jaxmethods.config import Config
 from jaxmethods.models.decoder.layer import Params, dense, over_layers
 from jaxmethods.models.norms import layer_norm
+from jaxmethods.models.products import gelu, keep_products
 
 
 class QFormerConfig(Config):
@@ -99,12 +100,12 @@ def read(
         x = _added(layer, "attention", config, x, found, own[1])
         found, weights = cross(layer["cross"], config, x, windows, mask, own[2])
         x = _added(layer, "cross", config, x, found, own[3])
-        inner = jax.nn.gelu(dense(layer["mlp"]["up"], x), approximate=False)
+        inner = gelu(dense(layer["mlp"]["up"], x))
         change = _dropped(dense(layer["mlp"]["down"], inner), config, own[4])
         x = layer_norm(layer["mlp_norm"], x + change, config.norm_eps)
         return x, weights if attention else None
 
-    x, weights = over_layers(body, x, params["layers"], per_layer)
+    x, weights = over_layers(keep_products(body), x, params["layers"], per_layer)
     return Read(x, weights)
 
 

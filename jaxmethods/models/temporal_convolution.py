@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmethods.models.products import rows_product
 from jaxmethods.models.temporal_unet_config import TemporalNetworkConfig
 
 
@@ -108,14 +109,14 @@ def _convolve_by_matmul(
     """Every output position's inputs side by side, times the kernel as one matrix."""
     taps, _, outputs = weight.shape
     if taps == 1 and conv.stride == conv.up == 1:
-        return x @ weight[0]
+        return rows_product(x, weight[0])
     if conv.up == 2:
         return _upsample_by_matmul(x, weight, conv, padding[0])
     padded = jnp.pad(x, ((0, 0), padding, (0, 0)))
     last = conv.stride * (conv.length_out - 1) + 1
     seen = [padded[:, tap : tap + last : conv.stride] for tap in range(taps)]
     patches = jnp.concatenate(seen, axis=-1)  # [B, T_out, taps in]
-    return patches @ weight.reshape(-1, outputs)  # [B, T_out, out]
+    return rows_product(patches, weight.reshape(-1, outputs))  # [B, T_out, out]
 
 
 def _upsample_by_matmul(
@@ -132,5 +133,5 @@ def _upsample_by_matmul(
         shifts = [(tap + parity - padding) // 2 for tap in own]
         seen = [padded[:, 1 + shift : 1 + shift + length] for shift in shifts]
         kernel = weight[own[0] :: 2].reshape(-1, outputs)  # [taps/2 in, out]
-        halves.append(jnp.concatenate(seen, axis=-1) @ kernel)
+        halves.append(rows_product(jnp.concatenate(seen, axis=-1), kernel))
     return jnp.stack(halves, axis=2).reshape(batch, conv.length_out, outputs)  # [B, T, 2, out]

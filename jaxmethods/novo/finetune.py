@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxmethods.models.products import gelu
+
 Params = dict[str, Any]
 
 
@@ -59,7 +61,7 @@ def candidate_logits(
     """
     keys = (None, None) if key is None else jax.random.split(key)
     x = _dropped(norms, keys[0], dropout[0])
-    x = jax.nn.gelu(x @ params["hidden"]["kernel"] + params["hidden"]["bias"], approximate=False)
+    x = gelu(x @ params["hidden"]["kernel"] + params["hidden"]["bias"])
     x = _dropped(x, keys[1], dropout[1])
     return (x @ params["out"]["kernel"] + params["out"]["bias"])[..., 0]
 

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmethods.models.decoder.attention import Kernel, scaled_attention
+from jaxmethods.models.attention import Kernel, scaled_attention
 from jaxmethods.models.decoder.config import DecoderConfig
 from jaxmethods.models.decoder.layer import (
     Angles,
@@ -79,12 +79,9 @@ def run_root(
     positions = _within(ids.shape[0], length)[None]
     x = embed(params, config, ids[None], None, positions, dtype)
     angles = rotation(config, positions) if config.positions == "rope" else None
-    local = None if config.sliding_window is None else (config.sliding_window - 1, 0)
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-        return scaled_attention(
-            q, k, v, is_causal=True, local_window_size=local, implementation=kernel
-        )
+        return scaled_attention(q, k, v, causal=True, window=config.sliding_window, kernel=kernel)
 
     def body(x: jax.Array, inputs: tuple) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         x, inside = run_layer(config, inputs[0], x, angles, attend, dtype)
@@ -290,7 +287,7 @@ def _attend(
         jnp.concatenate([jnp.broadcast_to(old.astype(new.dtype), (k.shape[0], *old.shape)), new], 1)
         for old, new in zip(shared, (k, v), strict=True)
     )
-    return scaled_attention(q, k, v, mask=visible, implementation=kernel)
+    return scaled_attention(q, k, v, mask=visible, kernel=kernel)
 
 
 def _reader(rows: Rows, order: Order, tokens: Tokens) -> Callable[[jax.Array], jax.Array]:

@@ -23,6 +23,8 @@ import jax.numpy as jnp
 from pydantic import PositiveInt, model_validator
 
 from jaxmethods.config import Config
+from jaxmethods.models.attention import scaled_attention
+from jaxmethods.models.products import gelu, keep_products, rows_product
 
 Activation = Literal["quick_gelu", "gelu"]
 TAPS = ("hidden", "token_means", "inputs")
@@ -250,8 +252,8 @@ def encode(
     def last_one(x: jax.Array, scanned: tuple[Any, Any]) -> tuple[jax.Array, dict[str, Any]]:
         return first_token_block(scanned[0], config, x, mask, hooks, scanned[1])
 
-    if remat:
-        one, last_one = jax.checkpoint(one), jax.checkpoint(last_one)
+    again = jax.checkpoint if remat else keep_products
+    one, last_one = again(one), again(last_one)
     if first_only:
         stacks = (layers, per_layer)
         x, found = jax.lax.scan(one, x, jax.tree.map(lambda leaf: leaf[:-1], stacks))
@@ -395,12 +397,8 @@ def attend(
         return y.reshape(*y.shape[:-1], heads, -1)  # [B, L, H, d]
 
     q, k, v = split("q_proj", h[:, :rows]), split("k_proj", h), split("v_proj", h)
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q * q.shape[-1] ** -0.5, k)  # [B, H, L, L]
-    if mask is not None:
-        scores = jnp.where(mask[:, :, :rows], scores, jnp.finfo(scores.dtype).min)
-    wide = scores.astype(jnp.promote_types(scores.dtype, jnp.float32))
-    weights = jax.nn.softmax(wide, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(*q.shape[:2], -1)  # [B, L, D]
+    visible = None if mask is None else mask[:, :, :rows]
+    return scaled_attention(q, k, v, mask=visible).reshape(*q.shape[:2], -1)  # [B, L, D]
 
 
 def mlp(params: Any, config: EncoderConfig, h: jax.Array) -> jax.Array:
@@ -410,7 +408,7 @@ def mlp(params: Any, config: EncoderConfig, h: jax.Array) -> jax.Array:
 
 def linear(params: Any, x: jax.Array) -> jax.Array:
     """x W^T + b of {"weight" [out, in], "bias" [out]}."""
-    return x @ params["weight"].T + params["bias"]
+    return rows_product(x, params["weight"].T) + params["bias"]
 
 
 def layer_norm(params: Any, x: jax.Array, epsilon: float) -> jax.Array:
@@ -426,7 +424,7 @@ def activation(name: Activation) -> Callable[[jax.Array], jax.Array]:
     """u sigmoid(1.702 u), or the exact Gaussian error linear unit."""
     if name == "quick_gelu":
         return lambda u: u * jax.nn.sigmoid(1.702 * u)
-    return lambda u: jax.nn.gelu(u, approximate=False)
+    return gelu
 
 
 def init(key: jax.Array, config: VisionConfig) -> Any:

@@ -9,15 +9,15 @@ first, which copies it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
 
-Kernel: TypeAlias = Literal["xla", "cudnn"]
-"""`jax.nn.dot_product_attention`'s implementation; cuDNN wants half precision on a GPU."""
+from jaxmethods.models.attention import Kernel, scaled_attention
+
 Past: TypeAlias = tuple[jax.Array, jax.Array] | None
 """Cached keys and values of one layer, [B, K, S, d] each."""
 
@@ -64,19 +64,16 @@ def causal_attention(
         ValueError: segments and a cache.
     """
     if cache is None and mask is None and segments is None:
-        local = None if window is None else (window - 1, 0)
 
         def fresh(q: jax.Array, k: jax.Array, v: jax.Array, past: Past) -> jax.Array:
-            return scaled_attention(
-                q, k, v, is_causal=True, local_window_size=local, implementation=kernel
-            )
+            return scaled_attention(q, k, v, causal=True, window=window, kernel=kernel)
 
         return fresh
     if cache is None:
         fresh_visible = visible_tokens(batch, new, mask, window, segments)
 
         def masked(q: jax.Array, k: jax.Array, v: jax.Array, past: Past) -> jax.Array:
-            return scaled_attention(q, k, v, mask=fresh_visible[:, None], implementation=kernel)
+            return scaled_attention(q, k, v, mask=fresh_visible[:, None], kernel=kernel)
 
         return masked
     if segments is not None:
@@ -93,24 +90,6 @@ def causal_attention(
         return _attend_beside(visible, past, q, k, v)
 
     return cached_attention
-
-
-def scaled_attention(q: jax.Array, k: jax.Array, v: jax.Array, **options: Any) -> jax.Array:
-    """`jax.nn.dot_product_attention`, also of float16 on CPU, where JAX has no such product.
-
-    Args:
-        q: queries [B, T, H, d].
-        k: keys [B, S, K, d].
-        v: values [B, S, K, d].
-        options: of JAX's function.
-
-    Returns:
-        Head outputs [B, T, H, d] in the type of the queries.
-    """
-    if q.dtype != jnp.float16 or jax.default_backend() != "cpu":
-        return jax.nn.dot_product_attention(q, k, v, **options)
-    wide = (x.astype(jnp.float32) for x in (q, k, v))
-    return jax.nn.dot_product_attention(*wide, **options).astype(q.dtype)
 
 
 def visible_tokens(

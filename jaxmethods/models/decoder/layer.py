@@ -11,6 +11,7 @@ from jax import lax
 
 from jaxmethods.models.decoder.config import DecoderConfig
 from jaxmethods.models.decoder.rope import rotate
+from jaxmethods.models.products import gelu, rows_product
 
 Params: TypeAlias = dict[str, Any]
 Angles: TypeAlias = tuple[jax.Array, jax.Array] | None
@@ -114,7 +115,7 @@ def mlp(config: DecoderConfig, params: Params, x: jax.Array) -> jax.Array:
     """[B, T, D] -> [B, T, D]."""
     activation = {
         "silu": jax.nn.silu,
-        "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+        "gelu": gelu,
         "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
         "relu": jax.nn.relu,
     }[config.activation]
@@ -148,9 +149,10 @@ def normalize(
 
 def dense(params: Params, x: jax.Array) -> jax.Array:
     """x W + b in the type of x; with adapters (`lora`), x W + (x A) B + b."""
-    y = x @ params["kernel"].astype(x.dtype)
+    y = rows_product(x, params["kernel"].astype(x.dtype))
     if "lora_a" in params:
-        y = y + (x @ params["lora_a"].astype(x.dtype)) @ params["lora_b"].astype(x.dtype)
+        first = rows_product(x, params["lora_a"].astype(x.dtype))
+        y = y + rows_product(first, params["lora_b"].astype(x.dtype))
     return y + params["bias"].astype(x.dtype) if "bias" in params else y
 
 

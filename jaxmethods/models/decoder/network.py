@@ -30,9 +30,9 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxmethods.layout import Rule
+from jaxmethods.models.attention import Kernel
 from jaxmethods.models.decoder.attention import (
     Cache,
-    Kernel,
     causal_attention,
     grow,
     read_attention,
@@ -43,6 +43,7 @@ from jaxmethods.models.decoder.config import DecoderConfig
 from jaxmethods.models.decoder.layer import Inside, Params, normalize, over_layers, run_layer
 from jaxmethods.models.decoder.rope import rotation
 from jaxmethods.models.lookup import rows
+from jaxmethods.models.products import keep_products
 
 Tap: TypeAlias = Literal["hidden", "head_outputs", "head_norms", "mlp_outputs", "attention"]
 TAPS = ("hidden", "head_outputs", "head_norms", "mlp_outputs")
@@ -157,7 +158,7 @@ def forward(
             read["cache"] = inside.keys, inside.values
         return x, read
 
-    step = jax.checkpoint(body, prevent_cse=False) if remat else body
+    step = jax.checkpoint(body, prevent_cse=False) if remat else keep_products(body)
     past = attention_added if cache is None else (cache.keys, cache.values)
     x, read = over_layers(step, embedded, params["layers"], past)
     if "hidden" in taps:

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jaxmethods.models.clip.vit import Activation, layer_norm, linear, self_attention
 from jaxmethods.models.geovit.config import EncoderConfig
 from jaxmethods.models.geovit.positions import sincos
+from jaxmethods.models.products import gelu
 
 SCALE = 0.01
 HEADS = 4
@@ -128,5 +129,5 @@ def init_generator(key: jax.Array, config: EncoderConfig) -> Any:
 def _post_norm_layer(layer: Any, x: jax.Array) -> jax.Array:
     """PyTorch's `TransformerEncoderLayer` with its norms behind the sums."""
     x = layer_norm(layer["norm1"], x + self_attention(layer["self_attn"], _Attention(), x), EPSILON)
-    inner = jax.nn.gelu(linear(layer["linear1"], x), approximate=False)
+    inner = gelu(linear(layer["linear1"], x))
     return layer_norm(layer["norm2"], x + linear(layer["linear2"], inner), EPSILON)

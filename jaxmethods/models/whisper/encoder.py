@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmethods.models.decoder.attention import scaled_attention
+from jaxmethods.models.attention import scaled_attention
 from jaxmethods.models.decoder.layer import Params, dense, over_layers
 from jaxmethods.models.norms import layer_norm
+from jaxmethods.models.products import gelu, keep_products, rows_product
 from jaxmethods.models.whisper.config import EncoderConfig
 
 TAPS = 3
@@ -67,8 +68,8 @@ def encode(
         )
     dtype = jnp.dtype(dtype or params["conv1"]["kernel"].dtype)
     x = jnp.swapaxes(features, 1, 2).astype(dtype)  # [B, F, M]
-    x = _gelu(convolve(params["conv1"], x, 1))
-    x = _gelu(convolve(params["conv2"], x, 2))  # [B, T, C]
+    x = gelu(convolve(params["conv1"], x, 1))
+    x = gelu(convolve(params["conv2"], x, 2))  # [B, T, C]
     if x.shape[1] > config.positions:
         raise ValueError(
             f"features: expected at most {2 * config.positions} frames, got {features.shape[2]}"
@@ -82,7 +83,7 @@ def encode(
         x = x + mlp(layer["mlp"], layer_norm(layer["mlp_norm"], x, config.norm_eps))
         return x, x if hidden else None
 
-    last, streams = over_layers(body, x, params["layers"])
+    last, streams = over_layers(keep_products(body), x, params["layers"])
     found = layer_norm(params["final_norm"], last, config.norm_eps)
     return Encoded(found, jnp.concatenate([x[None], streams]) if hidden else None)
 
@@ -98,7 +99,7 @@ def convolve(params: Params, x: jax.Array, stride: int) -> jax.Array:
     seen = [padded[:, tap : tap + last : stride] for tap in range(TAPS)]
     patches = jnp.concatenate(seen, axis=-1)  # [B, T', 3 in]
     kernel = params["kernel"].reshape(-1, params["kernel"].shape[-1])  # [3 in, out]
-    return patches @ kernel.astype(x.dtype) + params["bias"].astype(x.dtype)
+    return rows_product(patches, kernel.astype(x.dtype)) + params["bias"].astype(x.dtype)
 
 
 def attend(params: Params, queries: jax.Array, keys: jax.Array, heads: int) -> jax.Array:
@@ -120,7 +121,7 @@ def attend(params: Params, queries: jax.Array, keys: jax.Array, heads: int) -> j
 
 def mlp(params: Params, x: jax.Array) -> jax.Array:
     """W_2 gelu(W_1 x), [B, T, C] -> [B, T, C]."""
-    return dense(params["down"], _gelu(dense(params["up"], x)))
+    return dense(params["down"], gelu(dense(params["up"], x)))
 
 
 def split(x: jax.Array, heads: int) -> jax.Array:
@@ -216,7 +217,3 @@ def init_norm(shape: tuple[int, ...], dtype: Any) -> Params:
 def _convolution(key: jax.Array, inputs: int, outputs: int, dtype: Any) -> Params:
     kernel = (TAPS * inputs) ** -0.5 * jax.random.normal(key, (TAPS, inputs, outputs), dtype)
     return {"kernel": kernel, "bias": jnp.zeros(outputs, dtype)}
-
-
-def _gelu(x: jax.Array) -> jax.Array:
-    return jax.nn.gelu(x, approximate=False)

@@ -17,18 +17,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxmethods.models.decoder.attention import (
-    Cache,
-    causal_attention,
-    grow,
-    reserve,
-    scaled_attention,
-)
+from jaxmethods.models.attention import scaled_attention
+from jaxmethods.models.decoder.attention import Cache, causal_attention, grow, reserve
 from jaxmethods.models.decoder.beams import check_search, search
 from jaxmethods.models.decoder.generation import Generated
 from jaxmethods.models.decoder.layer import Params, dense, over_layers
 from jaxmethods.models.lookup import rows
 from jaxmethods.models.norms import layer_norm
+from jaxmethods.models.products import keep_products
 from jaxmethods.models.whisper.config import WhisperConfig
 from jaxmethods.models.whisper.encoder import (
     encode,
@@ -122,7 +118,8 @@ def decode(
         return x + mlp(layer["mlp"], layer_norm(layer["mlp_norm"], x, eps)), (k, v)
 
     past = None if cache is None else (cache.keys, cache.values)
-    x, new_keys = over_layers(body, x, decoder["layers"], (past, heard.keys, heard.values))
+    given = past, heard.keys, heard.values
+    x, new_keys = over_layers(keep_products(body), x, decoder["layers"], given)
     x = layer_norm(decoder["final_norm"], x, eps)
     head = decoder["tokens"] if config.text.tied else decoder["head"]
     logits = jnp.matmul(x, head.T, preferred_element_type=jnp.float32)

@@ -24,6 +24,7 @@ from jaxmethods.models.geovit import encoder
 from jaxmethods.models.geovit.config import EncoderConfig
 from jaxmethods.models.geovit.encoder import Context, Encoded, encode
 from jaxmethods.models.geovit.resize import resize
+from jaxmethods.models.products import gelu
 from jaxmethods.rsfm.config import ScaleMAEConfig
 from jaxmethods.rsfm.pretraining.mae import init_decoder
 from jaxmethods.rsfm.pretraining.masking import Masks, fill, random_masks
@@ -140,11 +141,6 @@ def decoder_config(config: ScaleMAEConfig) -> EncoderConfig:
     """The decoder's blocks and positions as a config."""
     sizes = {"width": config.decoder_width, "depth": config.decoder_depth}
     return config.encoder.model_copy(update=sizes | {"heads": config.decoder_heads})
-
-
-def gelu(x: jax.Array) -> jax.Array:
-    """The exact Gaussian error linear unit."""
-    return jax.nn.gelu(x, approximate=False)
 
 
 def enlarge(params: Any, x: jax.Array) -> jax.Array:
