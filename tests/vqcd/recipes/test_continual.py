@@ -18,6 +18,8 @@ import jaxmethods
 from jaxmethods import cli, registry
 from jaxmethods.data.offline import DataError
 from jaxmethods.training import loop
+from jaxmethods.vqcd import initial_bank, task_weights
+from jaxmethods.vqcd.config import Run
 from jaxmethods.vqcd.recipes import continual, planner_files
 from jaxmethods.vqcd.recipes.learners import Learner
 from jaxmethods.vqcd.recipes.scoring import _weights
@@ -28,6 +30,7 @@ from tests.objectives import check_objectives
 from tests.permissions import check_others_can_read
 from tests.same_numbers import check_same_numbers
 from tests.vqcd.recipes.tiny import NAMES, parts, values
+from tests.vqcd.toy import PERCEPTRON
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +247,21 @@ def test_a_planners_weights_are_those_of_the_run(finished, planner):
         own = _weights(learner.planner, learner.bank(run.results, 2), np.int32(number))
         for a, b in zip(jax.tree.leaves(own), jax.tree.leaves(planner.weights(task)), strict=True):
             np.testing.assert_array_equal(a[0], b)
+
+
+def test_tasks_are_known_by_the_number_that_owns_their_weights():
+    """It is the task's own, whatever is learned first, but with PackNet its turn."""
+    order = ["system", "pendulum", "point"]
+    run = Run.model_validate(values(order=order, learners=["vqcd", "packnet"]))
+    plain, packed = (Learner(run, one) for one in run.learners)
+    assert plain.owners() == list(NAMES)
+    assert packed.owners() == order
+    bank = jax.jit(initial_bank, static_argnums=1)(jax.random.key(0), PERCEPTRON)
+    tasks = [{"name": name, "owner": packed.task(n)} for n, name in enumerate(NAMES)]
+    planner = planner_files.Planner(PERCEPTRON, None, bank, {}, {"tasks": tasks})
+    for owner, name in enumerate(order):
+        expected = task_weights(PERCEPTRON, bank, owner)
+        jax.tree.map(np.testing.assert_array_equal, planner.weights(name), expected)
 
 
 @pytest.mark.slow
