@@ -66,7 +66,7 @@ def bc_loss(
         syn: D, N pairs.
         noise: [N, A].
         sample: (params, states, noise) -> sampled actions; static.
-        size: use only this many of the first of the N pairs; may be traced.
+        size: use only this many of the first of the N pairs, all of them from N on; may be traced.
 
     Returns:
         [], in the dtype of the set.
@@ -75,6 +75,7 @@ def bc_loss(
     if size is None:
         return jnp.mean(error)
     used = jnp.arange(len(error)) < size
+    size = jnp.minimum(size, len(error))
     return jnp.sum(jnp.where(used[:, None], error, 0.0)) / (size * error.shape[-1])
 
 
