@@ -17,6 +17,7 @@ import yaml
 import jaxmethods
 from jaxmethods import cli, registry
 from jaxmethods.data.offline import DataError
+from jaxmethods.offline_rl.scores import REFERENCE
 from jaxmethods.training import loop
 from jaxmethods.vqcd import initial_bank, task_weights
 from jaxmethods.vqcd.config import Run
@@ -401,3 +402,15 @@ def test_the_width_of_padding_is_that_of_the_widest_task():
     for config in (run, written):
         spaces = continual._with_sizes(config).alignment
         assert (spaces.states.channels, spaces.actions.channels) == (6, 2)
+
+
+def test_an_environment_with_other_arguments_has_a_scale_of_its_own():
+    """An episode of 20 steps has no return like the known ones, which are of 100."""
+    point = {"name": "whole", "generate": "expert", "environment": {"name": "point_mass"}}
+    short = point | {"name": "short", "environment": {"name": "point_mass", "time_limit": 20}}
+    same = point | {"name": "same", "environment": {"name": "point_mass", "time_limit": 100}}
+    tasks = Tasks(Run.model_validate(values(tasks=[point, short, same])))
+    assert tasks.reference(0) == tasks.reference(2) == REFERENCE["point_mass"]
+    low, high = tasks.reference(1)
+    assert 0 < low < high < 20
+    np.testing.assert_allclose(tasks.score(1, np.array([low, high])), [0, 100])
