@@ -234,6 +234,7 @@ def ppo_loss(
         The loss [] and (the updated statistics, metrics): policy_loss, value_loss, entropy and
         ratio, the mean probability ratio over all entries, active or not; all [] float32.
     """
+    targets = _without_absent(targets)
     value_norm = value_norm_update(value_norm, targets.returns)
     target = value_norm_normalize(value_norm, targets.returns)
     active, eps = targets.active, config.clip
@@ -255,6 +256,20 @@ def ppo_loss(
         "ratio": jnp.mean(ratio),
     }
     return loss, (value_norm, metrics)
+
+
+def _without_absent(targets: PPOTargets) -> PPOTargets:
+    """0 for what is not finite of an agent that isn't there: 0 times NaN would be its gradient."""
+    active = targets.active
+    if active is None:
+        return targets
+
+    def present(values: jax.Array) -> jax.Array:
+        there = active.reshape(active.shape + (1,) * (values.ndim - active.ndim)) > 0
+        return jnp.where(there | jnp.isfinite(values), values, 0)
+
+    kept: list[Any] = [present(values) for values in targets[:-1]]
+    return PPOTargets(*kept, active=active)
 
 
 def _mean(values: jax.Array, active: jax.Array | None) -> jax.Array:

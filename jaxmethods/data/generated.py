@@ -70,6 +70,7 @@ def mixed_quality(
     order = np.asarray(jax.random.permutation(order_key, len(behaviors) * episodes))
 
     def flatten(leaf: jax.Array) -> np.ndarray:
+        leaf = leaf if leaf.dtype == bool else leaf.astype(jnp.float32)
         whole = np.asarray(leaf).reshape(len(order), env.time_limit, *leaf.shape[3:])
         return whole[order].reshape(-1, *leaf.shape[3:])
 

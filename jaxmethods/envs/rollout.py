@@ -180,10 +180,12 @@ def play_episodes(
         reward = jnp.where(sound, reward, jnp.nan)
         results = EpisodeResults(
             length=results.length + running,
-            returned=results.returned + jnp.where(running, reward, 0.0),
+            returned=results.returned + jnp.where(running, reward, 0.0).astype(jnp.float32),
             success=jnp.where(running, _success(timestep) & sound, results.success),
             policy=jax.tree.map(
-                lambda total, leaf: total + jnp.where(_expand(running, leaf), leaf, 0),
+                lambda total, leaf: (
+                    total + jnp.where(_expand(running, leaf), leaf, 0).astype(total.dtype)
+                ),
                 results.policy,
                 outputs,
             ),

@@ -68,7 +68,7 @@ class OBDConfig(Config):
     beta_w: NonNegativeFloat = 0.02
     """Weight of a state is beta_w q1(s, a*)."""
     weight_norm: Literal["none", "mean"] = "none"
-    """Divide the weights by their batch mean."""
+    """Divide the weights by their batch mean (its magnitude, where it is below 0)."""
     weight_clip_min: float | None = None
     """Smallest weight; 0 keeps a critic with negative values from pushing students away."""
     n_inits: PositiveInt = 1

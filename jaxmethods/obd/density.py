@@ -137,6 +137,7 @@ def to_noise(params: FlowParams, states: jax.Array) -> tuple[jax.Array, jax.Arra
         values = (values - mean) * jnp.exp(-alpha)
         return (values[..., ::-1], log_det - jnp.sum(alpha, axis=-1)), None
 
+    states = states.astype(jnp.result_type(states, *jax.tree.leaves(params)))
     start = (states, jnp.zeros(states.shape[:-1], states.dtype))
     return jax.lax.scan(block, start, params.layers)[0]
 

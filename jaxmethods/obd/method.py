@@ -156,7 +156,14 @@ def with_rates(state: State, **rates: jax.Array | float) -> State:
 
     Returns:
         The state.
+
+    Raises:
+        ValueError: no such rate, or a momentum of a config without one, which keeps no velocities.
     """
+    for name, value in rates.items():
+        if getattr(state.rates, name, None) is None:
+            known = [own for own, there in state.rates._asdict().items() if there is not None]
+            raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value}")
     changed = {
         name: jnp.asarray(value, getattr(state.rates, name).dtype) for name, value in rates.items()
     }

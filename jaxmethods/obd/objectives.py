@@ -33,6 +33,8 @@ from jaxmethods.obd.types import Source, SynSet
 from jaxmethods.offline_rl.policies import policy_sample, q_value
 from jaxmethods.offline_rl.types import teacher_states
 
+LEAST_MEAN = 0.01
+"""Weights of both signs may cancel: they are multiplied by 100 at most for it."""
 Sample: TypeAlias = Callable[[Any, jax.Array, jax.Array], jax.Array]
 """(params, states, noise) -> sampled actions; `Policy.sample`."""
 
@@ -64,7 +66,7 @@ def bc_loss(
         syn: D, N pairs.
         noise: [N, A].
         sample: (params, states, noise) -> sampled actions; static.
-        size: use only this many of the first of the N pairs; may be traced.
+        size: use only this many of the first of the N pairs, all of them from N on; may be traced.
 
     Returns:
         [], in the dtype of the set.
@@ -73,6 +75,7 @@ def bc_loss(
     if size is None:
         return jnp.mean(error)
     used = jnp.arange(len(error)) < size
+    size = jnp.minimum(size, len(error))
     return jnp.sum(jnp.where(used[:, None], error, 0.0)) / (size * error.shape[-1])
 
 
@@ -119,14 +122,19 @@ def make_outer_batch(
 
 
 def outer_weights(q: jax.Array, config: OBDConfig, beta_w: jax.Array | float) -> jax.Array:
-    """w_n of the values q [B], [B]: first clipped, then normalized, as `config` says."""
+    """w_n of the values q [B], [B]: first clipped, then normalized, as `config` says.
+
+    What weights are divided by is their mean, without its sign, which would turn their order
+    around, and at least `LEAST_MEAN` of their mean magnitude.
+    """
     if config.objective in ("dbc", "pbc"):
         return jnp.ones_like(q)
     weights = beta_w * q
     if config.weight_clip_min is not None:
         weights = jnp.maximum(weights, config.weight_clip_min)
     if config.weight_norm == "mean":
-        weights = weights / weights.mean()
+        mean = jnp.maximum(jnp.abs(weights.mean()), LEAST_MEAN * jnp.abs(weights).mean())
+        weights = weights / jnp.where(mean > 0, mean, 1.0)
     if config.objective == "pbc_scaled":
         return jnp.full_like(weights, weights.mean())
     return weights

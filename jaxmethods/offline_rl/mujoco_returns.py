@@ -83,11 +83,11 @@ def evaluate_returns(
         with ProcessPoolExecutor(len(jobs), mp_context=spawn) as pool:
             returns = np.concatenate(list(pool.map(_play, *zip(*jobs, strict=True))), axis=-1)
     # Actions may be finite where weights are not: tanh makes an infinite one a 1.
-    sound = _sound(params)
-    return np.where(sound.all() if ensemble else sound[:, None], returns, np.nan)
+    whole = finite_policies(params)
+    return np.where(whole.all() if ensemble else whole[:, None], returns, np.nan)
 
 
-def _sound(params: Any) -> np.ndarray:
+def finite_policies(params: Any) -> np.ndarray:
     """[K] bool: the policies whose parameters are all finite."""
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
     each = [np.isfinite(leaf.reshape(len(leaf), -1)).all(1) for leaf in leaves]

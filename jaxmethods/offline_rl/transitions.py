@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxmethods.data.offline import FlatDataset, episode_ends
 from jaxmethods.errors import DataError
-from jaxmethods.numerics.precision import two_sum
+from jaxmethods.numerics.precision import two_sum, wide
 from jaxmethods.offline_rl.types import Norm
 
 
@@ -45,7 +45,8 @@ def make_transitions(flat: FlatDataset, norm: Norm, discount: float = 0.99) -> T
 
     Args:
         flat: without next observations the next row's observation is taken, and rows that have
-            none (those cut off by a time limit, the last one) are left out.
+            none (those cut off by a time limit, the last one) are left out. So are those of them
+            whose next observation is the next row's: it was made in this way, of another episode.
         norm: what the states are normalized with.
         discount: of `Transitions.returns`.
 
@@ -55,10 +56,13 @@ def make_transitions(flat: FlatDataset, norm: Norm, discount: float = 0.99) -> T
     ends = episode_ends(flat)
     following = flat.next_observations
     keep = np.ones(len(ends), bool)
-    if following is None:
-        following = np.roll(flat.observations, -1, axis=0)
-        keep = flat.terminals | ~ends
-        keep[-1] = flat.terminals[-1]
+    shifted = np.roll(flat.observations, -1, axis=0)
+    cut = ends & ~flat.terminals
+    cut[-1] = not flat.terminals[-1]
+    if following is not None:
+        keep = ~(cut & np.all(following == shifted, axis=1))
+    if following is None or not keep.any():
+        following, keep = shifted, ~cut
         if not keep.any():
             raise DataError(
                 "data: next_observations: missing, and no row of an episode is followed by another"
@@ -77,7 +81,7 @@ def make_transitions(flat: FlatDataset, norm: Norm, discount: float = 0.99) -> T
 
 
 def returns_to_go(rewards: Any, ends: Any, discount: Any) -> jax.Array:
-    """G_t [L] of rewards [L] whose episodes end where `ends` [L] is true."""
+    """G_t [L] of rewards [L] whose episodes end where `ends` [L] is true; float32 at least."""
 
     def back(
         after: tuple[jax.Array, jax.Array], row: tuple[jax.Array, jax.Array]
@@ -88,7 +92,7 @@ def returns_to_go(rewards: Any, ends: Any, discount: Any) -> jax.Array:
         returned, rest = two_sum(returned, rest + rest_after)
         return (returned, rest), returned
 
-    rewards = jnp.asarray(rewards)
+    rewards = wide(rewards)
     zero = jnp.zeros((), rewards.dtype)
     return jax.lax.scan(back, (zero, zero), (rewards, jnp.asarray(ends)), reverse=True)[1]
 

@@ -24,6 +24,12 @@ class Record:
         """`before`: rows of the run that is resumed."""
         self.progress = progress
         self.before = {row.get("stage") for row in before}
+        self.judged = {
+            (row.get("stage"), row.get("step"))
+            for row in before
+            if any(name.startswith(("evaluate/", "curve/")) for name in row)
+        }
+        """Stages and steps whose evaluation is in these rows."""
         self._writers = writers
         seconds = before[-1].get("seconds") or 0.0 if before else 0.0
         self._start = time.perf_counter() - seconds

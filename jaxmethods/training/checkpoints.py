@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from jaxmethods import files
@@ -124,22 +125,53 @@ class Checkpoints:
                 f"checkpoint {self.path(step)}: cannot be written ({files.reason(error)}); {kept}"
             ) from error
 
+    def rescore(self, step: int, score: float | None) -> None:
+        """Gives a step that was saved without a score the one that it was found to have.
+
+        Raises:
+            FileError: it cannot be written.
+        """
+        if score is None or _finite(score) is None or not distributed.is_writer():
+            return
+        file = self.path(step) / METRICS / METRICS
+        with files.refusals(file):
+            file.parent.mkdir(exist_ok=True)
+        files.write_atomically(file, json.dumps({"score": float(score)}))
+
     def restore(self, step: int, like: State) -> State:
         """Restores a step into the structure, shapes, dtypes and shardings of `like`.
 
         Raises:
-            CheckpointError: the checkpoint is damaged or holds something else.
+            CheckpointError: the checkpoint is damaged or holds something else, if only other types.
         """
         try:
             abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, {"state": like})
             args = ocp.args.Composite(**{STATE: ocp.args.StandardRestore(abstract)})
-            return self._orbax.restore(self.path(step), args=args)[STATE]["state"]
+            restored = self._orbax.restore(self.path(step), args=args)[STATE]["state"]
+            types = self._types(step)
         except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
             others = [other for other in self.steps() if other != step]
             hint = f"; remove that folder to go on from step {others[-1]}" if others else ""
             raise CheckpointError(
                 f"checkpoint {self.path(step)}: cannot be restored ({files.reason(error)}){hint}"
             ) from error
+
+        # Orbax would have converted them, and numbers with them, without a word.
+        for path, leaf in jax.tree_util.tree_leaves_with_path({"state": like}):
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            found = types.get(name, leaf.dtype)
+            if found != leaf.dtype and not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                raise CheckpointError(
+                    f"checkpoint {self.path(step)}: {name}: expected {leaf.dtype}, got {found}; "
+                    "set JAX_ENABLE_X64 as it was when the run began"
+                )
+        return restored
+
+    def _types(self, step: int) -> dict[str, Any]:
+        """Dtypes on the disk, by the names of arrays."""
+        items: Any = self._orbax.metadata(self.path(step)).item_metadata
+        arrays = jax.tree.leaves(items[STATE].tree, is_leaf=lambda leaf: hasattr(leaf, "dtype"))
+        return {array.name: array.dtype for array in arrays if hasattr(array, "dtype")}
 
     def close(self) -> None:
         self._orbax.close()

@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -92,12 +93,29 @@ class TrainRun:
         """The stage's result, from those of the stages before it."""
         batch = Placer(self.mesh, self.seeds)(self.stage.data(results), self.stage.layout)
         step, state = self._begin(batch)
+        judge = Judge(self.stage, batch, self.whole)
+        self._make_up(judge, step, state, batch)
         if step < self.stage.steps:
-            state = self._train(step, state, batch)
+            state = self._train(judge, step, state, batch)
         return self.kept.result(state, batch)
 
-    def _train(self, step: int, state: State, batch: Batch) -> State:
-        judge = Judge(self.stage, batch, self.whole)
+    def _make_up(self, judge: Judge, step: int, state: State, batch: Batch) -> None:
+        """The evaluation of the step that is gone on from, if it failed when that was saved.
+
+        Without it the last number of a finished stage would be of an earlier state.
+        """
+        if not step or self.stage.evaluation is None:
+            return
+        # Only the writer has read what is in the record.
+        there = (self.stage.name, step) in self.record.judged or not distributed.is_writer()
+        if not distributed.agree(not there):
+            return
+        evaluation = self._evaluate(judge, step, state, batch)
+        if evaluation:
+            self.record.write(self.stage.name, step, self._named(evaluation))
+            self.kept.checkpoints.rescore(step, self._score(evaluation))
+
+    def _train(self, judge: Judge, step: int, state: State, batch: Batch) -> State:
         judge.check(state, batch, self.evaluation_keys)
         self.record.progress.stage(self.stage.name, step, self.stage.steps)
         axes = seed_axes(batch, self.stage.layout.per_seed)
@@ -116,8 +134,8 @@ class TrainRun:
             seconds = time.perf_counter() - start
             self._check_finite(step, metrics)
             step += count
-            row = {f"train/{k}": v.mean(0) for k, v in metrics.items()}
-            row["steps_per_second"] = np.float64(count / seconds)
+            row: HostMetrics = {f"train/{k}": _mean(v) for k, v in metrics.items()}
+            row["steps_per_second"] = np.asarray(count / seconds)
             try:
                 evaluation = self._evaluate(judge, step, state, batch)
             except (StageError, distributed.ElsewhereError) as error:
@@ -127,12 +145,7 @@ class TrainRun:
                 raise StageError(
                     f"{error}; the state is saved at step {step}, mend it and go on with --resume"
                 ) from error
-            along = self.stage.evaluation.along if self.stage.evaluation else ()
-            named = {
-                f"{'curve' if name in along else 'evaluate'}/{name}": value
-                for name, value in evaluation.items()
-            }
-            self.record.write(self.stage.name, step, row | named)
+            self.record.write(self.stage.name, step, row | self._named(evaluation))
             if self._due(step, self.loop.checkpoint_every):
                 self.kept.checkpoints.save(step, state, self._score(evaluation))
         return state
@@ -160,10 +173,18 @@ class TrainRun:
         keys = jax.vmap(jax.random.fold_in, (0, None))(self.evaluation_keys, step)
         return distributed.together(lambda: judge.metrics(state, batch, keys))
 
+    def _named(self, evaluation: HostMetrics) -> HostMetrics:
+        """Metrics by their names in the record."""
+        along = self.stage.evaluation.along if self.stage.evaluation else ()
+        return {
+            f"{'curve' if name in along else 'evaluate'}/{name}": value
+            for name, value in evaluation.items()
+        }
+
     def _score(self, evaluation: HostMetrics) -> float | None:
         """The mean over seeds; it isn't finite where one seed's isn't, and then counts as none."""
         score = self.stage.evaluation and self.stage.evaluation.score
-        return float(np.mean(evaluation[score])) if evaluation and score else None
+        return float(_mean(evaluation[score])) if evaluation and score else None
 
     def _check_finite(self, step: int, metrics: HostMetrics) -> None:
         wrong = []
@@ -194,3 +215,9 @@ class TrainRun:
             f"(stage {self.stage.name}); go on with --resume",
             number,
         )
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """The mean over the first axis; a sum of bfloat16 numbers stops growing at 256."""
+    half = values.dtype.itemsize < 4 and jnp.issubdtype(values.dtype, jnp.floating)
+    return np.asarray(np.mean(values, 0, dtype=np.float32 if half else None))

@@ -238,6 +238,19 @@ def test_inactive_agents_have_no_gradient():
         assert np.any(np.asarray(gradient)[active == 1] != 0)
 
 
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
+def test_what_is_no_number_of_inactive_agents_reaches_nobody(value):
+    active = jnp.ones((6, N)).at[2:4, 1].set(0.0)
+    batch = minibatch(2, active)
+    inputs = tuple(normals(3, 3, (6, N)))
+
+    def found(absent):
+        own = PPOTargets(*(jnp.where(active > 0, leaf, absent) for leaf in batch[:-1]), active)
+        return jax.value_and_grad(lambda x: loss_of(*x, own), has_aux=True)(inputs)
+
+    jax.tree.map(np.testing.assert_array_equal, found(value), found(0.0))
+
+
 def test_all_active_is_the_same_as_no_mask():
     inputs = tuple(normals(4, 3, (6, N)))
     plain, _ = loss_of(*inputs, minibatch(5))

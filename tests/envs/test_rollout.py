@@ -237,3 +237,16 @@ def test_a_broken_episode_fails_with_the_longest_length_and_others_are_what_they
     assert 0 < failed.sum() < 16
     np.testing.assert_array_equal(results.length, np.where(failed, 9, 2))
     np.testing.assert_allclose(results.returned, np.where(failed, np.nan, -0.025), rtol=1e-6)
+
+
+def test_outputs_of_a_policy_may_be_wider_than_float32():
+    """With float64 switched on, those of most policies are."""
+    env = PredatorPrey(2, dim=3)
+
+    def policy(key, observation):
+        return to_the_right(key, observation)[0], jnp.ones(len(observation.step_count))
+
+    with jax.enable_x64(True):
+        results = play_episodes(env, policy, jax.random.key(0), episodes=2, max_steps=3)
+    assert results.policy.dtype == results.returned.dtype == jnp.float32
+    np.testing.assert_array_equal(results.policy, [1.0, 1.0])

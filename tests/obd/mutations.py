@@ -269,10 +269,18 @@ MUTATIONS = [
     ),
     (
         "../offline_rl/transitions.py",
-        "keep[-1] = flat.terminals[-1]",
-        "keep[-1] = True",
+        "cut[-1] = not flat.terminals[-1]",
+        "cut[-1] = False",
         "the last row is followed by the first",
         "../offline_rl/test_transitions.py::test_without_them_rows_that_nothing_follows_are_left_out",
+    ),
+    (
+        "../offline_rl/transitions.py",
+        "cut & np.all(following == shifted, axis=1)",
+        "cut & np.all(following == np.inf, axis=1)",
+        "a row that was cut off is followed by another episode's first",
+        "../offline_rl/test_transitions.py"
+        "::test_next_observations_of_another_episode_are_not_bootstrapped_from",
     ),
     (
         "../offline_rl/transitions.py",

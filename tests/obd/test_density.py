@@ -62,6 +62,19 @@ def test_the_log_determinant_is_that_of_the_jacobian():
     )
 
 
+def test_a_flow_of_float64_takes_states_of_float32():
+    """What is drawn with float64 switched on is wider than the data."""
+    with jax.enable_x64(True):
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), random_flow(3))
+        states = normal(0, 2, 3)
+        narrow, wide = (
+            density.flow_log_prob(params, jnp.asarray(states, dtype))
+            for dtype in (jnp.float32, jnp.float64)
+        )
+        assert narrow.dtype == jnp.float64
+        np.testing.assert_allclose(narrow, wide, rtol=1e-4)
+
+
 def test_a_random_flow_integrates_to_one():
     params = random_flow(2)
     axis = jnp.linspace(-15.0, 15.0, 401)

@@ -200,3 +200,19 @@ def test_weights_can_be_clipped_and_normalized():
     np.testing.assert_allclose(weights(weight_clip_min=0.0, weight_norm="mean"), [0.0, 0.6, 2.4])
     np.testing.assert_allclose(weights(weight_clip_min=0.0, objective="pbc_scaled"), [5 / 3] * 3)
     np.testing.assert_allclose(weights(objective="pbc"), [1.0] * 3)
+
+
+@pytest.mark.parametrize(
+    ("q", "expected"),
+    [
+        ([1.0, 3.0, -1.0], [1.0, 3.0, -1.0]),
+        ([-1.0, -2.0, -3.0], [-0.5, -1.0, -1.5]),
+        ([1.0, -1.0, 0.0], [150.0, -150.0, 0.0]),
+        ([0.0, 0.0, 0.0], [0.0, 0.0, 0.0]),
+    ],
+)
+def test_normalized_weights_keep_their_order_and_stay_finite(q, expected):
+    """Divided by a mean below 0 the worst actions would weigh most, and by one near 0 all."""
+    config = small.CONFIG.model_copy(update={"weight_norm": "mean"})
+    got = objectives.outer_weights(jnp.array(q), config, 0.1)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)

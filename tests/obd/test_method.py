@@ -115,6 +115,14 @@ def test_a_smaller_size_moves_its_pairs_only():
     assert len(method.used(after).states) == 2
 
 
+@pytest.mark.parametrize("name", ["inner_momentum", "outer_rate"])
+def test_rates_that_a_distillation_does_not_have_are_refused(name):
+    config = changed(inner_momentum=0.0)
+    state = method.init_state(config, jax.random.key(0), small.source())
+    with pytest.raises(ValueError, match=f"{name}: expected one of inner_lr, outer_lr, .*got 0.5"):
+        method.with_rates(state, **{name: 0.5})
+
+
 @pytest.mark.parametrize("mode", ["mixed_saved", "reverse", "remat"])
 def test_all_modes_take_the_same_step(mode):
     distilling, state = start()

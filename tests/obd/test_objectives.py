@@ -62,6 +62,8 @@ def test_unused_pairs_do_not_dilute_the_cloning_loss():
     np.testing.assert_allclose(
         found, objectives.bc_loss(small.student(), first, noise[:2]), rtol=1e-5
     )
+    whole, more = (objectives.bc_loss(small.student(), pair, noise, size=n) for n in (None, 100))
+    np.testing.assert_allclose(more, whole, rtol=1e-5)
 
 
 def test_every_one_of_several_students_has_outer_noise_of_its_own():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hypothesis.strategies as st
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -60,6 +61,13 @@ def test_returns_of_a_million_rewards_lose_no_digits():
     np.testing.assert_allclose(whole_returns(rewards, ends), right[0], rtol=1e-7)
 
 
+@pytest.mark.parametrize("dtype", ["int32", "bool", "float16", "bfloat16"])
+def test_returns_of_narrow_rewards_are_those_of_float32(dtype):
+    ends = np.arange(3000) == 2999
+    for returns in (lambda x: returns_to_go(x, ends, 0.5), lambda x: whole_returns(x, ends)):
+        np.testing.assert_array_equal(returns(jnp.ones(3000, dtype)), returns(jnp.ones(3000)))
+
+
 def test_every_row_knows_its_whole_episodes_return():
     rewards = np.float32([1, 2, 3, 4, 5])
     ends = np.array([False, True, False, False, True])
@@ -99,6 +107,15 @@ def test_without_them_rows_that_nothing_follows_are_left_out():
     np.testing.assert_allclose(data.states[:, 0], (np.array([0, 1, 2]) - 1) / 2)
     np.testing.assert_allclose(data.next_states[[0, 2], 0], (np.array([1, 3]) - 1) / 2)
     np.testing.assert_allclose(data.terminals, [0, 1, 0])
+
+
+def test_next_observations_of_another_episode_are_not_bootstrapped_from():
+    """Some writers take the next row's observation whatever ends an episode."""
+    flat = five_rows(True)
+    shifted = np.roll(flat.observations, -1, axis=0)
+    with_them = make_transitions(flat._replace(next_observations=shifted), NORM)
+    without = make_transitions(five_rows(False), NORM)
+    jax.tree.map(np.testing.assert_array_equal, with_them, without)
 
 
 @pytest.mark.parametrize("factor", [1.0, 7.0])

@@ -305,6 +305,37 @@ def test_a_failing_evaluation_saves_the_state_before_its_error_is_raised(tmp_pat
     assert Checkpoints(folder.checkpoints / "first").steps() == [8]
     assert [row["step"] for row in folder.read_metrics()] == [4, 8]
     runner.run(Recipe(toy.recipe().stages[:1]), toy.config(), folder, resume=True)
+    judged = [row["step"] for row in folder.read_metrics() if "evaluate/score" in row]
+    assert judged == [8, 16, 23]
+
+
+def test_a_last_evaluation_that_failed_is_made_up_for(tmp_path):
+    """Else the last number of the run would be that of an earlier state."""
+
+    def judge(measures):
+        calls.append(measures)
+        if len(calls) == 3:
+            raise RuntimeError("the simulator is gone")
+        return measures
+
+    calls = []
+    whole = Recipe(toy.recipe().stages[:1])
+    broken = whole.stages[0]._replace(evaluation=Evaluation(toy.distance, judge, score="score"))
+    folder, other = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "other")
+    with pytest.raises(runner.StageError, match=r"saved at step 23"):
+        runner.run(Recipe([broken]), toy.config(), folder)
+    for _ in range(2):  # once only
+        runner.run(Recipe([broken]), toy.config(), folder, resume=True)
+    runner.run(whole, toy.config(), other)
+    scores, expected = (
+        {row["step"]: row["evaluate/score"] for row in rows if "evaluate/score" in row}
+        for rows in (folder.read_metrics(), other.read_metrics())
+    )
+    assert scores == expected
+    assert len(calls) == 4
+    kept = [Checkpoints(one.checkpoints / "first", scored=True) for one in (folder, other)]
+    assert kept[0].score(23) == pytest.approx(kept[1].score(23))
+    assert kept[0].best() == kept[1].best()
 
 
 def test_a_score_that_no_metric_has_is_refused_before_the_first_step(tmp_path):

@@ -19,6 +19,7 @@ import pytest
 import yaml
 
 from jaxmethods import registry
+from jaxmethods.config import LoopConfig
 from jaxmethods.layout import Layout
 from jaxmethods.method import Method
 from jaxmethods.records.run_folder import RunFolder, RunFolderError
@@ -67,6 +68,17 @@ def test_every_chunk_is_a_row_with_the_mean_over_its_steps(whole_run):
     assert [row["step"] for row in first] == [4, 8, 12, 16, 20, 23]
     assert [row["train/count"] for row in first] == [1.5, 5.5, 9.5, 13.5, 17.5, 21.0]
     assert [row["step"] for row in first if "evaluate/score" in row] == [8, 16, 23]
+
+
+def test_the_mean_over_many_steps_has_all_digits_whatever_a_metrics_type(tmp_path):
+    """A sum of bfloat16 numbers stops growing at 256."""
+    ones = {name: jnp.ones((), name) for name in ("bfloat16", "float16", "float32", "int32")}
+    method = Method(lambda key, batch: jnp.int32(0), lambda state, batch: (state + 1, ones))
+    training = LoopConfig(log_every=700, evaluate_every=700, checkpoint_every=700)
+    config, folder = toy.config().model_copy(update={"training": training}), tmp_path / "run"
+    runner.run(Recipe([Train("s", method, 700)]), config, RunFolder(folder))
+    [row] = RunFolder(folder).read_metrics()
+    assert [row[f"train/{name}"] for name in ones] == [1.0] * 4
 
 
 def test_the_second_stage_starts_from_the_firsts_final_state(whole_run):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import pytest
 
@@ -16,7 +18,7 @@ from jaxmethods.reports.compare import compare
 from jaxmethods.reports.report import write_report
 from jaxmethods.stages import Evaluation, Recipe, Train
 from jaxmethods.training import runner
-from jaxmethods.training.checkpoints import Checkpoints
+from jaxmethods.training.checkpoints import CheckpointError, Checkpoints
 from tests.training import distributed_toy, toy
 from tests.training.test_loop import assert_same_bits, interrupted_run
 
@@ -118,6 +120,32 @@ def test_the_best_checkpoint_has_the_highest_finite_score(tmp_path, scores, best
     for step, score in enumerate(scores, 1):
         saved.save(step, {"x": jnp.ones(2)}, score)
     assert (saved.best(), saved.steps()) == (best, kept)
+
+
+class Held(NamedTuple):
+    count: jax.Array
+    nested: dict
+
+
+@pytest.mark.parametrize(
+    ("name", "like"),
+    [
+        ("state.count", Held(jnp.float32(0), {"b": [jnp.zeros(2)], "key": jax.random.key(1)})),
+        (
+            "state.nested.b.0",
+            Held(jnp.int32(0), {"b": [jnp.zeros(2, "bfloat16")], "key": jax.random.key(1)}),
+        ),
+    ],
+)
+def test_numbers_of_another_type_are_refused(tmp_path, name, like):
+    """Orbax converts them: 16777217 steps would be 16777216, and float64 float32."""
+    held = Held(jnp.int32(16777217), {"b": [jnp.ones(2)], "key": jax.random.key(0)})
+    saved = Checkpoints(tmp_path / "c")
+    saved.save(1, held, None)
+    same = jax.tree.map(jnp.zeros_like, held)
+    assert int(saved.restore(1, same).count) == 16777217
+    with pytest.raises(CheckpointError, match=rf"{name}: expected (float32|bfloat16), got "):
+        saved.restore(1, like)
 
 
 def test_an_evaluation_that_is_not_finite_is_null_and_no_best(tmp_path):

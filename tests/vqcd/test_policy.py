@@ -105,6 +105,17 @@ def test_actions_can_be_replaced_by_codes():
     np.testing.assert_array_equal(found, without)
 
 
+@pytest.mark.parametrize("kind", ["vq", "fsq"])
+def test_what_is_no_number_has_no_code(kind):
+    """Its nearest code would be an action like any other."""
+    coded = changed(ACTIONS, kind=kind)
+    config = changed(CONFIG, requantize_action=True, actions=coded)
+    aligned = jnp.full((2, 4), 0.3).at[0, 1].set(jnp.nan)
+    found = policy.decode_actions(config, SPACE, aligned)
+    assert np.isnan(found[0]).all()
+    assert np.isfinite(found[1]).all()
+
+
 def test_acting_maps_over_seeds():
     keys = jax.random.split(KEY, 2)
     memory = vqcd.begin(CONFIG, 3)

@@ -26,6 +26,14 @@ def test_returns_stop_at_the_end_of_an_episode():
     np.testing.assert_allclose(found[0], sum(0.5**t * t for t in range(5)))
 
 
+@pytest.mark.parametrize("dtype", ["int32", "bool", "float16", "bfloat16"])
+def test_returns_of_narrow_rewards_are_those_of_float32(dtype):
+    last = np.arange(3000) == 2999
+    for discount in (0.5, 1.0):
+        found = windows.returns_to_go(jnp.ones(3000, dtype), last, discount)
+        np.testing.assert_array_equal(found, windows.returns_to_go(jnp.ones(3000), last, discount))
+
+
 def test_equal_returns_are_one_half():
     np.testing.assert_array_equal(windows.min_max(jnp.full(4, 7.0)), np.full(4, 0.5))
     np.testing.assert_array_equal(windows.min_max(jnp.array([1.0, 3.0, 2.0])), [0, 1, 0.5])
@@ -52,6 +60,14 @@ def test_statistics_are_undone_and_constant_columns_are_kept(normalizer):
         np.testing.assert_allclose(rows[:, 0].std(), 1, rtol=1e-5)
     if normalizer == "limits":
         np.testing.assert_allclose([rows[:, 0].min(), rows[:, 0].max()], [-1, 1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("normalizer", ["gaussian", "limits"])
+def test_a_column_that_varies_by_rounding_is_a_constant(normalizer):
+    x = np.float32([[5.0, 5.0], [np.nextafter(np.float32(5), np.float32(6)), 5.001]])
+    norm = windows.statistics(x, normalizer)
+    assert norm.scale[0] == 1
+    np.testing.assert_allclose(np.abs(windows.normalize(norm, x)[:, 1]), 1, rtol=1e-3)
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 64, 100])
@@ -113,9 +129,10 @@ def test_joined_tasks_keep_their_windows_and_numbers():
     expected = gather(tasks[1], jnp.arange(37), HORIZON)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
     assert found.task.tolist() == [1] * 37
-    many = [codes_data(0)._replace(state_table=jnp.zeros((20000, 2)))] * 2
-    with pytest.raises(ValueError, match="at most 32768 codes in all, got 40000"):
-        vqcd.join_tasks(many)
+    for number, total in ((2, 40000), (3, 60000)):
+        many = [codes_data(0)._replace(state_table=jnp.zeros((20000, 2)))] * number
+        with pytest.raises(ValueError, match=f"at most 32768 codes in all, got {total}"):
+            vqcd.join_tasks(many)
 
 
 def test_the_last_windows_are_kept_for_replay():

@@ -16,7 +16,7 @@ from jumanji.env import Environment
 from jumanji.types import StepType, TimeStep, restart
 
 from jaxmethods.envs import arguments
-from jaxmethods.errors import import_extra
+from jaxmethods.errors import first_line, import_extra
 
 
 class State(NamedTuple):
@@ -46,14 +46,17 @@ class BraxControl(Environment[Any, specs.BoundedArray, jax.Array]):
             options: of brax's constructor, for instance `backend`.
 
         Raises:
-            ValueError: brax has no such task.
+            ValueError: brax has no such task, or the task no such option.
             MissingExtraError: brax is not installed.
         """
         envs = import_extra("brax.envs", "brax")
         known = sorted(envs._envs)
         self.task = arguments.check_choice("task", task, known)
         self.time_limit = arguments.check_integer("time_limit", time_limit, 1)
-        self.wrapped: Any = envs.get_environment(task, **options)
+        try:
+            self.wrapped: Any = envs.get_environment(task, **options)
+        except TypeError as error:  # brax hands options on until one doesn't know them
+            raise ValueError(f"{task}: {first_line(error)}") from error
         super().__init__()
 
     def __repr__(self) -> str:

@@ -26,13 +26,15 @@ def move(positions: jax.Array, actions: jax.Array, dim: int) -> jax.Array:
 
     Args:
         positions: [N, 2] int32.
-        actions: [N] int32 rows of `MOVES`; anything above 4 stays.
+        actions: [N] int32 rows of `MOVES`; anything else stays.
         dim: side of the grid.
 
     Returns:
         [N, 2] int32.
     """
-    steps = jnp.asarray(MOVES)[jnp.minimum(actions, len(MOVES) - 1)]
+    stay = len(MOVES) - 1
+    known = (actions >= 0) & (actions < stay)  # a negative row would be one from the end
+    steps = jnp.asarray(MOVES)[jnp.where(known, actions, stay)]
     return jnp.clip(positions + steps, 0, dim - 1)
 
 

@@ -8,8 +8,8 @@ that was cloned from all the data.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,6 +53,8 @@ class Competitor(NamedTuple):
     params: Any
     """[seeds, K, ...], or [K, ...] of a policy that all seeds share."""
     per_seed: bool
+    norm: Norm | None = None
+    """What it normalizes states with, shared by all seeds; None: what the sets' students do."""
 
 
 def real_sets(
@@ -144,14 +146,17 @@ def score_parts(
         Parts for a `Compute` stage.
     """
 
+    @cache  # sets of students of one shape share a program
+    def measure_of(measure: Callable[..., Any], per_seed: bool) -> Callable[..., Any]:
+        return jax.jit(jax.vmap(measure, (0 if per_seed else None, None, 0)))
+
     def compute(one: Competitor) -> Arrays:
         own = Layout(per_seed=("",) if one.per_seed else ())
-        measure = jax.vmap(one.play.measure, (0 if one.per_seed else None, None, 0))
-        inputs = place(one.params, own), *place((norm, keys), Layout())
+        measure = measure_of(one.play.measure, one.per_seed)
+        known = norm if one.norm is None else one.norm
+        inputs = place(one.params, own), *place((known, keys), Layout())
         # Whole in every process: what plays on the host plays in each of them.
-        return {
-            "scores": one.play.scores(jax.device_get(place(jax.jit(measure)(*inputs), Layout())))
-        }
+        return {"scores": one.play.scores(jax.device_get(place(measure(*inputs), Layout())))}
 
     return [Part(one.name, partial(compute, one)) for one in competitors]
 

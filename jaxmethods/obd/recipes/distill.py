@@ -318,8 +318,11 @@ def scores_stage(run: Run, inputs: Inputs) -> Compute:
         students, teacher = results["comparison"], teacher_of(inputs, results)
         rivals = [Competitor(name, play, students[name], True) for name in comparison.SETS]
         if teacher is not None:
-            one = _only(teacher.policy, 1 if "offline_rl" in results else 0)
-            rivals.append(Competitor("teacher", play_plain, one, "offline_rl" in results))
+            learned = "offline_rl" in results
+            one = _only(teacher.policy, 1 if learned else 0)
+            # One that was read may have been trained on states that were normalized otherwise.
+            own = None if learned else teacher.norm
+            rivals.append(Competitor("teacher", play_plain, one, learned, own))
         if "cloning" in results:
             one = _only(results["cloning"], 1)
             rivals.append(Competitor("cloning_all_data", play_plain, one, True))

@@ -210,12 +210,13 @@ def _joined(
 ) -> tuple[jax.Array, jax.Array | None]:
     """Rows one after another; codes are numbered on through the tables."""
     rows, tables, before = [], [], 0
+    in_all = sum(table.shape[0] for _, table in parts if table is not None)
+    if in_all > LARGEST_CODE + 1:
+        raise ValueError(f"tasks: expected at most {LARGEST_CODE + 1} codes in all, got {in_all}")
     for codes, table in parts:
         if table is not None:
             codes = codes + jnp.int16(before)
             tables.append(table)
             before += table.shape[0]
         rows.append(codes)
-    if before > LARGEST_CODE + 1:
-        raise ValueError(f"tasks: expected at most {LARGEST_CODE + 1} codes in all, got {before}")
     return jnp.concatenate(rows), jnp.concatenate(tables) if tables else None

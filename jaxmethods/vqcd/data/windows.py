@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmethods.numerics.precision import wide
+
 Normalizer = Literal["gaussian", "limits", "none"]
 LEAST_STD = 1e-8
-"""A dimension that varies less is divided by 1."""
+"""A dimension that varies less, or by no more than float32's rounding, is divided by 1."""
 ROUNDS = 4
 """Rounds of the Feistel network that permutes windows."""
 
@@ -56,7 +58,8 @@ def statistics(x: np.ndarray, normalizer: Normalizer = "gaussian") -> Statistics
     else:
         low, high = rows.min(0), rows.max(0)
         shift, scale = (high + low) / 2, (high - low) / 2
-    scale = np.where(scale < LEAST_STD, 1.0, scale)
+    rounding = np.finfo(np.float32).eps * np.abs(shift)
+    scale = np.where((scale < LEAST_STD) | (scale <= rounding), 1.0, scale)
     return Statistics(shift.astype(np.float32), scale.astype(np.float32))
 
 
@@ -79,9 +82,9 @@ def returns_to_go(rewards: jax.Array, last: jax.Array, discount: float = 0.99) -
         discount: gamma.
 
     Returns:
-        [N] in the dtype of `rewards`.
+        [N] float32, or the type of `rewards` where that is wider.
     """
-    rewards = jnp.asarray(rewards)
+    rewards = wide(rewards)  # in a type of whole numbers the discount would be 0
     carried = jnp.where(last, 0.0, discount).astype(rewards.dtype)
 
     def join(later: tuple, earlier: tuple) -> tuple:

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxmethods.layout import seed_axes
 from jaxmethods.stages import Arrays, Compute, Part, Place, Results
-from jaxmethods.vqcd import Bank, Feed, PlannerConfig, TaskData, baselines, bounds, task_weights
+from jaxmethods.vqcd import Bank, Feed, PlannerConfig, TaskData, baselines, task_weights
 from jaxmethods.vqcd.bank import take
 from jaxmethods.vqcd.data.task_data import gather
 from jaxmethods.vqcd.recipes.spaces import OWN_OF_SEEDS
@@ -80,14 +80,15 @@ def imagined_stage(learner: Any, place: int) -> Compute:
     run, number = learner.run, learner.run.sequence[place]
 
     def compute(results: Results) -> Arrays:
-        data = learner.data_of(results, number)
+        data, known = learner.data_of(results, number), results[f"codes_{run.tasks[number].name}"]
         count = max(2 * learner.planner.batch, round(int(data.count) * run.replay_share))
         found = _imagined(
             learner.planner,
             count,
-            run.alignment.states.rho,
             learner.bank(results, place),
             data,
+            # Not the padded data's, whose rows of zeros are none.
+            (jnp.asarray(known.low), jnp.asarray(known.high)),
             jnp.int32(learner.task(number)),
             learner.keys(f"imagined {run.tasks[number].name}"),
         )
@@ -103,21 +104,21 @@ def imagined_stage(learner: Any, place: int) -> Compute:
     return Compute(f"imagined_{learner.stage(place, learner.run.curve - 1)}", parts, finish)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@partial(jax.jit, static_argnums=(0, 1))
 def _imagined(
     config: PlannerConfig,
     count: int,
-    rho: float,
     bank: Bank,
     data: TaskData,
+    bounds: tuple[jax.Array, jax.Array],
     task: jax.Array,
     keys: jax.Array,
 ) -> TaskData:
-    def one(bank: Bank, data: TaskData, key: jax.Array) -> TaskData:
+    def one(bank: Bank, data: TaskData, bounds: tuple, key: jax.Array) -> TaskData:
         draw_key, plan_key = jax.random.split(key)
         index = jax.random.randint(draw_key, (count,), 0, data.count)
         windows = gather(data, index, 1)
-        low, high = bounds(data, rho)
+        low, high = bounds
         channels = config.network.channels
         found = baselines.generated_windows(
             config,
@@ -130,4 +131,4 @@ def _imagined(
         )
         return found._replace(task=windows.task)
 
-    return jax.vmap(one, (0, seed_axes(data, OWN_OF_SEEDS), 0))(bank, data, keys)
+    return jax.vmap(one, (0, seed_axes(data, OWN_OF_SEEDS), 0, 0))(bank, data, bounds, keys)

@@ -94,6 +94,11 @@ class Learner:
             return self.run.sequence.index(number)
         return 0 if self.alone else number
 
+    def owners(self) -> list[str]:
+        """The tasks' names in the order of the numbers that weights are owned by."""
+        numbers = sorted(self.run.sequence, key=self.task)
+        return [self.run.tasks[number].name for number in numbers]
+
     def data_of(self, results: Results, number: int) -> TaskData:
         """A task's aligned windows; what depends on modules has an axis of seeds."""
         return _data_of(self.run, results, number)

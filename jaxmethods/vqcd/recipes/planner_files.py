@@ -74,7 +74,9 @@ class Planner:
 
     def weights(self, task: str) -> TaskWeights:
         """The weights that plans for a task are made with."""
-        return task_weights(self.planner, self.bank, self.number(task))
+        number = self.number(task)
+        owner = self.card["tasks"][number].get("owner", number)
+        return task_weights(self.planner, self.bank, owner)
 
     def act(
         self,
@@ -126,7 +128,9 @@ def save_planners(tasks: Tasks, learner: Learner, results: Results, folder: Path
         aim = float(number) if learner.planner.condition == "task" else found.target
         environment = None if task.environment is None else task.environment.name
         sizes = {"observations": observations, "actions": actions, "environment": environment}
-        described.append({"name": task.name, **sizes, "target": aim})
+        # Of some learners a task's weights are not its number's, but its turn's.
+        own = {"owner": learner.task(number), "target": aim}
+        described.append({"name": task.name, **sizes, **own})
     for seed in range(run.seeds):
         name = "planner" if run.seeds == 1 else f"planner-seed{run.seed + seed}"
         own = {task: of_seed(space, seed) for task, space in spaces.items()}

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxmethods.envs.finite import finite
 from jaxmethods.offline_rl.metaworld import METAWORLD, MetaworldEpisodes
-from jaxmethods.offline_rl.mujoco_returns import MujocoEpisodes, quiet
+from jaxmethods.offline_rl.mujoco_returns import MujocoEpisodes, finite_policies, quiet
 from jaxmethods.vqcd import PlannerConfig, PolicyConfig, TaskSpace, TaskWeights, act, begin
 from jaxmethods.vqcd.config import PlayConfig, Run
 from jaxmethods.vqcd.recipes.spaces import of_seed, space_axes
@@ -79,8 +79,24 @@ def play(
         keys: [seeds]; the same keys, weights and task give the same episodes.
 
     Returns:
-        Returns and lengths [seeds, E], and each seed's first episode with its plans.
+        Returns and lengths [seeds, E], and each seed's first episode with its plans. Returns of
+        a seed are NaN where a weight of its planner or of its modules isn't finite.
     """
+    found = _played(tasks, config, number, weights, space, target, keys)
+    # Actions may be finite where weights are not: plans are clipped, and states are codes.
+    whole = finite_policies((weights, space.state_module, space.action_module))
+    return found._replace(returns=np.where(whole[:, None], found.returns, np.nan))
+
+
+def _played(
+    tasks: Tasks,
+    config: PolicyConfig,
+    number: int,
+    weights: TaskWeights,
+    space: TaskSpace,
+    target: float,
+    keys: jax.Array,
+) -> Played:
     episodes, env = tasks.run.evaluation, tasks.environment(number)
     if env is not None:
         length = min(env.time_limit, episodes.steps or env.time_limit)

@@ -74,7 +74,7 @@ def report(tasks: Tasks, learners: Sequence[Learner], results: Results, folder: 
         bank = first.bank(results, last)
         figures.draw_owners(
             jax.tree.map(lambda leaf: np.asarray(leaf)[0], bank.owner),
-            names,
+            first.owners(),
             folder / "figures" / "owners.png",
         )
         pictures.draw_plays(tasks, first, results, folder / "figures")

@@ -15,9 +15,10 @@ import numpy as np
 from jaxmethods.config import nearest
 from jaxmethods.data.generated import mixed_quality
 from jaxmethods.data.offline import DataError, FlatDataset, episode_ends, read_offline
-from jaxmethods.envs.control.episodes import CONTROLLERS, episode_returns
+from jaxmethods.envs.control.episodes import CONTROLLERS, episode_returns, make_control
 from jaxmethods.numerics.keys import named
 from jaxmethods.offline_rl import metaworld
+from jaxmethods.offline_rl.config import PlayedEnvironmentConfig
 from jaxmethods.offline_rl.metaworld import METAWORLD
 from jaxmethods.offline_rl.mujoco_returns import SPACES, check_mujoco
 from jaxmethods.offline_rl.scores import REFERENCE, ReferenceReturns
@@ -26,8 +27,8 @@ from jaxmethods.vqcd.config import Run, TaskConfig
 from jaxmethods.vqcd.data.windows import min_max
 
 REFERENCE_EPISODES = 200
-"""Episodes of uniform actions, and of the controller, that set the scale of scores where an
-environment has no known reference."""
+"""Episodes of uniform actions, and of the controller, that set the scale of scores where the
+returns of an environment, with its arguments, aren't known."""
 
 
 class TaskArrays(NamedTuple):
@@ -106,26 +107,14 @@ class Tasks:
             return None
         if config.name.startswith(METAWORLD):  # a return is a success
             return ReferenceReturns(0.0, 1.0)
-        if config.name in REFERENCE:
-            return REFERENCE[config.name]
         if config.name not in CONTROLLERS:
-            return None
-        env = self.environment(number)
-        controller, size = CONTROLLERS[config.name](env), env.action_spec.shape[0]
-
-        def uniform(key: jax.Array, observation: jax.Array) -> jax.Array:
-            return jax.random.uniform(key, (len(observation), size), minval=-1.0, maxval=1.0)
-
-        def scripted(key: jax.Array, observation: jax.Array) -> jax.Array:
-            del key
-            return controller(observation)
-
-        play = jax.jit(episode_returns, static_argnums=(0, 1, 3))
-        low, high = (
-            float(play(env, act, jax.random.key(0), REFERENCE_EPISODES).mean())
-            for act in (uniform, scripted)
-        )
-        return ReferenceReturns(low, high)
+            return REFERENCE.get(config.name)
+        # Known returns are of the environment as it is by default.
+        own = repr(self.environment(number)) == repr(make_control(config.name))
+        known = REFERENCE.get(config.name) if own else None
+        if known is not None:
+            return known
+        return measured_reference(config)  # pyright: ignore[reportArgumentType]
 
     def score(self, number: int, returns: Any) -> Any:
         """Returns of any shape as scores: 0 at random, 100 an expert."""
@@ -179,6 +168,34 @@ class Tasks:
         if name not in names:
             raise ValueError(f"task: unknown task {name!r}{nearest(name, names)}")
         return names.index(name)
+
+
+@cache
+def measured_reference(config: PlayedEnvironmentConfig) -> ReferenceReturns | None:
+    """Mean returns of uniform actions and of the scripted controller.
+
+    Args:
+        config: one of `CONTROLLERS`, with its arguments.
+
+    Returns:
+        What scores 0 and 100; None where the controller is no better.
+    """
+    env = config.make()
+    controller, size = CONTROLLERS[config.name](env), env.action_spec.shape[0]
+
+    def uniform(key: jax.Array, observation: jax.Array) -> jax.Array:
+        return jax.random.uniform(key, (len(observation), size), minval=-1.0, maxval=1.0)
+
+    def scripted(key: jax.Array, observation: jax.Array) -> jax.Array:
+        del key
+        return controller(observation)
+
+    play = jax.jit(episode_returns, static_argnums=(0, 1, 3))
+    low, high = (
+        float(play(env, act, jax.random.key(0), REFERENCE_EPISODES).mean())
+        for act in (uniform, scripted)
+    )
+    return ReferenceReturns(low, high) if high > low else None
 
 
 @partial(jax.jit, static_argnums=2)

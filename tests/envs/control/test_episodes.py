@@ -154,3 +154,5 @@ def test_brax_counts_steps_and_pays_its_own_rewards_but_none_to_nan():
 
     returns = jax.jit(lambda key: episode_returns(env, act, key, 3))(jax.random.key(0))
     np.testing.assert_allclose(returns, [3.0, np.nan, 3.0])
+    with pytest.raises(ValueError, match=r"inverted_pendulum: .*'timelimit'"):
+        make_control("brax:inverted_pendulum", timelimit=3)

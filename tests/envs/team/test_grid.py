@@ -60,3 +60,9 @@ def test_windows_count_what_stands_on_each_cell_of_a_padded_board():
     rows, columns = grid.window_cells(jnp.asarray(centers), vision)
     counts = grid.window_counts(rows, columns, jnp.asarray(things))
     np.testing.assert_array_equal(counts, expected)
+
+
+def test_what_is_no_move_stays():
+    actions = jnp.array([-1, -2, -5, 4, 5, 9])
+    places = jnp.full((len(actions), 2), 2)
+    np.testing.assert_array_equal(grid.move(places, actions, 5), places)

@@ -17,8 +17,11 @@ from jaxmethods.config import MeshConfig, read_yaml
 from jaxmethods.devices.sharding import Placer, make_mesh
 from jaxmethods.numerics.statistics import Summary, summarize
 from jaxmethods.obd import evaluate
-from jaxmethods.obd.recipes import comparison
-from jaxmethods.offline_rl.types import Norm
+from jaxmethods.obd.recipes import comparison, distill
+from jaxmethods.obd.recipes.inputs import Inputs
+from jaxmethods.obd.recipes.teacher_files import save_teacher
+from jaxmethods.offline_rl import policies
+from jaxmethods.offline_rl.types import Norm, Teacher
 from jaxmethods.records.run_folder import RunFolder
 from jaxmethods.reports import result
 from tests.diagnosis import check_diagnosable
@@ -188,20 +191,49 @@ def test_errors_are_over_seeds_and_of_one_seed_over_students():
 def test_everybody_plays_with_the_keys_of_the_seeds(data):
     """A policy of each seed's own, and one that all share, on one device and on two."""
     norm, keys = Norm(jnp.zeros(2), jnp.ones(2)), jax.random.split(jax.random.key(0), 2)
-    play = evaluate.Player(
-        lambda params, norm, key: params[:, None] + jax.random.uniform(key, (4,)), np.asarray
-    )
+    traced = []
+
+    def measure(params, norm, key):
+        traced.append(params.shape)
+        return params[:, None] + jax.random.uniform(key, (4,))
+
+    play = evaluate.Player(measure, np.asarray)
     own, shared = jnp.arange(6.0).reshape(2, 3), jnp.array([7.0])
     rivals = [
         comparison.Competitor("own", play, own, True),
+        comparison.Competitor("too", play, own, True),
         comparison.Competitor("shared", play, shared, False),
     ]
     place = Placer(make_mesh(MeshConfig(data=data)), seeds=2)
     parts = comparison.score_parts(rivals, norm, keys, place)
-    assert [part.name for part in parts] == ["own", "shared"]
+    assert [part.name for part in parts] == ["own", "too", "shared"]
     noise = jax.vmap(lambda key: jax.random.uniform(key, (4,)))(keys)[:, None]
-    for part, params in zip(parts, (own, jnp.stack([shared, shared])), strict=True):
+    for part, params in zip(parts, (own, own, jnp.stack([shared, shared])), strict=True):
         np.testing.assert_allclose(part.compute()["scores"], params[..., None] + noise, rtol=1e-6)
+    assert traced == [(3,), (1,)]
+
+
+def test_a_teacher_that_was_read_plays_with_its_own_normalization(tmp_path):
+    """It may have been trained on other data than the set is made of."""
+    policy_key, critic_key = jax.random.split(jax.random.key(3))
+    critic = policies.init_q(critic_key, 3, 1, 8)
+    own = Norm(jnp.array([0.5, -0.5, 2.0]), jnp.array([0.1, 3.0, 0.2]))
+    teacher = Teacher(policies.init_policy(policy_key, 3, 1, 8, 2), critic, critic, own)
+    save_teacher(tmp_path / "teacher.npz", teacher)
+    path = str(tmp_path / "teacher.npz")
+    changes = {"teacher": {"path": path}, "comparison": {}, "seeds": 1}
+    run, _ = registry.parse(yaml.safe_load(TINY) | changes, "tiny.yaml")
+    inputs = Inputs(run)
+    place = Placer(make_mesh(MeshConfig()), seeds=1)
+    results = {"comparison": dict.fromkeys(comparison.SETS)}
+    parts = distill.scores_stage(run, inputs).parts(results, place)
+    [played] = [part.compute()["scores"] for part in parts if part.name == "teacher"]
+    play = evaluate.player(run.evaluation, run.distillation)
+    crowd = jax.tree.map(lambda leaf: leaf[None], teacher.policy)
+    key = distill._keys(run, "scores")[0]
+    right, wrong = (play(crowd, norm, key) for norm in (own, inputs.offline()[1]))
+    np.testing.assert_allclose(played[0], right, rtol=1e-5)
+    assert np.abs(right - wrong).max() > 1e-3
 
 
 def test_the_quickstart_is_a_valid_config_of_the_same_stages():

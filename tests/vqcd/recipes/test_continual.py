@@ -17,7 +17,10 @@ import yaml
 import jaxmethods
 from jaxmethods import cli, registry
 from jaxmethods.data.offline import DataError
+from jaxmethods.offline_rl.scores import REFERENCE
 from jaxmethods.training import loop
+from jaxmethods.vqcd import initial_bank, task_weights
+from jaxmethods.vqcd.config import Run
 from jaxmethods.vqcd.recipes import continual, planner_files
 from jaxmethods.vqcd.recipes.learners import Learner
 from jaxmethods.vqcd.recipes.scoring import _weights
@@ -28,6 +31,7 @@ from tests.objectives import check_objectives
 from tests.permissions import check_others_can_read
 from tests.same_numbers import check_same_numbers
 from tests.vqcd.recipes.tiny import NAMES, parts, values
+from tests.vqcd.toy import PERCEPTRON
 
 
 @pytest.fixture(scope="module")
@@ -246,6 +250,21 @@ def test_a_planners_weights_are_those_of_the_run(finished, planner):
             np.testing.assert_array_equal(a[0], b)
 
 
+def test_tasks_are_known_by_the_number_that_owns_their_weights():
+    """It is the task's own, whatever is learned first, but with PackNet its turn."""
+    order = ["system", "pendulum", "point"]
+    run = Run.model_validate(values(order=order, learners=["vqcd", "packnet"]))
+    plain, packed = (Learner(run, one) for one in run.learners)
+    assert plain.owners() == list(NAMES)
+    assert packed.owners() == order
+    bank = jax.jit(initial_bank, static_argnums=1)(jax.random.key(0), PERCEPTRON)
+    tasks = [{"name": name, "owner": packed.task(n)} for n, name in enumerate(NAMES)]
+    planner = planner_files.Planner(PERCEPTRON, None, bank, {}, {"tasks": tasks})
+    for owner, name in enumerate(order):
+        expected = task_weights(PERCEPTRON, bank, owner)
+        jax.tree.map(np.testing.assert_array_equal, planner.weights(name), expected)
+
+
 @pytest.mark.slow
 def test_a_planner_acts_in_every_task(planner):
     for task, (states, actions) in {"pendulum": (3, 1), "point": (6, 2)}.items():
@@ -383,3 +402,15 @@ def test_the_width_of_padding_is_that_of_the_widest_task():
     for config in (run, written):
         spaces = continual._with_sizes(config).alignment
         assert (spaces.states.channels, spaces.actions.channels) == (6, 2)
+
+
+def test_an_environment_with_other_arguments_has_a_scale_of_its_own():
+    """An episode of 20 steps has no return like the known ones, which are of 100."""
+    point = {"name": "whole", "generate": "expert", "environment": {"name": "point_mass"}}
+    short = point | {"name": "short", "environment": {"name": "point_mass", "time_limit": 20}}
+    same = point | {"name": "same", "environment": {"name": "point_mass", "time_limit": 100}}
+    tasks = Tasks(Run.model_validate(values(tasks=[point, short, same])))
+    assert tasks.reference(0) == tasks.reference(2) == REFERENCE["point_mass"]
+    low, high = tasks.reference(1)
+    assert 0 < low < high < 20
+    np.testing.assert_allclose(tasks.score(1, np.array([low, high])), [0, 100])

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxmethods
-from jaxmethods.vqcd.recipes.play import _remaining, _stacked
+from jaxmethods.vqcd import PolicyConfig, initial_bank, task_weights
+from jaxmethods.vqcd.config import Run
+from jaxmethods.vqcd.recipes.play import _remaining, _stacked, play
+from jaxmethods.vqcd.recipes.tasks import Tasks
 from tests.offline_rl.standin_metaworld import install
 from tests.vqcd.recipes.tiny import values
+from tests.vqcd.toy import ACTIONS, PERCEPTRON, STATES, space
 
 
 def test_the_batch_shrinks_once_to_a_quarter_that_holds_all_unfinished_episodes():
@@ -33,6 +39,37 @@ def test_fewer_unfinished_episodes_than_a_quarter_are_filled_up_with_finished_on
 def test_episodes_of_seeds_are_stacked_by_repeating_the_last_row():
     stacked = _stacked([np.arange(2.0)[:, None], np.arange(4.0)[:, None]])
     np.testing.assert_array_equal(stacked[..., 0], [[0, 1, 1, 1], [0, 1, 2, 3]])
+
+
+def test_a_planner_with_a_broken_weight_has_no_return_and_other_seeds_keep_theirs():
+    """What it does may be numbers all the same: a state that is none has a nearest code."""
+    config = PolicyConfig(planner=PERCEPTRON, states=STATES, actions=ACTIONS)
+    run = Run.model_validate(
+        values(
+            tasks=[
+                {
+                    "name": "system",
+                    "generate": "medium",
+                    "environment": {"name": "linear", "states": 5, "actions": 2, "time_limit": 3},
+                }
+            ],
+            learners=["vqcd"],
+        )
+    )
+    bank = initial_bank(jax.random.key(0), PERCEPTRON)
+    weights = task_weights(PERCEPTRON, bank, 1)
+    one = space(1)
+    seeds = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), (weights, one))
+    weights, many = seeds
+    many = many._replace(states=one.states, actions=one.actions)
+    first = many.state_module["encoder"]["dense0"]
+    first["bias"] = first["bias"].at[1].set(jnp.nan)
+    last = weights.inverse["dense2"]
+    last["bias"] = last["bias"].at[2, 0].set(jnp.inf)
+    keys = jnp.stack([jax.random.key(5)] * 3)
+    found = play(Tasks(run), config, 0, weights, many, 0.5, keys).returns
+    assert np.isfinite(found[0]).all()
+    assert np.isnan(found[1:]).all()
 
 
 @pytest.mark.slow
