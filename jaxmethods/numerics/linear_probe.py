@@ -68,7 +68,7 @@ def probe_lbfgs(
 
     Args:
         features: [N, D], standardized or not.
-        labels: [N] integers.
+        labels: [N] integers; a row whose label is no class, such as -1, doesn't count.
         lams: [G] penalties, positive.
         classes: C; static.
         tolerance: of the largest entry of the gradient, in coordinates that are rotated so that

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from jaxmethods.interpret.problem import Estimate
 from jaxmethods.numerics.compiled import compiled
-from jaxmethods.numerics.precision import spread_or_one
+from jaxmethods.numerics.precision import spread_or_one, wide
 
 
 class Shift(NamedTuple):
@@ -75,7 +75,7 @@ def distribution_shift(
         The distance with its binomial error, weights [n] of the source examples (each by the
         classifier that was not fitted on it) and their effective size.
     """
-    inputs = jnp.concatenate([source, target])
+    inputs = wide(jnp.concatenate([source, target]))
     mean = jnp.mean(inputs, axis=0)
     inputs = (inputs - mean) / spread_or_one(jnp.std(inputs, axis=0), mean)
     count, other = len(source), len(target)
@@ -101,6 +101,7 @@ def distribution_shift(
 
 def weighted_risk(losses: jax.Array, weights: jax.Array) -> Estimate:
     """Self-normalized importance-weighted mean of losses [n], with its delta-method error."""
+    losses, weights = wide(losses), wide(weights)
     share = weights / jnp.sum(weights)
     risk = jnp.sum(share * losses)
     return Estimate(

@@ -43,6 +43,9 @@ def test_slopes_are_those_of_the_cross_entropy_of_all_classes(classes):
         return probes._gradients(params, rows, targets), (expected, pull(jnp.ones(settings))[0])
 
     found, expected = both(params)
+    more = jnp.concatenate([rows, draw(3, 2, D)]), jnp.pad(targets, ((0, 2), (0, 0)))
+    unlabeled = jax.jit(probes._gradients)(params, *more)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), unlabeled, found)
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
     for name, slope in found[1].items():
         np.testing.assert_allclose(slope, expected[1][name], atol=1e-6)
