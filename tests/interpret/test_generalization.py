@@ -198,6 +198,10 @@ def test_a_prior_that_has_seen_everything_is_refused():
     posterior = pac_bayes.initial_posterior(params)
     with pytest.raises(ValueError, match="prior: expected one of 6 examples"):
         pac_bayes.certificate(posterior, problem, prior, jax.random.key(0))
+    unlabeled = replace(problem, data=Data(x, y.at[3].set(-1)))
+    fresh = prior._replace(used=jnp.arange(6) < 2)
+    found = pac_bayes.certificate(posterior, unlabeled, fresh, jax.random.key(0), 2)
+    assert found.examples == 3
     weighted = replace(problem, data=problem.data._replace(weight=jnp.ones(6)))
     with pytest.raises(ValueError, match="without weights"):
         pac_bayes.certificate(posterior, weighted, prior, jax.random.key(0))

@@ -62,6 +62,8 @@ def test_rows_without_a_label_change_nothing(data, solved):
     own = linear_probe.probe_lbfgs(more, labels, LAMS[1:2], classes=CLASSES, tolerance=1e-6)
     np.testing.assert_allclose(own.weight[0], solved.weight[1], atol=1e-4)
     np.testing.assert_allclose(own.objective[0], solved.objective[1], atol=1e-6)
+    known = linear_probe.accuracies(own, features, data[1])
+    np.testing.assert_array_equal(linear_probe.accuracies(own, more, labels), known)
 
 
 def test_the_gradient_is_small_and_a_larger_penalty_gives_smaller_weights(solved):

@@ -42,6 +42,14 @@ def test_a_class_that_occurs_nowhere_is_in_no_mean():
     assert np.isnan(own.iou[4])
 
 
+def test_an_ignored_class_is_in_no_mean_though_it_is_named():
+    """Torchmetrics' issue 1692: its 0 was a part of the mean over the others."""
+    truth, said = jnp.array([0, 0, 1, 1, 2, 2]), jnp.array([0, 1, 1, 1, 2, 0])
+    own = segmentation.measures(segmentation.confusion(truth, said, 3, ignored=0), ignored=0)
+    np.testing.assert_allclose(own.iou, [np.nan, 1, 1 / 2])
+    assert own.miou == 0.75
+
+
 def test_average_precision_depends_on_the_order_alone_and_is_scikit_learns():
     scores, truth = np.round(np.asarray(draw(0, 40)), 1), np.arange(40) % 3 == 0
     own = classification.average_precision(jnp.asarray(scores), jnp.asarray(truth))
