@@ -322,3 +322,10 @@ def test_half_precision_is_computed_in_float32(measure):
     x, y = jnp.asarray(rng.integers(-8, 8, (40, 3))), jnp.asarray(rng.integers(-16, 16, 40))
     own, wide = (measure(x.astype(kind), y.astype(kind)) for kind in (jnp.float16, jnp.float32))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), own, wide)
+
+
+def test_samples_of_float32_are_compared_where_float64_is_there():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(20, 2)), jnp.float32)
+    with jax.enable_x64(True):
+        found = distribution_shift.distribution_shift(x, x + 9, jax.random.key(0))
+    assert found.distance.value == 2

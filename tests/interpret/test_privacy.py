@@ -68,6 +68,10 @@ def _tracin(problem):
 
 def test_tracin_is_a_sum_of_inner_products_of_gradients():
     np.testing.assert_allclose(*_tracin(problem()), rtol=1e-4, atol=1e-5)
+    own, rates = problem(), np.ones(1)
+    with jax.enable_x64(True):  # rates are float64
+        kept = jax.tree.map(lambda leaf: leaf[None], own.floats)
+        assert tracin.tracin(own, own, kept, rates).dtype == jnp.float32
 
 
 def test_label_margins_are_log_odds():

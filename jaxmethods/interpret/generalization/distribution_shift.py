@@ -47,7 +47,8 @@ def logistic_regression(
         [D + 1].
     """
     design = jnp.concatenate([inputs, jnp.ones((len(inputs), 1), inputs.dtype)], axis=1)
-    ridge = penalty * jnp.diag(jnp.append(jnp.ones(inputs.shape[1]), 1e-6))
+    free = jnp.append(jnp.ones(inputs.shape[1], inputs.dtype), 1e-6)
+    ridge = penalty * jnp.diag(free.astype(inputs.dtype))
     total = jnp.sum(weights)
 
     def step(_: int, w: jax.Array) -> jax.Array:
@@ -79,9 +80,9 @@ def distribution_shift(
     mean = jnp.mean(inputs, axis=0)
     inputs = (inputs - mean) / spread_or_one(jnp.std(inputs, axis=0), mean)
     count, other = len(source), len(target)
-    labels = jnp.append(jnp.zeros(count), jnp.ones(other))
+    labels = jnp.append(jnp.zeros(count, inputs.dtype), jnp.ones(other, inputs.dtype))
     # Both samples weigh the same, whatever their sizes, so that chance is an error of one half.
-    balance = jnp.where(labels == 1, 0.5 / other, 0.5 / count)
+    balance = jnp.where(labels == 1, 0.5 / other, 0.5 / count).astype(inputs.dtype)
     order = jax.random.uniform(key, labels.shape)
     half = order < jnp.median(order)
 

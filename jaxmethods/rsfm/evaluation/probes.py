@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from jaxmethods.numerics.compiled import compiled
 from jaxmethods.numerics.linear_probe import Probe
+from jaxmethods.numerics.precision import wide
 from jaxmethods.rsfm.schedules import lars_update, warmup_cosine
 
 TRUST = 0.001
@@ -71,6 +72,8 @@ def probe_sgd(
         raise ValueError(f"optimizer: expected lars or sgd, got {optimizer!r}")
     if classes < 2:
         raise ValueError(f"classes: expected at least 2, got {classes}")
+    features = wide(features)
+    decays = grid.weight_decay.astype(features.dtype)
     number, width = features.shape
     size = min(batch, number)
     steps = number // size
@@ -91,7 +94,7 @@ def probe_sgd(
             rows, place = scanned
             losses, gradient = _gradients(params, features[rows], targets[rows])
             rates = warmup_cosine(place, grid.rate, epochs, warmup).astype(features.dtype)
-            return move(params, gradient, velocity, rates, grid.weight_decay), losses
+            return move(params, gradient, velocity, rates, decays), losses
 
         def epoch(carry: Any, index: jax.Array) -> Any:
             order = jax.random.permutation(jax.random.fold_in(order_key, index), number)
@@ -126,7 +129,7 @@ def _gradients(params: Any, rows: jax.Array, targets: jax.Array) -> tuple[jax.Ar
     weight = there / jnp.maximum(jnp.sum(there), 1)
     pairs = zip(_terms(said), _terms(own["bias"][..., None]), strict=True)
     logits = [term + bias for term, bias in pairs]
-    largest = reduce(jnp.maximum, _whole(jnp.max, logits), jnp.zeros(()))
+    largest = reduce(jnp.maximum, _whole(jnp.max, logits), jnp.zeros((), said.dtype))
     powers = [jnp.exp(term - largest) for term in logits]
     total = jnp.exp(-largest) + _sum(powers)
     truth = _sum([term * hit for term, hit in zip(logits, hits, strict=True)])
