@@ -3,13 +3,15 @@
     stack = read_bands({"B4": "T33_B04.tif", "B11": "T33_B11.tif"}, ("B4", "B11"))
     stack.images, stack.valid, stack.gsd                    # [H, W, C], [H, W], meters
 
-Files are read by rasterio, or by tifffile, which knows neither where a pixel is nor how large.
+Files are read by rasterio, or by tifffile, which knows neither where a pixel is nor how large. A
+file that says what its numbers stand for (GDAL's scale and offset) is read as scale x + offset.
 Whatever is wrong is one line that names the file.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,6 +22,8 @@ from jaxmethods.errors import DataError, MissingExtraError, UserError, first_lin
 
 METERS_PER_DEGREE = 111_320.0
 """The length of a degree of latitude; one of longitude has its cosine times as much."""
+ITEM = re.compile(r"<Item ([^>]*)>([^<]*)</Item>")
+SAMPLE = re.compile(r'sample="(\d+)"')
 Resample = Literal["nearest", "bilinear"]
 
 
@@ -27,9 +31,11 @@ class Stack(NamedTuple):
     """Bands of one place on one grid."""
 
     images: np.ndarray
-    """[H, W, C] of the type of the files; 0 where a band is missing, whatever a file has there."""
+    """[H, W, C] of the type of the files, or float32 where one has a scale or an offset; 0 where a
+    band is missing, whatever a file has there."""
     valid: np.ndarray
-    """[H, W] bool: no band is missing, NaN or infinite there, and not all of them are 0."""
+    """[H, W] bool: no band is missing, NaN or infinite there, and not all of them are 0 in their
+    files."""
     band_names: tuple[str, ...]
     gsd: float | None
     """Meters of a pixel; None where no file says."""
@@ -70,8 +76,9 @@ def read_bands(
         layers = [read[name].bands[..., 0] for name in names]
         seen = [read[name].valid[..., 0] for name in names]
         sizes = [read[name].gsd for name in names]
+        zeros = [read[name].zeros[0] for name in names]
     else:
-        layers, seen, sizes = _bands_of_one(Path(files), names, order)
+        layers, seen, sizes, zeros = _bands_of_one(Path(files), names, order)
     height = max(layer.shape[0] for layer in layers)
     width = max(layer.shape[1] for layer in layers)
     grown = [
@@ -81,7 +88,7 @@ def read_bands(
     valid = [_nearest(own, (height, width)) for own in seen]
     images = np.stack(grown, axis=-1)
     known = [own for own in sizes if own is not None]
-    there = np.all(valid, axis=0) & np.any(images != 0, axis=-1)
+    there = np.all(valid, axis=0) & np.any(images != np.array(zeros, images.dtype), axis=-1)
     if not there.any():
         source = (
             ", ".join(str(files[name]) for name in names) if isinstance(files, Mapping) else files
@@ -96,6 +103,8 @@ class _Tiff(NamedTuple):
     gsd: float | None
     place: tuple[str, tuple[float, ...]] | None
     """Coordinate system, and left, bottom, right and top in it; None where the file doesn't say."""
+    zeros: Sequence[float]
+    """What 0 stands for in each band."""
 
 
 def _refuse_other_places(read: Mapping[str, _Tiff], files: Mapping[str, Path | str]) -> None:
@@ -121,7 +130,7 @@ def _in_words(edges: tuple[float, ...]) -> str:
 
 def _bands_of_one(
     path: Path, names: Sequence[str], order: Sequence[str] | None
-) -> tuple[list[np.ndarray], list[np.ndarray], list[float | None]]:
+) -> tuple[list[np.ndarray], list[np.ndarray], list[float | None], list[float]]:
     read = _read_tiff(path)
     number = read.bands.shape[-1]
     if order is None or len(order) != number:
@@ -132,7 +141,8 @@ def _bands_of_one(
         raise DataError(f"data {path}: expected band {missing[0]}, got {', '.join(order)}")
     places = [list(order).index(name) for name in names]
     layers = [read.bands[..., place] for place in places]
-    return layers, [read.valid[..., place] for place in places], [read.gsd]
+    seen = [read.valid[..., place] for place in places]
+    return layers, seen, [read.gsd], [read.zeros[place] for place in places]
 
 
 def _read_tiff(path: Path) -> _Tiff:
@@ -145,8 +155,9 @@ def _read_tiff(path: Path) -> _Tiff:
     try:
         with rasterio.open(path) as file:
             bands = np.moveaxis(file.read(), 0, -1)
-            valid = np.moveaxis(file.read_masks(), 0, -1) > 0
-            return _Tiff(bands, valid & _is_number(bands), _pixel_size(file), _place(file))
+            valid = (np.moveaxis(file.read_masks(), 0, -1) > 0) & _is_number(bands)
+            bands = _scaled(bands, file.scales, file.offsets)
+            return _Tiff(bands, valid, _pixel_size(file), _place(file), file.offsets)
     except UserError:
         raise
     except Exception as error:  # GDAL's errors are of many kinds
@@ -161,6 +172,8 @@ def _read_with_tifffile(path: Path) -> _Tiff:
             bands = file.asarray()
             nodata = page.tags.get("GDAL_NODATA")
             missing = None if nodata is None else float(str(nodata.value).strip("\x00 "))
+            said = page.tags.get("GDAL_METADATA")
+            said = "" if said is None else str(said.value)
     except UserError:
         raise
     except Exception as error:  # tifffile raises of everything
@@ -172,7 +185,28 @@ def _read_with_tifffile(path: Path) -> _Tiff:
     if bands.ndim != 3:
         raise DataError(f"data {path}: expected one image of bands, got {bands.shape}")
     valid = np.ones(bands.shape, bool) if missing is None else bands != missing
-    return _Tiff(bands, valid & _is_number(bands), None, None)
+    number = bands.shape[-1]
+    scales, offsets = _said(said, "scale", number, 1.0), _said(said, "offset", number, 0.0)
+    valid = valid & _is_number(bands)
+    return _Tiff(_scaled(bands, scales, offsets), valid, None, None, offsets)
+
+
+def _said(text: str, role: str, bands: int, usual: float) -> list[float]:
+    """What GDAL's metadata say of every band."""
+    found = [usual] * bands
+    for attributes, value in ITEM.findall(text):
+        place = SAMPLE.search(attributes)
+        if f'role="{role}"' in attributes and place is not None and int(place[1]) < bands:
+            found[int(place[1])] = float(value)
+    return found
+
+
+def _scaled(bands: np.ndarray, scales: Sequence[float], offsets: Sequence[float]) -> np.ndarray:
+    """What the numbers of a file [H, W, C] stand for: as they are, or float32."""
+    scale, offset = np.asarray(scales, float), np.asarray(offsets, float)
+    if np.all(scale == 1) and np.all(offset == 0):
+        return bands
+    return (bands * scale + offset).astype(np.float32)
 
 
 def _is_number(bands: np.ndarray) -> np.ndarray:

@@ -126,12 +126,18 @@ def folder_tokenizer(folder: str | Path) -> Tokenizer:
     def decode(rows: Sequence[Sequence[int]]) -> list[str]:
         return tokenizer.decode_batch([list(row) for row in rows], skip_special_tokens=True)
 
-    first = tokenizer.encode("", add_special_tokens=True).ids
     names = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
     files = {name: _text(folder / name) for name in names if is_file(folder / name)}
     end, *others = _ends(folder, tokens)
-    begin = first[0] if first else None
-    return Tokenizer(encode, decode, tokens, begin, end, files, tuple(others))
+    return Tokenizer(encode, decode, tokens, _begin(tokenizer), end, files, tuple(others))
+
+
+def _begin(tokenizer: Any) -> int | None:
+    """What is put in front of a text: around an empty one, what is put behind looks the same."""
+    if not tokenizer.encode("", add_special_tokens=True).ids:
+        return None
+    found = tokenizer.encode("a", add_special_tokens=True)
+    return found.ids[0] if found.special_tokens_mask[0] else None
 
 
 def _read(file: Path) -> Any:

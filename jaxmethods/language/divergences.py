@@ -174,18 +174,20 @@ def decouple(
 
     Returns:
         TCKD, NCKD and the teacher's probability of the rest, [...] each; no gradient flows through
-        the last.
+        the last. NaN where a target is negative, which is no token: `masked_mean` leaves it out.
     """
     gold = jnp.arange(student.shape[-1]) == targets[..., None]
+    there = targets >= 0
     sides = []
     for logits in (teacher, student):
         log_probs = _log_probs(logits, temperature)
         rest = jnp.where(gold, -jnp.inf, log_probs)
-        log_gold = jnp.take_along_axis(log_probs, targets[..., None], -1)[..., 0]
+        log_gold = _of_targets(log_probs, targets)
         sides.append((log_gold, jax.nn.logsumexp(rest, -1), jax.nn.log_softmax(rest, -1)))
     (p_gold, p_rest, p_other), (q_gold, q_rest, q_other) = sides
     two = _kl(jnp.stack([p_gold, p_rest], -1), jnp.stack([q_gold, q_rest], -1))
-    return Decoupled(two, _kl(p_other, q_other), lax.stop_gradient(jnp.exp(p_rest)))
+    parts = Decoupled(two, _kl(p_other, q_other), lax.stop_gradient(jnp.exp(p_rest)))
+    return Decoupled(*(jnp.where(there, part, jnp.nan) for part in parts))
 
 
 def decoupled(
@@ -274,9 +276,11 @@ def osd_mix(student: jax.Array, teacher: jax.Array, temperature: float = 1.0) ->
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """-log q(target), [...]. Args: logits [..., V], targets [...] int."""
-    log_probs = _log_probs(logits, 1.0)
-    return -jnp.take_along_axis(log_probs, targets[..., None], -1)[..., 0]
+    """-log q(target), [...]; NaN of a negative target, such as -100, which is no token.
+
+    Args: logits [..., V], targets [...] int.
+    """
+    return jnp.where(targets >= 0, -_of_targets(_log_probs(logits, 1.0), targets), jnp.nan)
 
 
 def entropy(logits: jax.Array, temperature: float = 1.0) -> jax.Array:
@@ -375,6 +379,11 @@ def _log_probs(logits: jax.Array, temperature: float) -> jax.Array:
         raise ValueError(f"temperature: expected a positive number, got {temperature}")
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     return jax.nn.log_softmax(logits / temperature, axis=-1)
+
+
+def _of_targets(log_probs: jax.Array, targets: jax.Array) -> jax.Array:
+    """Those of the targets, [...]; of a negative one, which would count from the end, any."""
+    return jnp.take_along_axis(log_probs, jnp.maximum(targets, 0)[..., None], -1)[..., 0]
 
 
 def _expectation(log_p: jax.Array, values: jax.Array) -> jax.Array:

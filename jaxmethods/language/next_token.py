@@ -24,7 +24,8 @@ class Tokens(NamedTuple):
     """Rows of tokens."""
 
     ids: jax.Array
-    """[B, T] int32."""
+    """[B, T] int32; negative ones, such as -100, are no tokens: nothing predicts them, and at the
+    end of a row, where they are padding, nothing is predicted from them."""
     mask: jax.Array | None = None
     """[B, T] bool: which tokens are predicted; the first of a row never is. None: all others."""
 
@@ -64,7 +65,7 @@ def next_token_learner(
         return begin(key, decoder.init_params(params_key, model), optimizer)
 
     def loss(params: Any, tokens: Tokens) -> jax.Array:
-        logits = decoder.forward(params, model, tokens.ids[:, :-1]).logits
+        logits = decoder.forward(params, model, _without_padding(tokens.ids[:, :-1])).logits
         return next_token_loss(logits, tokens)
 
     def step(state: LearnerState, batch: Batch) -> tuple[LearnerState, Metrics]:
@@ -95,13 +96,23 @@ def next_token_loss(logits: jax.Array, tokens: Tokens) -> jax.Array:
     Returns:
         [] in the type of the logits.
     """
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens.ids[:, 1:])  # [B, T-1]
-    if tokens.mask is None:
-        return jnp.mean(losses)
-    mask = tokens.mask[:, 1:].astype(bool)
-    # What isn't predicted may be no token at all (-100), whose loss is NaN.
+    targets = tokens.ids[:, 1:]
+    mask = targets >= 0  # -100 would be the hundredth token from the end
+    if tokens.mask is not None:
+        mask &= tokens.mask[:, 1:].astype(bool)
+    targets = jnp.where(mask, targets, 0)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)  # [B, T - 1]
     losses = jnp.where(mask, losses, 0)
     return jnp.sum(losses) / jnp.maximum(jnp.sum(mask, dtype=losses.dtype), 1.0)
+
+
+def _without_padding(ids: jax.Array) -> jax.Array:
+    """Ids whose negative ones at the end of a row are a token's, which no earlier one sees.
+
+    Negative ids before a token stay what they are: of a text with a hole, all is NaN.
+    """
+    behind = jnp.cumsum((ids >= 0)[:, ::-1], axis=1)[:, ::-1] == 0
+    return jnp.where(behind, 0, ids)
 
 
 def random_rows(count: int) -> Draw:

@@ -9,6 +9,7 @@ dropped (`keep_response`).
 from __future__ import annotations
 
 import string
+import unicodedata
 from collections.abc import Mapping
 
 import numpy as np
@@ -67,7 +68,7 @@ INSTRUCTIONS: dict[str, tuple[str, ...]] = {
 """Kind -> five wordings; `{language}` is a target language."""
 CJK_MARKS = "。！？；：，、．…「」『』（）《》〈〉【】〔〕“”‘’—～"  # noqa: RUF001
 ENDS = frozenset(string.punctuation + CJK_MARKS)
-"""What an answer may end in: ASCII punctuation and CJK marks."""
+"""What an answer may end in: ASCII punctuation and CJK marks; so it may in other punctuation."""
 PUBLISHED_ENDS = ENDS | frozenset("aceiot&#0238`【】")
 """The published character class holds a stray citation, whose letters and digits pass too."""
 
@@ -85,8 +86,8 @@ def keep_response(text: str, compat: bool = False) -> bool:
     """
     if compat:
         return bool(text) and text[-1] in PUBLISHED_ENDS
-    stripped = text.rstrip()
-    return bool(stripped) and stripped[-1] in ENDS
+    stripped = text.rstrip()  # Hindi, Arabic or Greek end a sentence by marks of their own
+    return bool(stripped) and (stripped[-1] in ENDS or unicodedata.category(stripped[-1])[0] == "P")
 
 
 def draw_kinds(

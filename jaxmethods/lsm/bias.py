@@ -21,7 +21,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmethods.lsm.model import IGNORED, Assembled
+from jaxmethods.lsm.model import Assembled
 from jaxmethods.models import decoder
 from jaxmethods.models.decoder.config import DecoderConfig
 from jaxmethods.models.decoder.layer import Params
@@ -64,7 +64,7 @@ def attribute(
         The measures, over all rows together.
     """
     batch, length = rows.mask.shape
-    learned = rows.labels[:, 1:] != IGNORED  # [B, S - 1]
+    learned = rows.labels[:, 1:] >= 0  # [B, S - 1]
     labels = jnp.where(learned, rows.labels[:, 1:], 0)
     total = jnp.maximum(jnp.sum(learned), 1)
     positions = jnp.broadcast_to(jnp.arange(length), (batch, length))

@@ -129,7 +129,7 @@ def tuner(
 
     def token_weights(labels: jax.Array) -> tuple[jax.Array, jax.Array]:
         """What a token of each micro-batch counts, [parts], and how many there are."""
-        counts = jnp.sum(labels != IGNORED, axis=(1, 2))
+        counts = jnp.sum(labels >= 0, axis=(1, 2))
         if config.loss_average == "tokens":
             return jnp.full(parts, 1.0) / jnp.maximum(jnp.sum(counts), 1), counts
         return 1.0 / (parts * jnp.maximum(counts, 1)), counts
@@ -198,7 +198,7 @@ def language_model_of(trained: Params, base: Params, config: TuneConfig) -> Para
 
 def first_labels(labels: jax.Array, count: int) -> jax.Array:
     """Labels [..., R] of which the first `count` in order count; those behind are `IGNORED`."""
-    learned = (labels != IGNORED).ravel()
+    learned = (labels >= 0).ravel()
     before = jnp.cumsum(learned).reshape(labels.shape)
     return jnp.where(before <= count, labels, IGNORED)
 

@@ -26,7 +26,7 @@ from jaxmethods.models.lookup import rows
 from jaxmethods.numerics.compiled import compiled
 
 IGNORED = -100
-"""Label of a token that is not learned from."""
+"""Label of a token that is not learned from; so are others that are negative, and no tokens."""
 
 
 class Text(NamedTuple):
@@ -154,7 +154,7 @@ def response_losses(
         remat=remat,
     )
     labels = rows.labels[:, rows.mask.shape[1] - suffix :]
-    learned = labels != IGNORED
+    learned = labels >= 0
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(learned, labels, 0))
     return jnp.where(learned, nats, 0.0), learned
 
@@ -238,7 +238,7 @@ def packed_losses(
     Returns:
         Nats [G, learned], 0 where nothing is learned, and which are, bool.
     """
-    places = jnp.argsort(rows.labels == IGNORED, axis=1, stable=True)[:, :learned]
+    places = jnp.argsort(rows.labels < 0, axis=1, stable=True)[:, :learned]
     labels = jnp.take_along_axis(rows.labels, places, axis=1)
     logits = decoder.forward(
         language_model,
@@ -250,7 +250,7 @@ def packed_losses(
         dtype=dtype,
         remat=remat,
     ).logits
-    counted = labels != IGNORED
+    counted = labels >= 0
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(counted, labels, 0))
     return jnp.where(counted, nats, 0.0), counted
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxmethods.numerics.compiled import compiled
 from jaxmethods.numerics.precision import wide
-from jaxmethods.numerics.predictions import right
+from jaxmethods.numerics.predictions import labeled, right
 from jaxmethods.numerics.softmax_path import Probe, minimize_path
 
 EPSILON = 1e-6
@@ -68,7 +68,7 @@ def probe_lbfgs(
 
     Args:
         features: [N, D], standardized or not.
-        labels: [N] integers.
+        labels: [N] integers; a row whose label is no class, such as -1, doesn't count.
         lams: [G] penalties, positive.
         classes: C; static.
         tolerance: of the largest entry of the gradient, in coordinates that are rotated so that
@@ -103,9 +103,11 @@ def accuracies(probe: Probe, features: jax.Array, labels: jax.Array) -> jax.Arra
     Args:
         probe: G classifiers.
         features: [N, D], scaled as those it learned from.
-        labels: [N].
+        labels: [N]; a row whose label is no class, such as -1, doesn't count.
 
     Returns:
         [G] float32; 0 for a classifier that diverged.
     """
-    return jnp.mean(right(logits(probe, features), labels), axis=-1, dtype=jnp.float32)
+    there = labeled(labels, probe.bias.shape[1])
+    hits = right(logits(probe, features), labels)
+    return jnp.mean(hits, axis=-1, dtype=jnp.float32, where=there)

@@ -13,6 +13,16 @@ NOTHING = -1
 """What is said where nothing can be: no class."""
 
 
+def labeled(labels: jax.Array, classes: int) -> jax.Array:
+    """Bool like `labels`: which are classes, 0 to C - 1.
+
+    Others, such as -1 of padding and of what nobody has labeled, are none: as an index, -1 would be
+    the last class.
+    """
+    labels = jnp.asarray(labels)
+    return (labels >= 0) & (labels < classes)
+
+
 def chosen(logits: jax.Array) -> jax.Array:
     """The class of the largest of logits [..., C], int32 [...]; `NOTHING` where one is NaN.
 

@@ -51,6 +51,8 @@ class Problem(NamedTuple):
     basis: Basis
     targets: jax.Array
     """[C, 1, N] one-hot labels."""
+    share: jax.Array
+    """[N] of every row in the mean: 0 of one without a label."""
     penalties: jax.Array
     """[g, J], 0 for the bias."""
 
@@ -125,7 +127,7 @@ def minimize_path(
 
     Args:
         features: [N, D].
-        targets: [N, C] one-hot labels.
+        targets: [N, C] one-hot labels; a row of zeros has none and doesn't count.
         lams: [G] penalties, positive.
         tolerance: of the largest entry of the gradient, in rotated coordinates.
         most_steps: of each; static.
@@ -138,12 +140,14 @@ def minimize_path(
     size = -(-number // groups)
     order = jnp.argsort(-lams)
     padded = jnp.pad(lams[order], (0, groups * size - number), mode="edge")
-    basis = make_basis(features)
+    there = jnp.sum(targets, axis=1)
+    share = there / jnp.maximum(jnp.sum(there), 1)
+    basis = make_basis(features, there > 0)
     width = basis.features.shape[1]
     penalized = jnp.arange(width) < width - 1
 
     def solve(start: jax.Array, own: jax.Array) -> tuple[jax.Array, Probe]:
-        problem = Problem(basis, targets.T[:, None], own[:, None] * penalized)
+        problem = Problem(basis, targets.T[:, None], share, own[:, None] * penalized)
         weight, taken = search(problem, start, tolerance, most_steps)
         # Logits have been summed up step by step: what is reported is computed anew.
         last = at(problem, weight, logits_of(problem, weight))
@@ -159,29 +163,31 @@ def minimize_path(
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[places], found)
 
 
-def make_basis(features: jax.Array) -> Basis:
+def make_basis(features: jax.Array, there: jax.Array) -> Basis:
     """Rotates features by the eigenvectors of their covariance.
 
     Of fewer images than features, the space that the images span is rotated.
 
     Args:
         features: [N, D].
+        there: [N] bool; the coordinates of rows that are not are all 0, that of the bias as well.
 
     Returns:
         J - 1 coordinates, min(N, D) or D of them.
     """
     number, width = features.shape
-    mean = jnp.mean(features, axis=0)
-    own, rotation = features - mean, None
+    mean = jnp.mean(features, axis=0, where=there[:, None])
+    own, rotation = jnp.where(there[:, None], features - mean, 0), None
+    count = jnp.maximum(jnp.sum(there, dtype=features.dtype), 1)
     if number < width:
         rotation, upper = jnp.linalg.qr(own.T)
         own = upper.T
-    spread = jnp.mean(jnp.square(own), axis=0)
+    spread = jnp.sum(jnp.square(own), axis=0) / count
     if own.shape[1] <= ROTATED:
-        spread, vectors = jnp.linalg.eigh(own.T @ own / number)
+        spread, vectors = jnp.linalg.eigh(own.T @ own / count)
         own = own @ vectors
         rotation = vectors if rotation is None else rotation @ vectors
-    ones = jnp.ones((number, 1), own.dtype)
+    ones = there[:, None].astype(own.dtype)
     spread = jnp.append(jnp.maximum(spread, 0), 1.0)
     return Basis(jnp.concatenate([own, ones], axis=1), spread, rotation, mean)
 
@@ -237,11 +243,11 @@ def at(problem: Problem, weight: jax.Array, logits: jax.Array) -> Point:
     """Value and gradient of weights [C, g, J] with their logits [C, g, N]."""
     features, targets = problem.basis.features, problem.targets
     chances, total = softmax(logits)
-    fit = jnp.mean(total - jnp.sum(logits * targets, axis=0), axis=1)
+    fit = jnp.sum(problem.share * (total - jnp.sum(logits * targets, axis=0)), axis=1)
     pull = problem.penalties * weight
-    wrong = (chances - targets) / len(features)
+    wrong = (chances - targets) * problem.share
     slope = (wrong.reshape(-1, len(features)) @ features).reshape(weight.shape)
-    certainty = jnp.mean(chances * (1 - chances), axis=2)
+    certainty = jnp.sum(problem.share * chances * (1 - chances), axis=2)
     return Point(weight, logits, fit + dot(weight, pull) / 2, slope + pull, certainty)
 
 
@@ -285,7 +291,7 @@ def line_search(
 
     def slope_at(length: jax.Array) -> jax.Array:
         chances, _ = softmax(point.logits + length[:, None] * along)
-        fit = jnp.mean(jnp.sum((chances - problem.targets) * along, axis=0), axis=1)
+        fit = jnp.sum(problem.share * jnp.sum((chances - problem.targets) * along, axis=0), axis=1)
         return fit + pull + length * stretch
 
     def narrow(carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:

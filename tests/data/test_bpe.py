@@ -54,3 +54,10 @@ def test_the_file_is_what_tokenizers_reads(tmp_path):
     assert folder_tokenizer(tmp_path).ends == (5,)
     read = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert read.encode("x").ids == [1, *own.encode(["x"])[0]]
+    # What is put behind a text begins none.
+    for template, begin in (("$A </s>", None), ("<s> $A </s>", 1)):
+        read.post_processor = tokenizers.processors.TemplateProcessing(
+            single=template, special_tokens=[("<s>", 1), ("</s>", 2)]
+        )
+        read.save(str(tmp_path / "tokenizer.json"))
+        assert folder_tokenizer(tmp_path).begin == begin

@@ -139,6 +139,32 @@ def test_what_stands_for_missing_pixels_is_never_data(stack, monkeypatch):
                 np.testing.assert_array_equal(own.images[..., 0], np.where(own.valid, 5, 0))
 
 
+def test_a_scale_and_an_offset_of_a_file_are_in_its_pixels(stack, monkeypatch):
+    """As reflectance of Sentinel-2 is distributed, 0.0001 x - 0.1, beside a band without a word."""
+    rasterio = pytest.importorskip("rasterio")
+    plain = rasters.read_bands(stack, ("B11", "B4"))
+    with rasterio.open(stack["B11"], "r+") as file:
+        file.scales, file.offsets = (1e-4,), (-0.1,)
+    own = rasters.read_bands(stack, ("B11", "B4"))
+    assert own.images.dtype == np.float32
+    expected = np.where(plain.valid, 1e-4 * plain.images[..., 0] - 0.1, 0)
+    np.testing.assert_allclose(own.images[..., 0], expected, atol=1e-6)
+    np.testing.assert_array_equal(own.images[..., 1], plain.images[..., 1])
+    np.testing.assert_array_equal(own.valid, plain.valid)
+    monkeypatch.setitem(__import__("sys").modules, "rasterio", None)
+    other = rasters.read_bands(stack, ("B11", "B4"))
+    np.testing.assert_array_equal(other.images, own.images)
+    np.testing.assert_array_equal(other.valid, own.valid)
+
+
+def test_zeros_of_all_bands_are_no_data_whatever_they_stand_for(stack):
+    rasterio = pytest.importorskip("rasterio")
+    for name in ("B4", "B8"):
+        with rasterio.open(stack[name], "r+") as file:
+            file.nodata, file.offsets = None, (-0.1,)
+    assert not rasters.read_bands(stack, ("B4", "B8")).valid[0, 0]
+
+
 def test_bands_of_another_place_are_refused(stack):
     rasterio = pytest.importorskip("rasterio")
     with rasterio.open(stack["B8"], "r+") as file:

@@ -11,6 +11,7 @@ import pytest
 
 from jaxmethods.interpret import trees
 from jaxmethods.interpret.curvature import hutchinson, operators
+from jaxmethods.interpret.expressivity import in_context
 from jaxmethods.interpret.generalization import (
     distribution_shift,
     evaluated_cmi,
@@ -21,6 +22,7 @@ from jaxmethods.interpret.generalization import (
     rademacher,
     stability,
 )
+from jaxmethods.interpret.kernels import kernel_statistics
 from jaxmethods.interpret.losses import cross_entropy, squared_error
 from jaxmethods.interpret.problem import Data, make_problem
 from tests.interpret.networks import random_layers, relu_mlp
@@ -196,6 +198,10 @@ def test_a_prior_that_has_seen_everything_is_refused():
     posterior = pac_bayes.initial_posterior(params)
     with pytest.raises(ValueError, match="prior: expected one of 6 examples"):
         pac_bayes.certificate(posterior, problem, prior, jax.random.key(0))
+    unlabeled = replace(problem, data=Data(x, y.at[3].set(-1)))
+    fresh = prior._replace(used=jnp.arange(6) < 2)
+    found = pac_bayes.certificate(posterior, unlabeled, fresh, jax.random.key(0), 2)
+    assert found.examples == 3
     weighted = replace(problem, data=problem.data._replace(weight=jnp.ones(6)))
     with pytest.raises(ValueError, match="without weights"):
         pac_bayes.certificate(posterior, weighted, prior, jax.random.key(0))
@@ -295,3 +301,31 @@ def test_norms_of_half_precision_are_those_of_the_numbers():
         norms.fisher_rao(x, jnp.arange(4) % 3, 10) for x in (logits, logits.astype(float))
     )
     np.testing.assert_allclose(own, exact, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda x, y: kernel_statistics.alignment(x @ x.T, y[:, None] @ y[None]),
+        lambda x, y: kernel_statistics.label_alignment(x @ x.T, y > 0),
+        lambda x, y: kernel_statistics.drift(x @ x.T, y[:, None] @ y[None]),
+        lambda x, y: leave_one_out.ridge_leave_one_out(x, y, 0.5).mean_square,
+        lambda x, y: leave_one_out.kernel_leave_one_out(jnp.eye(len(y), dtype=y.dtype), y, 0.5),
+        lambda x, y: rademacher.linear_bound(x, 1.0),
+        lambda x, y: in_context.ridge(x, y, 0.5),
+        lambda x, y: distribution_shift.distribution_shift(x, x + 9, jax.random.key(0)).distance,
+    ],
+)
+def test_half_precision_is_computed_in_float32(measure):
+    """Whole numbers, which float16 holds, but not the sums of their squares."""
+    rng = np.random.default_rng(0)
+    x, y = jnp.asarray(rng.integers(-8, 8, (40, 3))), jnp.asarray(rng.integers(-16, 16, 40))
+    own, wide = (measure(x.astype(kind), y.astype(kind)) for kind in (jnp.float16, jnp.float32))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), own, wide)
+
+
+def test_samples_of_float32_are_compared_where_float64_is_there():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(20, 2)), jnp.float32)
+    with jax.enable_x64(True):
+        found = distribution_shift.distribution_shift(x, x + 9, jax.random.key(0))
+    assert found.distance.value == 2

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from jaxmethods.interpret import trees
+from jaxmethods.interpret.generalization import norms
 from jaxmethods.interpret.generalization.leave_one_out import ridge_leave_one_out
 from jaxmethods.interpret.gradients import per_example
 from jaxmethods.interpret.honesty import best_of_n, calibration, fairness, good_turing
 from jaxmethods.interpret.influence import influence_functions, memorization, tracin, trak
+from jaxmethods.interpret.kernels import kernel_statistics
 from jaxmethods.interpret.losses import cross_entropy, squared_error
 from jaxmethods.interpret.privacy import audit, dp_sgd, lira, membership, rdp_accounting
 from jaxmethods.interpret.problem import Data, make_problem
@@ -66,6 +68,10 @@ def _tracin(problem):
 
 def test_tracin_is_a_sum_of_inner_products_of_gradients():
     np.testing.assert_allclose(*_tracin(problem()), rtol=1e-4, atol=1e-5)
+    own, rates = problem(), np.ones(1)
+    with jax.enable_x64(True):  # rates are float64
+        kept = jax.tree.map(lambda leaf: leaf[None], own.floats)
+        assert tracin.tracin(own, own, kept, rates).dtype == jnp.float32
 
 
 def test_label_margins_are_log_odds():
@@ -263,6 +269,32 @@ def test_calibration_of_known_probabilities():
     assert np.sum(good.count) == 8
 
 
+def test_examples_without_a_label_are_in_no_mean():
+    rng = np.random.default_rng(0)
+    logits, labels = jnp.asarray(rng.normal(size=(9, 3)), jnp.float32), np.arange(9) % 3
+    more = jnp.concatenate([logits, 9 * logits[:4]]), np.append(labels, [-1] * 4)
+    for function in (
+        calibration.calibration,
+        lambda *given: norms.fisher_rao(*given, 2),
+        lambda *given: jnp.nanmean(norms.margins(*given)),
+        lambda *given: jnp.nanmean(trak.label_margin(*given)),
+        lambda rows, classes: kernel_statistics.label_alignment(rows @ rows.T, classes),
+        lambda rows, classes: kernel_statistics.label_alignment(rows @ rows.T, classes, True),
+    ):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
+            function(*more),
+            function(logits, labels),
+        )
+
+
+@pytest.mark.parametrize("measure", [membership.advantage, membership.auc])
+def test_scores_of_bytes_rank_as_others_do(measure):
+    scores, member = np.array([0, 1, 200, 3]), np.array([0, 1, 1, 0])
+    own = measure(jnp.asarray(scores.astype(np.uint8)), jnp.asarray(member))
+    np.testing.assert_array_equal(own, measure(jnp.asarray(scores), jnp.asarray(member)))
+
+
 def test_calibration_of_half_precision_counts_every_example():
     logits = jnp.tile(jnp.array([[2.0, 0.0]], jnp.bfloat16), (1000, 1))
     labels = np.arange(1000) % 2
@@ -278,6 +310,8 @@ def test_shadow_models_that_agree_exactly_have_a_likelihood():
     scores = lira.lira_of_subsets(margins, members, np.array([4.0, 3.0], np.float32))
     assert scores[0] > 0
     assert scores[1] == 0
+    half = lira.lira_of_subsets(*(x.astype(np.float16) for x in (margins, members, margins[0])))
+    np.testing.assert_allclose(half, scores)
 
 
 def test_the_share_of_facts_seen_once_estimates_those_not_seen():

@@ -206,3 +206,22 @@ def test_a_temperature_of_zero_is_no_divergence_of_zero():
 def test_the_mean_of_float16_does_not_overflow():
     values = jnp.full((1, 3000), 30, jnp.float16)
     assert d.masked_mean(values, jnp.ones((1, 3000))) == 30
+
+
+@pytest.mark.parametrize("missing", [-1, -100])
+def test_a_target_that_is_no_token_has_no_loss_and_no_gradient(missing):
+    """A mean that leaves it out is finite, and so is its gradient."""
+    student, teacher = (jax.random.normal(jax.random.key(seed), (3, 7)) for seed in (0, 1))
+    targets = jnp.array([2, missing, 3])
+
+    def loss(student, rows):
+        own, target = student[rows], targets[rows]
+        each = d.cross_entropy(own, target)
+        each = each + d.decoupled(own, teacher[rows], target, 1.0, 2.0)
+        return d.masked_mean(each, target >= 0), each
+
+    (value, each), slope = jax.value_and_grad(loss, has_aux=True)(student, jnp.arange(3))
+    (expected, _), known = jax.value_and_grad(loss, has_aux=True)(student, jnp.array([0, 2]))
+    assert jnp.isnan(each[1])
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(slope, known, rtol=1e-5, atol=1e-7)

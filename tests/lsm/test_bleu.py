@@ -24,6 +24,20 @@ def test_chinese_is_counted_in_characters():
     assert corpus_bleu(right, given) < 5 < 50 < corpus_bleu(right, given, "Chinese")
 
 
+@pytest.mark.parametrize(
+    ("language", "right", "given"),
+    [
+        ("Traditional Chinese", "我们今天去学校", "我们今天去商店"),
+        ("Japanese", "わたしは学校に行きます", "わたしは学校に来ました"),
+        ("th", "ฉันไปโรงเรียนวันนี้", "ฉันไปโรงเรียนเมื่อวาน"),
+    ],
+)
+def test_languages_without_spaces_are_counted_in_characters(language, right, given):
+    """A sentence that is right but for its last word."""
+    pytest.importorskip("sacrebleu")
+    assert corpus_bleu([right], [given], language) > 50
+
+
 def test_without_the_package_its_install_line_is_said(monkeypatch):
     monkeypatch.setitem(sys.modules, "sacrebleu", None)
     with pytest.raises(MissingExtraError, match=r"jaxmethods\[speech\]"):

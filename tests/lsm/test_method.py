@@ -182,3 +182,4 @@ def test_labels_behind_the_allowed_ones_are_left_out():
     expected = [[[IGNORED, 3, 4]], [[5, IGNORED, IGNORED]]]
     assert first_labels(labels, 3).tolist() == expected
     assert first_labels(labels, 9).tolist() == labels.tolist()
+    assert first_labels(labels.at[1, 0, 1].set(-1), 3)[1, 0].tolist() == [5, -1, IGNORED]

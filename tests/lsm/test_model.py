@@ -94,6 +94,7 @@ def test_what_padding_holds_does_not_matter():
     other = text._replace(
         prefix=np.where(text.prefix_mask, text.prefix, 9),
         suffix=np.where(text.suffix_mask, text.suffix, 9),
+        labels=np.where(text.labels == IGNORED, -1, text.labels),
     )
     loud = np.where(np.asarray(speech.mask)[..., None], speech.tokens, np.float32(7))
     again, _ = losses(other, Speech(loud, speech.mask))
@@ -151,7 +152,8 @@ def packed(text, speech, length):
 
 def test_packed_rows_have_the_losses_of_the_rows():
     text, speech = rows_of_text(), speech_of(MIXED)
-    rows, (found, counted) = packed(text, speech, 60)
+    marked = text._replace(labels=np.where(text.labels == IGNORED, -1, text.labels))
+    rows, (found, counted) = packed(marked, speech, 60)
     expected, learned = losses(text, speech)
     assert rows.lost == 0
     np.testing.assert_allclose(np.asarray(found)[counted], np.asarray(expected)[learned], atol=1e-5)

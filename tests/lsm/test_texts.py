@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jaxmethods.lsm import augmentation, prompts
 from jaxmethods.lsm.model import IGNORED
 from jaxmethods.lsm.schedules import warmup_then_linear
-from jaxmethods.lsm.transcripts.normalize import normalize_english
+from jaxmethods.lsm.transcripts.normalize import normalize_english, normalizer_of
 from jaxmethods.lsm.transcripts.word_errors import corpus_errors, edit_errors, word_errors
 
 words = st.lists(st.sampled_from("abc"), max_size=6)
@@ -50,6 +50,27 @@ def test_normalized_text_has_single_spaces_and_no_capitals(text):
     found = normalize_english(text)
     assert "  " not in found
     assert found == found.lower()
+
+
+@pytest.mark.parametrize(
+    ("language", "said", "heard", "rate"),
+    [
+        ("en", "Um, it's colour!", "it is color", 0),
+        ("de", "Um acht.", "um acht", 0),
+        ("de", "Um acht.", "acht", 1 / 2),  # a filler is dropped in English alone
+        ("zh", "我们今天去学校。", "我们今天去学生", 1 / 7),
+        ("ja", "GPUを使う", "gpuで使う", 1 / 4),
+    ],
+)
+def test_transcripts_are_compared_in_words_of_their_language(language, said, heard, rate):
+    normalize = normalizer_of(language)
+    assert word_errors(normalize(said), normalize(heard)).rate == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("mark", "।؟።»")
+def test_answers_end_in_the_punctuation_of_their_script(mark):
+    assert augmentation.keep_response(f"a{mark} ")
+    assert not augmentation.keep_response("a")
 
 
 def encode(text):

@@ -55,6 +55,17 @@ def test_an_entry_of_the_grid_is_what_it_is_alone(data, solved):
     np.testing.assert_allclose(alone.objective[0], solved.objective[1], atol=1e-6)
 
 
+def test_rows_without_a_label_change_nothing(data, solved):
+    features, labels = data
+    more = jnp.concatenate([features, jnp.full((3, D), 50.0), jnp.full((1, D), jnp.nan)])
+    labels = jnp.append(labels, jnp.array([-1, -1, CLASSES, -1]))
+    own = linear_probe.probe_lbfgs(more, labels, LAMS[1:2], classes=CLASSES, tolerance=1e-6)
+    np.testing.assert_allclose(own.weight[0], solved.weight[1], atol=1e-4)
+    np.testing.assert_allclose(own.objective[0], solved.objective[1], atol=1e-6)
+    known = linear_probe.accuracies(own, features, data[1])
+    np.testing.assert_array_equal(linear_probe.accuracies(own, more, labels), known)
+
+
 def test_the_gradient_is_small_and_a_larger_penalty_gives_smaller_weights(solved):
     assert np.all(solved.gradient < 1e-4)
     sizes = np.linalg.norm(np.asarray(solved.weight).reshape(len(LAMS), -1), axis=1)

@@ -18,6 +18,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmethods.numerics.precision import wide
+
 
 class LinearAttention(NamedTuple):
     """A layer: tokens E [T, d + 1] -> E + scale V (E W_V) (E W_K E W_Q^T)."""
@@ -93,6 +95,7 @@ def gradient_descent(inputs: jax.Array, targets: jax.Array, rate: float, steps: 
 
 def ridge(inputs: jax.Array, targets: jax.Array, penalty: float) -> jax.Array:
     """Weights [d] that minimize |X w - y|^2 + penalty |w|^2."""
+    inputs, targets = wide(inputs), wide(targets)
     gram = inputs.T @ inputs + penalty * jnp.eye(inputs.shape[1], dtype=inputs.dtype)
     return jnp.linalg.solve(gram, inputs.T @ targets)
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from jaxmethods.interpret.problem import Estimate
 from jaxmethods.numerics.compiled import compiled
-from jaxmethods.numerics.precision import spread_or_one
+from jaxmethods.numerics.precision import spread_or_one, wide
 
 
 class Shift(NamedTuple):
@@ -47,7 +47,8 @@ def logistic_regression(
         [D + 1].
     """
     design = jnp.concatenate([inputs, jnp.ones((len(inputs), 1), inputs.dtype)], axis=1)
-    ridge = penalty * jnp.diag(jnp.append(jnp.ones(inputs.shape[1]), 1e-6))
+    free = jnp.append(jnp.ones(inputs.shape[1], inputs.dtype), 1e-6)
+    ridge = penalty * jnp.diag(free.astype(inputs.dtype))
     total = jnp.sum(weights)
 
     def step(_: int, w: jax.Array) -> jax.Array:
@@ -75,13 +76,13 @@ def distribution_shift(
         The distance with its binomial error, weights [n] of the source examples (each by the
         classifier that was not fitted on it) and their effective size.
     """
-    inputs = jnp.concatenate([source, target])
+    inputs = wide(jnp.concatenate([source, target]))
     mean = jnp.mean(inputs, axis=0)
     inputs = (inputs - mean) / spread_or_one(jnp.std(inputs, axis=0), mean)
     count, other = len(source), len(target)
-    labels = jnp.append(jnp.zeros(count), jnp.ones(other))
+    labels = jnp.append(jnp.zeros(count, inputs.dtype), jnp.ones(other, inputs.dtype))
     # Both samples weigh the same, whatever their sizes, so that chance is an error of one half.
-    balance = jnp.where(labels == 1, 0.5 / other, 0.5 / count)
+    balance = jnp.where(labels == 1, 0.5 / other, 0.5 / count).astype(inputs.dtype)
     order = jax.random.uniform(key, labels.shape)
     half = order < jnp.median(order)
 
@@ -101,6 +102,7 @@ def distribution_shift(
 
 def weighted_risk(losses: jax.Array, weights: jax.Array) -> Estimate:
     """Self-normalized importance-weighted mean of losses [n], with its delta-method error."""
+    losses, weights = wide(losses), wide(weights)
     share = weights / jnp.sum(weights)
     risk = jnp.sum(share * losses)
     return Estimate(

@@ -20,6 +20,7 @@ from jaxmethods.interpret.kernels.ntk import ntk
 from jaxmethods.interpret.losses import output_hessian
 from jaxmethods.interpret.problem import Problem, one_batch
 from jaxmethods.numerics.compiled import compiled
+from jaxmethods.numerics.precision import wide
 
 
 class RidgeLeaveOneOut(NamedTuple):
@@ -56,7 +57,7 @@ def ridge_leave_one_out(inputs: jax.Array, targets: jax.Array, penalty: float) -
     Returns:
         Weights, residuals, their leave-one-out values and changes.
     """
-    count = len(inputs)
+    inputs, targets, count = wide(inputs), wide(targets), len(inputs)
     gram = inputs.T @ inputs + penalty * jnp.eye(inputs.shape[1], dtype=inputs.dtype)
     both = jnp.linalg.solve(gram, jnp.concatenate([(inputs.T @ targets)[:, None], inputs.T], 1))
     weights, influence_of = both[:, 0], both[:, 1:].T  # [d], [N, d]
@@ -80,6 +81,7 @@ def ridge_leave_one_out(inputs: jax.Array, targets: jax.Array, penalty: float) -
 
 def kernel_leave_one_out(kernel: jax.Array, targets: jax.Array, penalty: float) -> jax.Array:
     """Residuals [N] of kernel ridge regression without each example, from K [N, N] and y [N]."""
+    kernel, targets = wide(kernel), wide(targets)
     inverse = jnp.linalg.inv(kernel + penalty * jnp.eye(len(kernel), dtype=kernel.dtype))
     return inverse @ targets / jnp.diag(inverse)
 

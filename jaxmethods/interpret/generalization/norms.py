@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from jaxmethods.interpret import trees
 from jaxmethods.numerics.precision import wide
+from jaxmethods.numerics.predictions import labeled
 
 
 class Norms(NamedTuple):
@@ -170,10 +171,12 @@ def distance_from(params: Any, initial: Any) -> jax.Array:
 
 
 def margins(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """f_y - max of the others, [...], of logits [..., C]; negative where another is the largest."""
-    own = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    """f_y - max of the others, [...], of logits [..., C]; negative where another is the largest,
+    NaN where the label is no class, such as -1."""
+    there = labeled(labels, logits.shape[-1])
+    own = jnp.take_along_axis(logits, jnp.where(there, labels, 0)[..., None], axis=-1)[..., 0]
     other = jnp.where(jax.nn.one_hot(labels, logits.shape[-1], dtype=bool), -jnp.inf, logits)
-    return own - jnp.max(other, axis=-1)
+    return jnp.where(there, own - jnp.max(other, axis=-1), jnp.nan)
 
 
 def fisher_rao(logits: jax.Array, labels: jax.Array, layers: int) -> jax.Array:
@@ -181,7 +184,7 @@ def fisher_rao(logits: jax.Array, labels: jax.Array, layers: int) -> jax.Array:
 
     Args:
         logits: [N, C].
-        labels: int [N].
+        labels: int [N]; examples whose label is no class, such as -1, don't count.
         layers: L.
 
     Returns:
@@ -189,4 +192,5 @@ def fisher_rao(logits: jax.Array, labels: jax.Array, layers: int) -> jax.Array:
     """
     logits = wide(logits)
     slopes = jax.nn.softmax(logits) - jax.nn.one_hot(labels, logits.shape[1], dtype=logits.dtype)
-    return layers**2 * jnp.mean(jnp.sum(slopes * logits, axis=1) ** 2)
+    there = labeled(labels, logits.shape[1])
+    return layers**2 * jnp.mean(jnp.sum(slopes * logits, axis=1) ** 2, where=there)

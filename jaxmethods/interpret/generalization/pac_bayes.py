@@ -178,7 +178,7 @@ def objective(
     """
     if form not in ("quadratic", "square root"):
         raise ValueError(f'form: expected "quadratic" or "square root", got {form!r}')
-    fresh = 1.0 - prior.used
+    fresh = _counted(problem, prior)
     n = jnp.sum(fresh)
     losses = problem.losses(draw(posterior, key), problem.data)
     risk = jnp.sum(fresh * losses) / n / jnp.log(2.0)
@@ -264,7 +264,7 @@ def certificate(
     count = number_of_examples(problem.data)
     if prior.used.shape != (count,):
         raise ValueError(f"prior: expected one of {count} examples, got {prior.used.shape}")
-    fresh = 1.0 - prior.used
+    fresh = _counted(problem, prior)
     n = jnp.sum(fresh)
     j = jnp.round(_grid_index(posterior.log_variance))
     log_variance = jnp.log(LARGEST) - j / PRECISION
@@ -279,6 +279,11 @@ def certificate(
     delta_j = 6 * delta / (jnp.pi**2 * j**2)
     bound = kl_inverse(above, (kl + jnp.log(2 * jnp.sqrt(n) / delta_j)) / n)
     return Certificate(bound, above, mean, kl, n, bound >= 1)
+
+
+def _counted(problem: Problem, prior: Prior) -> jax.Array:
+    """[N], 1 for examples that the bound counts: fresh ones that have a label."""
+    return jnp.where(prior.used, 0.0, problem.weights(problem.data, jnp.float32))
 
 
 def errors(problem: Problem, vector: Vector) -> jax.Array:

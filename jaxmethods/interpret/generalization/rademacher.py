@@ -15,16 +15,18 @@ import jax.numpy as jnp
 
 from jaxmethods.interpret.estimates import mean_of
 from jaxmethods.interpret.problem import Estimate
+from jaxmethods.numerics.precision import wide
 
 
 def linear_correlations(inputs: jax.Array, signs: jax.Array, radius: float) -> jax.Array:
     """The supremum over |w| <= B for each draw [R] of signs [R, N] on inputs [N, d]."""
-    return radius * jnp.linalg.norm(signs @ inputs, axis=1) / len(inputs)
+    sums = wide(signs) @ wide(inputs)
+    return radius * jnp.linalg.norm(sums, axis=1) / len(inputs)
 
 
 def linear_bound(inputs: jax.Array, radius: float) -> jax.Array:
     """B sqrt(sum |x_i|^2) / n, which the complexity never exceeds, []."""
-    return radius * jnp.linalg.norm(inputs) / len(inputs)
+    return radius * jnp.linalg.norm(wide(inputs)) / len(inputs)
 
 
 def linear_rademacher(

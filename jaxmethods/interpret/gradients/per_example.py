@@ -111,7 +111,7 @@ def stiffness(problem: Problem, labels: jax.Array, chunk: int = 64) -> dict[str,
 
     Args:
         problem: any; its N P gradients must fit into memory. Examples of weight 0 are left out.
-        labels: class of every example, int [N].
+        labels: class of every example, int [N]; one that is negative is none, within nor between.
         chunk: examples that are differentiated together.
 
     Returns:
@@ -129,8 +129,9 @@ def stiffness(problem: Problem, labels: jax.Array, chunk: int = 64) -> dict[str,
     there = problem.weights(one_batch(problem).data, cosines.dtype) > 0  # padding is in no pair
     other = ~jnp.eye(len(labels), dtype=bool) & there[:, None] & there
     same = labels[:, None] == labels
+    known = other & (labels >= 0)[:, None] & (labels >= 0)
 
     def mean(pairs: jax.Array) -> jax.Array:
         return jnp.sum(jnp.where(pairs, cosines, 0)) / jnp.sum(pairs)
 
-    return {"within": mean(same & other), "between": mean(~same & other), "all": mean(other)}
+    return {"within": mean(same & known), "between": mean(~same & known), "all": mean(other)}

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jaxmethods.numerics.compiled import compiled
 from jaxmethods.numerics.precision import wide
-from jaxmethods.numerics.predictions import right
+from jaxmethods.numerics.predictions import labeled, right
 
 
 class Calibration(NamedTuple):
@@ -76,7 +76,7 @@ def calibration(logits: jax.Array, labels: jax.Array, bins: int = 15) -> Calibra
 
     Args:
         logits: [N, C].
-        labels: int [N].
+        labels: int [N]; an example whose label is no class, such as -1, doesn't count.
         bins: of equal width in confidence.
 
     Returns:
@@ -87,13 +87,15 @@ def calibration(logits: jax.Array, labels: jax.Array, bins: int = 15) -> Calibra
     log_p = jax.nn.log_softmax(logits, axis=-1)
     p = jnp.exp(log_p)
     confidence, hits = jnp.max(p, axis=1), right(p, labels)
-    found = binned(confidence, hits.astype(p.dtype), jnp.ones_like(confidence), bins)
+    there = labeled(labels, logits.shape[1])
+    found = binned(confidence, hits.astype(p.dtype), there.astype(p.dtype), bins)
     onehot = jax.nn.one_hot(labels, logits.shape[1], dtype=p.dtype)
+    own = jnp.take_along_axis(log_p, jnp.where(there, labels, 0)[:, None], axis=1)[:, 0]
     return Calibration(
         found.expected_error,
         found.largest_error,
-        jnp.mean(jnp.sum((p - onehot) ** 2, axis=1)),
-        -jnp.mean(jnp.take_along_axis(log_p, labels[:, None], axis=1)),
+        jnp.mean(jnp.sum((p - onehot) ** 2, axis=1), where=there),
+        -jnp.mean(own, where=there),
         found.confidence,
         found.accuracy,
         found.count,

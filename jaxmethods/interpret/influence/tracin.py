@@ -43,7 +43,7 @@ def tracin(
         vector, rate = own
         here, there = problem.at(vector), queries.at(vector)
         scores = map_gradients(there, lambda gradient: along(here, gradient), together).T
-        return total + rate * scores, None
+        return total + (rate * scores).astype(total.dtype), None
 
     shape = jax.eval_shape(lambda: map_gradients(queries, lambda g: along(problem, g), together))
     total, _ = jax.lax.scan(at, jnp.zeros(shape.shape[::-1], shape.dtype), (checkpoints, rates))

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxmethods.interpret import trees
 from jaxmethods.interpret.problem import Problem, one_batch
 from jaxmethods.numerics.compiled import compiled
+from jaxmethods.numerics.predictions import labeled
 
 
 class Projections(NamedTuple):
@@ -64,10 +65,12 @@ def project(
 
 
 def label_margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """log p / (1 - p) of the label, [N], without forming p."""
-    own = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    """log p / (1 - p) of the label, [N], without forming p; NaN where it is no class, such as
+    -1."""
+    there = labeled(labels, logits.shape[1])
+    own = jnp.take_along_axis(logits, jnp.where(there, labels, 0)[:, None], axis=1)[:, 0]
     others = jnp.where(jax.nn.one_hot(labels, logits.shape[1], dtype=bool), -jnp.inf, logits)
-    return own - jax.nn.logsumexp(others, axis=1)
+    return jnp.where(there, own - jax.nn.logsumexp(others, axis=1), jnp.nan)
 
 
 def scores(train: Projections, queries: Projections, ridge: float = 0.3) -> jax.Array:

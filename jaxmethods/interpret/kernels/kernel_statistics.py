@@ -45,25 +45,44 @@ def kernel_statistics(kernel: jax.Array) -> KernelStatistics:
 
 def alignment(kernel: jax.Array, other: jax.Array) -> jax.Array:
     """<K, K'> / (|K| |K'|) of two matrices, []."""
+    kernel, other = wide(kernel), wide(other)  # sums of squares in half precision overflow
     return jnp.vdot(kernel, other) / (jnp.linalg.norm(kernel) * jnp.linalg.norm(other))
 
 
 def centered(kernel: jax.Array) -> jax.Array:
     """H K H with H = I - 1/N."""
-    rows = kernel - jnp.mean(kernel, axis=0, keepdims=True)
-    return rows - jnp.mean(rows, axis=1, keepdims=True)
+    return _centered(kernel, jnp.ones(len(kernel), bool))
+
+
+def _centered(kernel: jax.Array, there: jax.Array) -> jax.Array:
+    """H K H of the examples that are there [N] bool; 0 in rows and columns of others."""
+    pairs = there[:, None] & there
+    kernel = jnp.where(pairs, wide(kernel), 0)
+    count = jnp.maximum(jnp.sum(there, dtype=kernel.dtype), 1)
+    rows = jnp.where(pairs, kernel - jnp.sum(kernel, axis=0, keepdims=True) / count, 0)
+    return jnp.where(pairs, rows - jnp.sum(rows, axis=1, keepdims=True) / count, 0)
 
 
 def label_alignment(kernel: jax.Array, labels: jax.Array, center: bool = False) -> jax.Array:
-    """Alignment with the kernel that is 1 between examples of one class, []."""
-    target = (labels[:, None] == labels).astype(kernel.dtype)
+    """Alignment with the kernel that is 1 between examples of one class, [].
+
+    Args:
+        kernel: K [N, N].
+        labels: [N] integers; examples without a label, which is negative, are left out.
+        center: center both kernels.
+    """
+    there = labels >= 0
+    pairs = there[:, None] & there
+    kernel = jnp.where(pairs, wide(kernel), 0)
+    target = (pairs & (labels[:, None] == labels)).astype(kernel.dtype)
     if center:
-        kernel, target = centered(kernel), centered(target)
+        kernel, target = _centered(kernel, there), _centered(target, there)
     return alignment(kernel, target)
 
 
 def drift(before: jax.Array, after: jax.Array) -> jax.Array:
     """|K' - K|_F / |K|_F, []."""
+    before, after = wide(before), wide(after)
     return jnp.linalg.norm(after - before) / jnp.linalg.norm(before)
 
 

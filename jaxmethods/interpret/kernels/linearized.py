@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.interpret import trees
+from jaxmethods.numerics.precision import wide
 
 
 def linearized(apply: Callable[[Any, Any], jax.Array], center: Any) -> Callable[..., jax.Array]:
@@ -43,7 +44,7 @@ def laziness(
     Returns:
         []; NaN where nothing has changed.
     """
-    final, first = apply(after, inputs), apply(before, inputs)
+    final, first = wide(apply(after, inputs)), wide(apply(before, inputs))
     apart = final - linearized(apply, before)(after, inputs)
     return jnp.linalg.norm(apart) / jnp.linalg.norm(final - first)
 
@@ -62,5 +63,6 @@ def kernel_regression(
     Returns:
         [M, C].
     """
+    kernel, cross, targets = wide(kernel), wide(cross), wide(targets)
     amount = ridge * jnp.mean(jnp.diag(kernel))
     return cross @ jnp.linalg.solve(kernel + amount * jnp.eye(len(kernel)), targets)

@@ -12,6 +12,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxmethods.numerics.precision import wide
+
 LEAST_VARIANCE = 1e-12
 """That of shadow models which agree to rounding on an example, as saturated ones do."""
 
@@ -65,4 +67,6 @@ def lira_of_subsets(
         return -(jnp.log(variance) + (observed - mean) ** 2 / variance) / 2
 
     subsets = subsets.astype(bool)
+    # The least variance is 0 in half precision.
+    confidences, observed = wide(confidences), wide(observed)
     return log_density(subsets) - log_density(~subsets)

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.interpret.problem import Estimate
+from jaxmethods.numerics.precision import wide
 
 
 def auc(scores: jax.Array, member: jax.Array) -> Estimate:
@@ -40,7 +41,7 @@ def auc(scores: jax.Array, member: jax.Array) -> Estimate:
 
 def roc(scores: jax.Array, member: jax.Array) -> tuple[jax.Array, jax.Array]:
     """FPR and TPR [N] at every score as threshold, "member" for scores at least as large."""
-    member = member.astype(bool)
+    member, scores = member.astype(bool), wide(scores)  # minus a byte is a byte
     order = jnp.argsort(-scores)
     ordered, own = scores[order], member[order]
     # Equal scores are above a threshold together: each takes the counts of the last of them.

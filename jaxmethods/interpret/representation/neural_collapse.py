@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from jaxmethods.numerics.compiled import compiled
 from jaxmethods.numerics.precision import wide
+from jaxmethods.numerics.predictions import labeled
 
 
 class Collapse(NamedTuple):
@@ -63,7 +64,7 @@ def moments(features: jax.Array, labels: jax.Array, classes: int) -> Moments:
 
     Rows whose label is no class, such as -1 of padding, are in none of them.
     """
-    features = jnp.where(_labeled(labels, classes)[:, None], wide(features), 0)
+    features = jnp.where(labeled(labels, classes)[:, None], wide(features), 0)
     member = jax.nn.one_hot(labels, classes, dtype=features.dtype)
     return Moments(jnp.sum(member, axis=0), member.T @ features, features.T @ features)
 
@@ -93,7 +94,7 @@ def neural_collapse(
     """
     if classes < 2:
         raise ValueError(f"classes: expected at least 2, got {classes}")
-    there = _labeled(labels, classes)
+    there = labeled(labels, classes)
     features = jnp.where(there[:, None], wide(features), 0)
     # Centered first: sums of squares far from the origin would lose the small covariance.
     center = jnp.mean(features, axis=0, where=there[:, None])
@@ -149,12 +150,6 @@ def from_moments(sums: Moments, weights: jax.Array | None = None) -> Collapse:
         nan,
         empty,
     )
-
-
-def _labeled(labels: jax.Array, classes: int) -> jax.Array:
-    """[N] bool."""
-    labels = jnp.asarray(labels)
-    return (labels >= 0) & (labels < classes)
 
 
 def _cut(matrix: jax.Array) -> float:

@@ -21,7 +21,7 @@ from jaxmethods.errors import DataError
 from jaxmethods.files import write_atomically
 from jaxmethods.lsm.config import TranscribeRun as Run
 from jaxmethods.lsm.recipes.manifests import numbered_rows
-from jaxmethods.lsm.transcripts.normalize import normalize_english
+from jaxmethods.lsm.transcripts.normalize import normalizer_of
 from jaxmethods.lsm.transcripts.word_errors import corpus_errors, word_errors
 from jaxmethods.models import whisper
 from jaxmethods.numerics.statistics import bootstrap_interval, markdown_table
@@ -69,7 +69,7 @@ def recipe(run: Run) -> Recipe:
     read_model(run)  # says what is wrong before there is a run folder
     known = any(one.said is not None for one in recordings)
     if known:
-        normalize_english("")
+        normalizer_of(run.language)
 
     def parts(results: Results, place: Place) -> list[Part]:
         del results, place
@@ -150,16 +150,21 @@ def metrics(
         "skipped": sum(not one.heard for one in found),
         "seconds": sum(one.seconds for one in found),
     }
-    pairs = compared(recordings, found)
+    pairs = compared(run, recordings, found)
     if pairs:
         values["word_error_rate"] = corpus_errors(*zip(*pairs, strict=True)).rate
     return values
 
 
-def compared(recordings: Sequence[Recording], found: Sequence[Transcript]) -> list[tuple[str, str]]:
+def compared(
+    run: Run, recordings: Sequence[Recording], found: Sequence[Transcript]
+) -> list[tuple[str, str]]:
     """Normalized pairs of what was said and what was heard."""
+    if all(one.said is None for one in recordings):
+        return []
+    normalize = normalizer_of(run.language)
     return [
-        (normalize_english(one.said), normalize_english(own.text))
+        (normalize(one.said), normalize(own.text))
         for one, own in zip(recordings, found, strict=True)
         if one.said is not None and own.heard
     ]
@@ -185,7 +190,7 @@ def report(run: Run, recordings: Sequence[Recording], results: Results, folder: 
     write_atomically(folder / "transcripts.jsonl", "".join(lines))
     shown = [[row["audio"], row["text"], row.get("said", "")] for row in rows]
     text = markdown_table(["recording", "heard", "said"], shown[:50])
-    pairs = compared(recordings, found)
+    pairs = compared(run, recordings, found)
     if pairs:
         errors = corpus_errors(*zip(*pairs, strict=True))
         each = np.asarray([word_errors(*pair).rate for pair in pairs])

@@ -215,11 +215,11 @@ def grow(cache: Cache | None, mask: jax.Array | None, keys: jax.Array, values: j
             f"{'' if traced else f' with {int(cache.length)} taken'}; attention.reserve makes some"
         )
     keys = jnp.where(cache.length + new <= room, keys, jnp.nan)
-    start = (0, 0, 0, cache.length, 0)
+    write = lax.dynamic_update_slice_in_dim  # places of one type, also where int64 is the default
     return Cache(
-        lax.dynamic_update_slice(cache.keys, keys.astype(cache.keys.dtype), start),
-        lax.dynamic_update_slice(cache.values, values.astype(cache.values.dtype), start),
-        lax.dynamic_update_slice(cache.mask, mask, (0, cache.length)),
+        write(cache.keys, keys.astype(cache.keys.dtype), cache.length, 3),
+        write(cache.values, values.astype(cache.values.dtype), cache.length, 3),
+        write(cache.mask, mask, cache.length, 1),
         cache.length + new,
     )
 

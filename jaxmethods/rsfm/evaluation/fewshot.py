@@ -23,7 +23,8 @@ def draw_shots(key: jax.Array, labels: jax.Array, shots: int, classes: int) -> j
 
     Args:
         key: [] typed random key.
-        labels: [N] integers; every class has at least `shots`, see `check_shots`.
+        labels: [N] integers; every class has at least `shots`, see `check_shots`. Images whose
+            label is no class, such as -1, are not drawn.
         shots: of every class; static.
         classes: C; static.
 
@@ -32,14 +33,13 @@ def draw_shots(key: jax.Array, labels: jax.Array, shots: int, classes: int) -> j
     """
     # Sorted by class, and by chance within a class.
     order = jnp.lexsort((jax.random.uniform(key, labels.shape), labels))
-    counts = jnp.sum(labels[None] == jnp.arange(classes)[:, None], axis=1)
-    starts = jnp.cumsum(counts) - counts
+    starts = jnp.searchsorted(labels[order], jnp.arange(classes))
     return order[(starts[:, None] + jnp.arange(shots)).reshape(-1)]
 
 
 def check_shots(labels: np.ndarray, shots: int, class_names: tuple[str, ...]) -> None:
     """Raises `DataError`, which names the class, where one has fewer images than `shots`."""
-    counts = np.bincount(labels, minlength=len(class_names))
+    counts = np.array([np.sum(labels == place) for place in range(len(class_names))])
     few = int(np.argmin(counts))
     if counts[few] < shots:
         raise DataError(

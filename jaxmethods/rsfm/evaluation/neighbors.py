@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxmethods.models.clip.contrastive import unit
 from jaxmethods.numerics.compiled import compiled
 from jaxmethods.numerics.precision import wide
+from jaxmethods.numerics.predictions import labeled
 
 Metric = Literal["cosine", "l2"]
 
@@ -38,7 +39,7 @@ def neighbor_scores(
 
     Args:
         features: [N, D] of the training images.
-        labels: [N] integers.
+        labels: [N] integers; an image whose label is no class, such as -1, is nobody's neighbor.
         queries: [Q, D].
         classes: C; static.
         k: neighbors that vote; static.
@@ -68,13 +69,14 @@ def neighbor_scores(
         center = jnp.mean(features, axis=0, where=sound)
         features, queries = features - center, queries - center
         shift = -0.5 * jnp.sum(jnp.square(features), axis=1)
+    known = labeled(labels, classes)
     number, size = len(queries), min(chunk, len(queries))
     padded = jnp.pad(queries, ((0, -number % size), (0, 0)))
 
     def vote(own: jax.Array) -> jax.Array:
         similarity = own @ features.T + shift
         # A broken training image would be the nearest of all.
-        similarity = jnp.where(jnp.isnan(similarity), -jnp.inf, similarity)
+        similarity = jnp.where(jnp.isnan(similarity) | ~known, -jnp.inf, similarity)
         near, places = jax.lax.top_k(similarity, k)  # [size, k]
         top = jnp.where(temperature * 80 < 1, near[:, :1], 0)  # exp(88) is float32's largest
         weight = jnp.exp((near - top) / temperature) if weighted else jnp.ones_like(near)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from jaxmethods.numerics.compiled import compiled
 from jaxmethods.numerics.linear_probe import Probe
+from jaxmethods.numerics.precision import wide
 from jaxmethods.rsfm.schedules import lars_update, warmup_cosine
 
 TRUST = 0.001
@@ -52,7 +53,7 @@ def probe_sgd(
 
     Args:
         features: [N, D], standardized.
-        labels: [N] integers.
+        labels: [N] integers; an image whose label is no class, such as -1, doesn't count.
         grid: G settings and S seeds.
         classes: C; static.
         epochs: static; the last batch of an epoch that isn't full is left out.
@@ -71,6 +72,8 @@ def probe_sgd(
         raise ValueError(f"optimizer: expected lars or sgd, got {optimizer!r}")
     if classes < 2:
         raise ValueError(f"classes: expected at least 2, got {classes}")
+    features = wide(features)
+    decays = grid.weight_decay.astype(features.dtype)
     number, width = features.shape
     size = min(batch, number)
     steps = number // size
@@ -91,7 +94,7 @@ def probe_sgd(
             rows, place = scanned
             losses, gradient = _gradients(params, features[rows], targets[rows])
             rates = warmup_cosine(place, grid.rate, epochs, warmup).astype(features.dtype)
-            return move(params, gradient, velocity, rates, grid.weight_decay), losses
+            return move(params, gradient, velocity, rates, decays), losses
 
         def epoch(carry: Any, index: jax.Array) -> Any:
             order = jax.random.permutation(jax.random.fold_in(order_key, index), number)
@@ -122,16 +125,18 @@ def _gradients(params: Any, rows: jax.Array, targets: jax.Array) -> tuple[jax.Ar
     own = jax.tree.map(lambda leaf: leaf[:-1] - leaf[-1:], params)
     said = (own["weight"].reshape(-1, width) @ rows.T).reshape(classes - 1, settings, number)
     hits = _terms(targets.T[:-1, None])
+    there = jnp.sum(targets, axis=1)  # 0 of an image without a class
+    weight = there / jnp.maximum(jnp.sum(there), 1)
     pairs = zip(_terms(said), _terms(own["bias"][..., None]), strict=True)
     logits = [term + bias for term, bias in pairs]
-    largest = reduce(jnp.maximum, _whole(jnp.max, logits), jnp.zeros(()))
+    largest = reduce(jnp.maximum, _whole(jnp.max, logits), jnp.zeros((), said.dtype))
     powers = [jnp.exp(term - largest) for term in logits]
     total = jnp.exp(-largest) + _sum(powers)
     truth = _sum([term * hit for term, hit in zip(logits, hits, strict=True)])
-    losses = jnp.mean(largest + jnp.log(total) - truth, axis=-1)
-    share = 1 / (number * total)
+    losses = jnp.sum(weight * (largest + jnp.log(total) - truth), axis=-1)
+    share = weight / total
     pairs = zip(powers, hits, strict=True)
-    wrong = jnp.stack([power * share - hit / number for power, hit in pairs])
+    wrong = jnp.stack([power * share - hit * weight for power, hit in pairs])
     wrong = wrong.reshape(classes - 1, settings, number)
     slope = (wrong.reshape(-1, number) @ rows).reshape(classes - 1, settings, width)
     slopes = {"weight": slope, "bias": jnp.sum(wrong, axis=-1)}

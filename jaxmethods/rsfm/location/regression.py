@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmethods.numerics.precision import spread_or_one
+from jaxmethods.numerics.precision import spread_or_one, wide
 
 LAMS = tuple(float(own) for own in np.logspace(-4, 4, 17))
 
@@ -50,6 +50,7 @@ def fit_ridge(features: jax.Array, targets: jax.Array, lams: tuple[float, ...] =
     Returns:
         The map.
     """
+    features, targets = wide(features), wide(targets)
     mean, scale = jnp.mean(features, axis=0), jnp.std(features, axis=0)
     scale = spread_or_one(scale, mean)
     middle = jnp.mean(targets, axis=0)

@@ -31,6 +31,14 @@ def test_greedy_tokens_are_those_of_whole_forward_passes(params):
     np.testing.assert_array_equal(continued.lengths, [6, 6])
 
 
+def test_tokens_are_the_same_where_integers_are_of_64_bits(params):
+    ids = np.asarray(random_ids(LLAMA, 2, 5))
+    expected = GENERATE(params, LLAMA, ids, new_tokens=3)
+    with jax.enable_x64(True):
+        own = generate(params, LLAMA, jnp.asarray(ids), new_tokens=3)
+    np.testing.assert_array_equal(own.tokens, expected.tokens)
+
+
 def test_a_row_depends_neither_on_padding_nor_on_its_neighbors(params):
     ids = random_ids(LLAMA, 3, 6)
     lengths = jnp.array([6, 2, 4])

@@ -37,6 +37,11 @@ def test_draws_are_balanced_differ_and_hold_no_image_twice(rows):
         np.testing.assert_array_equal(np.bincount(LABELS[own]), [SHOTS, SHOTS])
         assert len(set(own.tolist())) == CLASSES * SHOTS
     assert set(rows[0].tolist()) != set(rows[1].tolist())
+    some = LABELS.at[:4].set(-1)
+    drawn = fewshot.draw_shots(jax.random.key(0), some, SHOTS, CLASSES)
+    np.testing.assert_array_equal(np.bincount(some[drawn], minlength=CLASSES), [SHOTS, SHOTS])
+    with pytest.raises(DataError, match=r"at least 9 images .* got 8 of water"):
+        fewshot.check_shots(np.asarray(some), 9, ("water", "forest"))
     with pytest.raises(DataError, match=r"at least 11 images .* got 10 of water"):
         fewshot.check_shots(np.asarray(LABELS), 11, ("water", "forest"))
 

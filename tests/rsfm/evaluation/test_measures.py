@@ -42,6 +42,14 @@ def test_a_class_that_occurs_nowhere_is_in_no_mean():
     assert np.isnan(own.iou[4])
 
 
+def test_an_ignored_class_is_in_no_mean_though_it_is_named():
+    """Torchmetrics' issue 1692: its 0 was a part of the mean over the others."""
+    truth, said = jnp.array([0, 0, 1, 1, 2, 2]), jnp.array([0, 1, 1, 1, 2, 0])
+    own = segmentation.measures(segmentation.confusion(truth, said, 3, ignored=0), ignored=0)
+    np.testing.assert_allclose(own.iou, [np.nan, 1, 1 / 2])
+    assert own.miou == 0.75
+
+
 def test_average_precision_depends_on_the_order_alone_and_is_scikit_learns():
     scores, truth = np.round(np.asarray(draw(0, 40)), 1), np.arange(40) % 3 == 0
     own = classification.average_precision(jnp.asarray(scores), jnp.asarray(truth))
@@ -123,3 +131,43 @@ def test_boxes_and_scores_of_bytes_do_not_wrap_around():
     image = np.zeros(2, int)
     scores = np.array([200, 100], np.uint8)
     assert detection.average_precision(boxes, scores, image, boxes[:1], image[:1]) == 1
+
+
+def test_images_without_a_label_are_in_no_mean():
+    scores, labels = jnp.eye(3)[np.array([2, 2, 0, 1])], jnp.array([-1, -1, 0, 2])
+    assert classification.top_k_accuracy(scores, labels) == 0.5
+    truth = jnp.array([[1, 0, -1], [0, 1, -1], [-1, 1, 1], [1, -1, 0]])
+    own = classification.multilabel(draw(0, 4, 3), truth, 0.0)
+    for place in range(3):
+        known = np.asarray(truth[:, place]) >= 0
+        alone = draw(0, 4, 3)[known, place, None], truth[known, place, None]
+        less = classification.multilabel(*alone, 0.0)
+        np.testing.assert_allclose(own.ap[place], less.ap[0], rtol=1e-6)
+        np.testing.assert_allclose(own.f1[place], less.f1[0], rtol=1e-6)
+
+
+def test_a_label_that_no_image_has_and_none_is_said_to_have_is_in_no_mean_of_f1():
+    own = classification.multilabel(jnp.array([[0.9, 0.1, 0.1]]), jnp.array([[1, 1, 0]]))
+    np.testing.assert_array_equal(own.f1, [1, 0, np.nan])
+    assert own.f1_macro == 0.5
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int16])
+def test_corners_of_small_integers_do_not_wrap_around(kind):
+    large = np.array([[[0, 0], [200, 0], [200, 200], [0, 200]], [[0, 0], [9, 0], [9, 9], [0, 9]]])
+    own = detection.polygon_iou(large.astype(kind), (large // 2).astype(kind))
+    np.testing.assert_allclose(own, detection.polygon_iou(large * 1.0, large // 2 * 1.0))
+    np.testing.assert_allclose(own[0, 0], 0.25)
+
+
+def test_polygons_far_from_the_origin_keep_their_areas_in_float32():
+    near = np.array([[[0.0, 0], [20, 0], [20, 20], [0, 20]]] * 2)
+    far = (near + np.array([5e5, 4.5e6])).astype(np.float32)
+    own = detection.polygon_iou(far, far + np.float32([10, 0]))
+    np.testing.assert_allclose(own, 1 / 3, rtol=1e-6)
+
+
+def test_an_object_without_a_box_hides_no_other_of_its_image():
+    truth = np.array([[np.nan] * 4, [0.0, 0, 2, 2]])
+    found = detection.average_precision(truth[1:], [0.9], [0], truth, [0, 0])
+    assert found == pytest.approx(0.5)

@@ -83,3 +83,10 @@ def test_a_broken_training_image_has_no_vote_though_as_many_vote_as_there_are(me
     settings = {"classes": 4, "metric": metric, "weighted": False}
     own = neighbor_scores(broken, jnp.arange(4), QUERIES, k=4, **settings)
     np.testing.assert_array_equal(own, np.broadcast_to([1, 1, 1, 0], own.shape))
+
+
+def test_training_images_without_a_label_are_nobodys_neighbors():
+    features = jnp.concatenate([QUERIES, FEATURES])  # the nearest of all
+    labels = jnp.append(jnp.full(len(QUERIES), -1), LABELS)
+    own = neighbor_scores(features, labels, QUERIES, classes=4, k=5)
+    np.testing.assert_allclose(own, scores(k=5), rtol=1e-5)

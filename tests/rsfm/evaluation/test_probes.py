@@ -27,6 +27,15 @@ def test_an_entry_of_the_grid_is_what_it_is_alone(optimizer):
         assert np.abs(many.weight[other] - many.weight[5]).max() > 1e-5
 
 
+def test_float32_stays_what_it_is_where_float64_is_there_and_half_precision_is_widened():
+    labels, settings = jnp.arange(8) % CLASSES, {"classes": CLASSES, "epochs": 2, "batch": 4}
+    with jax.enable_x64(True):
+        grid = probes.product([0.1], [0.1], [0])
+        for kind in (jnp.float32, jnp.float16):
+            own = probes.probe_sgd(draw(0, 8, D).astype(kind), labels, grid, **settings)
+            assert own.weight.dtype == jnp.float32
+
+
 @pytest.mark.parametrize("classes", [2, 3, probes.FEW + 2])
 def test_slopes_are_those_of_the_cross_entropy_of_all_classes(classes):
     settings, size = 2, 5
@@ -43,6 +52,9 @@ def test_slopes_are_those_of_the_cross_entropy_of_all_classes(classes):
         return probes._gradients(params, rows, targets), (expected, pull(jnp.ones(settings))[0])
 
     found, expected = both(params)
+    more = jnp.concatenate([rows, draw(3, 2, D)]), jnp.pad(targets, ((0, 2), (0, 0)))
+    unlabeled = jax.jit(probes._gradients)(params, *more)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), unlabeled, found)
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
     for name, slope in found[1].items():
         np.testing.assert_allclose(slope, expected[1][name], atol=1e-6)

@@ -51,6 +51,12 @@ def test_a_constant_feature_and_more_features_than_places_are_no_trouble():
     assert np.isfinite(fit(x, draw(1, 6, 1))(x)).all()
 
 
+def test_half_precision_is_fitted_in_float32():
+    x, y = (jnp.round(30 * draw(seed, 6, 10)) for seed in (0, 1))
+    own = fit(x.astype(jnp.float16), y[:, :1].astype(jnp.float16))
+    np.testing.assert_allclose(own.weight, fit(x, y[:, :1]).weight, rtol=1e-5)
+
+
 def test_features_that_fit_every_place_are_judged_by_what_they_say_of_others():
     """Residuals and 1 - h both vanish; the second target, a class that no place has, is 0 / 0."""
     x = np.asarray(draw(0, 30, 1024), np.float64)

@@ -18,7 +18,7 @@ from jaxmethods.lsm.augmentation import INSTRUCTIONS
 from jaxmethods.lsm.config import ConnectorConfig, TuneConfig
 from jaxmethods.lsm.prompts import TEMPLATES, Rendered, Template, render
 from jaxmethods.lsm.recipes.recordings.config import AugmentConfig, RecordingsRun
-from jaxmethods.lsm.transcripts.normalize import normalize_english
+from jaxmethods.lsm.transcripts.normalize import normalizer_of
 from jaxmethods.lsm.windows import cut_windows
 from jaxmethods.models import decoder, whisper
 from jaxmethods.models.hub.folders import open_folder
@@ -43,7 +43,7 @@ class Models:
         self.tokenizer = folder_tokenizer(run.language.path)
         self.wordings = read_wordings(run.augment)
         self.template: Template = TEMPLATES[run.language.template]
-        normalize_english("")
+        self.normalize = normalizer_of(run.speech.language)  # how texts are compared
 
     def read_encoder(self) -> Any:
         """Parameters of the encoder."""
@@ -61,10 +61,6 @@ class Models:
         return _transcriber(
             speech.path, speech.language, speech.batch, tokens, self.run.judging.beams
         )
-
-    def normalize(self, text: str) -> str:
-        """A text as it is compared."""
-        return " ".join(normalize_english(text).split())
 
     @property
     def end(self) -> int:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.numerics.precision import wide
+from jaxmethods.numerics.predictions import labeled
 
 
 class MultiLabel(NamedTuple):
@@ -21,7 +22,7 @@ class MultiLabel(NamedTuple):
     map_macro: jax.Array
     map_micro: jax.Array
     f1: jax.Array
-    """[C]"""
+    """[C]; NaN for a label that no image has and none was said to have, as in the other mean."""
     f1_macro: jax.Array
     f1_micro: jax.Array
 
@@ -33,15 +34,17 @@ def top_k_accuracy(scores: jax.Array, labels: jax.Array, k: int = 1) -> jax.Arra
 
     Args:
         scores: [N, C].
-        labels: [N].
+        labels: [N]; an image whose label is no class, such as -1, doesn't count.
         k: static.
 
     Returns:
-        [] float32.
+        [] float32; NaN where no image has a label.
     """
-    own = jnp.take_along_axis(scores, labels[:, None], axis=1)
+    there = labeled(labels, scores.shape[1])
+    own = jnp.take_along_axis(scores, jnp.where(there, labels, 0)[:, None], axis=1)
     # Not `scores > own`, which is false of NaN and would make it the largest.
-    return jnp.mean(jnp.sum(~(scores <= own), axis=1) < k, dtype=jnp.float32)
+    right = jnp.sum(~(scores <= own), axis=1) < k
+    return jnp.mean(right, dtype=jnp.float32, where=there)
 
 
 def mean_class_accuracy(predictions: jax.Array, labels: jax.Array, classes: int) -> jax.Array:
@@ -66,14 +69,15 @@ def average_precision(scores: jax.Array, truth: jax.Array) -> jax.Array:
 
     Args:
         scores: [N], larger is surer.
-        truth: [N] bool or 0/1.
+        truth: [N] bool or 0/1; what is negative, such as -1 of unknown, doesn't count.
 
     Returns:
         [] float32, or what is wider of the scores; NaN where nothing is true.
     """
-    scores = wide(scores)
+    # What is unknown comes last, where it is in nobody's precision.
+    scores = jnp.where(truth < 0, jnp.nan, wide(scores))
     order = jnp.argsort(-scores)
-    ranked, true = scores[order], truth[order].astype(scores.dtype)
+    ranked, true = scores[order], (truth[order] > 0).astype(scores.dtype)
     found = jnp.cumsum(true)
     last = jnp.searchsorted(-ranked, -ranked, side="right") - 1
     precision = found[last] / (last + 1)
@@ -85,7 +89,7 @@ def multilabel(scores: jax.Array, truth: jax.Array, threshold: float = 0.5) -> M
 
     Args:
         scores: [N, C] probabilities.
-        truth: [N, C] 0/1.
+        truth: [N, C] 0/1; what is negative, such as -1 of unknown, doesn't count.
         threshold: above which a label counts as found.
 
     Returns:
@@ -94,10 +98,10 @@ def multilabel(scores: jax.Array, truth: jax.Array, threshold: float = 0.5) -> M
     scores = wide(scores)
     each = jax.vmap(average_precision, in_axes=1)(scores, truth)
     micro = average_precision(scores.reshape(-1), truth.reshape(-1))
-    found = (scores > threshold).astype(scores.dtype)
-    true = truth.astype(scores.dtype)
+    found = ((scores > threshold) & (truth >= 0)).astype(scores.dtype)
+    true = (truth > 0).astype(scores.dtype)
     hits = jnp.sum(found * true, axis=0)
     named = jnp.sum(found, axis=0) + jnp.sum(true, axis=0)
-    f1 = 2 * hits / jnp.maximum(named, 1)
+    f1 = jnp.where(named > 0, 2 * hits / jnp.maximum(named, 1), jnp.nan)
     of_all = 2 * jnp.sum(hits) / jnp.maximum(jnp.sum(named), 1)
-    return MultiLabel(each, jnp.nanmean(each), micro, f1, jnp.mean(f1), of_all)
+    return MultiLabel(each, jnp.nanmean(each), micro, f1, jnp.nanmean(f1), of_all)

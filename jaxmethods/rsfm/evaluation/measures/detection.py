@@ -46,8 +46,11 @@ def polygon_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         [N, M] float64.
     """
     found = np.zeros((len(first), len(second)))
-    for row, one in enumerate(first):
-        for column, other in enumerate(second):
+    # Bytes would wrap around, and areas far from the origin lose their digits in half the bits.
+    for row, box in enumerate(np.asarray(first, float)):
+        one = box - box[0]
+        for column, far in enumerate(np.asarray(second, float)):
+            other = far - box[0]
             shared = _area(_clip(_counterclockwise(one), _counterclockwise(other)))
             union = _area(one) + _area(other) - shared
             found[row, column] = shared / max(union, 1e-12)
@@ -82,6 +85,8 @@ def average_precision(
     """
     if not len(truth):
         return float("nan")
+    boxes, truth = np.asarray(boxes), np.asarray(truth)
+    image, truth_image = np.asarray(image), np.asarray(truth_image)
     claimed = np.zeros(len(truth), bool)
     right = np.zeros(len(boxes), bool)
     order = np.argsort(-np.asarray(scores, float), kind="stable")
@@ -89,7 +94,8 @@ def average_precision(
         own = np.flatnonzero(truth_image == image[place])
         if not len(own):
             continue
-        shared = overlap(boxes[place][None], truth[own])[0]
+        # NaN, of a box that is none, would be the largest.
+        shared = np.nan_to_num(overlap(boxes[place][None], truth[own])[0], nan=-1.0)
         if points == "101":  # COCO looks among objects that are free
             shared = np.where(claimed[own], -1.0, shared)
         best = int(np.argmax(shared))

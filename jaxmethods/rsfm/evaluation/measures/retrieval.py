@@ -88,7 +88,9 @@ def recall_of_pairs(first: jax.Array, second: jax.Array) -> jax.Array:
     Returns:
         [] float32; equal ones count in its favor.
     """
-    similarity = _without_nan(unit(first) @ unit(second).T, jnp.eye(len(first), dtype=bool))
+    # Many similarities are equal in half precision.
+    similarity = unit(wide(first)) @ unit(wide(second)).T
+    similarity = _without_nan(similarity, jnp.eye(len(first), dtype=bool))
     own = jnp.diagonal(similarity)[:, None]
     return jnp.mean(jnp.sum(similarity > own, axis=1) == 0, dtype=jnp.float32)
 

@@ -68,11 +68,13 @@ def _check_classes(predicted: jax.Array, counts: jax.Array, classes: int) -> Non
         raise ValueError(f"predicted: expected classes 0 to {classes - 1}, got {wrong[0]}")
 
 
-def measures(matrix: jax.Array) -> Segmentation:
+def measures(matrix: jax.Array, ignored: int = IGNORED) -> Segmentation:
     """IoU, F1, accuracy and kappa.
 
     Args:
         matrix: [C, C] counts, rows are true classes.
+        ignored: that of `confusion`; where it is one of the C classes, it is in no mean: no pixel
+            of it counts, so that it can only be named where it is wrong.
 
     Returns:
         The measures, in percent of nothing: between 0 and 1.
@@ -80,7 +82,7 @@ def measures(matrix: jax.Array) -> Segmentation:
     counts = matrix.astype(jnp.promote_types(jnp.float32, jnp.result_type(float)))
     hits, true, named = jnp.diagonal(counts), jnp.sum(counts, axis=1), jnp.sum(counts, axis=0)
     union = true + named - hits
-    present = union > 0
+    present = (union > 0) & (jnp.arange(len(counts)) != ignored)
     iou = jnp.where(present, hits / jnp.maximum(union, 1), jnp.nan)
     f1 = jnp.where(present, 2 * hits / jnp.maximum(true + named, 1), jnp.nan)
     total = jnp.maximum(jnp.sum(counts), 1)
