@@ -16,22 +16,22 @@ import jax.numpy as jnp
 from jax import lax
 
 
-def rows_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def rows_product(x: jax.Array, kernel: jax.Array, dtype: Any = None) -> jax.Array:
     """x @ kernel as one product of two matrices.
 
     Args:
         x: [..., n].
         kernel: [n, m].
+        dtype: of the sums and the output; None: what the product has.
 
     Returns:
         [..., m].
     """
-    if x.ndim <= 2:
-        return x @ kernel
     *leading, inputs = x.shape
     # Said, not inferred: an array without rows has no size to infer it from.
     rows = x.reshape(math.prod(leading), inputs)
-    return (rows @ kernel).reshape(*leading, kernel.shape[1])
+    product = jnp.matmul(rows, kernel, preferred_element_type=dtype)
+    return product.reshape(*leading, kernel.shape[1])
 
 
 def gelu(x: jax.Array) -> jax.Array:

@@ -43,7 +43,7 @@ from jaxmethods.models.decoder.config import DecoderConfig
 from jaxmethods.models.decoder.layer import Inside, Params, normalize, over_layers, run_layer
 from jaxmethods.models.decoder.rope import rotation
 from jaxmethods.models.lookup import rows
-from jaxmethods.models.products import keep_products
+from jaxmethods.models.products import keep_products, rows_product
 
 Tap: TypeAlias = Literal["hidden", "head_outputs", "head_norms", "mlp_outputs", "attention"]
 TAPS = ("hidden", "head_outputs", "head_norms", "mlp_outputs")
@@ -237,7 +237,7 @@ def logits_of(params: Params, config: DecoderConfig, residual: jax.Array, dtype:
     """
     x = normalize(config, params["final_norm"], residual, dtype)
     kernel = params["embed"]["tokens"].T if config.tied else params["head"]["kernel"]
-    logits = jnp.matmul(x, kernel.astype(dtype), preferred_element_type=jnp.float32)
+    logits = rows_product(x, kernel.astype(dtype), jnp.float32)
     return logits + params["head"]["bias"].astype(jnp.float32) if config.head_bias else logits
 
 

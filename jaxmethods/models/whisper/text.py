@@ -24,7 +24,7 @@ from jaxmethods.models.decoder.generation import Generated
 from jaxmethods.models.decoder.layer import Params, dense, over_layers
 from jaxmethods.models.lookup import rows
 from jaxmethods.models.norms import layer_norm
-from jaxmethods.models.products import keep_products
+from jaxmethods.models.products import keep_products, rows_product
 from jaxmethods.models.whisper.config import WhisperConfig
 from jaxmethods.models.whisper.encoder import (
     encode,
@@ -122,7 +122,7 @@ def decode(
     x, new_keys = over_layers(keep_products(body), x, decoder["layers"], given)
     x = layer_norm(decoder["final_norm"], x, eps)
     head = decoder["tokens"] if config.text.tied else decoder["head"]
-    logits = jnp.matmul(x, head.T, preferred_element_type=jnp.float32)
+    logits = rows_product(x, head.T, jnp.float32)
     return Decoded(logits, grow(cache, None, *new_keys))
 
 
