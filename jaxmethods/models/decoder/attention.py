@@ -236,11 +236,15 @@ def grow(cache: Cache | None, mask: jax.Array | None, keys: jax.Array, values: j
             f"{'' if traced else f' with {int(cache.length)} taken'}; attention.reserve makes some"
         )
     keys = jnp.where(cache.length + new <= room, keys, jnp.nan)
-    start = (0, 0, 0, cache.length, 0)
+
+    def written(old: jax.Array, more: jax.Array, axis: int) -> jax.Array:
+        more = more.astype(old.dtype)
+        return lax.dynamic_update_slice_in_dim(old, more, cache.length, axis)
+
     return Cache(
-        lax.dynamic_update_slice(cache.keys, keys.astype(cache.keys.dtype), start),
-        lax.dynamic_update_slice(cache.values, values.astype(cache.values.dtype), start),
-        lax.dynamic_update_slice(cache.mask, mask, (0, cache.length)),
+        written(cache.keys, keys, 3),
+        written(cache.values, values, 3),
+        written(cache.mask, mask, 1),
         cache.length + new,
     )
 

@@ -172,7 +172,8 @@ def search(
 
     def further(state: _Search) -> _Search:
         logits, grown = extend(state.last.reshape(-1), state.cache)
-        return choose(state._replace(cache=grown), logits.reshape(*state.last.shape, -1))
+        logits = logits.reshape(*state.last.shape, logits.shape[-1])
+        return choose(state._replace(cache=grown), logits)
 
     begun = jnp.ones(len(first), bool) if begun is None else begun
     start = choose(

@@ -131,7 +131,7 @@ def generate_in_slots(
 
     def fill(state: _Slots) -> _Slots:
         free = jnp.nonzero(state.row == rows, size=at_once, fill_value=slots)[0]
-        chosen = state.next + jnp.arange(at_once)
+        chosen = state.next + jnp.arange(at_once, dtype=jnp.int32)
         there = chosen < rows
         chosen = jnp.minimum(chosen, rows - 1)
         at = jnp.where(there & begun[chosen], free, slots)  # [M]

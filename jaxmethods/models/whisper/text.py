@@ -99,6 +99,7 @@ def decode(
     """
     decoder, eps = params["decoder"], config.encoder.norm_eps
     batch, new = ids.shape
+    beams = batch // max(heard.keys.shape[1], 1)  # rows about a clip
     start = 0 if cache is None else cache.length
     x = rows(decoder["tokens"], ids, "ids")
     x = x + rows(decoder["positions"], start + jnp.arange(new), "positions")
@@ -115,7 +116,7 @@ def decode(
         normed = layer_norm(layer["cross_norm"], x, eps)
         q = split(dense(layer["cross"]["query"], normed), config.text.heads)
         # Beams of a clip hear the same: they are further queries to it.
-        q = q.reshape(len(keys), -1, *q.shape[2:])  # [B, K N, H, d]
+        q = q.reshape(len(keys), beams * new, *q.shape[2:])  # [B, K N, H, d]
         found = scaled_attention(q, keys, values)
         found = found.reshape(batch, new, *found.shape[2:])  # [B K, N, H, d]
         x = x + dense(layer["cross"]["out"], joined(found))

@@ -66,6 +66,11 @@ def test_one_beam_is_greedy_decoding(params):
     np.testing.assert_array_equal(found.lengths[:, 0], greedy.lengths)
 
 
+def test_no_rows_have_no_beams(params):
+    found = SEARCH(params, SMALL, jnp.ones((0, 4), int), beams=2, new_tokens=2)
+    assert found.tokens.shape == (0, 2, 2)
+
+
 def test_a_row_depends_neither_on_padding_nor_on_its_neighbors(params):
     ids = random_ids(SMALL, 3, 5)
     mask = jnp.arange(5) < jnp.array([[5], [2], [0]])

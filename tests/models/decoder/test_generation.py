@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,6 +52,23 @@ def test_a_row_depends_neither_on_padding_nor_on_its_neighbors(params):
 
     alone = GENERATE(params, LLAMA, ids[1:2, :2], keys[1:2], **options)
     np.testing.assert_array_equal(alone.tokens[0], together.tokens[1])
+
+
+@pytest.mark.parametrize("how", ["generate", "in slots", "beams"])
+def test_tokens_under_x64_are_those_without(params, how):
+    ids, mask = random_ids(LLAMA, 2, 3), jnp.array([[0, 1, 1], [1, 1, 1]])
+    written = {
+        "generate": decoder.generate,
+        "in slots": partial(decoder.generate_in_slots, slots=1),
+        "beams": partial(decoder.beam_search, beams=2),
+    }[how]
+
+    def tokens(x64):
+        with jax.enable_x64(x64), warnings.catch_warnings():
+            warnings.simplefilter("error", FutureWarning)  # mixed integers will be errors
+            return written(params, LLAMA, ids, new_tokens=3, mask=mask, end=4).tokens
+
+    np.testing.assert_array_equal(tokens(True), tokens(False))
 
 
 def test_a_row_ends_with_its_end_token_and_padding(params):
