@@ -25,7 +25,7 @@ from jaxmethods.models.decoder.attention import (
     scaled_attention,
 )
 from jaxmethods.models.decoder.beams import check_search, search
-from jaxmethods.models.decoder.generation import Generated
+from jaxmethods.models.decoder.generation import Generated, is_lost
 from jaxmethods.models.decoder.layer import Params, dense, over_layers
 from jaxmethods.models.lookup import rows
 from jaxmethods.models.norms import layer_norm
@@ -146,6 +146,8 @@ def transcribe(
 ) -> Generated:
     """The most likely token after the other, until `end`, for every clip; or the best of beams.
 
+    Where the model says NaN, as in half precision it may, a transcript ends.
+
     Args:
         params: of encoder and decoder.
         config: sizes; static.
@@ -196,7 +198,8 @@ def transcribe(
         return Generated(best.tokens[:, 0], best.lengths[:, 0])
 
     def likeliest(logits: jax.Array, banned: jax.Array) -> jax.Array:
-        return jnp.argmax(jnp.where(banned, -jnp.inf, logits), -1).astype(jnp.int32)
+        token = jnp.argmax(jnp.where(banned, -jnp.inf, logits), -1).astype(jnp.int32)
+        return jnp.where(is_lost(logits), end, token)
 
     token = likeliest(first.logits[:, -1], at_first)
     tokens = jnp.full((batch, new_tokens), end, jnp.int32).at[:, 0].set(token)

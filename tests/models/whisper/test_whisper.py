@@ -263,6 +263,14 @@ def test_a_transcript_does_not_begin_with_what_is_banned_at_first():
     assert found.tokens[0, 0] != free.tokens[0, 0]
 
 
+def test_a_transcript_ends_where_the_model_says_nan():
+    """Its first token would be said again and again."""
+    broken = jax.tree.map(lambda leaf: leaf * np.nan, params())
+    settings = {"end": 10, "new_tokens": 3}
+    found = whisper.transcribe(broken, CONFIG, features(1), jnp.asarray([3]), **settings)
+    np.testing.assert_array_equal(found.tokens, [[10] * 3])
+
+
 def test_more_tokens_than_positions_are_refused():
     with pytest.raises(ValueError, match="new_tokens: expected 1 to 8"):
         whisper.transcribe(params(), CONFIG, features(), jnp.asarray([3, 1]), end=10, new_tokens=9)
