@@ -401,6 +401,22 @@ def test_a_tensor_that_is_stored_twice_is_merged_once(algorithm, tmp_path):
         np.testing.assert_array_equal(twice[name], value)
 
 
+@pytest.mark.parametrize("stored", [(2, 1, 1), (1, 2, 1), (2, 1, 2)])
+def test_a_tied_head_may_be_stored_in_some_checkpoints_only(stored, tmp_path):
+    """Which of both is, is the library's doing; the result has what the base has."""
+    paths = [tied(tmp_path / f"{seed}", seed, times) for seed, times in enumerate(stored)]
+    found = merge(tmp_path, *paths)
+    mean = (weights(1, TIED)[EMBED] + weights(2, TIED)[EMBED]) / 2
+    for name in TIED[: stored[0]]:
+        np.testing.assert_allclose(found[name], mean, rtol=1e-6)
+    assert found.keys() == {EMBED, TIED[2], *TIED[: stored[0]]}
+
+
+def test_a_head_of_its_own_is_not_left_out(tmp_path):
+    base, other = tied(tmp_path / "base", 0, 1), folder(tmp_path / "other", weights(1, TIED))
+    refused(tmp_path, f"got {HEAD} too", base, other)
+
+
 def test_tensors_that_are_equal_in_some_checkpoints_only_are_not_tied(tmp_path):
     base, one = tied(tmp_path / "base", 0), folder(tmp_path / "one", weights(1, TIED))
     found = merge(tmp_path, base, one)
