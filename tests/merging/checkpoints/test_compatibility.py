@@ -71,6 +71,7 @@ def without(*names, **changed):
 
 V5 = {"rope_type": "default", "rope_theta": 10000.0}
 MISTRAL, GEMMA_2 = without(model_type="mistral"), without(model_type="gemma2")
+GEMMA_3 = without(model_type="gemma3_text", num_hidden_layers=6)
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 SAME = {
     "transformers 4 and 5": (LLAMA, without("rope_theta", rope_parameters=V5)),
@@ -111,6 +112,14 @@ SAME = {
     "Qwen's unused window": (
         without(model_type="qwen2"),
         without(model_type="qwen2", sliding_window=16, layer_types=["full_attention"] * 2),
+    ),
+    "Gemma 3's layers, not said": (
+        GEMMA_3,
+        GEMMA_3 | {"layer_types": ["sliding_attention"] * 5 + ["full_attention"]},
+    ),
+    "Gemma 3's layers by another number": (
+        GEMMA_3 | {"sliding_window_pattern": 3},
+        GEMMA_3 | {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2},
     ),
     "what only training needs": (LLAMA, without(attention_dropout=0.1, max_position_embeddings=99)),
     "one for each type of layer": (
@@ -192,6 +201,26 @@ DIFFERENT = {
         MISTRAL,
         MISTRAL | {"layer_types": ["full_attention", "sliding_attention"]},
         "layer_types .* like the base",
+    ),
+    "Gemma 3's layers, not said": (
+        GEMMA_3,
+        GEMMA_3 | {"layer_types": ["full_attention"] * 6},
+        r"layer_types \['sliding_attention'.* like the base",
+    ),
+    "Qwen's layers, not said": (
+        without(model_type="qwen2_moe"),
+        without(model_type="qwen2_moe", layer_types=["full_attention", "sliding_attention"]),
+        "layer_types .* like the base",
+    ),
+    "heads of a decoder": (
+        without(model_type="whisper", decoder_attention_heads=4),
+        without(model_type="whisper", decoder_attention_heads=2),
+        "decoder_attention_heads 4 like the base, got 2",
+    ),
+    "gate of T5": (
+        without(model_type="t5", feed_forward_proj="gated-gelu"),
+        without(model_type="t5", feed_forward_proj="gated-silu"),
+        "feed_forward_proj 'gated-gelu' like the base, got 'gated-silu'",
     ),
     "softcap, not said": (
         LLAMA,
