@@ -18,7 +18,7 @@ from jaxmethods.config import nearest, validate
 from jaxmethods.layout import path_name
 from jaxmethods.models.decoder.config import DecoderConfig, RopeScaling
 from jaxmethods.models.decoder.families.codegen import CODEGEN_NAMES
-from jaxmethods.models.decoder.families.family import NEOX_HEAD, head_name
+from jaxmethods.models.decoder.families.family import NEOX_HEAD, head_name, require_full_layers
 from jaxmethods.models.decoder.families.known import FAMILIES, embedding_name
 from jaxmethods.models.decoder.layer import Params
 from jaxmethods.models.decoder.network import RULES, init_params
@@ -152,6 +152,8 @@ def _parse(folder: Folder) -> DecoderConfig:
     fields.refuse("per_layer_config")
     if fields.values.get("is_causal", True) is not True:
         raise fields.error("is_causal", "true", fields.values["is_causal"])
+    if name != "mistral":  # whose reader knows windows
+        require_full_layers(fields)
     values = FAMILIES[name].read(fields)
     values |= {"family": name, "vocab_size": fields.size("vocab_size")}
     return validate(DecoderConfig, values, source)
