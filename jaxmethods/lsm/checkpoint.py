@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from jaxmethods.lsm.config import ConnectorConfig
 from jaxmethods.lsm.connector import init_connector
 from jaxmethods.models import decoder
-from jaxmethods.models.decoder.checkpoint import BUFFERS
+from jaxmethods.models.decoder.checkpoint import BUFFERS, with_table_names
 from jaxmethods.models.decoder.config import DecoderConfig
+from jaxmethods.models.decoder.families.family import head_name
 from jaxmethods.models.decoder.families.known import FAMILIES
 from jaxmethods.models.decoder.layer import Params
 from jaxmethods.models.hub.config import Fields
@@ -30,6 +31,7 @@ from jaxmethods.models.whisper.checkpoint import read_config as read_whisper_con
 from jaxmethods.models.whisper.config import EncoderConfig
 from jaxmethods.models.whisper.encoder import init_encoder
 
+LANGUAGE = "llama_model."
 BERT = "speech_Qformer.bert.encoder.layer.{}."
 USED = (
     "speech_Qformer.bert.embeddings.LayerNorm",
@@ -78,20 +80,33 @@ def load_published(path: str | Path, *, heads: int = 12, dtype: Any = jnp.float3
         {"model_type": "whisper", **_sized(parts["whisper_config"])}, source
     ).encoder
     llama = {"model_type": "llama", **(parts["llama_config"] or {})}
-    language_model = decoder.read_config(Folder(folder.path, llama, {}))
+    folder, language_model = _with_language_model(folder, llama)
     connector = _connector(folder, fields, heads)
     tables = encoder_table(encoder, "whisper_model.", "encoder/")
     tables += connector_table(connector, encoder.width, language_model.width)
     tables += [
         entry._replace(
-            name=f"llama_model.{entry.name}",
+            name=f"{LANGUAGE}{entry.name}",
             leaves=tuple(f"language_model/{leaf}" for leaf in entry.leaves),
         )
         for entry in FAMILIES["llama"].table(language_model)
     ]
     shapes = jax.eval_shape(lambda key: _init(key, encoder, connector, language_model), _KEY)
-    params = read_params(folder, tables, shapes, dtype=dtype, ignore=_unused)
+    twice = {LANGUAGE + head_name(language_model)} if language_model.tied else set()
+    params = read_params(
+        folder, tables, shapes, dtype=dtype, ignore=lambda name: name in twice or _unused(name)
+    )
     return Published(encoder, connector, language_model, params)
+
+
+def _with_language_model(folder: Folder, config: dict[str, Any]) -> tuple[Folder, DecoderConfig]:
+    """The folder with the names of our tables, and its language model, tied or not."""
+    names = [name for name in folder.tensors if name.startswith(LANGUAGE)]
+    own = {name.removeprefix(LANGUAGE): folder.tensors[name] for name in names}
+    language = with_table_names(Folder(folder.path, config, own))
+    others = {name: own for name, own in folder.tensors.items() if name not in names}
+    renamed = {LANGUAGE + name: own for name, own in language.tensors.items()}
+    return folder._replace(tensors=others | renamed), decoder.read_config(language)
 
 
 _KEY = jax.eval_shape(lambda: jax.random.key(0))

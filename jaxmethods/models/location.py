@@ -23,6 +23,7 @@ import numpy as np
 from jaxmethods.models import hub
 from jaxmethods.models.clip.vit import linear
 from jaxmethods.models.hub.folders import HubError, some_of
+from jaxmethods.models.hub.parameters import as_weights
 
 EQUAL_EARTH = (1.340264, -0.081106, 0.000893, 0.003796)
 SCALE = 66.50336
@@ -77,8 +78,7 @@ def load_geoclip(path: str | Path) -> Any:
         HubError: it is no such file.
     """
     folder = hub.open_file(path)
-    tensors = {name: np.asarray(folder.view(name), np.float32) for name in folder.tensors}
-    return geoclip_from_tensors(tensors)
+    return geoclip_from_tensors({name: folder.view(name) for name in folder.tensors})
 
 
 def geoclip_from_tensors(tensors: Mapping[str, Any]) -> Any:
@@ -90,7 +90,8 @@ def geoclip_from_tensors(tensors: Mapping[str, Any]) -> Any:
     def take(name: str) -> np.ndarray:
         if name not in left:
             missing.append(name)
-        return np.asarray(left.pop(name, 0.0), np.float32)
+            return np.zeros((), np.float32)
+        return as_weights(name, left.pop(name))
 
     def dense(name: str) -> dict[str, jax.Array]:
         return {part: jnp.asarray(take(f"{name}.{part}")) for part in ("weight", "bias")}

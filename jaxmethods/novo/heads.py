@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmethods.errors import UserError
+from jaxmethods.numerics.predictions import NOTHING
 
 Rule = Literal["code", "paper"]
 Voters = Literal["both", "max", "min"]
@@ -43,7 +44,7 @@ class Choices(NamedTuple):
     """The candidate that each head would choose, the first one of equals."""
 
     largest: jax.Array
-    """[..., HL] int32: argmax of the norms over the candidates."""
+    """[..., HL] int32: argmax of the norms over the candidates; -1 where all are NaN."""
     smallest: jax.Array
     """[..., HL] int32: argmin."""
 
@@ -52,13 +53,19 @@ def choices(norms: jax.Array, mask: jax.Array) -> Choices:
     """Each head's choice among candidates.
 
     Args:
-        norms: [..., C, HL]; NaN is never chosen where there is another.
-        mask: [..., C] bool: which candidates there are, at least one.
+        norms: [..., C, HL]; NaN is never chosen.
+        mask: [..., C] bool: which candidates there are.
+
+    Returns:
+        The candidates; `NOTHING` of a head that has no number.
     """
     mask = mask[..., None] & ~jnp.isnan(norms)
     largest = jnp.argmax(jnp.where(mask, norms, -jnp.inf), axis=-2)
     smallest = jnp.argmin(jnp.where(mask, norms, jnp.inf), axis=-2)
-    return Choices(largest.astype(jnp.int32), smallest.astype(jnp.int32))
+    known = jnp.any(mask, axis=-2)
+    return Choices(
+        *(jnp.where(known, one, NOTHING).astype(jnp.int32) for one in (largest, smallest))
+    )
 
 
 def correct_counts(norms: jax.Array, mask: jax.Array, labels: jax.Array) -> jax.Array:

@@ -387,6 +387,29 @@ def test_frequencies_that_old_language_models_hold_are_no_weights(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, found.params, known.params)
 
 
+@pytest.mark.parametrize("kept", ["both, equal", "both", "head"])
+def test_a_tied_language_model_may_store_its_head(tmp_path, kept):
+    """As everywhere: an equal head is the embedding, another one is kept."""
+    (file,) = PADDED[0].values
+    tensors = read(beside(file, "lsm_weights", ".npz"))
+    embedding, head = "llama_model.model.embed_tokens.weight", "llama_model.lm_head.weight"
+    if kept == "both, equal":
+        tensors[head] = tensors[embedding]
+    own = tensors[head]
+    if kept == "head":
+        del tensors[embedding]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    sizes = json.loads(beside(file, "lsm_config", ".json").read_text())
+    config = config_json(sizes)
+    config["llama_config"]["tie_word_embeddings"] = True
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = checkpoint.load_published(tmp_path, heads=sizes["qh"])
+    assert found.language_model.tied == (kept != "both")
+    params = found.params["language_model"]
+    stored = params["head"]["kernel"].T if kept == "both" else params["embed"]["tokens"]
+    np.testing.assert_array_equal(stored, own)
+
+
 @pytest.mark.parametrize("file", PADDED)
 def test_padding_between_prompt_and_speech(file, tmp_path):
     golden = read(file)

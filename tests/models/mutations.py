@@ -115,7 +115,7 @@ MUTATIONS = [
     ),
     (
         "decoder/generation.py",
-        "state.lengths + ~state.done",
+        "state.lengths + ~over",
         "state.lengths + 1",
         "rows that ended go on counting",
         "decoder/test_generation.py",

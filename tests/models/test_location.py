@@ -54,6 +54,11 @@ def test_another_file_is_refused():
         location.geoclip_from_tensors({"fc.weight": np.zeros((2, 2))})
 
 
+def test_codes_are_no_weights():
+    with pytest.raises(HubError, match=r"LocEnc0.capsule.0.b: expected floating-point weights"):
+        location.geoclip_from_tensors({"LocEnc0.capsule.0.b": np.zeros((2, 2), np.int8)})
+
+
 @pytest.mark.skipif(not GEOCLIP.exists(), reason="needs JAXMETHODS_SHARED")
 def test_versailles_is_nearer_to_paris_than_tokyo():
     places = np.array([[48.8566, 2.3522], [48.8014, 2.1301], [35.6762, 139.6503]])

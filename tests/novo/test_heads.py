@@ -202,6 +202,16 @@ def test_nan_never_wins():
     assert (chosen.largest.tolist(), chosen.smallest.tolist()) == ([1, 2], [2, 0])
 
 
+def test_a_head_of_nan_has_no_vote_and_is_never_right():
+    """Not even for a first candidate."""
+    norms = jnp.full((1, 3, 2), jnp.nan).at[0, :, 1].set(jnp.array([2.0, 1.0, 3.0]))
+    mask, everyone = jnp.ones((1, 3), bool), heads.heads_from_indices([0, 1], [], 2)
+    votes, elected = heads.vote(norms[0], mask[0], everyone)
+    np.testing.assert_array_equal(votes, [0, 0, 1])
+    assert elected == 2
+    assert heads.correct_counts(norms, mask, jnp.array([0])).tolist() == [[0, 0], [0, 0]]
+
+
 def test_published_heads_go_there_and_back():
     file = Path(HEADS) / "golden" / "novo" / "heads.json"
     if not HEADS or not file.is_file():

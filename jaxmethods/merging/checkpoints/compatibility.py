@@ -20,6 +20,16 @@ from jaxmethods.models.hub.folders import Folder, Stored
 
 SAME_MEANING = (
     ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads"),
+    ("decoder_attention_heads",),
+    ("feed_forward_proj", "dense_act_fn"),
+    ("relative_attention_max_distance",),
+    ("window_size",),
+    ("attention_types",),
+    ("attention_chunk_size",),
+    ("conv_stride",),
+    ("do_stable_layer_norm",),
+    ("relative_attention",),
+    ("position_biased_input",),
     ("hidden_activation", "hidden_act", "activation_function", "hidden_activations"),
     ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"),
     ("head_dim", "kv_channels"),
@@ -59,6 +69,7 @@ NULL_IS_A_VALUE = (
 )
 """Fields that are switched off by null."""
 LLAMA_LIKE = {"hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
+NO_WINDOW_KINDS = ("qwen2", "qwen3", "qwen2_moe", "smollm3")
 WINDOW, NO_WINDOW = {"sliding_window": 4096}, {"use_sliding_window": False}
 GEMMA_2 = {"query_pre_attn_scalar": 256} | WINDOW
 SOFT_CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
@@ -84,6 +95,13 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 }
 """By `model_type`, what stands for a field that `config.json` leaves out (transformers 5.24), where
 that is more than nothing."""
+PERIODS = {
+    **dict.fromkeys(("gemma2", "vaultgemma", "gpt_oss"), 2),
+    **dict.fromkeys(("cohere2", "exaone4", "olmo3"), 4),
+    "gemma3_text": 6,
+}
+"""Families of whose layers every n-th sees everything and the others a window (transformers 5.24),
+where `config.json` says neither `layer_types` nor another n."""
 ROPE_BASES = ("rope_theta", "rotary_emb_base", "rotary_base", "rope_base")
 ROPE_FIELDS = (*ROPE_BASES, "rope_scaling", "rope_parameters")
 OTHER_ROPE_BASES = {
@@ -309,14 +327,22 @@ def _layer_types(config: Mapping) -> dict[str, Any]:
 
 
 def _same_layers(config: Mapping, layers: Any) -> dict[str, Any]:
-    """The layers of families that have one kind of them where `config.json` doesn't say it."""
+    """The layers of families that `config.json` has no `layer_types` of, where they are known."""
     window, kind = _windows(config)["sliding_window"], config.get("model_type")
-    if not isinstance(layers, int) or kind not in ("llama", "mistral", "qwen2", "qwen3"):
+    if not isinstance(layers, int) or not isinstance(kind, str):
         return {}
-    if window is not None and kind in ("qwen2", "qwen3"):  # from `max_window_layers` on
+    given = _first(config, ("sliding_window_pattern", "_sliding_window_pattern"))
+    period = PERIODS.get(kind) if given is None else given[1]
+    if kind in PERIODS and isinstance(period, int) and period > 0:
+        sliding = [(number + 1) % period != 0 for number in range(layers)]
+    elif kind in ("llama", "mistral", "ministral"):
+        sliding = [window is not None and kind != "llama"] * layers
+    elif kind in NO_WINDOW_KINDS and window is None:  # else, from `max_window_layers` on
+        sliding = [False] * layers
+    else:
         return {}
-    slides = window is not None and kind == "mistral"
-    return {"layer_types": ["sliding_attention" if slides else "full_attention"] * layers}
+    names = {True: "sliding_attention", False: "full_attention"}
+    return {"layer_types": [names[slides] for slides in sliding]}
 
 
 def _rope(config: Mapping) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def open_inputs(config: MergeConfig) -> Inputs:
         HubError: a folder or file cannot be read.
     """
     base = open_checkpoint(config.base, "base")
-    experts = [open_checkpoint(path, "expert") for path in config.experts]
+    experts = [_tied_alike(base, open_checkpoint(path, "expert")) for path in config.experts]
     for pattern in [*config.exclude, *(rule.pattern for rule in config.rules)]:
         if not any(re.search(pattern, name) for tree in [base, *experts] for name in tree.tensors):
             raise MergeError(f"pattern {pattern!r}: no tensor of {base.path} has such a name")
@@ -332,6 +332,34 @@ def _check_constants(config: MergeConfig, base: Folder, expert: Folder) -> None:
 def _is_table(stored: Stored) -> bool:
     """Several integers; one alone counts something, and booleans are masks."""
     return math.prod(stored.shape) > 1 and stored.dtype != np.bool_
+
+
+def _tied_alike(base: Folder, expert: Folder) -> Folder:
+    """The expert as if it stored a head that is its embedding as often as the base: once or twice.
+
+    Versions of a library differ in it. Without the head, the base's would stand beside a merged
+    embedding.
+    """
+    tensors = dict(expert.tensors)
+    for name in sorted(base.tensors.keys() - tensors.keys()):
+        twin = _twin(base.tensors, name, tensors)
+        if twin is not None:
+            tensors[name] = tensors[twin]
+    for name in sorted(tensors.keys() - base.tensors.keys()):
+        if HEADS.search(name) and _twin(tensors, name, base.tensors) is not None:
+            del tensors[name]
+    return expert._replace(tensors=tensors)
+
+
+def _twin(tensors: dict[str, Stored], name: str, others: Iterable[str]) -> str | None:
+    """Which of others is the head of an embedding of this name, or the embedding of a head."""
+    head = bool(HEADS.search(name))
+    for other in sorted(tensors.keys() & set(others) - {name}):
+        pair = tensors[name], tensors[other]
+        matrices = all(len(one.shape) == 2 and is_float(one.dtype) for one in pair)
+        if matrices and bool(HEADS.search(other)) != head and _equal(*pair):
+            return other
+    return None
 
 
 def _tied(config: MergeConfig, sources: list[Folder]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any, TypeAlias
 
@@ -261,7 +261,8 @@ def spread(coefficients: Coefficients, base: Tree) -> Tree:
     """One coefficient for every leaf of the base: the same for all, or those of a tree."""
     if jax.tree.structure(coefficients) == jax.tree.structure(base):
         return coefficients
-    if len(jax.tree.leaves(coefficients)) == 1 and np.ndim(coefficients) <= 1:
+    some = isinstance(coefficients, Mapping)  # of the base's leaves, not all
+    if not some and len(jax.tree.leaves(coefficients)) == 1 and np.ndim(coefficients) <= 1:
         return jax.tree.map(lambda _: coefficients, base)
     raise ValueError(
         "coefficients: expected a number, [T] or a tree like the base, got "

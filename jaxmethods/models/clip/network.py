@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 
 from jaxmethods.config import Config
 from jaxmethods.models.clip import vit
@@ -48,6 +48,11 @@ class TextConfig(Config):
     layer_norm_eps: float = 1e-5
     projection_dim: PositiveInt = 512
     eos_token_id: int = 49407
+
+    @model_validator(mode="after")
+    def _heads_fit(self) -> TextConfig:
+        vit.check_heads(self.hidden_size, self.num_attention_heads)
+        return self
 
 
 class CLIPConfig(Config):

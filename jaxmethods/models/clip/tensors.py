@@ -21,6 +21,7 @@ from jaxmethods.models.clip.checkpoint import shapes
 from jaxmethods.models.clip.network import LEGACY_EOS, CLIPConfig, TextConfig
 from jaxmethods.models.clip.vit import Activation, VisionConfig, usual_heads
 from jaxmethods.models.hub.folders import HubError, some_of
+from jaxmethods.models.hub.parameters import as_weights
 
 OPEN_CLIP = "visual.conv1.weight"
 """A tensor that open_clip's vision transformers have."""
@@ -54,7 +55,7 @@ def from_tensors(
         Config and float32 parameters.
 
     Raises:
-        HubError: tensors that are missing, unknown or of another shape.
+        HubError: tensors that are missing, unknown, of another shape, quantized or NaN.
     """
     for prefix in PREFIXES:
         if tensors and all(name.startswith(prefix) for name in tensors):
@@ -73,7 +74,7 @@ def from_tensors(
             names = [f"{before}.layers.{layer}.{after}" for layer in range(shape.shape[0])]
         missing += [name for name in names if name not in named]
         if not missing:
-            leaves = [np.asarray(named.pop(name), np.float32) for name in names]
+            leaves = [as_weights(name, named.pop(name)) for name in names]
             leaf = np.stack(leaves) if between else leaves[0]
             if leaf.shape != shape.shape:
                 raise HubError(f"checkpoint: {names[0]}: expected {shape.shape}, got {leaf.shape}")

@@ -46,11 +46,7 @@ class VisionConfig(Config):
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> VisionConfig:
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"num_attention_heads: expected a divisor of hidden_size = {self.hidden_size}, "
-                f"got {self.num_attention_heads}"
-            )
+        check_heads(self.hidden_size, self.num_attention_heads)
         if self.image_size % self.patch_size:
             raise ValueError(
                 f"patch_size: expected a divisor of image_size = {self.image_size}, "
@@ -62,6 +58,14 @@ class VisionConfig(Config):
     def tokens(self) -> int:
         """L: patches and the class token."""
         return (self.image_size // self.patch_size) ** 2 + 1
+
+
+def check_heads(width: int, heads: int) -> None:
+    """Raises `ValueError` where heads don't share the width of a tower."""
+    if width % heads:
+        raise ValueError(
+            f"num_attention_heads: expected a divisor of hidden_size = {width}, got {heads}"
+        )
 
 
 WIDE_HEADS = {1280: 16, 1408: 16, 1664: 16}
@@ -191,8 +195,8 @@ def embed(params: Any, config: VisionConfig, pixels: jax.Array) -> jax.Array:
     # A convolution of stride p is a matrix product of patches, and much faster as one on CPU.
     # [B, g, p, g, p, C]
     patches = pixels.reshape(-1, grid, patch, grid, patch, config.num_channels)
-    # [B, g g, C p p]
-    patches = patches.transpose(0, 1, 3, 5, 2, 4).reshape(len(pixels), grid * grid, -1)
+    entries = config.num_channels * patch * patch  # said: no image has no size to infer it from
+    patches = patches.transpose(0, 1, 3, 5, 2, 4).reshape(len(pixels), grid * grid, entries)
     tokens = patches.astype(weight.dtype) @ weight.reshape(len(weight), -1).T  # [B, g g, D]
     first = jnp.broadcast_to(embeddings["class_embedding"], (len(pixels), 1, len(weight)))
     x = jnp.concatenate([first, tokens], axis=1)
@@ -394,11 +398,12 @@ def attend(
 
     def split(name: str, h: jax.Array) -> jax.Array:
         y = linear(params[name], h)
-        return y.reshape(*y.shape[:-1], heads, -1)  # [B, L, H, d]
+        return y.reshape(*y.shape[:-1], heads, y.shape[-1] // heads)  # [B, L, H, d]
 
     q, k, v = split("q_proj", h[:, :rows]), split("k_proj", h), split("v_proj", h)
     visible = None if mask is None else mask[:, :, :rows]
-    return scaled_attention(q, k, v, mask=visible).reshape(*q.shape[:2], -1)  # [B, L, D]
+    found = scaled_attention(q, k, v, mask=visible)
+    return found.reshape(*q.shape[:2], heads * v.shape[-1])  # [B, L, D]
 
 
 def mlp(params: Any, config: EncoderConfig, h: jax.Array) -> jax.Array:

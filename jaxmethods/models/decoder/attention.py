@@ -215,11 +215,15 @@ def grow(cache: Cache | None, mask: jax.Array | None, keys: jax.Array, values: j
             f"{'' if traced else f' with {int(cache.length)} taken'}; attention.reserve makes some"
         )
     keys = jnp.where(cache.length + new <= room, keys, jnp.nan)
-    write = lax.dynamic_update_slice_in_dim  # places of one type, also where int64 is the default
+
+    def written(old: jax.Array, more: jax.Array, axis: int) -> jax.Array:
+        more = more.astype(old.dtype)
+        return lax.dynamic_update_slice_in_dim(old, more, cache.length, axis)
+
     return Cache(
-        write(cache.keys, keys.astype(cache.keys.dtype), cache.length, 3),
-        write(cache.values, values.astype(cache.values.dtype), cache.length, 3),
-        write(cache.mask, mask, cache.length, 1),
+        written(cache.keys, keys, 3),
+        written(cache.values, values, 3),
+        written(cache.mask, mask, 1),
         cache.length + new,
     )
 

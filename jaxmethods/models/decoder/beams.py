@@ -172,7 +172,8 @@ def search(
 
     def further(state: _Search) -> _Search:
         logits, grown = extend(state.last.reshape(-1), state.cache)
-        return choose(state._replace(cache=grown), logits.reshape(*state.last.shape, -1))
+        logits = logits.reshape(*state.last.shape, logits.shape[-1])
+        return choose(state._replace(cache=grown), logits)
 
     begun = jnp.ones(len(first), bool) if begun is None else begun
     start = choose(
@@ -202,7 +203,7 @@ def best_continuations(
     Args:
         scores: [B, K] float32.
         done: [B, K] bool: such a beam has one continuation, itself.
-        logits: [B, K, V], of the next token.
+        logits: [B, K, V], of the next token. A beam where one of them is NaN has no continuation.
 
     Returns:
         their scores, the beams they continue, and their tokens, [B, K] each; a tie goes to the
@@ -210,6 +211,7 @@ def best_continuations(
     """
     rows, beams, size = logits.shape
     more = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    more = jnp.where(jnp.isnan(more), -jnp.inf, more)  # the largest of all, for `top_k`
     itself = jnp.where(jnp.arange(size) == 0, 0.0, -jnp.inf)
     total = scores[..., None] + jnp.where(done[..., None], itself, more)  # [B, K, V]
     best, places = lax.top_k(total.reshape(rows, beams * size), beams)

@@ -18,7 +18,7 @@ from jaxmethods.config import nearest, validate
 from jaxmethods.layout import path_name
 from jaxmethods.models.decoder.config import DecoderConfig, RopeScaling
 from jaxmethods.models.decoder.families.codegen import CODEGEN_NAMES
-from jaxmethods.models.decoder.families.family import NEOX_HEAD, head_name
+from jaxmethods.models.decoder.families.family import NEOX_HEAD, head_name, require_full_layers
 from jaxmethods.models.decoder.families.known import FAMILIES, embedding_name
 from jaxmethods.models.decoder.layer import Params
 from jaxmethods.models.decoder.network import RULES, init_params
@@ -66,7 +66,7 @@ def load(
     Raises:
         HubError: the folder, its config or its tensors are not what we can read.
     """
-    folder = _with_table_names(open_folder(path))
+    folder = with_table_names(open_folder(path))
     config = read_config(folder)
     shapes = jax.eval_shape(lambda key: init_params(key, config), jax.random.key(0))
     params = read_params(
@@ -133,7 +133,7 @@ def read_config(folder: Folder) -> DecoderConfig:
     Returns:
         The config.
     """
-    folder = _with_table_names(folder)
+    folder = with_table_names(folder)
     config = _parse(folder)
     if config.tied and {head_name(config), embedding_name(config)} <= folder.tensors.keys():
         same = same_values(folder, head_name(config), embedding_name(config))
@@ -152,13 +152,22 @@ def _parse(folder: Folder) -> DecoderConfig:
     fields.refuse("per_layer_config")
     if fields.values.get("is_causal", True) is not True:
         raise fields.error("is_causal", "true", fields.values["is_causal"])
+    if name != "mistral":  # whose reader knows windows
+        require_full_layers(fields)
     values = FAMILIES[name].read(fields)
     values |= {"family": name, "vocab_size": fields.size("vocab_size")}
     return validate(DecoderConfig, values, source)
 
 
-def _with_table_names(folder: Folder) -> Folder:
-    """The folder with the names of our tables, where checkpoints have two ways to say it."""
+def with_table_names(folder: Folder) -> Folder:
+    """The folder with the names of our tables, where checkpoints have two ways to say it.
+
+    Args:
+        folder: an opened model folder.
+
+    Returns:
+        The folder, whose tensors may have other names.
+    """
     name, stored = folder.config.get("model_type"), dict(folder.tensors)
     if not isinstance(name, str) or name not in FAMILIES:
         return folder

@@ -16,7 +16,7 @@ class RopeScaling(Config):
     """`linear`: positions divided by the factor. `dynamic`: the base grows with the length of a
     sequence that is longer than `max_positions`. `llama3`: low frequencies divided by the
     factor, high ones kept, a ramp between."""
-    factor: Annotated[float, Field(ge=1)]
+    factor: Annotated[float, Field(gt=0)]
     low_frequency_factor: Annotated[float, Field(gt=0)] = 1.0
     high_frequency_factor: Annotated[float, Field(gt=0)] = 4.0
     original_max_positions: PositiveInt = 8192

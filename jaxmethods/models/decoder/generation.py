@@ -62,7 +62,8 @@ def generate(
     """Continues prompts by up to `new_tokens` tokens, or up to and including `end`.
 
     A row's result depends neither on the padding nor on the rows beside it. A row without a token
-    gets none (length 0, all `pad`): nothing says how it would begin.
+    gets none (length 0, all `pad`): nothing says how it would begin. So does one go on no further
+    where the model says NaN.
 
     Args:
         params: parameters, see `init_params`.
@@ -110,16 +111,18 @@ def generate(
 
     def decode(state: _Decoding) -> _Decoding:
         out = forward(params, config, state.last[:, None], cache=state.cache, dtype=dtype)
-        token = jnp.where(state.done, pad, pick(out.logits[:, 0], keys, state.step, sampling))
+        over = state.done | is_lost(out.logits[:, 0])
+        token = jnp.where(over, pad, pick(out.logits[:, 0], keys, state.step, sampling))
         return _Decoding(
             step=state.step + 1,
             last=token,
             tokens=state.tokens.at[:, state.step].set(token),
             cache=out.cache,
-            done=state.done | is_end(token, end),
-            lengths=state.lengths + ~state.done,
+            done=over | is_end(token, end),
+            lengths=state.lengths + ~over,
         )
 
+    begun &= ~is_lost(first.logits[:, 0])
     token = jnp.where(begun, pick(first.logits[:, 0], keys, 0, sampling), pad)
     start = _Decoding(
         step=jnp.int32(1),
@@ -146,6 +149,11 @@ def is_end(tokens: jax.Array, end: End) -> jax.Array:
     """Bool like `tokens`: which of them end a row."""
     ends = end if isinstance(end, tuple | list) else () if end is None else (end,)
     return reduce(jnp.logical_or, [tokens == one for one in ends], jnp.zeros(tokens.shape, bool))
+
+
+def is_lost(logits: jax.Array) -> jax.Array:
+    """[B] bool: rows of logits [B, V] that hold NaN, whose argmax would be the first of it."""
+    return jnp.isnan(logits).any(-1)
 
 
 def pick(logits: jax.Array, keys: Any, step: Any, sampling: Sampling) -> jax.Array:

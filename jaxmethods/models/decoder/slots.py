@@ -30,6 +30,7 @@ from jaxmethods.models.decoder.generation import (
     check_positions,
     check_sampling,
     is_end,
+    is_lost,
     left_padded,
     pick,
     row_keys,
@@ -77,7 +78,8 @@ def generate_in_slots(
         key: random key, or one for each row [B]; None where the most likely token is taken.
         new_tokens: N of a row, at least 1; static.
         slots: rows that decode at once; static. The cache has room for as many.
-        mask: [B, T], False on padding, wherever it is. A row without a token gets none.
+        mask: [B, T], False on padding, wherever it is. A row without a token gets none, and one
+            goes on no further where the model says NaN.
         sampling: temperature, top_k and top_p; by default the most likely token is taken.
         end: the token that ends a row, or several of which any does; None: none does.
         pad: what stands behind the end.
@@ -126,8 +128,10 @@ def generate_in_slots(
         """The next token of the slots `at` [M]."""
         row, made = _taken(state.row, at, rows), _taken(state.made, at, 0)
         own = None if keys is None else keys[jnp.minimum(row, rows - 1)]
-        token = pick(logits, own, made, sampling)
-        return _recorded(state, at, token, is_end(token, end) | (made + 1 >= new_tokens))
+        lost = is_lost(logits)
+        token = jnp.where(lost, pad, pick(logits, own, made, sampling))
+        over = lost | is_end(token, end) | (made + 1 >= new_tokens)
+        return _recorded(state, at, token, over, made + ~lost)
 
     def fill(state: _Slots) -> _Slots:
         free = jnp.nonzero(state.row == rows, size=at_once, fill_value=slots)[0]
@@ -216,14 +220,17 @@ def _taken(leaf: jax.Array, at: jax.Array, otherwise: int) -> jax.Array:
     return leaf.at[at].get(mode="fill", fill_value=otherwise)
 
 
-def _recorded(state: _Slots, at: jax.Array, token: jax.Array, over: jax.Array) -> _Slots:
-    """The state with a token more of the slots `at` [M], and which of their rows are over."""
+def _recorded(
+    state: _Slots, at: jax.Array, token: jax.Array, over: jax.Array, length: jax.Array
+) -> _Slots:
+    """The state with a token more of the slots `at` [M], which of their rows are over, and their
+    lengths."""
     rows = len(state.lengths)
     row, made = _taken(state.row, at, rows), _taken(state.made, at, 0)
     return state._replace(
         last=state.last.at[at].set(token, mode="drop"),
         tokens=state.tokens.at[row, made].set(token, mode="drop"),
-        lengths=state.lengths.at[row].set(made + 1, mode="drop"),
+        lengths=state.lengths.at[row].set(length, mode="drop"),
         made=state.made.at[at].set(made + 1, mode="drop"),
         row=state.row.at[at].set(jnp.where(over, rows, row), mode="drop"),
     )

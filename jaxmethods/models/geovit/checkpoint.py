@@ -26,6 +26,7 @@ from jaxmethods.models.geovit import positions
 from jaxmethods.models.geovit.config import EncoderConfig
 from jaxmethods.models.geovit.encoder import init_blocks
 from jaxmethods.models.hub.folders import HubError, some_of
+from jaxmethods.models.hub.parameters import as_weights
 
 Layout = Literal["timm", "satmae_group", "satmae_temporal", "scale_mae", "dofa", "prithvi"]
 SATMAE_GROUPS = ((0, 1, 2, 6), (3, 4, 5, 7), (8, 9))
@@ -63,7 +64,7 @@ class Source:
         if name not in self.left:
             self.missing.append(name)
             return np.zeros(tuple(shape or (1,)), np.float32)
-        found = np.asarray(self.left.pop(name)).astype(np.float32)
+        found = as_weights(name, self.left.pop(name))
         if shape is not None and found.shape != tuple(shape):
             raise HubError(f"checkpoint: {name}: expected {tuple(shape)}, got {found.shape}")
         return found
@@ -96,7 +97,8 @@ def load(
         Config, parameters (float32) and which tensors were not used.
 
     Raises:
-        HubError: a layout that isn't known, tensors that are missing or unknown, pickled weights.
+        HubError: a layout that isn't known, tensors that are missing or unknown, weights that are
+            pickled, quantized or NaN.
     """
     tensors = read(source)
     layout = layout_of(tensors)
@@ -215,8 +217,9 @@ def to_tensors(params: Any, config: EncoderConfig) -> dict[str, np.ndarray]:
         made["pos_embed"] = np.asarray(params["positions"])[None]
     if config.registers:
         made["register_tokens"] = np.asarray(params["registers"])[None]
+    norm = "fc_norm" if config.norm_after_pooling else "norm"
     for part, value in params["norm"].items():
-        made[f"norm.{part}"] = np.asarray(value)
+        made[f"{norm}.{part}"] = np.asarray(value)
     for layer in range(config.depth):
         made |= _block_tensors(params["blocks"], layer)
     return made

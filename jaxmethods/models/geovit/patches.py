@@ -40,7 +40,7 @@ def patchify(images: jax.Array, patch: int, order: Order = "channel_last") -> ja
     rows, columns = height // patch, width // patch
     split = images.reshape(-1, rows, patch, columns, patch, channels)  # [B, r, p, c, p, C]
     axes = (0, 1, 3, 2, 4, 5) if order == "channel_last" else (0, 1, 3, 5, 2, 4)
-    return split.transpose(axes).reshape(*leading, rows * columns, -1)
+    return split.transpose(axes).reshape(*leading, rows * columns, patch * patch * channels)
 
 
 def unpatchify(

@@ -57,6 +57,7 @@ def ground(width: int, grid: int, gsd: jax.Array) -> jax.Array:
     Returns:
         [B, 1 + g g, D], class token (zeros) first.
     """
+    gsd = gsd.astype(jnp.promote_types(gsd.dtype, jnp.float32))  # whole meters may overflow
     places = jnp.arange(grid, dtype=gsd.dtype) * gsd[:, None]  # [B, g]
     half = sincos(width // 2, places)  # [B, g, D/2]
     shape = (len(gsd), grid, grid, width // 2)

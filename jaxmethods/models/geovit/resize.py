@@ -32,7 +32,12 @@ def resize(images: jax.Array, size: tuple[int, int], how: Filter) -> jax.Array:
 
     Returns:
         [..., height, width, C] in the type of the images.
+
+    Raises:
+        ValueError: images of whole numbers, in whose type the filter's weights would be 0.
     """
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(f"images: expected floating-point ones, got {images.dtype}")
     rows = jnp.asarray(matrix(images.shape[-3], size[0], how), images.dtype)  # [height, H]
     columns = jnp.asarray(matrix(images.shape[-2], size[1], how), images.dtype)  # [width, W]
     tall = jnp.einsum("ph,...hwc->...pwc", rows, images)

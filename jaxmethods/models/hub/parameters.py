@@ -60,7 +60,7 @@ def read_params(
 
     Raises:
         HubError: tensors are missing, too many, or of another shape than the config says; or a
-            finite weight doesn't fit `dtype`.
+            weight is NaN, or finite and doesn't fit `dtype`.
     """
     table = list(table)
     _check(folder, table, ignore)
@@ -129,6 +129,54 @@ def common_type(params: Any) -> np.dtype:
     return np.dtype(reduce(jnp.promote_types, [leaf.dtype for leaf in jax.tree.leaves(params)]))
 
 
+def check_weights(where: str, name: str, dtype: Any) -> None:
+    """Raises `HubError` where a tensor's type says that it holds codes, not weights.
+
+    Args:
+        where: the file or folder, for the message.
+        name: of the tensor.
+        dtype: of the tensor; weights have 16 bits or more.
+    """
+    if not jnp.issubdtype(dtype, jnp.floating) or jnp.dtype(dtype).itemsize < 2:
+        raise HubError(
+            f"{where}: {name}: expected floating-point weights, got {dtype} "
+            "(quantized checkpoints are not supported)"
+        )
+
+
+def check_numbers(where: str, name: str, values: np.ndarray) -> None:
+    """Raises `HubError` where weights are NaN, which no model survives. Infinity may be a mask.
+
+    Args:
+        where: the file or folder, for the message.
+        name: of the tensor.
+        values: of the tensor.
+    """
+    unknown = np.count_nonzero(np.isnan(values))
+    if unknown:
+        raise HubError(f"{where}: {name}: expected numbers, got {unknown} NaN of {values.size}")
+
+
+def as_weights(name: str, tensor: Any) -> np.ndarray:
+    """A tensor of a checkpoint that is held as names and arrays, as float32.
+
+    Args:
+        name: of the tensor.
+        tensor: an array.
+
+    Returns:
+        The weights in float32.
+
+    Raises:
+        HubError: they are codes, or NaN.
+    """
+    tensor = np.asarray(tensor)
+    check_weights("checkpoint", name, tensor.dtype)
+    weights = tensor.astype(np.float32)
+    check_numbers("checkpoint", name, weights)
+    return weights
+
+
 def same_values(folder: Folder, name: str, other: str, step: int = 4096) -> bool:
     """Whether two tensors hold the same values; only some rows of them are read at a time.
 
@@ -184,6 +232,7 @@ def _convert(folder: Folder, name: str, tensor: np.ndarray, out: np.ndarray) -> 
     """Fills `out` with the tensor; what is finite stays finite."""
     with np.errstate(over="ignore"):
         out[...] = tensor
+    check_numbers(f"model {folder.path}", name, out)
     if jnp.finfo(tensor.dtype).max <= jnp.finfo(out.dtype).max:
         return
     lost = np.count_nonzero(~np.isfinite(out) & np.isfinite(tensor))
@@ -210,11 +259,7 @@ def _check(folder: Folder, table: Sequence[Tensor], ignore: Callable[[str], bool
             raise HubError(
                 f"model {folder.path}: {name}: expected shape {shape}, got {stored.shape}"
             )
-        if not jnp.issubdtype(stored.dtype, jnp.floating):
-            raise HubError(
-                f"model {folder.path}: {name}: expected floating-point weights, got {stored.dtype} "
-                "(quantized checkpoints are not supported)"
-            )
+        check_weights(f"model {folder.path}", name, stored.dtype)
 
 
 def _write_weights(folder: Path, table: Sequence[Tensor], params: Any, largest: int) -> None:

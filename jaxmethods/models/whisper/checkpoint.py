@@ -80,9 +80,9 @@ def load(path: str | Path, *, dtype: Any = jnp.float32, encoder_only: bool = Fal
         tensors,
         shapes,
         dtype=dtype,
+        # Beside an encoder, whatever hears with it: a decoder, a head, a classifier.
         ignore=lambda name: (
-            (name == HEAD and config.text.tied)
-            or (encoder_only and name.startswith("model.decoder."))
+            not name.startswith(ENCODER) if encoder_only else name == HEAD and config.text.tied
         ),
     )
     return Loaded(config, params, folder.config)
@@ -247,10 +247,12 @@ def _with_own_head(config: WhisperConfig, folder: Folder) -> WhisperConfig:
 
 
 def _with_prefix(folder: Folder) -> Folder:
-    """A bare `WhisperModel` stores its tensors without the prefix "model."."""
+    """A bare `WhisperModel` stores its tensors without "model.", its encoder alone without both."""
     if any(name.startswith("model.") for name in folder.tensors):
         return folder
+    prefix = ENCODER if "conv1.weight" in folder.tensors else "model."
     tensors = {
-        name if name == HEAD else f"model.{name}": stored for name, stored in folder.tensors.items()
+        name if name == HEAD else f"{prefix}{name}": stored
+        for name, stored in folder.tensors.items()
     }
     return folder._replace(tensors=tensors)

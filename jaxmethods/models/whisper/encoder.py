@@ -131,7 +131,7 @@ def split(x: jax.Array, heads: int) -> jax.Array:
 
 def joined(x: jax.Array) -> jax.Array:
     """[B, T, H, d] -> [B, T, H d]."""
-    return x.reshape(*x.shape[:-2], -1)
+    return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])
 
 
 def sinusoids(positions: int, width: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from jax import lax
 from jaxmethods.models.attention import scaled_attention
 from jaxmethods.models.decoder.attention import Cache, causal_attention, grow, reserve
 from jaxmethods.models.decoder.beams import check_search, search
-from jaxmethods.models.decoder.generation import Generated
+from jaxmethods.models.decoder.generation import Generated, is_lost
 from jaxmethods.models.decoder.layer import Params, dense, over_layers
 from jaxmethods.models.lookup import rows
 from jaxmethods.models.norms import layer_norm
@@ -95,6 +95,7 @@ def decode(
     """
     decoder, eps = params["decoder"], config.encoder.norm_eps
     batch, new = ids.shape
+    beams = batch // max(heard.keys.shape[1], 1)  # rows about a clip
     start = 0 if cache is None else cache.length
     x = rows(decoder["tokens"], ids, "ids")
     x = x + rows(decoder["positions"], start + jnp.arange(new), "positions")
@@ -111,7 +112,7 @@ def decode(
         normed = layer_norm(layer["cross_norm"], x, eps)
         q = split(dense(layer["cross"]["query"], normed), config.text.heads)
         # Beams of a clip hear the same: they are further queries to it.
-        q = q.reshape(len(keys), -1, *q.shape[2:])  # [B, K N, H, d]
+        q = q.reshape(len(keys), beams * new, *q.shape[2:])  # [B, K N, H, d]
         found = scaled_attention(q, keys, values)
         found = found.reshape(batch, new, *found.shape[2:])  # [B K, N, H, d]
         x = x + dense(layer["cross"]["out"], joined(found))
@@ -141,6 +142,8 @@ def transcribe(
     dtype: Any = None,
 ) -> Generated:
     """The most likely token after the other, until `end`, for every clip; or the best of beams.
+
+    Where the model says NaN, as in half precision it may, a transcript ends.
 
     Args:
         params: of encoder and decoder.
@@ -192,7 +195,8 @@ def transcribe(
         return Generated(best.tokens[:, 0], best.lengths[:, 0])
 
     def likeliest(logits: jax.Array, banned: jax.Array) -> jax.Array:
-        return jnp.argmax(jnp.where(banned, -jnp.inf, logits), -1).astype(jnp.int32)
+        token = jnp.argmax(jnp.where(banned, -jnp.inf, logits), -1).astype(jnp.int32)
+        return jnp.where(is_lost(logits), end, token)
 
     token = likeliest(first.logits[:, -1], at_first)
     tokens = jnp.full((batch, new_tokens), end, jnp.int32).at[:, 0].set(token)

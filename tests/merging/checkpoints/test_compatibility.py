@@ -71,6 +71,7 @@ def without(*names, **changed):
 
 V5 = {"rope_type": "default", "rope_theta": 10000.0}
 MISTRAL, GEMMA_2 = without(model_type="mistral"), without(model_type="gemma2")
+GEMMA_3 = without(model_type="gemma3_text", num_hidden_layers=6)
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 SAME = {
     "transformers 4 and 5": (LLAMA, without("rope_theta", rope_parameters=V5)),
@@ -111,6 +112,14 @@ SAME = {
     "Qwen's unused window": (
         without(model_type="qwen2"),
         without(model_type="qwen2", sliding_window=16, layer_types=["full_attention"] * 2),
+    ),
+    "Gemma 3's layers, not said": (
+        GEMMA_3,
+        GEMMA_3 | {"layer_types": ["sliding_attention"] * 5 + ["full_attention"]},
+    ),
+    "Gemma 3's layers by another number": (
+        GEMMA_3 | {"sliding_window_pattern": 3},
+        GEMMA_3 | {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2},
     ),
     "what only training needs": (LLAMA, without(attention_dropout=0.1, max_position_embeddings=99)),
     "one for each type of layer": (
@@ -192,6 +201,26 @@ DIFFERENT = {
         MISTRAL,
         MISTRAL | {"layer_types": ["full_attention", "sliding_attention"]},
         "layer_types .* like the base",
+    ),
+    "Gemma 3's layers, not said": (
+        GEMMA_3,
+        GEMMA_3 | {"layer_types": ["full_attention"] * 6},
+        r"layer_types \['sliding_attention'.* like the base",
+    ),
+    "Qwen's layers, not said": (
+        without(model_type="qwen2_moe"),
+        without(model_type="qwen2_moe", layer_types=["full_attention", "sliding_attention"]),
+        "layer_types .* like the base",
+    ),
+    "heads of a decoder": (
+        without(model_type="whisper", decoder_attention_heads=4),
+        without(model_type="whisper", decoder_attention_heads=2),
+        "decoder_attention_heads 4 like the base, got 2",
+    ),
+    "gate of T5": (
+        without(model_type="t5", feed_forward_proj="gated-gelu"),
+        without(model_type="t5", feed_forward_proj="gated-silu"),
+        "feed_forward_proj 'gated-gelu' like the base, got 'gated-silu'",
     ),
     "softcap, not said": (
         LLAMA,
@@ -399,6 +428,22 @@ def test_a_tensor_that_is_stored_twice_is_merged_once(algorithm, tmp_path):
     np.testing.assert_array_equal(twice[HEAD], twice[EMBED])
     for name, value in once.items():
         np.testing.assert_array_equal(twice[name], value)
+
+
+@pytest.mark.parametrize("stored", [(2, 1, 1), (1, 2, 1), (2, 1, 2)])
+def test_a_tied_head_may_be_stored_in_some_checkpoints_only(stored, tmp_path):
+    """Which of both is, is the library's doing; the result has what the base has."""
+    paths = [tied(tmp_path / f"{seed}", seed, times) for seed, times in enumerate(stored)]
+    found = merge(tmp_path, *paths)
+    mean = (weights(1, TIED)[EMBED] + weights(2, TIED)[EMBED]) / 2
+    for name in TIED[: stored[0]]:
+        np.testing.assert_allclose(found[name], mean, rtol=1e-6)
+    assert found.keys() == {EMBED, TIED[2], *TIED[: stored[0]]}
+
+
+def test_a_head_of_its_own_is_not_left_out(tmp_path):
+    base, other = tied(tmp_path / "base", 0, 1), folder(tmp_path / "other", weights(1, TIED))
+    refused(tmp_path, f"got {HEAD} too", base, other)
 
 
 def test_tensors_that_are_equal_in_some_checkpoints_only_are_not_tied(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxmethods import merging
 
@@ -40,3 +41,9 @@ def test_slerp_goes_along_the_circle_between_two_vectors():
         angle = t * np.pi / 3
         found = merging.slerp(one, other, t)
         np.testing.assert_allclose(found, [np.cos(angle), np.sin(angle)], atol=1e-6)
+
+
+def test_a_tree_of_coefficients_that_lacks_a_leaf_is_refused():
+    base, stack = ({name: jnp.ones((*lead, 3)) for name in "vw"} for lead in ((), (2,)))
+    with pytest.raises(ValueError, match="coefficients: expected a number"):
+        merging.task_arithmetic(base, stack, {"w": 0.3})

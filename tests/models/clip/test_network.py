@@ -209,6 +209,20 @@ def test_tensors_of_a_wrapped_model_are_read(loaded):
     tensors["logit_scale"] = tensors["logit_scale"].reshape(1)
     wrapped = clip.from_tensors({f"module.{n}": x for n, x in tensors.items()}, **heads).params
     jax.tree.map(np.testing.assert_array_equal, wrapped, plain)
+    tensors["logit_scale"] = tensors["logit_scale"].astype(np.int8)
+    with pytest.raises(
+        hub.HubError, match="logit_scale: expected floating-point weights, got int8"
+    ):
+        clip.from_tensors(tensors, **heads)
+
+
+@pytest.mark.parametrize("pooled_only", [False, True])
+def test_no_images_and_no_texts_have_no_features(loaded, pooled_only):
+    size, width = loaded.config.vision.image_size, loaded.config.projection_dim
+    pixels, ids = jnp.ones((0, size, size, 3)), jnp.ones((0, 4), int)
+    images = clip.image_features(loaded.params, loaded.config, pixels, pooled_only=pooled_only)
+    assert images.features.shape == (0, width)
+    assert clip.text_features(loaded.params, loaded.config, ids).features.shape == (0, width)
 
 
 def test_a_text_that_is_too_long_keeps_its_end_mark(tmp_path, loaded):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxmethods.models import decoder
+from jaxmethods.models.decoder.beams import best_continuations
 from tests.models.decoder.decoders import LLAMA, random_ids, random_params
 
 SMALL = LLAMA.model_copy(update={"vocab_size": 5, "layers": 1})
@@ -64,6 +65,18 @@ def test_one_beam_is_greedy_decoding(params):
     found = SEARCH(params, SMALL, ids, beams=1, new_tokens=5, end=END)
     np.testing.assert_array_equal(found.tokens[:, 0], greedy.tokens)
     np.testing.assert_array_equal(found.lengths[:, 0], greedy.lengths)
+
+
+def test_a_beam_of_nan_makes_way_for_the_others():
+    logits = jnp.zeros((1, 2, 3)).at[0, 0, 1].set(jnp.nan)
+    scores, parents, _ = best_continuations(jnp.zeros((1, 2)), jnp.zeros((1, 2), bool), logits)
+    np.testing.assert_array_equal(parents, [[1, 1]])
+    assert jnp.isfinite(scores).all()
+
+
+def test_no_rows_have_no_beams(params):
+    found = SEARCH(params, SMALL, jnp.ones((0, 4), int), beams=2, new_tokens=2)
+    assert found.tokens.shape == (0, 2, 2)
 
 
 def test_a_row_depends_neither_on_padding_nor_on_its_neighbors(params):

@@ -54,6 +54,10 @@ READ = {
         "llama",
         {"rope_scaling": {"rope_type": "linear", "type": "dynamic", "factor": 4.0}},
         {"rope_scaling": LINEAR}),
+    "positions that are drawn apart": (
+        "llama",
+        {"rope_scaling": {"type": "linear", "factor": 0.5}},
+        {"rope_scaling": RopeScaling(kind="linear", factor=0.5)}),
     "llama3 without an original length: the model's": (
         "llama", {"rope_scaling": LLAMA3}, {"rope_scaling": llama3(64)}),
     "the original length in the dictionary": (
@@ -174,6 +178,10 @@ REFUSED = [
     ("llama", {"hidden_act": ["silu"]}, "hidden_act: expected one of silu"),
     ("llama", {"is_causal": False}, "is_causal: expected true, got False"),
     ("llama", {"per_layer_config": {"0": {}}}, "per_layer_config: expected nothing"),
+    *(
+        (name, {"layer_types": SLIDING}, "layer_types: expected 'full_attention' only")
+        for name in ("llama", "gpt_neox", "opt", "codegen")
+    ),
     ("mistral", {"layer_types": [*FULL[:2], *SLIDING[:1]]}, "layer_types: expected one kind"),
     ("mistral", {"layer_types": SLIDING, "sliding_window": None}, "layer_types: expected one kind"),
     ("mistral", {"layer_types": FULL[:2]}, "layer_types: expected 3 layers"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +18,13 @@ from tests.models.decoder.decoders import CONFIGS, LLAMA, random_ids, random_par
 
 DRAWN = Sampling(temperature=1.0, top_k=8, top_p=0.9)
 GENERATE = jax.jit(generate, static_argnames=("config", "new_tokens", "sampling"))
+IN_SLOTS = partial(decoder.generate_in_slots, slots=1)
+ONE_BEAM = partial(decoder.beam_search, beams=1)
+WAYS = {
+    "generate": GENERATE,
+    "in slots": jax.jit(IN_SLOTS, static_argnames=("config", "new_tokens")),
+    "one beam": jax.jit(ONE_BEAM, static_argnames=("config", "new_tokens")),
+}
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +67,31 @@ def test_a_row_depends_neither_on_padding_nor_on_its_neighbors(params):
 
     alone = GENERATE(params, LLAMA, ids[1:2, :2], keys[1:2], **options)
     np.testing.assert_array_equal(alone.tokens[0], together.tokens[1])
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_tokens_under_x64_are_those_without(params, how):
+    ids, mask = random_ids(LLAMA, 2, 3), jnp.array([[0, 1, 1], [1, 1, 1]])
+    free = GENERATE(params, LLAMA, ids, new_tokens=4, mask=mask).tokens
+    with jax.enable_x64(True), warnings.catch_warnings():
+        warnings.simplefilter("error", FutureWarning)  # mixed integers will be errors
+        found = WAYS[how](params, LLAMA, ids, new_tokens=4, mask=mask).tokens
+    np.testing.assert_array_equal(found.reshape(free.shape), free)
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_a_row_goes_on_no_further_where_the_model_says_nan(params, how):
+    """Of row 0 from the start, of row 1 behind its second token."""
+    ids = jnp.array([[5, 4, 3], [6, 7, 8]])
+    free = GENERATE(params, LLAMA, ids, new_tokens=4).tokens[1]
+    assert free[1] not in (free[0], *ids.ravel())
+    table = params["embed"]["tokens"].at[jnp.array([5, free[1]])].set(jnp.nan)
+    broken = params | {"embed": {"tokens": table}}
+    found = WAYS[how](broken, LLAMA, ids, new_tokens=4)
+    # A search that can't go on has found nothing.
+    said, length = ([0, 0], 0) if how == "one beam" else (free[:2], 2)
+    np.testing.assert_array_equal(found.lengths.ravel(), [0, length])
+    np.testing.assert_array_equal(found.tokens.reshape(2, 4), [[0] * 4, [*said, 0, 0]])
 
 
 def test_a_row_ends_with_its_end_token_and_padding(params):

@@ -29,6 +29,27 @@ def test_a_file_gives_back_what_was_written_bit_for_bit(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again, tensors())
 
 
+def test_a_norm_behind_the_pooling_stays_there():
+    config = LEARNED.model_copy(update={"norm_after_pooling": True})
+    own = geovit.to_tensors(encoder_params(config), config)
+    assert geovit.load(own, heads=2).config == config
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda own: own.astype(np.int8), "expected floating-point weights, got int8"),
+        (lambda own: own.astype(jnp.float8_e4m3fn), "expected floating-point weights, got float8"),
+        (lambda own: np.nan * own, "expected numbers, got 8 NaN of 8"),
+    ],
+)
+def test_codes_and_nan_are_no_weights(change, message):
+    own = tensors()
+    own["norm.weight"] = change(own["norm.weight"][:8])
+    with pytest.raises(HubError, match=rf"norm.weight: {message}"):
+        geovit.load(own, heads=2)
+
+
 def test_missing_and_unknown_tensors_are_named():
     own = tensors()
     del own["blocks.0.mlp.fc2.bias"]

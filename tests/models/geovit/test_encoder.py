@@ -51,6 +51,11 @@ def test_one_meter_gives_the_plain_table_and_two_meters_every_second_row():
     close(grids[1, :4, :4], grids[0, ::2, ::2], 1e-6)
 
 
+def test_whole_meters_are_not_counted_in_their_type():
+    wide, narrow = (positions.ground(16, 8, jnp.array([60], t)) for t in ("float32", "uint8"))
+    close(narrow, wide, 0)
+
+
 def test_ground_sampling_distance_has_no_default(images):
     config = TINY.model_copy(update={"positions": "gsd"})
     with pytest.raises(ValueError, match="gsd: expected meters"):
@@ -139,6 +144,8 @@ def test_means_of_areas_and_neighbors():
     close(own["area"], [0.5, 2.5, 4.5])
     close(own["nearest"], [0, 2, 4])
     close(own["bilinear"], [0.5, 2.5, 4.5])
+    with pytest.raises(ValueError, match="images: expected floating-point ones, got int32"):
+        geovit.resize.resize(ramp.astype(int), (3, 1), "area")
 
 
 FILTERS = ("area", "nearest", "bilinear")

@@ -247,6 +247,13 @@ def test_infinite_weights_stay_infinite(tmp_path):
     assert leaf.tolist() == [[np.inf], [1]]
 
 
+@pytest.mark.parametrize("dtype", [None, jnp.float16])
+def test_a_weight_that_is_no_number_is_an_error(tmp_path, dtype):
+    folder = stored(tmp_path, np.float32([1]), np.float32([np.nan]))
+    with pytest.raises(HubError, match=r"1\.w: expected numbers, got 1 NaN of 1"):
+        read_params(folder, LAYERS, TREE, dtype=dtype)
+
+
 def test_float64_is_kept_only_where_jax_has_it(tmp_path):
     folder = stored(tmp_path, np.float64([1 + 2**-40]), np.float32([1]))
     with pytest.raises(HubError, match="jax_enable_x64"):

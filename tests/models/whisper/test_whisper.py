@@ -131,9 +131,33 @@ def test_folders_from_before_generation_configs_say_what_is_never_said(tmp_path)
     assert (never.any(), np.flatnonzero(at_first).tolist()) == (False, [4])
 
 
-def test_the_encoder_alone_leaves_the_decoder_on_disk(folder):
-    loaded = whisper.load(folder, encoder_only=True)
+@pytest.mark.parametrize(
+    ("prefix", "others"),
+    [
+        ("model.encoder.", ("model.decoder.embed_tokens.weight", "proj_out.weight")),
+        ("encoder.", ("projector.weight", "classifier.bias")),
+        ("", ()),
+    ],
+    ids=["whole, with a head of its own", "classifier", "encoder alone"],
+)
+def test_the_encoder_alone_leaves_the_rest_on_disk(folder, tmp_path, prefix, others):
+    tensors = load_file(folder / "model.safetensors")
+    start = "model.encoder."
+    kept = {n.replace(start, prefix): x for n, x in tensors.items() if n.startswith(start)}
+    kept |= {name: np.full((11, 8), place, np.float32) for place, name in enumerate(others)}
+    shutil.copytree(folder, tmp_path / "part")
+    save_file(kept, tmp_path / "part" / "model.safetensors", metadata={"format": "pt"})
+    loaded = whisper.load(tmp_path / "part", encoder_only=True)
     assert set(loaded.params) == {"encoder"}
+    jax.tree.map(np.testing.assert_array_equal, loaded.params["encoder"], params()["encoder"])
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_no_clips_have_no_text(beams):
+    found = whisper.transcribe(
+        params(), CONFIG, features(0), jnp.asarray([3]), end=10, new_tokens=2, beams=beams
+    )
+    assert found.tokens.shape == (0, 2)
 
 
 def test_other_kinds_of_models_are_refused(tmp_path):
@@ -237,6 +261,14 @@ def test_a_transcript_does_not_begin_with_what_is_banned_at_first():
         params(), CONFIG, features(1), jnp.asarray([3]), first_suppressed=banned, **settings
     )
     assert found.tokens[0, 0] != free.tokens[0, 0]
+
+
+def test_a_transcript_ends_where_the_model_says_nan():
+    """Its first token would be said again and again."""
+    broken = jax.tree.map(lambda leaf: leaf * np.nan, params())
+    settings = {"end": 10, "new_tokens": 3}
+    found = whisper.transcribe(broken, CONFIG, features(1), jnp.asarray([3]), **settings)
+    np.testing.assert_array_equal(found.tokens, [[10] * 3])
 
 
 def test_more_tokens_than_positions_are_refused():

@@ -30,6 +30,13 @@ def head_dim_of(fields: Fields, heads: int, width: int) -> int:
     return width // heads
 
 
+def require_full_layers(fields: Fields) -> None:
+    """Refuses `layer_types` of another kind, with which transformers fails or forgets tokens."""
+    kinds = fields.get("layer_types", [])
+    if not isinstance(kinds, list) or set(map(str, kinds)) - {"full_attention", "attention"}:
+        raise fields.error("layer_types", "'full_attention' only", kinds)
+
+
 def activation_name(config: DecoderConfig) -> str:
     """Hugging Face's name of the activation."""
     names = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}

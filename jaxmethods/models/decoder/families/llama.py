@@ -10,6 +10,7 @@ from jaxmethods.models.decoder.families.family import (
     head_dim_of,
     head_rows,
     linear_rows,
+    require_full_layers,
     write_rope,
 )
 from jaxmethods.models.hub.config import Fields
@@ -108,9 +109,7 @@ def _layer_types(fields: Fields) -> list[str]:
 
 def _require_full_attention(fields: Fields) -> None:
     fields.require("use_sliding_window", False, False)
-    kinds = fields.get("layer_types", [])
-    if not isinstance(kinds, list) or set(map(str, kinds)) - {"full_attention", "attention"}:
-        raise fields.error("layer_types", "'full_attention' only", kinds)
+    require_full_layers(fields)
     _layer_types(fields)
 
 
