@@ -21,6 +21,7 @@ from jaxmethods.interpret.dynamics import (
 from jaxmethods.interpret.gradients import linear_layers, noise_scale, per_example
 from jaxmethods.interpret.losses import cross_entropy, squared_error
 from jaxmethods.interpret.problem import Data, make_problem, mean_gradient
+from jaxmethods.models.products import rows_product
 from tests.interpret.networks import classification
 from tests.programs import once
 
@@ -87,10 +88,11 @@ def test_noise_scale_is_the_covariance_of_gradients_and_ignores_padding():
 
 
 def tokens(params, x):
-    """A layer of rows that have tokens, one with one number for all of its outputs, a tied one, and
-    a table of as many rows as examples."""
+    """A layer of rows that have tokens, one with one number for all of its outputs, one of all
+    examples' tokens as rows, a tied one, and a table of as many rows as examples."""
     hidden = jax.jit(lambda x: jnp.tanh(x @ params["first"] + params["bias"]))(x)
     hidden = jnp.tanh(hidden @ params["second"] + params["common"])
+    hidden = jnp.tanh(rows_product(hidden, params["third"]) + params["offset"])
     table = jnp.tanh(jnp.eye(6, 4) @ params["table"])
     return (hidden @ params["tied"]) @ params["tied"].T + jnp.sum(table)
 
@@ -109,13 +111,14 @@ def test_norms_of_gradients_are_found_without_them():
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
     shapes = {"first": (4, 3), "bias": (3,), "table": (4, 2), "tied": (3, 3)}
-    shapes |= {"second": (3, 3), "common": (1,)}
+    shapes |= {"second": (3, 3), "common": (1,), "third": (3, 3), "offset": (3,)}
     params = {name: draw(*shape) for name, shape in shapes.items()}
     data = (draw(6, 5, 4), jnp.asarray(rng.integers(0, 3, (6, 5))))
     problem = make_problem(tokens, cross_entropy, params, data)
     gradients, squares, rest = _norms(problem)
     np.testing.assert_allclose(squares, np.sum(gradients**2, axis=1), rtol=1e-5)
-    assert {name for name, leaf in rest.items() if leaf is None} == {"first", "bias", "second"}
+    layers = {"first", "bias", "second", "third", "offset"}
+    assert {name for name, leaf in rest.items() if leaf is None} == layers
     parts = jax.tree.map(lambda x: x.reshape(2, 3, *x.shape[1:]), problem.data)
     batches = replace(problem, data=parts, microbatched=True)
     np.testing.assert_allclose(per_example.squared_norms(batches), squares, rtol=1e-5)

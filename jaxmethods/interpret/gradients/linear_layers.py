@@ -15,6 +15,7 @@ differentiated as ever.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -140,9 +141,12 @@ class Value(NamedTuple):
     """What is known of a variable of a jaxpr."""
 
     kind: str
-    """"parameter", "row" (a parameter [O] as [1, ..., 1, O]), or "product" of a layer."""
+    """"parameter", "row" (a parameter [O] as [1, ..., 1, O]), "product" of a layer, or "rows": what
+    was [N, ..., I] as [N ..., I]."""
     place: int
-    """The parameter's."""
+    """The parameter's; -1 of rows."""
+    lead: tuple[int, ...] = ()
+    """[N, ...] of rows."""
 
 
 def _products(jaxpr: Any, parameters: int, count: int) -> dict[int, Product]:
@@ -173,8 +177,8 @@ def _variables(atoms: Sequence[Any]) -> list[Any]:
     return [None if isinstance(atom, Literal) else atom for atom in atoms]
 
 
-def _layer(equation: Any, own: dict[Any, int], count: int) -> int | None:
-    """The place of the parameter of a linear layer, if an equation is one."""
+def _layer(equation: Any, own: dict[Any, int]) -> int | None:
+    """The place of the parameter of a product [..., I] with a parameter [I, O], if it is one."""
     if equation.primitive.name != "dot_general":
         return None
     left, right = equation.invars
@@ -185,7 +189,7 @@ def _layer(equation: Any, own: dict[Any, int], count: int) -> int | None:
         return None
     last = left.aval.ndim - 1
     plain = tuple(contracted[0]) == (last,) and tuple(contracted[1]) == (0,)
-    return own[right] if plain and last >= 1 and left.aval.shape[0] == count else None
+    return own[right] if plain and last >= 1 else None
 
 
 def _inlined(equation: Any) -> Any:
@@ -211,8 +215,9 @@ def _find(
             _find(inner.jaxpr, inside, used, shapes, sums, count)
             out = map(inside.get, _variables(inner.jaxpr.outvars))
         else:
-            used.update(value for value in given if value is not None)
             out = [_made(equation, given, known, shapes, sums, count)]
+            if out != given:  # else a product in another shape
+                used.update(value for value in given if value is not None)
         pairs = zip(equation.outvars, out, strict=False)
         known.update({variable: value for variable, value in pairs if value is not None})
 
@@ -241,15 +246,37 @@ def _made(
         source = given[0]
         width = getattr(equation.invars[0].aval, "shape", ())
         row = len(width) == 1 and made.shape == (*[1] * (len(made.shape) - 1), *width)
-        return Value("row", source.place) if source and source.kind == "parameter" and row else None
+        if source and source.kind == "parameter" and row:
+            return Value("row", source.place)
+        if equation.primitive.name == "reshape" and len(width) > 1:
+            return _reshaped(source, width, made.shape, shapes, count)
+        return None
     if equation.primitive.name != "dot_general":
         return None
     own = {v: value.place for v, value in known.items() if value.kind == "parameter"}
-    place = _layer(equation, own, count)
+    place = _layer(equation, own)
     if place is None:
         return None
-    shapes[place] = made.shape
+    rows = given[0]
+    lead = rows.lead if rows and rows.kind == "rows" else made.shape[:-1]
+    if lead[0] != count:
+        return None
+    shapes[place] = (*lead, made.shape[-1])
     return Value("product", place)
+
+
+def _reshaped(
+    source: Value | None,
+    before: tuple[int, ...],
+    after: tuple[int, ...],
+    shapes: dict[int, tuple[int, ...]],
+    count: int,
+) -> Value | None:
+    """What [N, ..., I] as rows is, and the product of such rows as [N, ..., O]."""
+    if source is None:
+        flat = before[0] == count and after == (math.prod(before[:-1]), before[-1])
+        return Value("rows", -1, before[:-1]) if flat else None
+    return source if source.kind == "product" and after == shapes[source.place] else None
 
 
 def _evaluate(
@@ -284,9 +311,10 @@ def _evaluate(
             params = equation.primitive.get_bind_params(equation.params)
             made = equation.primitive.bind(*given, **params)
             made = made if equation.primitive.multiple_results else [made]
-            place = _layer(equation, own, len(given[0])) if given and jnp.ndim(given[0]) else None
+            place = _layer(equation, own)
             if place in added:
-                seen[place] = given[0]
-                made = [made[0] + added[place].astype(made[0].dtype)]
+                offset = added[place]
+                seen[place] = given[0].reshape(*offset.shape[:-1], given[0].shape[-1])
+                made = [made[0] + offset.reshape(made[0].shape).astype(made[0].dtype)]
         values.update(zip(equation.outvars, made, strict=True))
     return [read(variable) for variable in jaxpr.outvars]
