@@ -36,9 +36,9 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
         2,
     ),
     "mask": ({"mask": random_mask(B, 1, T, S)}, {"mask": random_mask(B, 1, T, S)}, 2),
-    "mask of all rows": ({"mask": random_mask(1, 1, T, S)}, {"mask": random_mask(1, 1, T, S)}, 1),
-    "masks of heads": ({"mask": random_mask(B, H, T, S)}, {"mask": random_mask(B, H, T, S)}, 2),
-    "mask and causal": (
+    "mask-of-all-rows": ({"mask": random_mask(1, 1, T, S)}, {"mask": random_mask(1, 1, T, S)}, 1),
+    "masks-of-heads": ({"mask": random_mask(B, H, T, S)}, {"mask": random_mask(B, H, T, S)}, 2),
+    "mask-and-causal": (
         {"mask": random_mask(B, 1, T, S), "causal": True},
         {"mask": random_mask(B, 1, T, S), "is_causal": True},
         H,
@@ -46,7 +46,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
 }
 
 
-@pytest.mark.parametrize("room", [attention.ROOM, 0], ids=["together", "one by one"])
+@pytest.mark.parametrize("room", [attention.ROOM, 0], ids=["together", "one-by-one"])
 @pytest.mark.parametrize("name", CASES)
 def test_it_is_what_jax_computes(name: str, room: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(attention, "ROOM", room)
@@ -66,7 +66,7 @@ def test_it_is_what_jax_computes(name: str, room: int, monkeypatch: pytest.Monke
         np.testing.assert_allclose(mine, their, rtol=1e-4, atol=2e-6)
 
 
-@pytest.mark.parametrize("room", [attention.ROOM, 0], ids=["together", "one by one"])
+@pytest.mark.parametrize("room", [attention.ROOM, 0], ids=["together", "one-by-one"])
 def test_no_gradient_of_many_scores_is_kept(room: int, monkeypatch: pytest.MonkeyPatch):
     """What goes from the forward to the backward pass has no axis of scores."""
     monkeypatch.setattr(attention, "ROOM", room)

@@ -66,9 +66,9 @@ MUTATIONS = [
     ),
     (
         "norms.py",
-        "else (config.sliding_window - 1, 0)",
-        "else (config.sliding_window, 0)",
-        "a window one token wider in the instruction itself",
+        "window=config.sliding_window, kernel",
+        "window=None, kernel",
+        "no window in the instruction itself",
         "test_norms.py::test_all_modes_give_the_norms_of_whole_sequences[mistral]",
     ),
     (
