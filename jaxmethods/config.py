@@ -17,10 +17,17 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from jaxmethods import yaml_text
@@ -108,6 +115,13 @@ class TrainingRunConfig(RunConfig):
     """Steps between two looks of the training monitor at sharpness, gradient noise and distance
     from the start, each of the cost of a few steps; 0: none. Training is the same with it."""
     mesh: Annotated[MeshConfig, OnResume.CHANGE] = MeshConfig()
+
+    @model_validator(mode="after")
+    def _last_seed_fits(self) -> Self:
+        last = self.seed + self.seeds - 1
+        if last >= 2**31:
+            raise ValueError(f"seeds: expected a last seed below 2^31, got {last}")
+        return self
 
 
 def seeds_of(config: RunConfig) -> int:

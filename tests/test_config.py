@@ -11,6 +11,7 @@ from jaxmethods import registry
 from jaxmethods.config import (
     Config,
     ConfigError,
+    TrainingRunConfig,
     merge,
     nearest,
     parse_overrides,
@@ -61,6 +62,13 @@ def message(values) -> str:
 )
 def test_each_mistake_is_one_line_naming_the_field(values, expected):
     assert message(values) == expected
+
+
+def test_the_last_of_several_seeds_is_a_seed_too():
+    values = {"method": "x", "seed": 2**31 - 2}
+    assert validate(TrainingRunConfig, values | {"seeds": 2}, "run.yaml").seeds == 2
+    with pytest.raises(ConfigError, match=r"seeds: expected a last seed below 2\^31, got"):
+        validate(TrainingRunConfig, values | {"seeds": 3}, "run.yaml")
 
 
 def test_a_wrong_type_names_what_came():

@@ -138,6 +138,10 @@ CODES = re.compile(
     r"|\.quant_state\."
 )
 """Names that only quantized checkpoints have (GPTQ, AWQ, bitsandbytes, compressed-tensors)."""
+CLASSIFIERS = re.compile(r"(^|[._])(classifier|classification_head|score|head)([._]|$)")
+"""Names of maps to classes."""
+UNNAMED = re.compile(r"LABEL_\d+")
+"""What transformers calls a class without a name."""
 RENAMED = 0.01
 """Share of the ids that may be other tokens in an expert."""
 WHAT_TO_DO = "merge the checkpoints that it was made from, or dequantize it first"
@@ -224,6 +228,36 @@ def check_tokenizers(base: Folder, expert: Folder, rows: int) -> None:
             f"{len(shared)} ids, first {theirs[first]!r} for {first} in place of {ours[first]!r}; "
             "exclude the embedding and the head, or merge models of one tokenizer"
         )
+
+
+def check_labels(base: Folder, expert: Folder, merged: Mapping[str, Stored]) -> None:
+    """Raises `MergeError` where classifiers would be merged whose rows are other classes.
+
+    Names that nobody gave (LABEL_0) say nothing.
+    """
+    ours, theirs = _labels(base.config), _labels(expert.config)
+    if len(ours) != len(theirs) or not any(
+        CLASSIFIERS.search(name) and stored.shape[:1] == (len(ours),)
+        for name, stored in merged.items()
+    ):
+        return
+    for number in sorted(ours.keys() & theirs.keys()):
+        one, other = ours[number], theirs[number]
+        unsaid = UNNAMED.fullmatch(one) or UNNAMED.fullmatch(other)
+        if not unsaid and one.strip().casefold() != other.strip().casefold():
+            raise MergeError(
+                f"expert {expert.path}: expected the base's classes, got {other!r} for {number} in "
+                f"place of {one!r} (id2label); exclude the classifier, or merge models of the same "
+                "classes in the same order"
+            )
+
+
+def _labels(config: Mapping) -> dict[str, str]:
+    """Number -> name of a config's classes."""
+    found = config.get("id2label")
+    if not isinstance(found, Mapping):
+        return {}
+    return {str(number): str(name) for number, name in found.items()}
 
 
 def _tokens(path: Path) -> dict[int, str]:

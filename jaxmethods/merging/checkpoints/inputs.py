@@ -21,6 +21,7 @@ from jaxmethods.merging.checkpoints.compatibility import (
     FREQUENCIES,
     MergeError,
     check_configs,
+    check_labels,
     check_not_quantized,
     check_tokenizers,
     is_buffer,
@@ -77,6 +78,7 @@ def open_inputs(config: MergeConfig) -> Inputs:
         check_not_quantized(expert, "expert")
         check_configs(base, expert)
         check_tokenizers(base, expert, _most_rows(config, base))
+        check_labels(base, expert, _taking_part(config, base))
         _check_tensors(config, base, expert)
         _check_constants(config, base, expert)
     merged = sorted(
@@ -260,12 +262,12 @@ def _takes_part(config: MergeConfig, name: str, stored: Stored) -> bool:
 
 def _most_rows(config: MergeConfig, base: Folder) -> int:
     """Rows of the matrix that has most of them: where it is merged, the embedding."""
-    matrices = [
-        stored.shape[0]
-        for name, stored in base.tensors.items()
-        if len(stored.shape) == 2 and _takes_part(config, name, stored)
-    ]
-    return max(matrices, default=0)
+    shapes = [stored.shape for stored in _taking_part(config, base).values()]
+    return max((shape[0] for shape in shapes if len(shape) == 2), default=0)
+
+
+def _taking_part(config: MergeConfig, folder: Folder) -> dict[str, Stored]:
+    return {n: s for n, s in folder.tensors.items() if _takes_part(config, n, s)}
 
 
 def _excluded(config: MergeConfig, name: str) -> bool:
@@ -273,8 +275,7 @@ def _excluded(config: MergeConfig, name: str) -> bool:
 
 
 def _check_tensors(config: MergeConfig, base: Folder, expert: Folder) -> None:
-    wanted = {n: s for n, s in base.tensors.items() if _takes_part(config, n, s)}
-    others = {n: s for n, s in expert.tensors.items() if _takes_part(config, n, s)}
+    wanted, others = _taking_part(config, base), _taking_part(config, expert)
     excluding = "('exclude' keeps the base's)"
     missing = sorted(wanted.keys() - expert.tensors.keys())
     if missing:

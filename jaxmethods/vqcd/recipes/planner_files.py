@@ -148,9 +148,10 @@ def save_planners(tasks: Tasks, learner: Learner, results: Results, folder: Path
 
 
 def write_planner(folder: Path, tree: Mapping[str, Any], card: Mapping[str, Any]) -> None:
-    """Writes arrays and card into a new folder."""
+    """Writes arrays and card into a new folder. Raises `DataError` where a number is NaN."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     arrays = {path_name(path): np.asarray(leaf) for path, leaf in leaves}
+    _refuse_nan(arrays, f"planner {folder}")
     content = npz_bytes(arrays)
     whole = {
         "format": FORMAT,
@@ -164,11 +165,17 @@ def write_planner(folder: Path, tree: Mapping[str, Any], card: Mapping[str, Any]
     write_atomically(folder / CARD, json.dumps(whole, indent=1) + "\n")
 
 
+def _refuse_nan(arrays: Mapping[str, np.ndarray], where: str) -> None:
+    for name, array in arrays.items():
+        if np.issubdtype(array.dtype, np.floating) and np.isnan(array).any():
+            raise DataError(f"{where}: {name}: expected numbers, got NaN")
+
+
 def load_planner(folder: Path | str) -> Planner:
     """Opens a saved planner.
 
     Raises:
-        DataError: a file is missing or damaged, or the two don't belong together.
+        DataError: a file is missing or damaged, or the two don't belong together; NaN.
     """
     folder = Path(folder)
     where = f"planner {folder}"
@@ -179,7 +186,9 @@ def load_planner(folder: Path | str) -> Planner:
         raise DataError(f"{where}: {ARRAYS} cannot be read ({error.strerror})") from error
     if hashlib.sha256(content).hexdigest() != card["sha256"]:
         raise DataError(f"{where}: {ARRAYS} is not that of the card: damaged, or another's")
-    tree = _nested({name: jnp.asarray(x) for name, x in read_npz(folder / ARRAYS).items()})
+    arrays = read_npz(folder / ARRAYS)
+    _refuse_nan(arrays, where)
+    tree = _nested({name: jnp.asarray(x) for name, x in arrays.items()})
     planner = PlannerConfig.model_validate(card["planner"])
     policy = PolicyConfig.model_validate(card["policy"])
     weights = {"adapters": {}, "inverse": {}} | tree["weights"]

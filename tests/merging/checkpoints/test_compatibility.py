@@ -301,6 +301,30 @@ def test_embeddings_of_other_tokens_are_not_merged(kind, tmp_path):
     merge(tmp_path, base, expert, out="more")
 
 
+NAMED = {"id2label": {"0": "negative", "1": "positive"}}
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"0": "Negative ", "1": "POSITIVE"}, None),
+        ({"0": "LABEL_0", "1": "LABEL_1"}, None),
+        ({"0": "positive", "1": "negative"}, "got 'positive' for 0 in place of 'negative'"),
+    ],
+)
+def test_classifiers_of_other_classes_are_not_merged(labels, message, tmp_path):
+    """Averaged rows of other classes say neither."""
+    names = ("a.weight", "classifier.weight")
+    heads = [{n: x[:2] for n, x in weights(seed, names).items()} for seed in range(2)]
+    base = folder(tmp_path / "base", heads[0], LLAMA | NAMED)
+    expert = folder(tmp_path / "expert", heads[1], LLAMA | {"id2label": labels})
+    if message:
+        refused(tmp_path, message, base, expert)
+        merge(tmp_path, base, expert, exclude=("classifier",))
+    else:
+        merge(tmp_path, base, expert)
+
+
 # Quantized checkpoints and integers
 
 QUANTIZED = {

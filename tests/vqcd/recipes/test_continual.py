@@ -283,6 +283,13 @@ def test_unknown_tasks_and_other_sizes_are_refused(planner):
         planner.act("point", np.ones((2, 3)), planner.begin(2), jax.random.key(0))
 
 
+def test_a_planner_that_is_not_a_number_is_not_written(tmp_path):
+    tree = {"weights": {"last": np.array([1.0, np.nan], np.float32)}}
+    with pytest.raises(DataError, match="weights/last: expected numbers, got NaN"):
+        planner_files.write_planner(tmp_path / "planner", tree, {})
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_a_damaged_planner_is_refused(finished, tmp_path):
     folder = tmp_path / "planner"
