@@ -46,10 +46,10 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
 }
 
 
-@pytest.mark.parametrize("room", [attention.ROOM, 0], ids=["together", "one-by-one"])
+@pytest.mark.parametrize("in_turn", [False, True], ids=["together", "one-by-one"])
 @pytest.mark.parametrize("name", CASES)
-def test_it_is_what_jax_computes(name: str, room: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(attention, "ROOM", room)
+def test_it_is_what_jax_computes(name: str, in_turn: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(attention, "_in_turn", lambda scores: in_turn)
     own, theirs, groups = CASES[name]
     given = drawn(groups)
 
@@ -66,14 +66,22 @@ def test_it_is_what_jax_computes(name: str, room: int, monkeypatch: pytest.Monke
         np.testing.assert_allclose(mine, their, rtol=1e-4, atol=2e-6)
 
 
-@pytest.mark.parametrize("room", [attention.ROOM, 0], ids=["together", "one-by-one"])
-def test_no_gradient_of_many_scores_is_kept(room: int, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("in_turn", [False, True], ids=["together", "one-by-one"])
+def test_no_gradient_of_many_scores_is_kept(in_turn: bool, monkeypatch: pytest.MonkeyPatch):
     """What goes from the forward to the backward pass has no axis of scores."""
-    monkeypatch.setattr(attention, "ROOM", room)
+    monkeypatch.setattr(attention, "_in_turn", lambda scores: in_turn)
     given = drawn(keys=11)
     pull = jax.eval_shape(lambda *x: jax.vjp(attention.scaled_attention, *x)[1], *given)
     shapes = [leaf.shape for leaf in jax.tree.leaves(pull)]
-    assert any(shape[-2:] == (T, 11) for shape in shapes) == (room > 0)
+    assert any(shape[-2:] == (T, 11) for shape in shapes) != in_turn
+
+
+def test_heads_that_several_devices_may_share_stay_together(monkeypatch: pytest.MonkeyPatch):
+    assert jax.device_count() > 1
+    assert not attention._in_turn(attention.ROOM + 1)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert attention._in_turn(attention.ROOM + 1)
+    assert not attention._in_turn(attention.ROOM)
 
 
 def test_a_query_that_sees_nothing_gets_the_mean():
