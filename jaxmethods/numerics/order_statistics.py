@@ -41,6 +41,22 @@ RANGE = 1 << 14
 """Entries of a leaf that are counted at a time on CPU; counters of a range fit into its caches."""
 
 
+def largest(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """`jax.lax.top_k` whose outputs may be cut: where they are, XLA sorts everything on CPU.
+
+    That takes fifteen to sixty times as long (the 50th of 32,000 logits: 38 and 0.7 ms, 8 rows, a
+    core of a Xeon, jax 0.10).
+
+    Args:
+        values: [..., N].
+        k: how many; static.
+
+    Returns:
+        Values and places [..., k], the largest first.
+    """
+    return jax.lax.optimization_barrier(jax.lax.top_k(values, k))
+
+
 def kth_smallest(
     leaves: Sequence[jax.Array | tuple[jax.Array, ...]],
     k: int,

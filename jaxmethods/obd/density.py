@@ -27,6 +27,7 @@ import numpy as np
 import optax
 
 from jaxmethods.method import Method, Metrics, Objective, gradient_step
+from jaxmethods.numerics.order_statistics import largest
 from jaxmethods.obd.config import FlowConfig
 from jaxmethods.offline_rl.policies import Layer
 
@@ -196,7 +197,7 @@ def neighbor_density(
 def _neighbor_log_prob(anchors: jax.Array, neighbors: int, states: jax.Array) -> jax.Array:
     def one(state: jax.Array) -> jax.Array:
         squared = jnp.sum(jnp.square(anchors - state), axis=-1)
-        return -jax.lax.top_k(-squared, neighbors)[0][-1]
+        return -largest(-squared, neighbors)[0][-1]
 
     flat = states.reshape(-1, states.shape[-1])
     distance = jnp.sqrt(jax.lax.map(one, flat, batch_size=256))

@@ -15,6 +15,7 @@ from jaxmethods.models.decoder.attention import reserve
 from jaxmethods.models.decoder.config import DecoderConfig
 from jaxmethods.models.decoder.layer import Params
 from jaxmethods.models.decoder.network import forward
+from jaxmethods.numerics.order_statistics import largest
 
 
 class Sampling(NamedTuple):
@@ -183,7 +184,7 @@ def restrict(logits: jax.Array, top_k: int = 0, top_p: Any = 1.0) -> jax.Array:
     least.
     """
     if 0 < top_k < logits.shape[-1]:
-        least = lax.top_k(logits, top_k)[0][..., -1:]
+        least = largest(logits, top_k)[0][..., -1:]
         logits = jnp.where(logits >= least, logits, -jnp.inf)
     if not isinstance(top_p, float | int) or top_p < 1:  # may be traced
         order = jnp.argsort(-logits, axis=-1, stable=True)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from jaxmethods.models.clip.contrastive import unit
 from jaxmethods.numerics.compiled import compiled
+from jaxmethods.numerics.order_statistics import largest
 from jaxmethods.numerics.precision import wide
 from jaxmethods.numerics.predictions import labeled
 
@@ -69,15 +70,15 @@ def neighbor_scores(
         center = jnp.mean(features, axis=0, where=sound)
         features, queries = features - center, queries - center
         shift = -0.5 * jnp.sum(jnp.square(features), axis=1)
-    known = labeled(labels, classes)
+    shift = jnp.where(labeled(labels, classes), shift, -jnp.inf)
     number, size = len(queries), min(chunk, len(queries))
     padded = jnp.pad(queries, ((0, -number % size), (0, 0)))
 
     def vote(own: jax.Array) -> jax.Array:
         similarity = own @ features.T + shift
         # A broken training image would be the nearest of all.
-        similarity = jnp.where(jnp.isnan(similarity) | ~known, -jnp.inf, similarity)
-        near, places = jax.lax.top_k(similarity, k)  # [size, k]
+        similarity = jnp.where(jnp.isnan(similarity), -jnp.inf, similarity)
+        near, places = largest(similarity, k)  # [size, k]
         top = jnp.where(temperature * 80 < 1, near[:, :1], 0)  # exp(88) is float32's largest
         weight = jnp.exp((near - top) / temperature) if weighted else jnp.ones_like(near)
         weight = jnp.where(near > -jnp.inf, weight, 0)
