@@ -44,13 +44,23 @@ def _share_contexts() -> None:
     """Lowers `USES` programs of a thread in one context of MLIR, as jax 0.12 does by itself.
 
     Jax 0.10 makes a context a program and keeps two thousand: making one takes a fifth of what a
-    small program costs, and looking through the kept ones another half.
+    small program costs, and looking through the kept ones another half. A program that is lowered
+    while another one is has its own: what it is made of would become the other's.
     """
     from jax._src.interpreters import mlir
+    from jax._src.lib.mlir import ir
 
     make, kept = mlir.make_ir_context, threading.local()
 
+    def lowering() -> bool:
+        try:
+            return ir.Context.current is not None
+        except ValueError:
+            return False
+
     def shared() -> Any:
+        if lowering():
+            return make()
         if getattr(kept, "left", 0) == 0:
             kept.context, kept.left = make(), USES
         kept.left -= 1
