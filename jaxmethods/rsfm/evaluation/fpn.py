@@ -22,6 +22,7 @@ from flax import linen as nn
 from jaxmethods.models.geovit import EncoderConfig
 from jaxmethods.numerics.compiled import compiled
 from jaxmethods.numerics.linear_probe import Scaling, standardizer
+from jaxmethods.numerics.predictions import labeled
 from jaxmethods.rsfm.evaluation.measures.segmentation import IGNORED
 
 SCALES = (4.0, 2.0, 1.0, 0.5)
@@ -191,7 +192,7 @@ def pixel_entropy(logits: jax.Array, labels: jax.Array, classes: int) -> jax.Arr
     Returns:
         [] ; 0 where no pixel counts.
     """
-    counts = (labels >= 0) & (labels < classes) & (labels != IGNORED)
+    counts = labeled(labels, classes) & (labels != IGNORED)
     target = jnp.where(counts, labels, 0).astype(jnp.int32)
     entropy = optax.softmax_cross_entropy_with_integer_labels(logits, target)
     return jnp.sum(entropy * counts) / jnp.maximum(jnp.sum(counts), 1)

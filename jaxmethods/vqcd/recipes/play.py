@@ -82,36 +82,26 @@ def play(
         Returns and lengths [seeds, E], and each seed's first episode with its plans. Returns of
         a seed are NaN where a weight of its planner or of its modules isn't finite.
     """
-    found = _played(tasks, config, number, weights, space, target, keys)
-    # Actions may be finite where weights are not: plans are clipped, and states are codes.
-    whole = finite_policies((weights, space.state_module, space.action_module))
-    return found._replace(returns=np.where(whole[:, None], found.returns, np.nan))
-
-
-def _played(
-    tasks: Tasks,
-    config: PolicyConfig,
-    number: int,
-    weights: TaskWeights,
-    space: TaskSpace,
-    target: float,
-    keys: jax.Array,
-) -> Played:
     episodes, env = tasks.run.evaluation, tasks.environment(number)
     if env is not None:
         length = min(env.time_limit, episodes.steps or env.time_limit)
-        found = _in_jax(
-            env, config, episodes.episodes, length, weights, space, jnp.float32(target), keys
+        found = jax.device_get(
+            _in_jax(
+                env, config, episodes.episodes, length, weights, space, jnp.float32(target), keys
+            )
         )
-        return jax.device_get(found)
-    name = tasks.run.tasks[number].environment
-    assert name is not None
-    each = []
-    for seed in range(keys.shape[0]):
-        own = jax.tree.map(lambda leaf, s=seed: np.asarray(leaf)[s], weights)
-        there = of_seed(space, seed)
-        each.append(_on_the_host(name.name, config, episodes, own, there, target, keys[seed]))
-    return Played(*(_stacked([played[place] for played in each]) for place in range(4)))
+    else:
+        name = tasks.run.tasks[number].environment
+        assert name is not None
+        each = []
+        for seed in range(keys.shape[0]):
+            own = jax.tree.map(lambda leaf, s=seed: np.asarray(leaf)[s], weights)
+            there = of_seed(space, seed)
+            each.append(_on_the_host(name.name, config, episodes, own, there, target, keys[seed]))
+        found = Played(*(_stacked([played[place] for played in each]) for place in range(4)))
+    # Actions may be finite where weights are not: plans are clipped, and states are codes.
+    whole = finite_policies((weights, space.state_module, space.action_module))
+    return found._replace(returns=np.where(whole[:, None], found.returns, np.nan))
 
 
 def _stacked(each: list[np.ndarray]) -> np.ndarray:
