@@ -20,7 +20,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import reduce
 from itertools import pairwise
+from operator import getitem
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -28,7 +30,7 @@ import jax.numpy as jnp
 
 from jaxmethods.models.temporal_convolution import Convolution, convolve
 from jaxmethods.models.temporal_unet_config import TemporalNetworkConfig
-from jaxmethods.numerics.keys import named
+from jaxmethods.numerics.keys import each_named
 
 Params: TypeAlias = Any
 EPSILON = 1e-5
@@ -64,13 +66,22 @@ def init(key: jax.Array, config: TemporalNetworkConfig) -> Params:
         that are drawn without.
     """
     layers = unet_layers(config) if config.kind == "unet" else mlp_layers(config)
+    alike: dict[_Layer, list[str]] = {}
     params: dict[str, Any] = {}
     for name, layer in layers:
+        alike.setdefault(layer, []).append(name)
         node = params
-        *parents, last = name.split(".")
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = layer.init(named(key, name), config.compact)
+        for part in name.split("."):
+            node = node.setdefault(part, {})
+    # Layers of one shape are drawn by one operation: half of what there is to compile.
+    for layer, names in alike.items():
+        drawn = jax.vmap(lambda key, layer=layer: layer.init(key, config.compact))(
+            each_named(key, names)
+        )
+        for place, name in enumerate(names):
+            reduce(getitem, name.split("."), params).update(
+                {leaf: values[place] for leaf, values in drawn.items()}
+            )
     return params
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import optax
 
 from jaxmethods.layout import path_name
-from jaxmethods.numerics.keys import named
+from jaxmethods.numerics.keys import each_named, named
 from jaxmethods.numerics.precision import whole_part
 from jaxmethods.vqcd.types import Params
 
@@ -62,22 +62,33 @@ def draw_owners(
             f"{sum(shares):.4g}"
         )
 
-    def deal(path: Any, leaf: jax.Array) -> jax.Array | None:
-        name = path_name(path)
-        if not shared_out(name):
-            return None
-        labels = np.full(leaf.size, FREE, np.int8)
-        bounds = [leaf.size * task // tasks for task in range(tasks + 1)]
+    def in_order(size: int) -> np.ndarray:
+        labels = np.full(size, FREE, np.int8)
+        bounds = [size * task // tasks for task in range(tasks + 1)]
         if shares:
             # The small number keeps ten shares of 0.1 from leaving a weight out.
-            ends = leaf.size * np.cumsum((0.0, *shares)) + 1e-6
-            bounds = [int(end) for end in np.minimum(ends, leaf.size)]
+            ends = size * np.cumsum((0.0, *shares)) + 1e-6
+            bounds = [int(end) for end in np.minimum(ends, size)]
         for task in range(tasks):
             labels[bounds[task] : bounds[task + 1]] = task
-        dealt = jax.random.permutation(named(key, name), jnp.asarray(labels))
-        return dealt.reshape(leaf.shape)
+        return labels
 
-    return jax.tree_util.tree_map_with_path(deal, params)
+    # Arrays of one size are dealt together: sorts take long to compile.
+    dealt: dict[str, jax.Array] = {}
+    sizes: dict[int, list[str]] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if shared_out(name := path_name(path)):
+            sizes.setdefault(leaf.size, []).append(name)
+    for size, names in sizes.items():
+        permute = jax.vmap(jax.random.permutation, (0, None))
+        owners = permute(each_named(key, names), jnp.asarray(in_order(size)))
+        dealt |= dict(zip(names, owners, strict=True))
+
+    def owner(path: Any, leaf: jax.Array) -> jax.Array | None:
+        found = dealt.get(path_name(path))
+        return None if found is None else found.reshape(leaf.shape)
+
+    return jax.tree_util.tree_map_with_path(owner, params)
 
 
 def apply_mask(
