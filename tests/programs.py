@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, wraps
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 OLD = jax.__version_info__ < (0, 11)
 FLAGS = [
@@ -124,3 +125,18 @@ def uniform(seed: int, low: float, high: float, *shape: int) -> np.ndarray:
 def floats() -> Any:
     """The default type: 64 bits where they are enabled."""
     return jax.dtypes.canonicalize_dtype(float)
+
+
+def quick(values: Iterable[Any], *kept: Any) -> list[Any]:
+    """Values of a parameter of which only `kept` are tried in the quick suite, the others slowly.
+
+    For variants that share their code: one of them finds nearly every fault.
+    """
+    values = list(values)
+    assert all(one in values for one in kept), f"{kept} not all in {values}"
+    return [one if one in kept else slowly(one) for one in values]
+
+
+def slowly(*values: Any) -> Any:
+    """Values of one variant that only the slow suite tries."""
+    return pytest.param(*values, marks=pytest.mark.slow)

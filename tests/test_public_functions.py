@@ -21,6 +21,7 @@ import pytest
 from jaxmethods import bilevel, commformer, kid, language, novo, obd
 from jaxmethods.language import divergences
 from jaxmethods.numerics import linalg
+from tests.programs import quick
 
 PACKAGES = ["bilevel", "commformer", "kid", "language", "obd", "novo", "numerics.linalg", "sql"]
 TYPES = ["float64", "float32", "bfloat16", "float16"]
@@ -393,7 +394,7 @@ def result(name, dtype, x64):
     return [np.asarray(leaf).astype(float) for leaf in jax.tree.leaves(found)]
 
 
-@pytest.mark.parametrize("dtype", [*TYPES[:-1], pytest.param(TYPES[-1], marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", quick(TYPES, "bfloat16"))
 @pytest.mark.parametrize("name", ENTRIES)
 def test_the_value_is_that_of_float64(name, dtype):
     """With float64 switched on, and off where the type is another."""

@@ -9,6 +9,8 @@ import pytest
 from benchmarks import decoder as bench
 from benchmarks.harness import Settings
 
+pytestmark = pytest.mark.slow  # of benchmarks, not of the library
+
 SMALL = {"vocab_size": 48, "width": 32, "mlp_width": 40, "layers": 2, "heads": 4, "kv_heads": 2}
 SMALL |= {"head_dim": 8, "rotary_dim": 8}
 SIZES = bench.Sizes(prompt=4, new=6, prefill=8, batches=(2,))

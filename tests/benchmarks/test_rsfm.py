@@ -14,6 +14,8 @@ from jaxmethods.models.geovit.config import EncoderConfig
 from jaxmethods.rsfm.config import MAEConfig
 from jaxmethods.rsfm.pretraining import satmae
 
+pytestmark = pytest.mark.slow  # of benchmarks, not of the library
+
 SMALL = MAEConfig(
     encoder=EncoderConfig(width=16, depth=2, heads=2, patch=4, image_size=16, positions="learned"),
     decoder_width=16,

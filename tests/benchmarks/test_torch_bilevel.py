@@ -12,6 +12,8 @@ torch = pytest.importorskip("torch")
 from benchmarks import bilevel as ours  # noqa: E402
 from benchmarks import torch_bilevel as theirs  # noqa: E402
 
+pytestmark = pytest.mark.slow  # of benchmarks, not of the library
+
 SIZES = ours.Sizes(states=5, actions=2, width=16, hidden=2, pairs=12, judged=40)
 
 

@@ -18,6 +18,8 @@ from jaxmethods.commformer.recipes.torch_weights import params_from_torch
 torch = pytest.importorskip("torch")
 from benchmarks import torch_commformer as theirs  # noqa: E402
 
+pytestmark = pytest.mark.slow  # of benchmarks, not of the library
+
 AGENTS, DIM, BATCH = 4, 4, 6
 GRAPH = np.array([[0, 1, 0, 1], [1, 1, 0, 0], [0, 0, 1, 1], [1, 0, 1, 0]], np.float32)
 PRESETS = {"reference": reference(), "clean": clean()}

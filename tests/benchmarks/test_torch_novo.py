@@ -13,6 +13,8 @@ from benchmarks.decoder import LLAMA
 from benchmarks.harness import Settings
 from jaxmethods.novo.tree import build_tree
 
+pytestmark = pytest.mark.slow  # of benchmarks, not of the library
+
 SMALL = {"vocab_size": 300, "width": 32, "mlp_width": 40, "layers": 2, "heads": 4, "kv_heads": 2}
 CONFIG = LLAMA.model_copy(update=SMALL | {"head_dim": 8, "rotary_dim": 8})
 SIZES = bench.Sizes(3, 512, naive=4, one=2, torch_one=2, torch_batched=3)

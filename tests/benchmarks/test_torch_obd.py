@@ -18,6 +18,8 @@ torch = pytest.importorskip("torch")
 from benchmarks import obd as bench  # noqa: E402
 from benchmarks import torch_obd as theirs  # noqa: E402
 
+pytestmark = pytest.mark.slow  # of benchmarks, not of the library
+
 
 def tensors(tree):
     return [torch.tensor(np.asarray(leaf)) for leaf in tree]

@@ -17,6 +17,8 @@ from tests.vqcd.toy import CONFIG, changed
 torch = pytest.importorskip("torch")
 from benchmarks import torch_vqcd as theirs  # noqa: E402
 
+pytestmark = pytest.mark.slow  # of benchmarks, not of the library
+
 PLANNER = changed(CONFIG, tasks=1, diffusion=CONFIG.diffusion.model_dump() | {"eta": 0.0})
 
 

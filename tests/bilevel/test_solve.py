@@ -409,6 +409,7 @@ def test_the_size_of_the_program_does_not_depend_on_the_steps(mode):
     assert equations(10) == equations(200)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES, ids=str)
 def test_other_data_of_the_same_shape_is_no_new_program(mode):
     traces = []
@@ -564,6 +565,7 @@ IN_STATE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mode",
     [Truncated(0), pytest.param(Truncated(1), marks=SLOW), Truncated(5, save=True)],
@@ -650,6 +652,7 @@ def typed_gradients(mode, params_type, hyper_type):
     return jax.jit(jax.grad(outer, argnums=(0, 1)))(theta, hyper)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", TYPED, ids=str)
 @pytest.mark.parametrize("types", TYPES, ids="-".join)
 def test_types_may_be_mixed(types, mode):

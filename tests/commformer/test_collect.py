@@ -17,6 +17,7 @@ from jumanji.types import StepType, TimeStep
 from jaxmethods.commformer import config, experience, method, objectives, policy, schedule
 from jaxmethods.commformer.evaluate import evaluate
 from jaxmethods.envs import TeamEnvironment
+from tests.programs import quick
 
 N, R, T = 2, 6, 7
 PPO = config.PPOConfig(environments=R, rollout=T, discount=0.9, gae_lambda=0.7)
@@ -121,7 +122,7 @@ def advantages_of(trajectory, values, reached):
     return found[:T]
 
 
-@pytest.mark.parametrize("bootstrap", [True, False])
+@pytest.mark.parametrize("bootstrap", quick([True, False], True))
 def test_targets_are_those_of_the_definition(bootstrap):
     trajectory, targets, values, reached = collected(bootstrap)
     terminated = trajectory.last & (trajectory.discount == 0).all(-1)

@@ -39,6 +39,7 @@ def test_a_finite_network_has_finite_metrics(judged):
     assert all(np.isfinite(value) for value in play(params, jnp.ones((1, 1))).values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_any_broken_parameter_or_edge_is_a_failure_in_every_episode(judged, value):
     """Also one that actions don't depend on: the value's."""

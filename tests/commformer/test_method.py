@@ -364,6 +364,7 @@ class TestWhoTakesPart:
         assert init(jax.random.key(0), None).active is None
 
 
+@pytest.mark.slow
 class TestACarThatLeaves:
     """What happens in its slot afterward is no consequence of what it did."""
 

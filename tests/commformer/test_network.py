@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jaxmethods.commformer import policy
 from jaxmethods.commformer.config import NetworkConfig, clean, reference
 from jaxmethods.commformer.network import CommFormer
-from tests.programs import normal, weights
+from tests.programs import normal, quick, weights
 
 B, N, D, A, E = 6, 4, 7, 3, 8
 GRAPH = jnp.array(
@@ -70,7 +70,7 @@ class Played:
         self.play = play
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+@pytest.fixture(scope="module", params=quick(VARIANTS, "reference"))
 def played(request):
     return Played(VARIANTS[request.param])
 

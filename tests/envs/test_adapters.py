@@ -199,6 +199,7 @@ def at(tree, episode, step):
     return jax.tree.map(lambda leaf: leaf[episode, step], tree)
 
 
+@pytest.mark.slow
 def test_states_and_masks_are_those_of_the_published_environment(played):
     chex.assert_trees_all_equal(played.states.wrapped, played.published_states)
     mask = played.timesteps.observation.action_mask
@@ -265,6 +266,7 @@ def test_an_episode_is_a_success_once_the_task_is_done(played):
     np.testing.assert_array_equal(played.timesteps.extras["success"], expected)
 
 
+@pytest.mark.slow
 def test_a_delivery_makes_the_whole_episode_in_the_warehouse_a_success():
     env = envs.make("robot_warehouse", **CASES["robot_warehouse"].arguments)
     column, row = env.wrapped.goals[0]
@@ -325,9 +327,8 @@ def test_without_a_time_limit_rewards_do_not_fall():
     assert env.wrapped._reward_fn(jnp.ones((2, 3), bool), 1000, env.wrapped.time_limit).sum() == 3
 
 
-@pytest.mark.parametrize(
-    "variant", ["cleaner", pytest.param("search_and_rescue", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["cleaner", "search_and_rescue"])
 def test_masked_random_play_goes_through_roll_outs_and_evaluation(variant):
     case = CASES[variant]
     env = envs.make(case.name, **{k: v for k, v in case.arguments.items() if k != "reward"})
@@ -407,6 +408,7 @@ def test_smax_says_how_to_install_what_it_needs(monkeypatch):
         envs.make("smax")
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn_by_the_published_viewer(played, tmp_path):
     env = played.env
     states = jax.tree.map(lambda leaf: leaf[0, :3], played.states)

@@ -12,6 +12,7 @@ import pytest
 from jumanji.types import StepType
 
 from jaxmethods import envs
+from tests.programs import quick
 
 VARIANTS = {
     "predator_prey": {
@@ -35,7 +36,7 @@ ADAPTED = {
 VARIANTS |= ADAPTED
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+@pytest.fixture(scope="module", params=quick(VARIANTS, *(VARIANTS.keys() - ADAPTED), "connector"))
 def env(request):
     return build(request.param)
 
@@ -135,6 +136,7 @@ def test_every_preset_can_be_built(name):
             assert env.episode_cap in (20, 40, 80)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in envs.ENVIRONMENTS if name != "smax"])
 def test_steps_of_an_endless_episode_are_counted_up_to_the_largest_int32(name):
     """A count that went on from -2^31 would be no observation."""

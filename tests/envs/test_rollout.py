@@ -74,6 +74,7 @@ def rolled():
     return (state, timestep), (after, final, key), trajectory
 
 
+@pytest.mark.slow
 def test_a_trajectory_holds_what_stepping_by_hand_gives(rolled):
     (state, timestep), (after, final, _), trajectory = rolled
     step, reset = jax.jit(jax.vmap(ENV.step)), jax.jit(jax.vmap(ENV.reset))

@@ -113,6 +113,7 @@ def _estimates(operator, keys):
     return jax.lax.map(one, keys, batch_size=50)
 
 
+@pytest.mark.slow
 def test_standard_errors_are_calibrated():
     values = np.exp(np.linspace(-3, 2, 48)) - 1
     matrix = symmetric(values)

@@ -73,6 +73,7 @@ def _of_many_keys(problem, keys):
     return jax.lax.map(one, keys, batch_size=20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["rows", "tokens"])
 def test_probes_are_unbiased_their_errors_calibrated_and_smaller_than_common_probes(name, texts):
     problem = texts if name == "tokens" else classification(0, 64)

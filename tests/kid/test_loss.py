@@ -76,6 +76,7 @@ def test_the_loss_is_its_formula(mle_input):
     assert (written != make_batch().responses).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sure", [20.0, 40.0])
 def test_a_teacher_that_is_sure_teaches_gold_tokens_or_punishes_others_by_its_sureness(sure):
     """Such a teacher's forward KL is the likelihood, value and gradient: same tokens, same mean.

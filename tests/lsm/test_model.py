@@ -48,6 +48,7 @@ def answers(request):
     return program
 
 
+@pytest.mark.slow
 def test_answers_of_20_random_batches_are_those_of_single_clips(answers):
     for seed in range(20):
         frames, text = small.frames(3, seed), asked(small.text(3, seed))

@@ -108,6 +108,7 @@ def trained():
     return start, state, losses
 
 
+@pytest.mark.slow
 def test_experts_differ_where_they_are_trained_and_are_the_base_elsewhere(trained):
     start, state, _ = trained
     for path, leaf in finetuning_leaves(state.stack):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from jaxmethods.merging.adaptive import adaptation, wemoe
 from jaxmethods.merging.config import WEMoEConfig
@@ -13,6 +14,7 @@ VISION = vit.VisionConfig()
 TASKS = 8
 
 
+@pytest.mark.slow
 def test_a_step_of_128_images_each_with_weights_of_its_own_fits_into_12_gigabytes():
     config = WEMoEConfig(routing="sample", batch_size=16)
 

@@ -41,6 +41,7 @@ def test_views_without_crop_and_jitter_are_the_image():
     assert all(np.abs(found[row] - pixels[row]).max() > 0.1 for row in range(3))
 
 
+@pytest.mark.slow
 def test_a_tower_learns_which_views_show_one_image_and_labels_have_no_part_in_it(images):
     method = contraster(tiny.VISION, CONFIG)
 

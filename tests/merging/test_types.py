@@ -28,7 +28,7 @@ from jaxmethods.merging.adaptive import (
 from jaxmethods.merging.config import AdaMergingConfig, SurgeryConfig, WEMoEConfig
 from jaxmethods.numerics import order_statistics
 from tests.merging import tiny
-from tests.programs import once
+from tests.programs import once, quick
 
 TASKS = 3
 
@@ -312,15 +312,17 @@ def reference(name):
 
 @pytest.mark.parametrize(
     "kind",
-    [
-        "bfloat16",
-        *(
-            pytest.param(kind, marks=pytest.mark.slow)
-            for kind in ("float16", "float32 under x64", "float64")
-        ),
-    ],
+    quick(["bfloat16", "float16", "float32 under x64", "float64"], "bfloat16"),
 )
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize(
+    "name",
+    quick(
+        CALLS,
+        *("dare", "fisher_merge", "regmean", "task_arithmetic", "ties", "slerp"),
+        *("adamerging.loss", "merged_modules.merge_weights", "routers.coefficients"),
+        *("surgery.loss",),
+    ),
+)
 def test_results_are_those_of_float32(name, kind):
     right = reference(name)
     if kind in LOW:
@@ -495,6 +497,7 @@ MERGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tasks", [1, 2])
 @pytest.mark.parametrize("name", MERGES)
 def test_leaves_of_no_and_of_one_entry(name, tasks):

@@ -59,6 +59,7 @@ def test_all_modes_give_the_norms_of_whole_sequences(name):
     np.testing.assert_array_equal(shared.norms[equal, 0], shared.norms[equal, 2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positions", [8, 12])
 def test_dynamic_frequencies_are_those_of_each_sequence_alone(positions):
     """Beyond `positions` a sequence's length turns all its tokens: neither padding nor another

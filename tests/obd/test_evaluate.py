@@ -57,6 +57,7 @@ def test_students_that_play_again_are_not_compiled_again():
     assert (scores[0] != scores[1]).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("place", ["weight", "bias", "log_std"])
 def test_a_student_with_a_broken_weight_has_no_score_and_others_keep_theirs(place, value):
@@ -115,6 +116,7 @@ def test_a_set_is_judged_by_its_own_students_and_key(measured):
         np.testing.assert_allclose(metrics[f"{prefix}score_error"][0], error, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_set_with_an_infinite_action_has_no_score_and_the_others_have_theirs(measured):
     config, _, _, _, measures = measured
     metrics = evaluate.judge_sets(PENDULUM, config, measures)

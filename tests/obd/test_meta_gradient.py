@@ -93,6 +93,7 @@ def test_central_differences(momentum):
         np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_truncation_to_all_steps_is_exact_and_to_none_is_zero():
     exact = gradient().gradient
     assert_equal(gradient(mode=bilevel.Truncated(small.T)).gradient, exact)

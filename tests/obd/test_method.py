@@ -123,6 +123,7 @@ def test_rates_that_a_distillation_does_not_have_are_refused(name):
         method.with_rates(state, **{name: 0.5})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["mixed_saved", "reverse", "remat"])
 def test_all_modes_take_the_same_step(mode):
     distilling, state = start()

@@ -70,6 +70,7 @@ def test_an_ensemble_of_equal_policies_plays_like_one():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hopper", "halfcheetah"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_broken_policy_has_no_return_and_others_keep_theirs(name, value):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxmethods.offline_rl import policies as policy
 
@@ -20,6 +21,7 @@ def test_the_deterministic_student_starts_as_in_the_published_code():
         assert 0 < jnp.abs(leaf).max() <= 3e-3
 
 
+@pytest.mark.slow
 def test_the_density_of_an_action_is_that_of_its_noise_over_the_slope():
     """p(a) = N(eps; 0, I) / |det da/d eps|, the change of variables."""
     params = policy.init_policy(jax.random.key(0), 3, 2, hidden=4, n_layers=2)

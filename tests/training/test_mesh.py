@@ -82,6 +82,7 @@ def test_a_mesh_stopped_and_resumed_gives_the_results_of_one_device(tmp_path, on
         assert state.weights.addressable_shards[0].data.size * 8 == state.weights.size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("back", [False, True], ids=["8 then 1", "1 then 8"])
 def test_a_checkpoint_moves_between_eight_devices_and_one(tmp_path, on_one_device, back):
     mesh, seeds, rules = MESHES["data=2, fsdp=2, tensor=2"]

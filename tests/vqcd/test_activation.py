@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,8 +17,13 @@ from jaxmethods.vqcd.bank import kind
 from tests.programs import normal, weights
 from tests.vqcd.toy import CONFIG, NETWORK, PERCEPTRON, TASKS, changed, equal
 
-PARAMS = jax.jit(temporal_unet.init, static_argnums=1)(jax.random.key(0), NETWORK)
-OWNER = jax.jit(activation.draw_owners, static_argnums=2)(jax.random.key(1), PARAMS, TASKS)
+PARAMS = weights(temporal_unet.init, NETWORK)
+
+
+@cache
+def dealt():
+    """Owners of these weights, for all tests."""
+    return jax.jit(activation.draw_owners, static_argnums=2)(jax.random.key(1), PARAMS, TASKS)
 
 
 def leaves(tree):
@@ -24,14 +31,14 @@ def leaves(tree):
 
 
 def test_every_weight_has_one_owner_and_shares_differ_by_one_at_most():
-    for owner in leaves(OWNER):
+    for owner in leaves(dealt()):
         counts = np.bincount(np.asarray(owner).reshape(-1), minlength=TASKS)
         assert counts.sum() == owner.size
         assert counts.max() - counts.min() <= 1
 
 
 def test_arrays_of_equal_shape_have_permutations_of_their_own():
-    blocks = OWNER["mid"]["res0"]["block0"]["conv"], OWNER["mid"]["res0"]["block1"]["conv"]
+    blocks = dealt()["mid"]["res0"]["block0"]["conv"], dealt()["mid"]["res0"]["block1"]["conv"]
     assert not np.array_equal(blocks[0]["weight"], blocks[1]["weight"])
 
 
@@ -75,11 +82,11 @@ def test_whose_a_leaf_is(scope, name, whose):
 def test_outputs_do_not_see_weights_off_the_mask():
     x = normal(2, 2, NETWORK.horizon, NETWORK.channels)
     ones = jnp.ones((2, 1))
-    flipped = jax.tree.map(lambda own, w: np.where(own == 1, w, -3.0 * w), OWNER, PARAMS)
+    flipped = jax.tree.map(lambda own, w: np.where(own == 1, w, -3.0 * w), dealt(), PARAMS)
 
     @jax.jit
     def run(params):
-        masked = activation.apply_mask(params, OWNER, 1)
+        masked = activation.apply_mask(params, dealt(), 1)
         return temporal_unet.apply(masked, NETWORK, x, jnp.zeros(2, int), ones, ones)
 
     np.testing.assert_array_equal(run(PARAMS), run(flipped))
@@ -142,10 +149,10 @@ def test_a_widened_network_gives_the_narrow_one_back():
     )
     free = jax.tree.map(lambda leaf: jnp.full(leaf.shape, activation.FREE, jnp.int8), wide)
     widened = activation.widen(PARAMS, wide)
-    owner = activation.widen(OWNER, free)
+    owner = activation.widen(dealt(), free)
     assert equal(activation.narrow(widened, PARAMS), PARAMS)
-    assert equal(activation.narrow(owner, PARAMS), OWNER)
-    for old, new in zip(leaves(OWNER), leaves(owner), strict=True):
+    assert equal(activation.narrow(owner, PARAMS), dealt())
+    for old, new in zip(leaves(dealt()), leaves(owner), strict=True):
         assert (new == activation.FREE).sum() == new.size - old.size
     with pytest.raises(ValueError, match="expected at most shape"):
         activation.widen(wide, PARAMS)

@@ -159,6 +159,7 @@ def moments(config, mean, deviation):
     return center, np.sqrt(variance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mean", "deviation"), [(0.5, 0.3), (-0.4, 1.0), (0.7, 0.0)])
 @pytest.mark.parametrize(
     "changes",

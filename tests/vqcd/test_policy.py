@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,26 +17,35 @@ from jaxmethods.vqcd.spaces import alignment
 from tests.vqcd.toy import ACTIONS, PERCEPTRON, STATES, changed, space
 
 CONFIG = vqcd.PolicyConfig(planner=PERCEPTRON, states=STATES, actions=ACTIONS)
-BANK = jax.jit(vqcd.initial_bank, static_argnums=1)(jax.random.key(3), PERCEPTRON)
-WEIGHTS = vqcd.task_weights(PERCEPTRON, BANK, 1)
-SPACE, KEY = space(1), jax.random.key(7)
-OBSERVATIONS = jnp.asarray(np.random.default_rng(4).normal(size=(3, 5)), jnp.float32)
+KEY = jax.random.key(7)
+OBSERVATIONS = np.random.default_rng(4).normal(size=(3, 5)).astype(np.float32)
 RUN = jax.jit(vqcd.act, static_argnums=0)
+
+
+@cache
+def planner():
+    bank = jax.jit(vqcd.initial_bank, static_argnums=1)(jax.random.key(3), PERCEPTRON)
+    return vqcd.task_weights(PERCEPTRON, bank, 1)
+
+
+@cache
+def task():
+    return space(1)
 
 
 def act(config=CONFIG, observations=OBSERVATIONS, memory=None, key=KEY, target=0.8, **changes):
     memory = vqcd.begin(config, len(observations)) if memory is None else memory
-    return RUN(config, WEIGHTS, SPACE._replace(**changes), target, observations, memory, key)
+    return RUN(config, planner(), task()._replace(**changes), target, observations, memory, key)
 
 
 def test_an_action_leads_from_the_present_to_the_next_planned_state():
     actions, memory = act()
-    rows = normalize(SPACE.states, OBSERVATIONS)
-    present = alignment.encode(SPACE.state_module, STATES, rows).z
+    rows = normalize(task().states, OBSERVATIONS)
+    present = alignment.encode(task().state_module, STATES, rows).z
     np.testing.assert_allclose(memory.plan[:, 0], present, rtol=1e-6)
-    aligned = inverse_dynamics(WEIGHTS.inverse, present, memory.plan[:, 1])
-    decoded = alignment.decode(SPACE.action_module, ACTIONS, aligned, 2)
-    expected = jnp.clip(unnormalize(SPACE.actions, decoded), -1, 1)
+    aligned = inverse_dynamics(planner().inverse, present, memory.plan[:, 1])
+    decoded = alignment.decode(task().action_module, ACTIONS, aligned, 2)
+    expected = jnp.clip(unnormalize(task().actions, decoded), -1, 1)
     np.testing.assert_allclose(actions, expected, rtol=1e-5, atol=1e-6)
     assert np.abs(memory.plan).max() <= 1.0
 
@@ -66,9 +77,9 @@ def test_a_plan_serves_as_many_steps_as_it_should():
         actions, memory = act(config, moved, memory, jax.random.key(step))
         plans.append(memory.plan)
         ages.append(int(memory.age))
-        present = policy.align_states(config, SPACE, moved)
-        aligned = inverse_dynamics(WEIGHTS.inverse, present, memory.plan[:, memory.age + 1])
-        expected = policy.decode_actions(config, SPACE, aligned)
+        present = policy.align_states(config, task(), moved)
+        aligned = inverse_dynamics(planner().inverse, present, memory.plan[:, memory.age + 1])
+        expected = policy.decode_actions(config, task(), aligned)
         np.testing.assert_allclose(actions, expected, rtol=1e-5, atol=1e-6)
     assert ages == [0, 1, 2, 0]
     np.testing.assert_array_equal(plans[0], plans[2])
@@ -92,15 +103,15 @@ def test_a_warm_start_stays_near_the_last_plan():
 
 def test_actions_can_be_replaced_by_codes():
     config = changed(CONFIG, requantize_action=True)
-    codes = SPACE.action_module | {
+    codes = task().action_module | {
         "codebook": jax.random.uniform(jax.random.key(2), (16, 2), minval=-1, maxval=1)
     }
     _, memory = act(config)
-    aligned = inverse_dynamics(WEIGHTS.inverse, memory.plan[:, 0], memory.plan[:, 1])
-    found = policy.decode_actions(config, SPACE._replace(action_module=codes), aligned)
+    aligned = inverse_dynamics(planner().inverse, memory.plan[:, 0], memory.plan[:, 1])
+    found = policy.decode_actions(config, task()._replace(action_module=codes), aligned)
     snapped, _ = alignment.quantize(codes, ACTIONS, aligned.reshape(3, 2, 2))
     without = policy.decode_actions(
-        CONFIG, SPACE._replace(action_module=codes), snapped.reshape(3, 4)
+        CONFIG, task()._replace(action_module=codes), snapped.reshape(3, 4)
     )
     np.testing.assert_array_equal(found, without)
 
@@ -111,7 +122,7 @@ def test_what_is_no_number_has_no_code(kind):
     coded = changed(ACTIONS, kind=kind)
     config = changed(CONFIG, requantize_action=True, actions=coded)
     aligned = jnp.full((2, 4), 0.3).at[0, 1].set(jnp.nan)
-    found = policy.decode_actions(config, SPACE, aligned)
+    found = policy.decode_actions(config, task(), aligned)
     assert np.isnan(found[0]).all()
     assert np.isfinite(found[1]).all()
 
@@ -121,7 +132,7 @@ def test_acting_maps_over_seeds():
     memory = vqcd.begin(CONFIG, 3)
 
     def run(key):
-        return vqcd.act(CONFIG, WEIGHTS, SPACE, 0.8, OBSERVATIONS, memory, key)[0]
+        return vqcd.act(CONFIG, planner(), task(), 0.8, OBSERVATIONS, memory, key)[0]
 
     both = jax.jit(jax.vmap(run))(keys)
     for seed, key in enumerate(keys):
@@ -130,9 +141,9 @@ def test_acting_maps_over_seeds():
 
 def test_plans_decode_into_observations():
     _, memory = act()
-    decoded = policy.decode_states(CONFIG, SPACE, memory.plan)
+    decoded = policy.decode_states(CONFIG, task(), memory.plan)
     assert decoded.shape == (3, 4, 5)
-    alone = policy.decode_states(CONFIG, SPACE, memory.plan[:, 0])
+    alone = policy.decode_states(CONFIG, task(), memory.plan[:, 0])
     np.testing.assert_allclose(decoded[:, 0], alone, rtol=1e-5, atol=1e-6)
 
 

@@ -12,12 +12,19 @@ import pytest
 from jaxmethods.models import temporal_unet
 from jaxmethods.models.temporal_unet import Convolution, TemporalNetworkConfig, convolve
 from jaxmethods.vqcd.torch_weights import from_torch
+from tests.programs import normal
 from tests.vqcd.toy import changed
 
 CONFIG = TemporalNetworkConfig(channels=4, dim=8, multipliers=(1, 2, 2), horizon=8, groups=4)
-PARAMS = temporal_unet.init(jax.random.key(0), CONFIG)
-X = jax.random.normal(jax.random.key(1), (3, 8, 4))
-STEP, RETURNS, KEEP = jnp.array([0, 5, 19]), jnp.array([[0.1], [0.5], [0.9]]), jnp.ones((3, 1))
+X = normal(1, 3, 8, 4)
+STEP, RETURNS, KEEP = (
+    np.array(numbers, np.float32) for numbers in ([0, 5, 19], [[0.1], [0.5], [0.9]], [[1.0]] * 3)
+)
+
+
+@cache
+def drawn(config):
+    return jax.jit(temporal_unet.init, static_argnums=1)(jax.random.key(0), config)
 
 
 @cache
@@ -75,30 +82,30 @@ def test_live_taps_are_those_whose_kernel_matters(conv, live):
 
 
 def test_dead_taps_have_no_gradient():
-    kernel = gradient()(PARAMS, CONFIG)["mid"]["res0"]["block0"]["conv"]["weight"]
+    kernel = gradient()(drawn(CONFIG), CONFIG)["mid"]["res0"]["block0"]["conv"]["weight"]
     assert not kernel[jnp.array([0, 4])].any()
     assert kernel[1:4].any()
 
 
 def test_compact_weights_are_the_live_ones_and_give_the_same_outputs():
     config = changed(CONFIG, compact=True)
-    params = temporal_unet.init(jax.random.key(0), config)
-    reduced = temporal_unet.compacted(PARAMS, CONFIG)
+    params = drawn(config)
+    reduced = temporal_unet.compacted(drawn(CONFIG), CONFIG)
     jax.tree.map(np.testing.assert_array_equal, params, reduced)
     assert params["mid"]["res0"]["block0"]["conv"]["weight"].shape[0] == 3
-    full = forward()(PARAMS, CONFIG, X, STEP, RETURNS, KEEP)
+    full = forward()(drawn(CONFIG), CONFIG, X, STEP, RETURNS, KEEP)
     np.testing.assert_allclose(forward()(params, config, X, STEP, RETURNS, KEEP), full, atol=1e-6)
 
 
 def test_a_dropped_condition_is_not_seen():
     drop = jnp.zeros_like(KEEP)
-    first = forward()(PARAMS, CONFIG, X, STEP, RETURNS, drop)
-    np.testing.assert_array_equal(first, forward()(PARAMS, CONFIG, X, STEP, -RETURNS, drop))
-    kept = forward()(PARAMS, CONFIG, X, STEP, RETURNS, KEEP)
+    first = forward()(drawn(CONFIG), CONFIG, X, STEP, RETURNS, drop)
+    np.testing.assert_array_equal(first, forward()(drawn(CONFIG), CONFIG, X, STEP, -RETURNS, drop))
+    kept = forward()(drawn(CONFIG), CONFIG, X, STEP, RETURNS, KEEP)
     assert (kept != first).any()
-    assert (kept != forward()(PARAMS, CONFIG, X, STEP, -RETURNS, KEEP)).any()
+    assert (kept != forward()(drawn(CONFIG), CONFIG, X, STEP, -RETURNS, KEEP)).any()
     # The null condition is an embedding of zeros, not that of a return of zero.
-    zero = forward()(PARAMS, CONFIG, X, STEP, jnp.zeros_like(RETURNS), KEEP)
+    zero = forward()(drawn(CONFIG), CONFIG, X, STEP, jnp.zeros_like(RETURNS), KEEP)
     assert (zero != first).any()
 
 
@@ -111,7 +118,7 @@ def test_the_skip_of_the_first_level_is_not_used():
 
 def test_the_first_multiplier_need_not_be_one():
     config = changed(CONFIG, multipliers=(2, 2))
-    params = temporal_unet.init(jax.random.key(0), config)
+    params = drawn(config)
     assert params["final"]["block"]["conv"]["weight"].shape[1:] == (16, 8)
     assert forward()(params, config, X, STEP, RETURNS, KEEP).shape == X.shape
 
@@ -126,20 +133,19 @@ def test_parameter_counts_are_the_published_networks():
 
 
 def test_initial_weights_are_bounded_by_the_fan_in():
-    weight = np.asarray(PARAMS["down1"]["res1"]["block0"]["conv"]["weight"])
+    weight = np.asarray(drawn(CONFIG)["down1"]["res1"]["block0"]["conv"]["weight"])
     bound = (weight.shape[0] * weight.shape[1]) ** -0.5
     assert 0.9 * bound < np.abs(weight).max() <= bound
-    up = np.asarray(PARAMS["up0"]["upsample"]["weight"])
+    up = np.asarray(drawn(CONFIG)["up0"]["upsample"]["weight"])
     assert np.abs(up).max() <= (up.shape[0] * up.shape[2]) ** -0.5
-    assert (PARAMS["mid"]["res0"]["block0"]["gn"]["weight"] == 1).all()
+    assert (drawn(CONFIG)["mid"]["res0"]["block0"]["gn"]["weight"] == 1).all()
 
 
 @pytest.mark.slow
 def test_gradients_are_those_of_finite_differences():
     config = changed(CONFIG, multipliers=(1, 2), horizon=2)
     with jax.enable_x64(True):
-        drawn = temporal_unet.init(jax.random.key(0), config)
-        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), drawn)
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), drawn(config))
         x, returns, keep = (jnp.asarray(v, jnp.float64) for v in (X[:, :2], RETURNS, KEEP))
         leaves, structure = jax.tree.flatten(params)
         keys = jax.random.split(jax.random.key(4), len(leaves))
@@ -160,7 +166,7 @@ def test_gradients_are_those_of_finite_differences():
 @pytest.mark.parametrize("kind", ["unet", "mlp"])
 def test_bfloat16_changes_outputs_little(kind):
     config = changed(CONFIG, kind=kind, hidden=16)
-    params = temporal_unet.init(jax.random.key(0), config)
+    params = drawn(config)
     full = forward()(params, config, X, STEP, RETURNS, KEEP)
     half = forward()(params, changed(config, dtype="bfloat16"), X, STEP, RETURNS, KEEP)
     assert half.dtype == jnp.float32
@@ -171,11 +177,11 @@ def test_bfloat16_changes_outputs_little(kind):
 
 def test_the_perceptron_sees_all_positions():
     config = changed(CONFIG, kind="mlp", hidden=16, horizon=7, multipliers=(1,))
-    params = temporal_unet.init(jax.random.key(0), config)
+    params = drawn(config)
     x = X[:, :7]
     y = forward()(params, config, x, STEP, RETURNS, KEEP)
     assert y.shape == x.shape
-    moved = forward()(params, config, x.at[:, 6].add(1.0), STEP, RETURNS, KEEP)
+    moved = forward()(params, config, jnp.asarray(x).at[:, 6].add(1.0), STEP, RETURNS, KEEP)
     assert (moved[:, 0] != y[:, 0]).all()
 
 
@@ -195,7 +201,7 @@ def test_sizes_that_do_not_fit_are_refused(fields, message):
 
 def test_inputs_of_another_size_are_refused():
     with pytest.raises(ValueError, match=r"x: expected \[B, 8, 4\]"):
-        temporal_unet.apply(PARAMS, CONFIG, X[:, :6], STEP, RETURNS, KEEP)
+        temporal_unet.apply(drawn(CONFIG), CONFIG, X[:, :6], STEP, RETURNS, KEEP)
 
 
 def test_weights_of_another_network_are_refused():

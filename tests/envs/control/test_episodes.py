@@ -139,6 +139,7 @@ def test_wrong_names_and_values_are_refused_in_one_line(name, arguments, expecte
         make_control(name, **arguments)
 
 
+@pytest.mark.slow
 def test_brax_counts_steps_and_pays_its_own_rewards_but_none_to_nan():
     """An inverted pendulum is paid 1 a step and doesn't fall within 3.
 

@@ -11,6 +11,7 @@ import pytest
 
 from jaxmethods.merging.adaptive import fused, merged_modules, routers
 from jaxmethods.models.clip import vit
+from tests.programs import slowly
 
 ACT = vit.activation("quick_gelu")
 
@@ -40,7 +41,10 @@ def by_definition(base, tau, h, coefficients):
     return jax.vmap(one)(h, c)
 
 
-SHAPES = [(1, 1, 1, 1), (1, 5, 3, 1), (6, 1, 3, 6), (6, 5, 3, 6), (6, 3, 2, 2), (7, 4, 5, 7)]
+SHAPES = [
+    *(slowly(*shape) for shape in [(1, 1, 1, 1), (1, 5, 3, 1), (6, 1, 3, 6), (7, 4, 5, 7)]),
+    *[(6, 5, 3, 6), (6, 3, 2, 2)],
+]
 """B, L, T, G"""
 
 

@@ -83,6 +83,7 @@ def test_a_merged_model_can_be_read_by_others(merged_clip):
     check_others_can_read(merged_clip)
 
 
+@pytest.mark.slow
 def test_merged_clip_folders_are_merged_parameters(merged_clip, experts):
     base, found = clip.load(CLIP), clip.load(merged_clip)
     stack = merging.stack_trees([clip.load(folder).params for folder in experts])
@@ -93,6 +94,7 @@ def test_merged_clip_folders_are_merged_parameters(merged_clip, experts):
     assert found.config == base.config
 
 
+@pytest.mark.slow
 def test_transformers_opens_a_merged_clip_with_the_same_outputs(merged_clip):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")

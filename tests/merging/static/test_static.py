@@ -13,6 +13,7 @@ from jaxmethods import merging
 from jaxmethods.merging.static import pcb, ties
 from jaxmethods.numerics import order_statistics
 from jaxmethods.numerics.order_statistics import kth_smallest
+from tests.programs import quick
 
 
 def trees(seed=0, tasks=3, scale=0.1):
@@ -87,7 +88,7 @@ WITHOUT_BASE = {"average", "fisher"}
 """Coefficients of zero give no base model there."""
 
 
-@pytest.mark.parametrize("name", OF_COEFFICIENT)
+@pytest.mark.parametrize("name", quick(OF_COEFFICIENT, "ties", "average", "slerp"))
 def test_every_merge_maps_and_differentiates_over_its_coefficients(name):
     base, stack = trees()
     merge = OF_COEFFICIENT[name]

@@ -19,6 +19,7 @@ from jaxmethods.models import decoder
 from jaxmethods.models.decoder.generation import generate
 from jaxmethods.models.hub.folders import open_folder
 from tests.models.decoder.decoders import CONFIGS, LLAMA, random_ids, random_params
+from tests.programs import quick
 
 ROOT = Path(__file__).parents[3]
 
@@ -32,7 +33,7 @@ def test_a_saved_model_is_loaded_again(tmp_path, name):
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", quick(CONFIGS, "llama", "qwen3"))
 def test_transformers_gives_the_same_logits_and_tokens(tmp_path, name):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")

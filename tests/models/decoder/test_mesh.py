@@ -35,6 +35,7 @@ def run(params, ids):
     return both(params, ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(4, 1, 2), (1, 2, 4)])
 def test_a_mesh_gives_the_numbers_of_one_device(folder, sizes):
     mesh = mesh_of(*sizes)

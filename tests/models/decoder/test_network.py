@@ -12,6 +12,7 @@ from jaxmethods.models.decoder.attention import grow, reserve, token_positions
 from jaxmethods.models.decoder.config import RopeScaling
 from jaxmethods.models.decoder.rope import inverse_frequencies, rotate, rotation
 from tests.models.decoder.decoders import CONFIGS, LLAMA, random_ids, random_params
+from tests.programs import quick
 
 FORWARD = jax.jit(
     decoder.forward,
@@ -27,7 +28,7 @@ def assert_close(actual, expected, tolerance=2e-5):
     np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", ["mistral", "codegen", "opt"])
+@pytest.mark.parametrize("name", quick(["mistral", "codegen", "opt"], "mistral"))
 def test_a_cache_changes_nothing(name):
     config = CONFIGS[name]
     params, ids = random_params(config), random_ids(config, 2, 11)
@@ -174,7 +175,7 @@ def test_examples_may_be_mapped_over():
 
 
 @pytest.mark.parametrize("pieces", [(8, 3), (3, 2, 3, 1, 2)])
-@pytest.mark.parametrize("name", ["mistral", "opt"])
+@pytest.mark.parametrize("name", quick(["mistral", "opt"], "mistral"))
 def test_neither_padding_nor_chunks_change_a_token(name, pieces):
     """Window and positions count tokens: what a row's tokens give alone, in one pass, is right."""
     config = CONFIGS[name]

@@ -12,6 +12,7 @@ import pytest
 from jaxmethods.models.decoder import generate, generate_in_slots
 from jaxmethods.models.decoder.generation import GREEDY, Sampling
 from tests.models.decoder.decoders import CONFIGS, LLAMA, random_ids, random_params
+from tests.programs import quick
 
 NAMES = ("llama", "mistral")
 ROWS, LONGEST, NEW, SLOTS = 23, 6, 12, 5
@@ -32,7 +33,7 @@ def in_slots(params, config, ids, mask, key=None, *, slots, sampling=GREEDY, end
     return generate_in_slots(params, config, ids, key, mask=mask, slots=slots, **options)
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=quick(NAMES, "mistral"))
 def written(request):
     """A model, its prompts, an end token that rows reach sooner or later, and what slots gave."""
     config = CONFIGS[request.param]
@@ -76,6 +77,7 @@ def test_steps_are_those_of_slots_that_are_refilled_at_once(written):
     assert written[-1].steps == steps
 
 
+@pytest.mark.slow
 def test_drawn_tokens_are_those_of_their_keys():
     ids, mask = prompts(LLAMA)
     params, keys = random_params(LLAMA, scale=0.5), jax.random.split(jax.random.key(3), ROWS)

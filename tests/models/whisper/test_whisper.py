@@ -223,6 +223,7 @@ def brute_force(decode, heard, prompt, beams, new_tokens, end, never, at_first):
     return max(known, key=lambda one: one[1] / len(one[0]))[0]
 
 
+@pytest.mark.slow
 def test_beams_are_those_of_a_search_transcript_by_transcript():
     prompt, end, beams = [3, 1], 10, 3
     never, at_first = jnp.arange(11) == 4, jnp.isin(jnp.arange(11), jnp.asarray([4, end]))

@@ -53,6 +53,7 @@ def numbers(out):
     return {name: value["mean"] for name, value in metrics.items()}
 
 
+@pytest.mark.slow
 def test_a_report_and_its_numbers(tmp_path, model, questions):
     out = tmp_path / "out"
     assert cli.main(arguments(model, questions, out)) == 0

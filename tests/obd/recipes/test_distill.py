@@ -51,6 +51,7 @@ def rows(folder):
     return [{k: v for k, v in json.loads(line).items() if "second" not in k} for line in lines]
 
 
+@pytest.mark.slow
 def test_training_leaves_sets_that_load_and_name_their_source(files, tmp_path, capsys):
     out = tmp_path / "run"
     assert main(["run", str(files), "--out", str(out), "--quiet"]) == 0

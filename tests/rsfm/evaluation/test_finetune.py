@@ -70,7 +70,8 @@ def test_fresh_additions_change_nothing():
     jax.tree.map(np.testing.assert_array_equal, same, params)
 
 
-@pytest.mark.parametrize("how", [pytest.param("full", marks=pytest.mark.slow), "lora"])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["full", "lora"])
 def test_a_few_labels_are_enough_where_classes_differ(rows, how):
     params = jax.jit(geovit.init, static_argnums=1)(jax.random.key(1), CONFIG)
     test = images(2, LABELS)

@@ -167,6 +167,7 @@ def test_polygons_far_from_the_origin_keep_their_areas_in_float32():
     np.testing.assert_allclose(own, 1 / 3, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_object_without_a_box_hides_no_other_of_its_image():
     truth = np.array([[np.nan] * 4, [0.0, 0, 2, 2]])
     found = detection.average_precision(truth[1:], [0.9], [0], truth, [0, 0])

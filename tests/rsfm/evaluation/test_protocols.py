@@ -11,6 +11,7 @@ from jaxmethods.errors import DataError
 from jaxmethods.numerics import linear_probe
 from jaxmethods.rsfm.evaluation import baselines, bootstrap
 from jaxmethods.rsfm.evaluation.protocols import PRESETS, Split, judge, penalties
+from tests.programs import quick
 from tests.rsfm.small import draw, uniform
 
 CLASSES = 4
@@ -27,7 +28,7 @@ def splits():
     return split(0, 120), split(1, 40), split(2, 80)
 
 
-@pytest.mark.parametrize("name", ["scale_mae", "torchgeo_bench"])
+@pytest.mark.parametrize("name", quick(["scale_mae", "torchgeo_bench"], "scale_mae"))
 def test_classes_are_told_apart(splits, name):
     found = judge(name, *splits, classes=CLASSES)
     truth = splits[2].labels
@@ -35,6 +36,7 @@ def test_classes_are_told_apart(splits, name):
         assert np.mean(said == truth) > 0.9
 
 
+@pytest.mark.slow
 def test_with_permuted_labels_ten_classes_are_told_apart_one_time_in_ten():
     """However well features tell them apart; 1000 test images, whose deviation is 1 %."""
     rng = np.random.default_rng(0)

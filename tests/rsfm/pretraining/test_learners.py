@@ -112,6 +112,7 @@ def begin(name):
     return jax.vmap(method.begin, (0, None, None))(keys, params, TRAINING)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dates", "scales", "sensors", "captions"])
 def test_every_objective_is_one_step_over_seeds_in_half_precision(name):
     """Nothing is compiled: shapes and types say that parameters and loss stay float32."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxmethods.models.geovit import EncoderConfig
 from jaxmethods.rsfm.config import ScaleMAEConfig
@@ -51,6 +52,7 @@ def test_a_constant_image_has_no_high_frequencies():
     np.testing.assert_allclose(low, jnp.full((1, 32, 32, 3), 2.0), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_fresh_model_paints_twice_and_once_the_size():
     params = scale_mae.init(jax.random.key(0), CONFIG)
     run = jax.jit(scale_mae.forward, static_argnames="config")

@@ -41,6 +41,7 @@ def test_episodes_of_seeds_are_stacked_by_repeating_the_last_row():
     np.testing.assert_array_equal(stacked[..., 0], [[0, 1, 1, 1], [0, 1, 2, 3]])
 
 
+@pytest.mark.slow
 def test_a_planner_with_a_broken_weight_has_no_return_and_other_seeds_keep_theirs():
     """What it does may be numbers all the same: a state that is none has a nearest code."""
     config = PolicyConfig(planner=PERCEPTRON, states=STATES, actions=ACTIONS)

@@ -62,6 +62,7 @@ def finished(folder, tmp_path_factory):
     return jaxmethods.run(config(folder), tmp_path_factory.mktemp("out") / "run")
 
 
+@pytest.mark.slow
 def test_tones_are_told_apart_also_of_speakers_that_were_left_out(finished):
     found = finished.metrics["probes"]
     assert found["own_accuracy"] == 1
