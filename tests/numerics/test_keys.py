@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from jaxmethods.numerics.keys import named
+from jaxmethods.numerics.keys import each_named, named
 from jaxmethods.training import loop
 from tests.training import toy
 
@@ -32,6 +32,8 @@ def test_named_keys_are_neither_split_keys_nor_each_other():
     assert not together & words(jax.random.split(key, 10_000))
     assert not together & words(key)
     assert words(jax.jit(lambda key: named(key, "data"))(key)) == words(named(key, "data"))
+    together = jax.jit(lambda key: each_named(key, PURPOSES))(key)
+    assert [words(one) for one in together] == keys
 
 
 def test_no_purpose_takes_a_key_of_the_loop():
