@@ -10,8 +10,8 @@ MUTATIONS = [
     ),
     (
         "activation.py",
-        "jax.random.permutation(named(key, name), jnp.asarray(labels))",
-        "jax.random.permutation(key, jnp.asarray(labels))",
+        "permute(each_named(key, names), ",
+        "permute(each_named(key, names[:1] * len(names)), ",
         "arrays of equal shape have one permutation",
         "test_activation.py::test_arrays_of_equal_shape_have_permutations_of_their_own",
     ),
