@@ -199,7 +199,7 @@ def generated_windows(
     weights: TaskWeights,
     presents: jax.Array,
     returns: jax.Array,
-    task: int,
+    task: jax.Array | int,
     bounds: tuple[jax.Array, jax.Array],
     key: jax.Array,
 ) -> TaskData:
@@ -210,7 +210,7 @@ def generated_windows(
         weights: the planner after the task.
         presents: [E, C] aligned states that windows begin with.
         returns: [E] returns that they are asked to have.
-        task: the task's number.
+        task: [] the task's number, which plans are asked for with `condition: task`; may be traced.
         bounds: what plans are clipped to, ([C], [C]).
         key: [] typed key.
 

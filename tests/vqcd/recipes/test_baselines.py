@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jaxmethods
+from jaxmethods import registry, vqcd
+from jaxmethods.config import ConfigError
+from jaxmethods.vqcd import baselines
+from jaxmethods.vqcd.recipes.between import _imagined
 from jaxmethods.vqcd.recipes.summary import SUMMARY
 from tests.vqcd.recipes.tiny import values
+from tests.vqcd.toy import PERCEPTRON, changed, codes_data
 
 KINDS = (
     *("cod", "cod_rcr", "cod_lora", "rehearsal", "multitask"),
@@ -32,3 +39,25 @@ def test_baselines_run_and_are_judged(tmp_path):
         assert np.isfinite(summary[f"{kind}_matrix"][:, :, -1]).all()
         if f"{kind}_plans_kept" in summary:
             assert bool(summary[f"{kind}_plans_kept"].all()) == (kind in ("packnet", "cod_lora"))
+
+
+def test_what_is_imagined_of_a_task_is_planned_for_its_own_number():
+    config = baselines.generative_replay(changed(PERCEPTRON, tasks=2))
+    seeds = jax.random.split(jax.random.key(0), 1)
+    banks = jax.vmap(vqcd.initial_bank, (0, None))(seeds, config)
+    data, rows = codes_data(1), ("states", "actions", "state_table", "action_table")
+    data = data._replace(**{name: getattr(data, name)[None] for name in rows})
+    bounds = jnp.full((1, 6), -1.0), jnp.full((1, 6), 1.0)
+    first, second = (
+        _imagined(config, 3, banks, data, bounds, jnp.int32(0), jnp.int32(number), seeds)
+        for number in range(2)
+    )
+    assert (first.task == 0).all()
+    assert (second.task == 1).all()
+    assert not np.array_equal(first.states, second.states)
+
+
+def test_imagination_without_an_inverse_model_is_refused_before_anything_is_trained():
+    learners = [{"kind": "generative_replay", "behavior": "diffused"}]
+    with pytest.raises(ConfigError, match=r"behavior: expected .inverse.*diffused"):
+        registry.parse(values(learners=learners), "test")
