@@ -288,6 +288,10 @@ def _evaluate(command: Evaluate) -> int:
     from jaxmethods.reports.console import show_fresh
     from jaxmethods.training import runner
 
+    if not 0 <= command.seed < 2**31:  # random keys are made of 32 bits
+        raise ConfigError(
+            f"command line: --seed: expected an integer from 0 to {2**31 - 1}, got {command.seed}"
+        )
     _check_folder(command.run)
     folder = RunFolder(command.run)
     config, recipe = registry.parse(folder.read_config(), str(folder.config))

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 import jaxmethods
-from jaxmethods import registry, vqcd
-from jaxmethods.config import ConfigError
+from jaxmethods import vqcd
 from jaxmethods.vqcd import baselines
 from jaxmethods.vqcd.recipes.between import _imagined
 from jaxmethods.vqcd.recipes.summary import SUMMARY
@@ -55,9 +54,3 @@ def test_what_is_imagined_of_a_task_is_planned_for_its_own_number():
     assert (first.task == 0).all()
     assert (second.task == 1).all()
     assert not np.array_equal(first.states, second.states)
-
-
-def test_imagination_without_an_inverse_model_is_refused_before_anything_is_trained():
-    learners = [{"kind": "generative_replay", "behavior": "diffused"}]
-    with pytest.raises(ConfigError, match=r"behavior: expected .inverse.*diffused"):
-        registry.parse(values(learners=learners), "test")

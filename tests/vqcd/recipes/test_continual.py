@@ -360,6 +360,14 @@ def nan_row(arrays):
         ({"learners": []}, "learners: expected at least one"),
         ({"learners": ["vqcd", "vqcd"]}, "different names, got 'vqcd' twice"),
         ({"learners": [{"kind": "vqcd", "lrr": 1}]}, "lrr: unknown field"),
+        (
+            {"learners": [{"kind": "generative_replay", "behavior": "diffused"}]},
+            "behavior: expected 'inverse', whose actions follow from imagined states",
+        ),
+        (
+            {"tasks": [values()["tasks"][0] | {"data_seed": 2**32}]},
+            "data_seed: expected an integer from 0 to 2147483647, got 4294967296",
+        ),
         ({"evaluation": {"replan_every": 8}}, "replan_every: expected below the horizon"),
     ],
     ids=lambda given: given if isinstance(given, str) else "",
