@@ -227,6 +227,8 @@ def distillation_stage(run: Run, inputs: Inputs) -> Train:
         per_seed.append("^data/density_weights$")
     if run.teacher.learn is not None:
         per_seed.append("^teacher/")
+    if config.init_pool:
+        per_seed.append("^init_pool/")
     return Train(
         "distillation",
         method.distiller(config),
@@ -245,7 +247,8 @@ def distillation_stage(run: Run, inputs: Inputs) -> Train:
 
 
 def source(run: Run, inputs: Inputs, results: Results) -> Source:
-    """What is distilled; teacher and density weights have a seed axis where they were learned."""
+    """What is distilled; teacher and density weights have a seed axis where they were learned, a
+    pool of initial students always has, or a seed would depend on those beside it."""
     data, norm = inputs.offline()
     if "density" in results:
         data = data._replace(density_weights=results["density"])
@@ -253,9 +256,12 @@ def source(run: Run, inputs: Inputs, results: Results) -> Source:
     if not run.distillation.init_pool:
         return unpooled
     config = run.distillation
-    key = named(jax.random.key(run.seed), "initial students")
-    pool = method.init_pool(key, config, unpooled, method.make_student(config.student))
-    return unpooled._replace(init_pool=pool)
+    student = method.make_student(config.student)
+
+    def pool(key: jax.Array) -> Any:
+        return method.init_pool(key, config, unpooled, student)
+
+    return unpooled._replace(init_pool=jax.lax.map(pool, _keys(run, "initial students")))
 
 
 def teacher_of(inputs: Inputs, results: Results) -> Teacher | None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import sys
 
+import jax
 import numpy as np
 import pytest
 import yaml
 
 from jaxmethods.cli import main
+from jaxmethods.obd.config import DistillRun as Run
+from jaxmethods.obd.recipes import distill
 from jaxmethods.obd.recipes import distilled_files as distilled
+from jaxmethods.obd.recipes.inputs import Inputs
 from jaxmethods.obd.recipes.teacher_files import save_teacher
 from jaxmethods.offline_rl.dataset import load_offline
 from tests.obd import small
@@ -67,6 +71,20 @@ def test_training_leaves_sets_that_load_and_name_their_source(files, tmp_path, c
     capsys.readouterr()
     assert main(["evaluate", str(out)]) == 0
     assert "offline_loss" in capsys.readouterr().out
+
+
+def test_the_initial_students_of_a_seed_are_those_of_that_seed_alone(files):
+    values = yaml.safe_load(files.read_text())
+    values["distillation"]["init_pool"] = 2
+
+    def pool(**seeds):
+        run = Run.model_validate(values | seeds)
+        return jax.tree.leaves(distill.source(run, Inputs(run), {}).init_pool)
+
+    both, second = pool(seed=1, seeds=2), pool(seed=2, seeds=1)
+    for of_both, alone in zip(both, second, strict=True):
+        np.testing.assert_array_equal(of_both[1], alone[0])
+    assert not np.array_equal(both[0][0], both[0][1])
 
 
 @pytest.mark.slow
