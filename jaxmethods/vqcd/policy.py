@@ -132,9 +132,8 @@ def decode_actions(config: PolicyConfig, space: TaskSpace, aligned: jax.Array) -
     """Aligned actions [E, A] as the environment takes them, [E, da]."""
     if config.requantize_action and config.actions.discrete:
         latents = aligned.reshape(-1, config.actions.latents, config.actions.width)  # [E, m, d]
-        codes, _ = alignment.quantize(space.action_module, config.actions, latents)
-        # What is NaN has a nearest code, which would be an action like any other.
-        aligned = jnp.where(jnp.isnan(aligned), aligned, codes.reshape(aligned.shape))  # [E, A]
+        codes = alignment.nearest_codes(space.action_module, config.actions, latents)
+        aligned = codes.reshape(aligned.shape)  # [E, A]
     size = space.actions.shift.shape[-1]
     rows = alignment.decode(space.action_module, config.actions, aligned, size)
     return jnp.clip(unnormalize(space.actions, rows), -LARGEST_ACTION, LARGEST_ACTION)
