@@ -254,7 +254,12 @@ def training_seconds(path: Path, tasks: Tasks, learners: Sequence[Learner]) -> d
     found: dict[str, float] = {}
     for learner in learners:
         places = [0] if learner.joint else range(len(tasks.run.tasks))
-        stages = {learner.stage(place, part) for place in places for part in range(tasks.run.curve)}
+        stages = {
+            learner.stage(place, part, pruned)
+            for place in places
+            for part in range(tasks.run.curve)
+            for pruned in (False, True)  # before and after, where weights are pruned in between
+        }
         before: dict[str, int] = {}
         for row in rows:
             if row["stage"] in stages and "steps_per_second" in row:
