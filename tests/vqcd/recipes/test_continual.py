@@ -19,7 +19,7 @@ from jaxmethods import cli, registry
 from jaxmethods.data.offline import DataError
 from jaxmethods.offline_rl.scores import REFERENCE
 from jaxmethods.training import loop
-from jaxmethods.vqcd import initial_bank, task_weights
+from jaxmethods.vqcd import PolicyConfig, act, baselines, initial_bank, task_weights
 from jaxmethods.vqcd.config import Run
 from jaxmethods.vqcd.recipes import continual, planner_files
 from jaxmethods.vqcd.recipes.learners import Learner
@@ -31,7 +31,7 @@ from tests.objectives import check_objectives
 from tests.permissions import check_others_can_read
 from tests.same_numbers import check_same_numbers
 from tests.vqcd.recipes.tiny import NAMES, parts, values
-from tests.vqcd.toy import PERCEPTRON
+from tests.vqcd.toy import ACTIONS, PERCEPTRON, STATES, space
 
 
 @pytest.fixture(scope="module")
@@ -281,6 +281,24 @@ def test_unknown_tasks_and_other_sizes_are_refused(planner):
         planner.weights("pont")
     with pytest.raises(ValueError, match="expected \\[E, 6\\], got \\[2, 3\\]"):
         planner.act("point", np.ones((2, 3)), planner.begin(2), jax.random.key(0))
+
+
+def test_a_planner_that_clones_the_behavior_opens_again(tmp_path):
+    config = baselines.rehearsal(PERCEPTRON)
+    policy = PolicyConfig(planner=config, states=STATES, actions=ACTIONS)
+    bank = jax.jit(initial_bank, static_argnums=1)(jax.random.key(0), config)
+    tree = {"weights": bank.ema, "owner": bank.owner, "spaces": {"first": space()}}
+    card = {
+        "tasks": [{"name": "first", "target": 0.8}],
+        "planner": config.model_dump(mode="json"),
+        "policy": policy.model_dump(mode="json"),
+    }
+    planner_files.write_planner(tmp_path / "planner", tree, card)
+    opened = planner_files.load_planner(tmp_path / "planner")
+    observations, key = np.ones((2, 3), np.float32), jax.random.key(1)
+    acted, memory = opened.act("first", observations, opened.begin(2), key)
+    expected = act(policy, task_weights(config, bank, 0), space(), 0.8, observations, memory, key)
+    np.testing.assert_allclose(acted, expected[0], rtol=1e-6)
 
 
 def test_a_planner_that_is_not_a_number_is_not_written(tmp_path):
