@@ -260,7 +260,7 @@ def read_results(recipe: Recipe, config: RunConfig, folder: RunFolder) -> dict[s
     for stage in recipe.stages:
         kept = _kept(folder, stage)
         if isinstance(kept, Trained):
-            if kept.reached() < kept.stage.steps:
+            if kept.checkpoints.latest() is None or kept.reached() < kept.stage.steps:
                 break
             _, state, batch = restore(kept, config, mesh, results, "latest")
             results[stage.name] = kept.result(state, batch, keep=False)

@@ -97,6 +97,8 @@ class TrainRun:
         self._make_up(judge, step, state, batch)
         if step < self.stage.steps:
             state = self._train(judge, step, state, batch)
+        elif not self.stage.steps:  # readers look for its state all the same
+            self.kept.checkpoints.save(step, state, None)
         return self.kept.result(state, batch)
 
     def _make_up(self, judge: Judge, step: int, state: State, batch: Batch) -> None:
