@@ -432,7 +432,8 @@ class PlayConfig(Config):
     """Sampling steps that renew the last plan; 0: plans begin from noise."""
     requantize_action: bool = False
     steps: PositiveInt | None = None
-    """Cap on the steps of an episode, below the environment's own."""
+    """Cap on the steps of an episode, below the environment's own. Scores are on a scale of such
+    episodes where a scripted controller can say it, else returns."""
     play_unchanged: bool = False
     """Play again where a task's weights are, bit for bit, those that it was last played with; else
     its returns are taken over."""

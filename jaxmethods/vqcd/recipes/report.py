@@ -239,7 +239,12 @@ def _first_rows(data: TaskData, side: str) -> jax.Array:
 
 
 def behavior_scores(tasks: Tasks, results: Results, name: str) -> tuple[float, float]:
-    """Mean scores of the lower and the upper half of the data's episodes."""
+    """Mean scores of the lower and the upper half of the data's episodes.
+
+    NaN where episodes are cut short when they are played: the data's are on another scale.
+    """
+    if tasks.cap(tasks.find(name)) is not None:
+        return float("nan"), float("nan")
     found: Aligned = results[f"codes_{name}"]
     scores = np.sort(np.asarray(tasks.score(tasks.find(name), found.episode_returns)))
     half = max(1, len(scores) // 2)

@@ -447,3 +447,18 @@ def test_an_environment_with_other_arguments_has_a_scale_of_its_own():
     low, high = tasks.reference(1)
     assert 0 < low < high < 20
     np.testing.assert_allclose(tasks.score(1, np.array([low, high])), [0, 100])
+
+
+def test_episodes_that_are_cut_short_have_a_scale_of_their_own():
+    pytest.importorskip("mujoco")
+    point = {"name": "point", "generate": "expert", "environment": {"name": "point_mass"}}
+    hopper = {"name": "hopper", "path": "/dev/null", "environment": {"name": "hopper"}}
+    tasks = Tasks(Run.model_validate(values(tasks=[point, hopper], evaluation={"steps": 20})))
+    low, high = tasks.reference(0)
+    assert 0 < low < high < 20
+    assert tasks.reference(1) is None
+    whole = Tasks(Run.model_validate(values(tasks=[point, hopper], evaluation={"steps": 1000})))
+    assert [whole.reference(place) for place in (0, 1)] == [
+        REFERENCE["point_mass"],
+        REFERENCE["hopper"],
+    ]
