@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.layout import Layout, Rule
-from jaxmethods.method import Batch, Method, State
+from jaxmethods.method import Batch, Method, State, made_once
 from jaxmethods.numerics.keys import named
 from jaxmethods.obd import density, method
 from jaxmethods.obd.baselines import cloning
-from jaxmethods.obd.config import ComparisonConfig, OBDConfig
+from jaxmethods.obd.config import CloningConfig, ComparisonConfig, OBDConfig
 from jaxmethods.obd.config import DistillRun as Run
 from jaxmethods.obd.evaluate import (
     judge_policies,
@@ -37,7 +37,7 @@ from jaxmethods.obd.recipes.diagnosis import diagnosable
 from jaxmethods.obd.recipes.inputs import Inputs
 from jaxmethods.obd.types import Source, SynSet
 from jaxmethods.offline_rl import calql, iql
-from jaxmethods.offline_rl.policies import tanh_gaussian
+from jaxmethods.offline_rl.policies import Policy, tanh_gaussian
 from jaxmethods.offline_rl.scores import score_name
 from jaxmethods.offline_rl.types import Teacher
 from jaxmethods.stages import (
@@ -167,9 +167,9 @@ def has_teacher(run: Run) -> bool:
 def offline_rl_stage(run: Run, inputs: Inputs) -> Train:
     """A teacher from the data alone."""
     learner, teacher = (
-        (iql.learner(run.teacher.iql, run.teacher.steps), iql.teacher)
+        (made_once(iql.learner, run.teacher.iql, run.teacher.steps), iql.teacher)
         if run.teacher.learn == "iql"
-        else (calql.learner(run.teacher.calql), calql.teacher)
+        else (made_once(calql.learner, run.teacher.calql), calql.teacher)
     )
     return Train(
         "offline_rl",
@@ -204,7 +204,7 @@ def density_stage(run: Run, inputs: Inputs) -> Train:
 
     return Train(
         "density",
-        density.flow_learner(flow),
+        made_once(density.flow_learner, flow),
         flow.steps,
         lambda results: inputs.offline()[0].states,
         result=result,
@@ -231,7 +231,7 @@ def distillation_stage(run: Run, inputs: Inputs) -> Train:
         per_seed.append("^init_pool/")
     return Train(
         "distillation",
-        method.distiller(config),
+        made_once(method.distiller, config),
         run.outer_steps,
         lambda results: source(run, inputs, results),
         result=lambda state, batch: Found(state.syn, state.step),
@@ -272,21 +272,25 @@ def teacher_of(inputs: Inputs, results: Results) -> Teacher | None:
 def cloning_stage(run: Run, against: ComparisonConfig, inputs: Inputs) -> Train:
     """Behavioral cloning on all the data, to compare with."""
     plain = tanh_gaussian(run.distillation.student.n_layers, run.distillation.student.hidden)
-    learner = cloning(against.cloning, plain)
-    objective = learner.objective
-    assert objective is not None
     return Train(
         "cloning",
-        # What judges the policy needs the normalization too.
-        Method(
-            lambda key, batch: learner.init(key, batch.data),
-            lambda state, batch: learner.step(state, batch.data),
-            lambda state, batch: objective(state, batch.data),
-        ),
+        made_once(_cloning, against.cloning, plain),
         against.cloning_steps,
         lambda results: Source(*inputs.offline()),
         result=lambda state, batch: state.params,
         evaluation=policy_evaluation(run, lambda state: state.params),
+    )
+
+
+def _cloning(config: CloningConfig, policy: Policy) -> Method:
+    """Cloning that is fed a `Source`: what judges the policy needs the normalization, too."""
+    learner = cloning(config, policy)
+    objective = learner.objective
+    assert objective is not None
+    return Method(
+        lambda key, batch: learner.init(key, batch.data),
+        lambda state, batch: learner.step(state, batch.data),
+        lambda state, batch: objective(state, batch.data),
     )
 
 
@@ -301,7 +305,7 @@ def comparison_stage(run: Run, inputs: Inputs) -> Train:
 
     return Train(
         "comparison",
-        contest(run.distillation, run.evaluation.students),
+        made_once(contest, run.distillation, run.evaluation.students),
         run.distillation.inner_steps,
         data,
         result=lambda state, batch: state.students,

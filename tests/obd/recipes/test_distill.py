@@ -17,6 +17,7 @@ from jaxmethods.obd.recipes import distilled_files as distilled
 from jaxmethods.obd.recipes.inputs import Inputs
 from jaxmethods.obd.recipes.teacher_files import save_teacher
 from jaxmethods.offline_rl.dataset import load_offline
+from jaxmethods.stages import Train
 from tests.obd import small
 
 CONFIG = {
@@ -71,6 +72,25 @@ def test_training_leaves_sets_that_load_and_name_their_source(files, tmp_path, c
     capsys.readouterr()
     assert main(["evaluate", str(out)]) == 0
     assert "offline_loss" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("learn", ["iql", "calql"])
+def test_equal_configs_share_their_methods_and_with_them_their_programs(files, learn):
+    values = yaml.safe_load(files.read_text()) | {
+        "teacher": {"learn": learn, "steps": 2},
+        "density": {"tau": 0.5, "flow": {"steps": 2}},
+        "comparison": {"cloning_steps": 2},
+    }
+
+    def methods(**changes):
+        recipe = distill.recipe(Run.model_validate(values | changes))
+        return {stage.name: stage.method for stage in recipe.stages if isinstance(stage, Train)}
+
+    first, again, longer = methods(), methods(seed=5), methods(teacher={"learn": learn, "steps": 9})
+    assert set(first) == {"offline_rl", "density", "distillation", "cloning", "comparison"}
+    for name, method in first.items():
+        assert again[name] is method
+        assert (longer[name] is method) == (name != "offline_rl" or learn == "calql")
 
 
 def test_the_initial_students_of_a_seed_are_those_of_that_seed_alone(files):
