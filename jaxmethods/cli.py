@@ -302,9 +302,13 @@ def _evaluate(command: Evaluate) -> int:
     ):
         values = {name: np.asarray(metric, float).reshape(-1) for name, metric in metrics.items()}
         judged[stage] = result.Judged(step, round(time.perf_counter() - start, 3), values)
-    show_fresh(judged, recipe.headline)
-    seeds = f", {seeds_of(config)} seeds" if seeds_of(config) > 1 else ""
-    print(f"measured anew with evaluation seed {command.seed}{seeds}; the run's own are in report")
+    if judged:
+        show_fresh(judged, recipe.headline)
+        seeds = f", {seeds_of(config)} seeds" if seeds_of(config) > 1 else ""
+        how = f"measured anew with evaluation seed {command.seed}{seeds}"
+    else:
+        how = "nothing was measured anew: no stage that trains is judged, or it has not begun"
+    print(f"{how}; the run's own are in report")
     if command.json:
         asked = {"run": folder.path, "checkpoint": command.checkpoint, "seed": command.seed}
         content = result.describe(folder, recipe.headline, judged, describe_environment())

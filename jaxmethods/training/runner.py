@@ -227,8 +227,10 @@ def evaluate(
     Yields:
         Stage, its step, and metric -> [seeds] on the host.
     """
-    mesh = make_mesh(mesh_of(config))
     trained = [stage for stage in recipe.stages if isinstance(stage, Train)]
+    if all(stage.evaluation is None for stage in trained):
+        return  # nothing is restored, nor computed, for no numbers
+    mesh = make_mesh(mesh_of(config))
     results: dict[str, Any] = {}
     for stage in recipe.stages:
         if not isinstance(stage, Train):
