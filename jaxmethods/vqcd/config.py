@@ -247,6 +247,11 @@ class PlannerConfig(PlannerChoices):
             )
         if self.tasks > 127:
             raise ValueError(f"tasks: expected at most 127, got {self.tasks}")
+        if self.behavior == "inverse" and self.network.horizon < 2:
+            raise ValueError(
+                "network.horizon: expected at least 2 with behavior = 'inverse', whose actions "
+                f"lead from a state to the next, got {self.network.horizon}"
+            )
         if self.behavior == "diffused" and self.network.channels <= self.action_channels:
             raise ValueError(
                 f"network.channels: expected more than the {self.action_channels} of an action "

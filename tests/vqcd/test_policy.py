@@ -173,6 +173,10 @@ def test_observations_of_another_size_are_refused():
         ({"actions": ACTIONS.model_dump() | {"latents": 4}}, "expected 8, the size of an aligned"),
         ({"replan_every": 4}, "below the horizon of 4, got 4"),
         ({"warm_start": 5}, "at most the 4 sampling steps, got 5"),
+        (
+            {"planner": {"network": {"kind": "mlp", "horizon": 1, "channels": 6}}},
+            "network.horizon: expected at least 2 with behavior = 'inverse'",
+        ),
     ],
 )
 def test_configs_that_do_not_fit_are_refused(fields, message):
