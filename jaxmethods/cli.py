@@ -288,6 +288,10 @@ def _evaluate(command: Evaluate) -> int:
     from jaxmethods.reports.console import show_fresh
     from jaxmethods.training import runner
 
+    if not 0 <= command.seed < 2**31:  # random keys are made of 32 bits
+        raise ConfigError(
+            f"command line: --seed: expected an integer from 0 to {2**31 - 1}, got {command.seed}"
+        )
     _check_folder(command.run)
     folder = RunFolder(command.run)
     config, recipe = registry.parse(folder.read_config(), str(folder.config))
@@ -298,9 +302,13 @@ def _evaluate(command: Evaluate) -> int:
     ):
         values = {name: np.asarray(metric, float).reshape(-1) for name, metric in metrics.items()}
         judged[stage] = result.Judged(step, round(time.perf_counter() - start, 3), values)
-    show_fresh(judged, recipe.headline)
-    seeds = f", {seeds_of(config)} seeds" if seeds_of(config) > 1 else ""
-    print(f"measured anew with evaluation seed {command.seed}{seeds}; the run's own are in report")
+    if judged:
+        show_fresh(judged, recipe.headline)
+        seeds = f", {seeds_of(config)} seeds" if seeds_of(config) > 1 else ""
+        how = f"measured anew with evaluation seed {command.seed}{seeds}"
+    else:
+        how = "nothing was measured anew: no stage that trains is judged, or it has not begun"
+    print(f"{how}; the run's own are in report")
     if command.json:
         asked = {"run": folder.path, "checkpoint": command.checkpoint, "seed": command.seed}
         content = result.describe(folder, recipe.headline, judged, describe_environment())

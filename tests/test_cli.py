@@ -243,6 +243,12 @@ def test_evaluating_something_else_is_refused(tmp_path, capsys):
     assert "not a run folder" in one_error_line(capsys, ["evaluate", tmp_path])
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**63])
+def test_a_seed_that_a_key_cannot_hold_is_refused(seed, tmp_path, capsys):
+    line = one_error_line(capsys, ["evaluate", tmp_path, "--seed", seed])
+    assert f"--seed: expected an integer from 0 to 2147483647, got {seed}" in line
+
+
 def test_methods_are_listed(capsys):
     assert cli.main(["methods"]) == 0
     assert "commformer" in capsys.readouterr().out.split()

@@ -171,9 +171,10 @@ def active_agents(
 def held_out_samples(training: CommFormerTraining) -> jax.Array | None:
     """[T, R] bool: the last environments, whose samples the network is not trained on.
 
-    One at least, and one at least is left to the network.
+    One at least, and one at least is left to the network; none where there is no graph to train
+    on them.
     """
-    if training.graph.upper_data == "same":
+    if training.graph.upper_data == "same" or not training.moves_edges:
         return None
     environments = training.ppo.environments
     if environments < 2:

@@ -71,9 +71,7 @@ def read_offline(path: Path | str) -> FlatDataset:
         DataError: the file is missing, damaged, of another kind, or what is in it can't be true.
         MissingExtraError: an HDF5 file, and h5py is not installed.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = _minari_file(path)
+    path = dataset_file(path)
     if not path.is_file():
         raise DataError(f"data {path}: no such file")
     if path.suffix == ".npz":
@@ -86,6 +84,16 @@ def read_offline(path: Path | str) -> FlatDataset:
 
         return flat_dataset(read_hdf5(path), str(path))
     raise DataError(f"data {path}: expected a .npz, .hdf5 or .h5 file")
+
+
+def dataset_file(path: Path | str) -> Path:
+    """The file that holds a dataset: the path itself, or what is in a folder of Minari.
+
+    Raises:
+        DataError: a folder of something else.
+    """
+    path = Path(path)
+    return _minari_file(path) if path.is_dir() else path
 
 
 def _minari_file(folder: Path) -> Path:

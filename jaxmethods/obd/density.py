@@ -27,6 +27,7 @@ import numpy as np
 import optax
 
 from jaxmethods.method import Method, Metrics, Objective, gradient_step
+from jaxmethods.numerics.compiled import compiled
 from jaxmethods.numerics.order_statistics import largest
 from jaxmethods.obd.config import FlowConfig
 from jaxmethods.offline_rl.policies import Layer
@@ -84,16 +85,17 @@ def flow_learner(config: FlowConfig) -> Method:
 
 def fit_density(key: jax.Array, states: jax.Array, config: FlowConfig) -> Density:
     """The flow fitted to states [L, S] in one compiled program of `config.steps` steps."""
+    return partial(flow_log_prob, _fitted(config, key, states))
+
+
+@compiled("config")
+def _fitted(config: FlowConfig, key: jax.Array, states: jax.Array) -> FlowParams:
     method = flow_learner(config)
 
-    @jax.jit
-    def fit(key: jax.Array, states: jax.Array) -> FlowParams:
-        def step(state: FlowState, _: None) -> tuple[FlowState, None]:
-            return method.step(state, states)[0], None
+    def step(state: FlowState, _: None) -> tuple[FlowState, None]:
+        return method.step(state, states)[0], None
 
-        return jax.lax.scan(step, method.init(key, states), length=config.steps)[0].params
-
-    return partial(flow_log_prob, fit(key, states))
+    return jax.lax.scan(step, method.init(key, states), length=config.steps)[0].params
 
 
 def init_flow(key: jax.Array, size: int, blocks: int, hidden: int) -> FlowParams:

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmethods.method import Method, Metrics, Objective
+from jaxmethods.numerics.precision import wide
 from jaxmethods.offline_rl.config import CalQLConfig
 from jaxmethods.offline_rl.critics import (
     apply_each,
@@ -248,12 +249,12 @@ def values_at_actions(
     densities = [jnp.full(shape[:-1], -shape[-1] * math.log(2.0))]
     for draw, states in ((here_key, batch.states), (there_key, batch.next_states)):
         noise = jax.random.normal(draw, shape)
-        wide = jnp.broadcast_to(states, (*shape[:2], states.shape[-1]))
-        actions.append(policy_sample(policy, wide, noise))
-        densities.append(policy_log_prob(policy, wide, noise))
+        repeated = jnp.broadcast_to(states, (*shape[:2], states.shape[-1]))
+        actions.append(policy_sample(policy, repeated, noise))
+        densities.append(policy_log_prob(policy, repeated, noise))
     drawn = jnp.concatenate(actions)  # [3 M, B, A]
-    wide = jnp.broadcast_to(batch.states, (*drawn.shape[:2], batch.states.shape[-1]))
-    values = twin_values(critics, wide, drawn)
+    repeated = jnp.broadcast_to(batch.states, (*drawn.shape[:2], batch.states.shape[-1]))
+    values = twin_values(critics, repeated, drawn)
     if config.calibrated:
         of_policy = jnp.arange(len(drawn)) >= config.n_actions
         values = jnp.where(of_policy[:, None], calibrated(values, batch.returns), values)
@@ -281,7 +282,8 @@ def conservative_gap(
 
 def squashed_log_prob(policy: PolicyParams, states: jax.Array, actions: jax.Array) -> jax.Array:
     """Log-density [...] of given actions [..., A]; those at the bounds are moved inside by 1e-6."""
-    mean, log_std = policy_heads(policy, states)
+    # Half precision has no number between 1 - 1e-6 and 1.
+    mean, log_std, actions = (wide(x) for x in (*policy_heads(policy, states), actions))
     noise = (jnp.arctanh(jnp.clip(actions, -1 + 1e-6, 1 - 1e-6)) - mean) * jnp.exp(-log_std)
     return policy_log_prob(policy, states, noise)
 

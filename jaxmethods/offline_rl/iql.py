@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxmethods.method import Method, Metrics, Objective
+from jaxmethods.numerics.precision import wide
 from jaxmethods.offline_rl.config import IQLConfig
 from jaxmethods.offline_rl.critics import (
     apply_each,
@@ -196,7 +197,7 @@ def advantage_weights(
 
 def unsquashed_log_prob(policy: PolicyParams, states: jax.Array, actions: jax.Array) -> jax.Array:
     """log N(a; tanh(m), std) summed over action dimensions, [...]; log std in [-5, 2]."""
-    mean, log_std = policy_heads(policy, states)
+    mean, log_std, actions = (wide(x) for x in (*policy_heads(policy, states), actions))
     log_std = jnp.maximum(log_std, -5.0)
     errors = (actions - jnp.tanh(mean)) * jnp.exp(-log_std)
     return jnp.sum(-0.5 * jnp.square(errors) - log_std - 0.5 * jnp.log(2 * jnp.pi), axis=-1)

@@ -227,8 +227,10 @@ def evaluate(
     Yields:
         Stage, its step, and metric -> [seeds] on the host.
     """
-    mesh = make_mesh(mesh_of(config))
     trained = [stage for stage in recipe.stages if isinstance(stage, Train)]
+    if all(stage.evaluation is None for stage in trained):
+        return  # nothing is restored, nor computed, for no numbers
+    mesh = make_mesh(mesh_of(config))
     results: dict[str, Any] = {}
     for stage in recipe.stages:
         if not isinstance(stage, Train):
@@ -260,7 +262,7 @@ def read_results(recipe: Recipe, config: RunConfig, folder: RunFolder) -> dict[s
     for stage in recipe.stages:
         kept = _kept(folder, stage)
         if isinstance(kept, Trained):
-            if kept.reached() < kept.stage.steps:
+            if kept.checkpoints.latest() is None or kept.reached() < kept.stage.steps:
                 break
             _, state, batch = restore(kept, config, mesh, results, "latest")
             results[stage.name] = kept.result(state, batch, keep=False)

@@ -86,8 +86,6 @@ class TrainRun:
         self.whole = NamedSharding(mesh, PartitionSpec())
         keys = seed_keys(config, None if self.stage.main else self.stage.name)
         self.init_keys, self.evaluation_keys = put(keys, self.whole)
-        counts = [np.int32(count) for count in range(self.loop.log_every + 1)]
-        self.counts = put(counts, self.whole)
 
     def to_the_end(self, results: Results) -> Any:
         """The stage's result, from those of the stages before it."""
@@ -97,6 +95,8 @@ class TrainRun:
         self._make_up(judge, step, state, batch)
         if step < self.stage.steps:
             state = self._train(judge, step, state, batch)
+        elif not self.stage.steps:  # readers look for its state all the same
+            self.kept.checkpoints.save(step, state, None)
         return self.kept.result(state, batch)
 
     def _make_up(self, judge: Judge, step: int, state: State, batch: Batch) -> None:
@@ -129,7 +129,7 @@ class TrainRun:
             # Chunks end at multiples of log_every, wherever the run was resumed.
             count = min(self.loop.log_every - step % self.loop.log_every, self.stage.steps - step)
             start = time.perf_counter()
-            state, buffer = chunk.run(state, batch, self.counts[count])
+            state, buffer = chunk.run(state, batch, put(np.int32(count), self.whole))
             metrics = {k: v[:count] for k, v in jax.device_get(buffer).items()}
             seconds = time.perf_counter() - start
             self._check_finite(step, metrics)

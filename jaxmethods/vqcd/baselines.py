@@ -29,6 +29,7 @@ from jaxmethods.vqcd.config import PlannerConfig
 from jaxmethods.vqcd.diffusion import sample_plan
 from jaxmethods.vqcd.inverse_dynamics import inverse_dynamics
 from jaxmethods.vqcd.method import draw, noise_function, planner_loss
+from jaxmethods.vqcd.spaces.perceptron import perceptron
 from jaxmethods.vqcd.types import Bank, Feed, Params, Penalty, TaskData
 
 Importance = Literal["ewc", "l2", "mas"]
@@ -135,12 +136,16 @@ def _importance(
         noise_key = jax.random.fold_in(jax.random.fold_in(key, 1), number)
         if kind == "ewc":
             return planner_loss(config, current, bank.owner, feed.task, windows, noise_key)[0]
-        network = effective(config, current, bank.owner, feed.task).network
-        # Outputs for windows at random steps; no targets are needed.
+        weights = effective(config, current, bank.owner, feed.task)
         x = windows.states
+        if config.behavior == "cloned":
+            return jnp.square(perceptron(weights.inverse, x)).sum((1, 2)).mean()
+        if config.behavior == "diffused":
+            x = jnp.concatenate([x, windows.actions], axis=-1)
+        # Outputs for windows at random steps; no targets are needed.
         k = jax.random.randint(noise_key, (x.shape[0],), 0, config.diffusion.steps)
         asked = windows.returns if config.condition == "return" else windows.task
-        predict = noise_function(config, network, asked.astype(x.dtype)[:, None])
+        predict = noise_function(config, weights.network, asked.astype(x.dtype)[:, None])
         return jnp.square(predict(x, k, jnp.ones((x.shape[0], 1)))).sum((1, 2)).mean()
 
     def add(total: Params, number: jax.Array) -> tuple[Params, None]:
@@ -199,7 +204,7 @@ def generated_windows(
     weights: TaskWeights,
     presents: jax.Array,
     returns: jax.Array,
-    task: int,
+    task: jax.Array | int,
     bounds: tuple[jax.Array, jax.Array],
     key: jax.Array,
 ) -> TaskData:
@@ -210,7 +215,7 @@ def generated_windows(
         weights: the planner after the task.
         presents: [E, C] aligned states that windows begin with.
         returns: [E] returns that they are asked to have.
-        task: the task's number.
+        task: [] the task's number, which plans are asked for with `condition: task`; may be traced.
         bounds: what plans are clipped to, ([C], [C]).
         key: [] typed key.
 
@@ -223,7 +228,9 @@ def generated_windows(
     if config.behavior != "inverse":
         raise ValueError(f"behavior: expected 'inverse', got {config.behavior!r}")
     episodes, horizon = presents.shape[0], config.network.horizon
-    condition = returns if config.condition == "return" else jnp.full(episodes, float(task))
+    condition = returns
+    if config.condition == "task":
+        condition = jnp.full(episodes, task, presents.dtype)
     predict = noise_function(config, weights.network, condition[:, None])
     shape = (horizon, config.network.channels)
     plans = sample_plan(key, predict, config.diffusion, presents, shape, bounds)

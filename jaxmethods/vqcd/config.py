@@ -247,6 +247,11 @@ class PlannerConfig(PlannerChoices):
             )
         if self.tasks > 127:
             raise ValueError(f"tasks: expected at most 127, got {self.tasks}")
+        if self.behavior == "inverse" and self.network.horizon < 2:
+            raise ValueError(
+                "network.horizon: expected at least 2 with behavior = 'inverse', whose actions "
+                f"lead from a state to the next, got {self.network.horizon}"
+            )
         if self.behavior == "diffused" and self.network.channels <= self.action_channels:
             raise ValueError(
                 f"network.channels: expected more than the {self.action_channels} of an action "
@@ -333,7 +338,7 @@ class TaskConfig(Config):
     medium, medium_expert, random)."""
     episodes: PositiveInt = 20
     """Generated episodes of each behavior of the mixture."""
-    data_seed: NonNegativeInt = 0
+    data_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of the generated data."""
     environment: PlayedEnvironmentConfig | None = None
     """Where episodes are played; None: nowhere, and the task has no score."""
@@ -432,7 +437,8 @@ class PlayConfig(Config):
     """Sampling steps that renew the last plan; 0: plans begin from noise."""
     requantize_action: bool = False
     steps: PositiveInt | None = None
-    """Cap on the steps of an episode, below the environment's own."""
+    """Cap on the steps of an episode, below the environment's own. Scores are on a scale of such
+    episodes where a scripted controller can say it, else returns."""
     play_unchanged: bool = False
     """Play again where a task's weights are, bit for bit, those that it was last played with; else
     its returns are taken over."""

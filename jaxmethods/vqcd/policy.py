@@ -22,6 +22,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxmethods.numerics.lazily import when
 from jaxmethods.vqcd.bank import TaskWeights
 from jaxmethods.vqcd.config import PlannerConfig, PolicyConfig
 from jaxmethods.vqcd.data.windows import Statistics, normalize, unnormalize
@@ -132,9 +133,8 @@ def decode_actions(config: PolicyConfig, space: TaskSpace, aligned: jax.Array) -
     """Aligned actions [E, A] as the environment takes them, [E, da]."""
     if config.requantize_action and config.actions.discrete:
         latents = aligned.reshape(-1, config.actions.latents, config.actions.width)  # [E, m, d]
-        codes, _ = alignment.quantize(space.action_module, config.actions, latents)
-        # What is NaN has a nearest code, which would be an action like any other.
-        aligned = jnp.where(jnp.isnan(aligned), aligned, codes.reshape(aligned.shape))  # [E, A]
+        codes = alignment.nearest_codes(space.action_module, config.actions, latents)
+        aligned = codes.reshape(aligned.shape)  # [E, A]
     size = space.actions.shift.shape[-1]
     rows = alignment.decode(space.action_module, config.actions, aligned, size)
     return jnp.clip(unnormalize(space.actions, rows), -LARGEST_ACTION, LARGEST_ACTION)
@@ -193,16 +193,16 @@ def _renewed(
     def warm() -> jax.Array:
         return _replan(config, weights, space, target, present, memory, key)
 
-    def make() -> jax.Array:
-        if not config.warm_start:
-            return fresh()
-        return jax.lax.cond(memory.age < 0, fresh, warm)
-
-    if config.replan_every == 1:
-        return Memory(make(), jnp.int32(0))
+    if config.replan_every == 1 and not config.warm_start:
+        return Memory(fresh(), jnp.int32(0))
     age = memory.age + 1
-    due = (memory.age < 0) | (age >= config.replan_every)
-    renewed = jax.lax.cond(due, make, lambda: memory.plan)
+    none = memory.age < 0
+    due = none | (age >= config.replan_every)
+    # Not `lax.cond`, which would plan at every step where memories are mapped over seeds.
+    if not config.warm_start:
+        renewed = when(due, fresh, memory.plan)
+    else:
+        renewed = when(due & ~none, warm, when(none, fresh, memory.plan))
     return Memory(renewed, jnp.where(due, 0, age))
 
 

@@ -229,6 +229,12 @@ class TestLevels:
         assert held_out.any(1).all()
         assert (~held_out).any(1).all()
 
+    @pytest.mark.parametrize(("kind", "model"), [("full", "commformer"), ("learned", "mappo")])
+    def test_where_no_graph_is_learned_all_samples_are_the_networks(self, kind, model):
+        graph = config.GraphConfig(kind=kind, upper_data="split")
+        network = NETWORK.model_copy(update={"model": model})
+        assert experience.held_out_samples(build(graph=graph, network=network)[0]) is None
+
     def test_one_environment_cannot_be_split(self):
         graph = config.GraphConfig(upper_data="split")
         ppo = config.PPOConfig(environments=1, minibatches=1)

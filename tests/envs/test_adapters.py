@@ -284,6 +284,17 @@ def test_a_delivery_makes_the_whole_episode_in_the_warehouse_a_success():
     np.testing.assert_array_equal(timesteps.extras["success"], [True, True])
 
 
+@pytest.mark.parametrize("name", ["cleaner", "level_based_foraging", "search_and_rescue"])
+def test_a_state_keeps_its_types_with_float64_switched_on(name):
+    with jax.enable_x64(True):
+        env = envs.make(name)
+        shape = (env.num_agents, env.num_actions) if env.continuous else (env.num_agents,)
+        action = jax.ShapeDtypeStruct(shape, env.action_spec.dtype)
+        state, _ = jax.eval_shape(env.reset, jax.random.key(0))
+        after, _ = jax.eval_shape(env.step, state, action)
+        chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+
+
 def test_foragers_see_nothing_beyond_their_field_of_view():
     env = envs.make("level_based_foraging", grid_size=7, fov=2, n_food=1)
     ids, still = jnp.arange(2), jnp.zeros(2, bool)

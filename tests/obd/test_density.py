@@ -102,6 +102,14 @@ def test_a_fitted_flow_is_the_gaussian_it_was_fitted_to(gaussian):
     assert float(jnp.corrcoef(truth, log_prob)[0, 1]) > 0.97
 
 
+def test_flows_of_one_config_are_fitted_by_one_program(gaussian):
+    config = FlowConfig(blocks=1, hidden=4, batch=4, steps=2)
+    before = density._fitted._cache_size()
+    for seed in range(2):
+        fit_density(jax.random.key(seed), gaussian[0][:8], config)
+    assert density._fitted._cache_size() == before + 1
+
+
 def test_neighbors_rank_states_like_the_density_does(gaussian):
     states, truth = gaussian
     log_prob = neighbor_density(states, neighbors=30)(states)

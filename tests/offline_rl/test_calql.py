@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmethods.offline_rl import calql
+from jaxmethods.offline_rl import calql, iql
 from jaxmethods.offline_rl.config import CalQLConfig
 from jaxmethods.offline_rl.critics import init_twins, twin_values
 from jaxmethods.offline_rl.policies import init_policy, policy_log_prob, policy_mode, policy_sample
@@ -238,3 +238,13 @@ def test_the_uniform_density_is_a_half_in_every_dimension(start):
     config = changed(calibrated=False)
     values = calql.values_at_actions(config, jax.random.key(2), critics, policy, batch)
     np.testing.assert_allclose(values[:, : config.n_actions], np.log(8.0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("density", [calql.squashed_log_prob, iql.unsquashed_log_prob])
+def test_densities_of_actions_at_the_bounds_are_finite_in_half_precision(density):
+    policy = init_policy(jax.random.key(0), 2, 1, hidden=8, n_layers=2)
+    states, actions = jnp.ones((3, 2)), jnp.array([[1.0], [-1.0], [0.25]])
+    expected = density(policy, states, actions)
+    halves = density(policy, states.astype(jnp.bfloat16), actions.astype(jnp.bfloat16))
+    assert halves.dtype == jnp.float32
+    np.testing.assert_allclose(halves, expected, rtol=2e-2)

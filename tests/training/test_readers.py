@@ -14,7 +14,13 @@ from jaxmethods.records.run_folder import RunFolder
 from jaxmethods.training import runner
 from jaxmethods.training.checkpoints import CheckpointError, Checkpoints
 from tests.training import distributed_toy, toy
-from tests.training.test_loop import ROOT, interrupted_run, rows_without_times, snapshot
+from tests.training.test_loop import (
+    ROOT,
+    assert_same_bits,
+    interrupted_run,
+    rows_without_times,
+    snapshot,
+)
 
 STEPS = int(os.environ.get("JAXMETHODS_HAMMERED_STEPS", "60"))
 """A checkpoint at every step; 6000 are a minute and more."""
@@ -49,6 +55,17 @@ def test_evaluation_leaves_every_file_as_it_was_the_unfinished_checkpoint_too(tm
     assert snapshot(folder.path) == before
     runner.run(toy.recipe(), toy.config(), folder, resume=True)
     assert not writing.exists()  # the process that trains clears what another one left
+
+
+def test_a_stage_of_no_steps_is_read_like_any_other(tmp_path):
+    folder, recipe = RunFolder(tmp_path / "run"), toy.recipe(0, 4)
+    results = runner.run(recipe, toy.config(), folder)
+    read = runner.read_results(recipe, toy.config(), folder)
+    for name, found in results.items():
+        assert_same_bits(read[name], found)
+    steps = [row[1] for row in runner.evaluate(recipe, toy.config(), folder, "latest", seed=0)]
+    assert steps == [0, 4]
+    runner.run(recipe, toy.config(), folder, resume=True)
 
 
 def test_a_checkpoint_that_goes_while_it_is_read_makes_way_for_the_newest(tmp_path):

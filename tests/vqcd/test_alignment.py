@@ -176,6 +176,14 @@ def test_the_grid_of_a_fixed_codebook_is_its_table():
     np.testing.assert_array_equal(index, [20, 12])
 
 
+@pytest.mark.parametrize("kind", ["vq", "fsq"])
+def test_a_code_is_nearest_to_itself_in_the_common_space(kind):
+    config = changed(STATES, kind=kind, codes=16, rho=3.0)
+    params = alignment.init(jax.random.key(0), config, 3)
+    table = alignment.table(params, config)
+    np.testing.assert_array_equal(alignment.nearest_codes(params, config, table), table)
+
+
 def test_a_grid_of_two_levels_needs_enough_codes():
     with pytest.raises(ValueError, match="at least 4 with fsq and width 2"):
         changed(STATES, kind="fsq", codes=3)

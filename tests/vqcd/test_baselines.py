@@ -94,6 +94,16 @@ def test_importance_is_of_gradients_with_a_floor(kind):
         np.testing.assert_allclose(layer, jnp.maximum(total, 1e-5), rtol=1e-4)
 
 
+@pytest.mark.parametrize("behavior", ["diffused", "cloned"])
+def test_synapses_count_whatever_the_network_puts_out(behavior):
+    network = PAIR.network.model_dump() | {"channels": 10 if behavior == "diffused" else 6}
+    config = baselines.regularized(changed(PAIR, behavior=behavior, network=network), 1.0)
+    feed = vqcd.Feed(codes_data(0), jnp.int32(0), None)
+    found = baselines.consolidate(config, BANK_OF(KEY, config), feed, KEY, "mas", 1).importance
+    layers = found["network"]["mlp"] if behavior == "diffused" else found["inverse"]
+    assert (layers["dense2"]["bias"] > baselines.LEAST_IMPORTANCE).all()
+
+
 @pytest.mark.slow
 def test_packnet_keeps_the_largest_and_runs_earlier_tasks_weights():
     config = baselines.packnet(changed(PERCEPTRON, tasks=2))

@@ -139,6 +139,28 @@ def test_acting_maps_over_seeds():
         np.testing.assert_allclose(both[seed], act(key=key)[0], rtol=1e-4, atol=1e-5)
 
 
+def test_plans_are_made_when_they_are_due_also_where_memories_are_mapped(monkeypatch):
+    config, made, plan = changed(CONFIG, replan_every=2), [], policy.plan
+
+    def counted(*arguments):
+        jax.debug.callback(lambda: made.append(1))
+        return plan(*arguments)
+
+    monkeypatch.setattr(policy, "plan", counted)
+
+    @jax.jit
+    @jax.vmap
+    def step(memory, key):
+        return policy.act(config, WEIGHTS, SPACE, 0.8, OBSERVATIONS, memory, key)[1]
+
+    memory = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), vqcd.begin(config, 3))
+    for number in range(4):
+        memory = step(memory, jax.random.split(jax.random.key(number), 2))
+    jax.effects_barrier()
+    assert memory.age.tolist() == [1, 1]
+    assert len(made) == 2  # of four steps
+
+
 def test_plans_decode_into_observations():
     _, memory = act()
     decoded = policy.decode_states(CONFIG, task(), memory.plan)
@@ -162,6 +184,10 @@ def test_observations_of_another_size_are_refused():
         ({"actions": ACTIONS.model_dump() | {"latents": 4}}, "expected 8, the size of an aligned"),
         ({"replan_every": 4}, "below the horizon of 4, got 4"),
         ({"warm_start": 5}, "at most the 4 sampling steps, got 5"),
+        (
+            {"planner": {"network": {"kind": "mlp", "horizon": 1, "channels": 6}}},
+            "network.horizon: expected at least 2 with behavior = 'inverse'",
+        ),
     ],
 )
 def test_configs_that_do_not_fit_are_refused(fields, message):

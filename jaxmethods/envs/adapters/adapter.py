@@ -87,7 +87,8 @@ class Adapted(TeamEnvironment):
         """Takes one step with `action`, as `action_spec` describes it."""
         wrapped, timestep = self.wrapped.step(state.wrapped, action)
         success = state.success | self._success(wrapped, timestep)
-        state = State(strong(wrapped), success, one_more(state.step_count))
+        wrapped = strong(wrapped, like=state.wrapped)
+        state = State(wrapped, success, one_more(state.step_count))
         return state, self._next(
             self._observe(state, timestep),
             reward=self._per_agent(timestep.reward),
@@ -139,13 +140,22 @@ class Adapted(TeamEnvironment):
         return AdaptedViewer(self._wrapped_viewer(), self._drawn)
 
 
-def strong(state: Any) -> Any:
-    """The same arrays without weak types, which would have a step traced twice."""
+def strong(state: Any, like: Any = None) -> Any:
+    """The same arrays without weak types, which would have a step traced twice.
 
-    def strengthen(leaf: Any) -> jax.Array:
+    Args:
+        state: any pytree of arrays.
+        like: the state before, whose types they keep: with jax_enable_x64 what an environment makes
+            of 32 bits at reset may be of 64 after a step, and couldn't be carried.
+
+    Returns:
+        `state` in strong types.
+    """
+
+    def strengthen(leaf: Any, before: Any) -> jax.Array:
         leaf = jnp.asarray(leaf)
         if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             return leaf
-        return leaf.astype(leaf.dtype)
+        return leaf.astype(jnp.asarray(before).dtype)
 
-    return jax.tree.map(strengthen, state)
+    return jax.tree.map(strengthen, state, state if like is None else like)

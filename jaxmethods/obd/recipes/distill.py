@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.layout import Layout, Rule
-from jaxmethods.method import Batch, Method, State
+from jaxmethods.method import Batch, Method, State, made_once
 from jaxmethods.numerics.keys import named
 from jaxmethods.obd import density, method
 from jaxmethods.obd.baselines import cloning
-from jaxmethods.obd.config import ComparisonConfig, OBDConfig
+from jaxmethods.obd.config import CloningConfig, ComparisonConfig, OBDConfig
 from jaxmethods.obd.config import DistillRun as Run
 from jaxmethods.obd.evaluate import (
     judge_policies,
@@ -37,7 +37,7 @@ from jaxmethods.obd.recipes.diagnosis import diagnosable
 from jaxmethods.obd.recipes.inputs import Inputs
 from jaxmethods.obd.types import Source, SynSet
 from jaxmethods.offline_rl import calql, iql
-from jaxmethods.offline_rl.policies import tanh_gaussian
+from jaxmethods.offline_rl.policies import Policy, tanh_gaussian
 from jaxmethods.offline_rl.scores import score_name
 from jaxmethods.offline_rl.types import Teacher
 from jaxmethods.stages import (
@@ -167,9 +167,9 @@ def has_teacher(run: Run) -> bool:
 def offline_rl_stage(run: Run, inputs: Inputs) -> Train:
     """A teacher from the data alone."""
     learner, teacher = (
-        (iql.learner(run.teacher.iql, run.teacher.steps), iql.teacher)
+        (made_once(iql.learner, run.teacher.iql, run.teacher.steps), iql.teacher)
         if run.teacher.learn == "iql"
-        else (calql.learner(run.teacher.calql), calql.teacher)
+        else (made_once(calql.learner, run.teacher.calql), calql.teacher)
     )
     return Train(
         "offline_rl",
@@ -204,7 +204,7 @@ def density_stage(run: Run, inputs: Inputs) -> Train:
 
     return Train(
         "density",
-        density.flow_learner(flow),
+        made_once(density.flow_learner, flow),
         flow.steps,
         lambda results: inputs.offline()[0].states,
         result=result,
@@ -227,9 +227,11 @@ def distillation_stage(run: Run, inputs: Inputs) -> Train:
         per_seed.append("^data/density_weights$")
     if run.teacher.learn is not None:
         per_seed.append("^teacher/")
+    if config.init_pool:
+        per_seed.append("^init_pool/")
     return Train(
         "distillation",
-        method.distiller(config),
+        made_once(method.distiller, config),
         run.outer_steps,
         lambda results: source(run, inputs, results),
         result=lambda state, batch: Found(state.syn, state.step),
@@ -245,7 +247,8 @@ def distillation_stage(run: Run, inputs: Inputs) -> Train:
 
 
 def source(run: Run, inputs: Inputs, results: Results) -> Source:
-    """What is distilled; teacher and density weights have a seed axis where they were learned."""
+    """What is distilled; teacher and density weights have a seed axis where they were learned, a
+    pool of initial students always has, or a seed would depend on those beside it."""
     data, norm = inputs.offline()
     if "density" in results:
         data = data._replace(density_weights=results["density"])
@@ -253,9 +256,12 @@ def source(run: Run, inputs: Inputs, results: Results) -> Source:
     if not run.distillation.init_pool:
         return unpooled
     config = run.distillation
-    key = named(jax.random.key(run.seed), "initial students")
-    pool = method.init_pool(key, config, unpooled, method.make_student(config.student))
-    return unpooled._replace(init_pool=pool)
+    student = method.make_student(config.student)
+
+    def pool(key: jax.Array) -> Any:
+        return method.init_pool(key, config, unpooled, student)
+
+    return unpooled._replace(init_pool=jax.lax.map(pool, _keys(run, "initial students")))
 
 
 def teacher_of(inputs: Inputs, results: Results) -> Teacher | None:
@@ -266,21 +272,25 @@ def teacher_of(inputs: Inputs, results: Results) -> Teacher | None:
 def cloning_stage(run: Run, against: ComparisonConfig, inputs: Inputs) -> Train:
     """Behavioral cloning on all the data, to compare with."""
     plain = tanh_gaussian(run.distillation.student.n_layers, run.distillation.student.hidden)
-    learner = cloning(against.cloning, plain)
-    objective = learner.objective
-    assert objective is not None
     return Train(
         "cloning",
-        # What judges the policy needs the normalization too.
-        Method(
-            lambda key, batch: learner.init(key, batch.data),
-            lambda state, batch: learner.step(state, batch.data),
-            lambda state, batch: objective(state, batch.data),
-        ),
+        made_once(_cloning, against.cloning, plain),
         against.cloning_steps,
         lambda results: Source(*inputs.offline()),
         result=lambda state, batch: state.params,
         evaluation=policy_evaluation(run, lambda state: state.params),
+    )
+
+
+def _cloning(config: CloningConfig, policy: Policy) -> Method:
+    """Cloning that is fed a `Source`: what judges the policy needs the normalization, too."""
+    learner = cloning(config, policy)
+    objective = learner.objective
+    assert objective is not None
+    return Method(
+        lambda key, batch: learner.init(key, batch.data),
+        lambda state, batch: learner.step(state, batch.data),
+        lambda state, batch: objective(state, batch.data),
     )
 
 
@@ -295,7 +305,7 @@ def comparison_stage(run: Run, inputs: Inputs) -> Train:
 
     return Train(
         "comparison",
-        contest(run.distillation, run.evaluation.students),
+        made_once(contest, run.distillation, run.evaluation.students),
         run.distillation.inner_steps,
         data,
         result=lambda state, batch: state.students,

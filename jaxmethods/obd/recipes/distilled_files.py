@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxmethods
+from jaxmethods.data.offline import dataset_file
 from jaxmethods.errors import DataError
 from jaxmethods.files import npz_bytes, read_npz, sha256, write_atomically
 from jaxmethods.obd.config import OBDConfig
@@ -146,10 +147,10 @@ def card_path(path: Path | str) -> Path:
 
 
 def describe_file(path: Path | str | None) -> dict[str, str] | None:
-    """Name and SHA-256 of a file; None of None."""
+    """Name and SHA-256 of a file, of a folder of Minari that of its data; None of None."""
     if path is None:
         return None
-    path = Path(path)
+    path = dataset_file(path)
     return {"file": path.name, "sha256": sha256(path)}
 
 

@@ -90,6 +90,7 @@ def imagined_stage(learner: Any, place: int) -> Compute:
             # Not the padded data's, whose rows of zeros are none.
             (jnp.asarray(known.low), jnp.asarray(known.high)),
             jnp.int32(learner.task(number)),
+            jnp.int32(number),
             learner.keys(f"imagined {run.tasks[number].name}"),
         )
         return {name: np.asarray(x) for name, x in found._asdict().items() if x is not None}
@@ -112,23 +113,25 @@ def _imagined(
     data: TaskData,
     bounds: tuple[jax.Array, jax.Array],
     task: jax.Array,
+    number: jax.Array,
     keys: jax.Array,
 ) -> TaskData:
+    """[seeds, ...] windows of task `number`, by the weights that are owned as `task`'s."""
+
     def one(bank: Bank, data: TaskData, bounds: tuple, key: jax.Array) -> TaskData:
         draw_key, plan_key = jax.random.split(key)
         index = jax.random.randint(draw_key, (count,), 0, data.count)
         windows = gather(data, index, 1)
         low, high = bounds
         channels = config.network.channels
-        found = baselines.generated_windows(
+        return baselines.generated_windows(
             config,
             task_weights(config, bank, task),
             windows.states[:, 0],
             windows.returns,
-            0,
+            number,
             (low[:channels], high[:channels]),
             plan_key,
         )
-        return found._replace(task=windows.task)
 
     return jax.vmap(one, (0, seed_axes(data, OWN_OF_SEEDS), 0, 0))(bank, data, bounds, keys)

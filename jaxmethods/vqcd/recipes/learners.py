@@ -243,6 +243,11 @@ def planner_config(run: Run, learner: LearnerConfig) -> PlannerConfig:
     values = run.planner.model_dump(exclude_unset=True)
     values = merge(merge(values, SETTINGS[learner.kind]), learner.model_extra or {})
     chosen = PlannerChoices.model_validate(values)
+    if learner.kind == "generative_replay" and chosen.behavior != "inverse":
+        raise ValueError(
+            f"learners: {learner.title}: behavior: expected 'inverse', whose actions follow from "
+            f"imagined states, got {chosen.behavior!r}"
+        )
     network = chosen.network.model_dump(exclude_unset=True)
     network["channels"] = spaces.states.channels
     if chosen.behavior == "diffused":

@@ -191,7 +191,8 @@ def load_planner(folder: Path | str) -> Planner:
     tree = _nested({name: jnp.asarray(x) for name, x in arrays.items()})
     planner = PlannerConfig.model_validate(card["planner"])
     policy = PolicyConfig.model_validate(card["policy"])
-    weights = {"adapters": {}, "inverse": {}} | tree["weights"]
+    # What a planner doesn't have left no arrays: one that clones the behavior has no network.
+    weights = {"network": {}, "adapters": {}, "inverse": {}} | tree["weights"]
     owner = jax.tree_util.tree_map_with_path(partial(_owner_of, tree.get("owner", {})), weights)
     bank = Bank(weights, weights, owner, jnp.int32(planner.tasks), jax.random.key(0), None)
     spaces = {name: _space(part) for name, part in tree["spaces"].items()}

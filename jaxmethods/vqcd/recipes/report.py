@@ -239,7 +239,12 @@ def _first_rows(data: TaskData, side: str) -> jax.Array:
 
 
 def behavior_scores(tasks: Tasks, results: Results, name: str) -> tuple[float, float]:
-    """Mean scores of the lower and the upper half of the data's episodes."""
+    """Mean scores of the lower and the upper half of the data's episodes.
+
+    NaN where episodes are cut short when they are played: the data's are on another scale.
+    """
+    if tasks.cap(tasks.find(name)) is not None:
+        return float("nan"), float("nan")
     found: Aligned = results[f"codes_{name}"]
     scores = np.sort(np.asarray(tasks.score(tasks.find(name), found.episode_returns)))
     half = max(1, len(scores) // 2)
@@ -254,7 +259,12 @@ def training_seconds(path: Path, tasks: Tasks, learners: Sequence[Learner]) -> d
     found: dict[str, float] = {}
     for learner in learners:
         places = [0] if learner.joint else range(len(tasks.run.tasks))
-        stages = {learner.stage(place, part) for place in places for part in range(tasks.run.curve)}
+        stages = {
+            learner.stage(place, part, pruned)
+            for place in places
+            for part in range(tasks.run.curve)
+            for pruned in (False, True)  # before and after, where weights are pruned in between
+        }
         before: dict[str, int] = {}
         for row in rows:
             if row["stage"] in stages and "steps_per_second" in row:

@@ -20,7 +20,7 @@ from jaxmethods.numerics.keys import named
 from jaxmethods.offline_rl import metaworld
 from jaxmethods.offline_rl.config import PlayedEnvironmentConfig
 from jaxmethods.offline_rl.metaworld import METAWORLD
-from jaxmethods.offline_rl.mujoco_returns import SPACES, check_mujoco
+from jaxmethods.offline_rl.mujoco_returns import MAX_STEPS, SPACES, check_mujoco
 from jaxmethods.offline_rl.scores import REFERENCE, ReferenceReturns
 from jaxmethods.vqcd import Statistics, returns_to_go, statistics, window_starts
 from jaxmethods.vqcd.config import Run, TaskConfig
@@ -107,17 +107,32 @@ class Tasks:
             return None
         if config.name.startswith(METAWORLD):  # a return is a success
             return ReferenceReturns(0.0, 1.0)
+        cap = self.cap(number)
         if config.name not in CONTROLLERS:
-            return REFERENCE.get(config.name)
+            return REFERENCE.get(config.name) if cap is None else None
+        if cap is not None:
+            config = type(config).model_validate(config.model_dump() | {"time_limit": cap})
         # Known returns are of the environment as it is by default.
-        own = repr(self.environment(number)) == repr(make_control(config.name))
+        own = repr(config.make()) == repr(make_control(config.name))
         known = REFERENCE.get(config.name) if own else None
         if known is not None:
             return known
         return measured_reference(config)  # pyright: ignore[reportArgumentType]
 
+    def cap(self, number: int) -> int | None:
+        """The steps that a played episode is cut to; None where the environment's own are played.
+
+        What is returned by then is on no scale of whole episodes.
+        """
+        config, steps = self.run.tasks[number].environment, self.run.evaluation.steps
+        if config is None or steps is None:
+            return None
+        env = self.environment(number)
+        own = MAX_STEPS.get(config.name, metaworld.STEPS) if env is None else env.time_limit
+        return steps if steps < own else None
+
     def score(self, number: int, returns: Any) -> Any:
-        """Returns of any shape as scores: 0 at random, 100 an expert."""
+        """Returns of any shape as scores: 0 at random, 100 an expert; else the returns."""
         reference = self.reference(number)
         return returns if reference is None else reference.score(returns)
 

@@ -134,9 +134,35 @@ def quantize(params: Params, config: AlignmentConfig, z: jax.Array) -> tuple[jax
     if config.kind == "vq":
         index = nearest(params["codebook"], z)
         return params["codebook"][index], index
-    level = jnp.round((jnp.tanh(z) + 1.0) / 2.0 * (config.levels - 1)).astype(jnp.int32)
+    level = _grid_level(config, jnp.tanh(z))
     powers = config.levels ** jnp.arange(config.width)
     return _grid_values(config, level), (level * powers).sum(-1)
+
+
+def nearest_codes(params: Params, config: AlignmentConfig, values: jax.Array) -> jax.Array:
+    """The codes [..., d] nearest to values [..., d] of the common space; of codes, themselves.
+
+    NaN stays, which has no nearest code.
+
+    Args:
+        params: of `vq` the codebook; of `fsq` nothing is needed.
+        config: static.
+        values: [..., d], of `fsq` behind its bound, other than for `quantize`.
+
+    Returns:
+        Entries [..., d].
+    """
+    if config.kind == "vq":
+        codes = params["codebook"][nearest(params["codebook"], values)]
+    else:
+        bounded = jnp.clip(values / config.rho, -1.0, 1.0)
+        codes = _grid_values(config, _grid_level(config, bounded))
+    return jnp.where(jnp.isnan(values), values, codes)
+
+
+def _grid_level(config: AlignmentConfig, bounded: jax.Array) -> jax.Array:
+    """The level, from 0 on, that is nearest to numbers in [-1, 1], int32."""
+    return jnp.round((bounded + 1.0) / 2.0 * (config.levels - 1)).astype(jnp.int32)
 
 
 def _grid_values(config: AlignmentConfig, level: jax.Array) -> jax.Array:

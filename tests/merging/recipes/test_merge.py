@@ -170,7 +170,9 @@ def test_a_merge_runs_from_python_and_is_found_again(experts, tmp_path, capsys):
     assert again.config == run.config
     assert again.metrics["model"]["merged"] == run.metrics["model"]["merged"] > 0
     assert "\nseed: 3\n" in (again.results["model"] / "README.md").read_text()
+    capsys.readouterr()
     assert cli.main(["evaluate", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.startswith("nothing was measured anew: no stage that trains is")
     assert cli.main(["report", str(tmp_path / "out")]) == 0
     capsys.readouterr()
     assert cli.main(["compare", str(tmp_path / "out")]) == 0

@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import sys
 
+import jax
 import numpy as np
 import pytest
 import yaml
 
 from jaxmethods.cli import main
+from jaxmethods.obd.config import DistillRun as Run
+from jaxmethods.obd.recipes import distill
 from jaxmethods.obd.recipes import distilled_files as distilled
+from jaxmethods.obd.recipes.inputs import Inputs
 from jaxmethods.obd.recipes.teacher_files import save_teacher
 from jaxmethods.offline_rl.dataset import load_offline
+from jaxmethods.stages import Train
 from tests.obd import small
 
 CONFIG = {
@@ -68,6 +73,39 @@ def test_training_leaves_sets_that_load_and_name_their_source(files, tmp_path, c
     capsys.readouterr()
     assert main(["evaluate", str(out)]) == 0
     assert "offline_loss" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("learn", ["iql", "calql"])
+def test_equal_configs_share_their_methods_and_with_them_their_programs(files, learn):
+    values = yaml.safe_load(files.read_text()) | {
+        "teacher": {"learn": learn, "steps": 2},
+        "density": {"tau": 0.5, "flow": {"steps": 2}},
+        "comparison": {"cloning_steps": 2},
+    }
+
+    def methods(**changes):
+        recipe = distill.recipe(Run.model_validate(values | changes))
+        return {stage.name: stage.method for stage in recipe.stages if isinstance(stage, Train)}
+
+    first, again, longer = methods(), methods(seed=5), methods(teacher={"learn": learn, "steps": 9})
+    assert set(first) == {"offline_rl", "density", "distillation", "cloning", "comparison"}
+    for name, method in first.items():
+        assert again[name] is method
+        assert (longer[name] is method) == (name != "offline_rl" or learn == "calql")
+
+
+def test_the_initial_students_of_a_seed_are_those_of_that_seed_alone(files):
+    values = yaml.safe_load(files.read_text())
+    values["distillation"]["init_pool"] = 2
+
+    def pool(**seeds):
+        run = Run.model_validate(values | seeds)
+        return jax.tree.leaves(distill.source(run, Inputs(run), {}).init_pool)
+
+    both, second = pool(seed=1, seeds=2), pool(seed=2, seeds=1)
+    for of_both, alone in zip(both, second, strict=True):
+        np.testing.assert_array_equal(of_both[1], alone[0])
+    assert not np.array_equal(both[0][0], both[0][1])
 
 
 @pytest.mark.slow

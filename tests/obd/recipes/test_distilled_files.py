@@ -98,3 +98,10 @@ def test_sets_that_are_not_finite_are_not_written(tmp_path):
     with pytest.raises(DataError, match="actions: expected finite numbers"):
         distilled.save(tmp_path / "syn.npz", wrong, NORM, small.CONFIG, seed=0, outer_steps=0)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_minari_is_described_by_its_data(tmp_path):
+    data = tmp_path / "D4RL-1" / "main_data.hdf5"
+    data.parent.mkdir()
+    data.write_bytes(b"the dataset")
+    assert distilled.describe_file(data.parent) == distilled.describe_file(data)

@@ -19,7 +19,7 @@ from jaxmethods import cli, registry
 from jaxmethods.data.offline import DataError
 from jaxmethods.offline_rl.scores import REFERENCE
 from jaxmethods.training import loop
-from jaxmethods.vqcd import initial_bank, task_weights
+from jaxmethods.vqcd import PolicyConfig, act, baselines, initial_bank, task_weights
 from jaxmethods.vqcd.config import Run
 from jaxmethods.vqcd.recipes import continual, planner_files
 from jaxmethods.vqcd.recipes.learners import Learner
@@ -31,7 +31,7 @@ from tests.objectives import check_objectives
 from tests.permissions import check_others_can_read
 from tests.same_numbers import check_same_numbers
 from tests.vqcd.recipes.tiny import NAMES, parts, values
-from tests.vqcd.toy import PERCEPTRON
+from tests.vqcd.toy import ACTIONS, PERCEPTRON, STATES, space
 
 
 @pytest.fixture(scope="module")
@@ -283,6 +283,24 @@ def test_unknown_tasks_and_other_sizes_are_refused(planner):
         planner.act("point", np.ones((2, 3)), planner.begin(2), jax.random.key(0))
 
 
+def test_a_planner_that_clones_the_behavior_opens_again(tmp_path):
+    config = baselines.rehearsal(PERCEPTRON)
+    policy = PolicyConfig(planner=config, states=STATES, actions=ACTIONS)
+    bank = jax.jit(initial_bank, static_argnums=1)(jax.random.key(0), config)
+    tree = {"weights": bank.ema, "owner": bank.owner, "spaces": {"first": space()}}
+    card = {
+        "tasks": [{"name": "first", "target": 0.8}],
+        "planner": config.model_dump(mode="json"),
+        "policy": policy.model_dump(mode="json"),
+    }
+    planner_files.write_planner(tmp_path / "planner", tree, card)
+    opened = planner_files.load_planner(tmp_path / "planner")
+    observations, key = np.ones((2, 3), np.float32), jax.random.key(1)
+    acted, memory = opened.act("first", observations, opened.begin(2), key)
+    expected = act(policy, task_weights(config, bank, 0), space(), 0.8, observations, memory, key)
+    np.testing.assert_allclose(acted, expected[0], rtol=1e-6)
+
+
 def test_a_planner_that_is_not_a_number_is_not_written(tmp_path):
     tree = {"weights": {"last": np.array([1.0, np.nan], np.float32)}}
     with pytest.raises(DataError, match="weights/last: expected numbers, got NaN"):
@@ -360,6 +378,14 @@ def nan_row(arrays):
         ({"learners": []}, "learners: expected at least one"),
         ({"learners": ["vqcd", "vqcd"]}, "different names, got 'vqcd' twice"),
         ({"learners": [{"kind": "vqcd", "lrr": 1}]}, "lrr: unknown field"),
+        (
+            {"learners": [{"kind": "generative_replay", "behavior": "diffused"}]},
+            "behavior: expected 'inverse', whose actions follow from imagined states",
+        ),
+        (
+            {"tasks": [values()["tasks"][0] | {"data_seed": 2**32}]},
+            "data_seed: expected an integer from 0 to 2147483647, got 4294967296",
+        ),
         ({"evaluation": {"replan_every": 8}}, "replan_every: expected below the horizon"),
     ],
     ids=lambda given: given if isinstance(given, str) else "",
@@ -421,3 +447,18 @@ def test_an_environment_with_other_arguments_has_a_scale_of_its_own():
     low, high = tasks.reference(1)
     assert 0 < low < high < 20
     np.testing.assert_allclose(tasks.score(1, np.array([low, high])), [0, 100])
+
+
+def test_episodes_that_are_cut_short_have_a_scale_of_their_own():
+    pytest.importorskip("mujoco")
+    point = {"name": "point", "generate": "expert", "environment": {"name": "point_mass"}}
+    hopper = {"name": "hopper", "path": "/dev/null", "environment": {"name": "hopper"}}
+    tasks = Tasks(Run.model_validate(values(tasks=[point, hopper], evaluation={"steps": 20})))
+    low, high = tasks.reference(0)
+    assert 0 < low < high < 20
+    assert tasks.reference(1) is None
+    whole = Tasks(Run.model_validate(values(tasks=[point, hopper], evaluation={"steps": 1000})))
+    assert [whole.reference(place) for place in (0, 1)] == [
+        REFERENCE["point_mass"],
+        REFERENCE["hopper"],
+    ]
