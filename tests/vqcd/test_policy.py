@@ -151,7 +151,7 @@ def test_plans_are_made_when_they_are_due_also_where_memories_are_mapped(monkeyp
     @jax.jit
     @jax.vmap
     def step(memory, key):
-        return policy.act(config, WEIGHTS, SPACE, 0.8, OBSERVATIONS, memory, key)[1]
+        return policy.act(config, planner(), task(), 0.8, OBSERVATIONS, memory, key)[1]
 
     memory = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), vqcd.begin(config, 3))
     for number in range(4):
