@@ -54,6 +54,23 @@ def spread_or_one(deviation: jax.Array, mean: jax.Array) -> jax.Array:
     return jnp.where(deviation > rounding, deviation, 1)
 
 
+def power_of_two(largest: jax.Array) -> jax.Array:
+    """The power of two next to half of a magnitude; 1 where that is 0 or not finite.
+
+    Numbers over it are about 1 and the same in all of their bits, so that their squares and
+    products are within what a type can hold whatever unit the numbers are in.
+
+    Args:
+        largest: absolute values, [...] floating.
+
+    Returns:
+        [...], without a gradient.
+    """
+    largest = jax.lax.stop_gradient(largest)
+    unit = jax.lax.reduce_precision(largest / 2, jnp.finfo(largest.dtype).nexp, 0)
+    return jnp.where((unit > 0) & jnp.isfinite(unit), unit, 1)
+
+
 def two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     """a + b rounded, and the rest."""
     total = a + b

@@ -63,28 +63,29 @@ def trace(
         return trees.vdot(probe, product(probe))
 
     def one_round(carry: tuple) -> tuple:
-        """Chan's update of mean and squared deviations by a round of samples."""
-        index, mean, squares = carry
+        """Chan's update of the mean and of the length of all deviations by a round of samples."""
+        index, mean, length = carry
         keys = jax.random.split(jax.random.fold_in(key, index), each)
         # Matrix products of a width of one are slower than those without it.
         drawn = jax.vmap(sample)(keys) if each > 1 else sample(keys[0])[None]
         before, difference = (index * each).astype(kind), jnp.mean(drawn) - mean
         share = each / (before + each)
-        squares = squares + jnp.sum((drawn - jnp.mean(drawn)) ** 2)
-        return index + 1, mean + share * difference, squares + before * share * difference**2
+        apart = jnp.stack([length, jnp.sqrt(before * share) * difference])
+        length = trees.norm([apart, drawn - jnp.mean(drawn)])
+        return index + 1, mean + share * difference, length
 
-    def error(index: jax.Array, squares: jax.Array) -> jax.Array:
+    def error(index: jax.Array, length: jax.Array) -> jax.Array:
         count = (index * each).astype(kind)
-        return jnp.sqrt(squares / (count - 1) / count)
+        return length / jnp.sqrt((count - 1) * count)
 
     def unfinished(carry: tuple) -> jax.Array:
-        index, mean, squares = carry
-        wide = error(index, squares) > tolerance * jnp.abs(mean)
+        index, mean, length = carry
+        wide = error(index, length) > tolerance * jnp.abs(mean)
         return (index < rounds) | ((index < limit) & wide)
 
     start = jnp.int32(0), jnp.zeros((), kind), jnp.zeros((), kind)
-    index, mean, squares = jax.lax.while_loop(unfinished, one_round, start)
-    return Estimate(mean, error(index, squares), index * each)
+    index, mean, length = jax.lax.while_loop(unfinished, one_round, start)
+    return Estimate(mean, error(index, length), index * each)
 
 
 @compiled("products", "together")
