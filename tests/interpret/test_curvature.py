@@ -75,6 +75,14 @@ def test_degenerate_spectra_have_no_ghosts_and_no_nan(name):
     np.testing.assert_allclose(gram, np.eye(20), atol=1e-4)
 
 
+def test_a_start_among_the_eigenvectors_hides_none_of_the_others():
+    # Every vector of two signs is an eigenvector here: the recurrence ends at once, and goes on.
+    operator = operators.dense(jnp.asarray([[2.0, 1.0], [1.0, 2.0]]))
+    keys = jax.random.split(jax.random.key(0), 16)
+    found = jax.vmap(lambda key: eigenpairs.eigenpairs(operator, key, 2, 2).values)(keys)
+    np.testing.assert_allclose(found, np.tile([3.0, 1.0], (16, 1)), rtol=1e-6)
+
+
 @jax.jit
 def _quadrature(operator, key):
     spectrum = slq.spectrum(operator, key, steps=4, probes=3)
