@@ -71,6 +71,15 @@ def power_of_two(largest: jax.Array) -> jax.Array:
     return jnp.where((unit > 0) & jnp.isfinite(unit), unit, 1)
 
 
+def in_own_unit(x: jax.Array) -> jax.Array:
+    """An array over the `power_of_two` of its largest entry, in float32 at least.
+
+    For what doesn't depend on a factor, such as cosines, ranks and shares.
+    """
+    x = wide(x)
+    return x / power_of_two(jnp.max(jnp.abs(x), initial=0))
+
+
 def two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:
     """a + b rounded, and the rest."""
     total = a + b
