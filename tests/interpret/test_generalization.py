@@ -130,6 +130,9 @@ def test_network_rademacher_is_below_the_bound_of_its_class():
     assert value.value <= rademacher.linear_bound(x, 0.1)
     exact = rademacher.linear_rademacher(x, 0.1, jax.random.key(1), 512)
     assert abs(value.value - exact.value) < 3 * (value.error + exact.error)
+    pixels = jnp.asarray(np.random.default_rng(0).integers(0, 256, (20, 3)), jnp.uint8)
+    found = rademacher.linear_rademacher(pixels, 0.1, jax.random.key(1), 512)
+    assert found.value <= rademacher.linear_bound(pixels, 0.1)
 
 
 @jax.jit
