@@ -332,3 +332,11 @@ def test_samples_of_float32_are_compared_where_float64_is_there():
     with jax.enable_x64(True):
         found = distribution_shift.distribution_shift(x, x + 9, jax.random.key(0))
     assert found.distance.value == 2
+
+
+def test_scales_that_hardly_differ_have_their_divergence():
+    center = jnp.zeros(1000)
+    for apart in (1e-1, 1e-3, 1e-4):
+        own = pac_bayes.Posterior(center, jnp.full(1000, apart / 2), jnp.float32(0))
+        found = pac_bayes.divergence(own, center, own.log_variance)
+        np.testing.assert_allclose(found, 500 * (np.expm1(apart) - apart), rtol=2e-3)
