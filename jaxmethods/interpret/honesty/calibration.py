@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.numerics.compiled import compiled
-from jaxmethods.numerics.precision import wide
+from jaxmethods.numerics.precision import sums_by_place, wide
 from jaxmethods.numerics.predictions import labeled, right
 
 
@@ -62,7 +62,7 @@ def binned(confidence: jax.Array, right: jax.Array, weight: jax.Array, bins: int
     place = jnp.minimum((confidence * bins).astype(int), bins - 1).reshape(-1)
 
     def total(values: jax.Array) -> jax.Array:
-        return jax.ops.segment_sum((weight * values).reshape(-1), place, bins)
+        return sums_by_place((weight * values).reshape(-1), place, bins)
 
     count = total(jnp.ones_like(confidence))
     mean, accuracy = (total(x) / count for x in (confidence, right))  # NaN where empty
