@@ -164,24 +164,28 @@ def diagonal(operator: Operator, key: jax.Array, probes: int = 64) -> Estimate:
     """
     product = operator.product()
 
-    def step(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
-        total, squares = carry
+    def step(carry: tuple, own: tuple) -> tuple[tuple, None]:
+        """Welford's update: a difference of means of squares would be all rounding."""
+        number, key = own
+        mean, squares = carry
         probe = trees.random_like(key, operator.like)
         sample = jax.tree.map(jnp.multiply, probe, product(probe))
-        return (
-            trees.add(total, sample),
-            trees.add(squares, jax.tree.map(jnp.square, sample)),
-        ), None
+        apart = jax.tree.map(jnp.subtract, sample, mean)
+        mean = trees.axpy(1 / number, apart, mean)
+        left = jax.tree.map(jnp.subtract, sample, mean)
+        return (mean, trees.add(squares, jax.tree.map(jnp.multiply, apart, left))), None
 
     zero = trees.zeros(operator.like)
-    (total, squares), _ = jax.lax.scan(step, (zero, zero), jax.random.split(key, probes))
-    mean = trees.scale(1 / probes, total)
+    numbers = jnp.arange(1, probes + 1, dtype=trees.dtype(operator.like))
+    rows = (numbers, jax.random.split(key, probes))
+    (mean, squares), _ = jax.lax.scan(step, (zero, zero), rows)
 
-    def error(squares: jax.Array, mean: jax.Array) -> jax.Array:
-        variance = jnp.maximum(squares / probes - mean**2, 0)
-        return jnp.sqrt(variance / (probes - 1)) if probes > 1 else jnp.full_like(mean, jnp.nan)
+    def error(squares: jax.Array) -> jax.Array:
+        if probes == 1:
+            return jnp.full_like(squares, jnp.nan)
+        return jnp.sqrt(squares / (probes - 1) / probes)
 
-    return Estimate(mean, jax.tree.map(error, squares, mean), jnp.asarray(probes))
+    return Estimate(mean, jax.tree.map(error, squares), jnp.asarray(probes))
 
 
 @compiled("probes", "together")
