@@ -139,6 +139,7 @@ def test_random_scores_attack_nothing_and_rates_need_enough_examples():
     area, _, rate, small = _attack(scores, member)
     assert abs(area.value - 0.5) < 3 * area.error
     assert rate < 0.06
+    assert membership.tpr_at_fpr(jnp.arange(42.0), jnp.arange(42) == 41, 1 / 41) == 1
     assert np.isnan(small)  # 200 others can't show a rate of one in a thousand
     order = rng.permutation(400)
     assert _attack(scores[order], member[order])[0].value == area.value
