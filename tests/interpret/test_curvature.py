@@ -142,6 +142,15 @@ def test_standard_errors_are_calibrated():
     assert np.mean(found["hutch++"].error) < 0.2 * np.mean(found["trace"].error)
 
 
+def test_errors_of_a_large_diagonal_are_those_of_what_is_beside_it():
+    beside = symmetric(np.linspace(-1e-2, 1e-2, P))
+    beside = beside - jnp.diag(jnp.diag(beside))
+    operator = operators.dense(beside + 100 * jnp.eye(P))
+    found = hutchinson.diagonal(operator, jax.random.key(0), 64)
+    expected = jnp.sqrt(jnp.sum(beside**2, axis=1) / 64)
+    np.testing.assert_allclose(found.error, expected, rtol=0.5)
+
+
 def test_a_trace_goes_on_until_its_error_is_small_enough():
     operator = operators.dense(symmetric(np.linspace(0.5, 1.5, P)))
     few = hutchinson.trace(operator, jax.random.key(0), 8, 8)
@@ -424,3 +433,10 @@ def test_slq_of_a_wishart_matrix_is_the_marchenko_pastur_law():
     counted = slq.spectral_sum(spectrum, lambda t: (t < 1).astype(t.dtype)).value / d
     inside = (grid < 1).astype(grid.dtype)
     assert abs(counted - jnp.trapezoid(law * inside, grid)) < 0.02
+
+
+def test_the_marchenko_pastur_law_of_whole_numbers_is_that_of_the_numbers():
+    whole = jnp.arange(3)
+    exact = marchenko_pastur.density(whole.astype(float), 0.5)
+    np.testing.assert_array_equal(marchenko_pastur.density(whole, 0.5), exact)
+    assert exact[1] > 0
