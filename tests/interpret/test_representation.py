@@ -154,10 +154,15 @@ def _dimensions(x):
 def test_a_square_in_eight_dimensions_has_dimension_two_and_duplicates_are_counted():
     rng = np.random.default_rng(0)
     flat = rng.random((600, 2)) @ np.linalg.qr(rng.normal(size=(8, 8)))[0][:2]
-    flat[:5] = flat[5:10]
-    for found in _dimensions(jnp.asarray(flat, jnp.float32)):
-        assert abs(found.value - 2) < 0.2
-        assert found.duplicates == 10
+    flat[:300] = flat[300:]
+    alone = _dimensions(jnp.asarray(flat[300:], jnp.float32))
+    for scale in (1, 1e-25):
+        found = _dimensions(jnp.asarray(scale * flat, jnp.float32))
+        for own, expected in zip(found, alone, strict=True):
+            assert abs(own.value - 2) < 0.25
+            np.testing.assert_allclose(own[:2], expected[:2], rtol=1e-4)
+            assert own.duplicates == 300
+    assert np.isnan(_dimensions(jnp.ones((600, 8)))[0].value)
     with pytest.raises(ValueError, match="k: expected 1 to 3"):
         intrinsic_dimension.nearest_distances(jnp.zeros((4, 2)), 4)
 
