@@ -427,7 +427,7 @@ def _deletions(x, y, held_x, held_y):
 def test_influence_predicts_the_retraining_of_softmax_regression():
     held = clusters(7, 40, 5, 3, 2.0)
     agreement, residuals = _deletions(*clusters(6, 120, 5, 3, 2.0), *held)
-    np.testing.assert_allclose(own.miscalibration, exact.miscalibration, rtol=1e-6)
+    assert np.all(residuals < 1e-4)
     assert agreement > 0.95
 
 
