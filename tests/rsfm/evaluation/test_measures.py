@@ -18,6 +18,17 @@ TRUTH = jnp.asarray(np.random.default_rng(0).integers(0, 3, (2, 6, 6)))
 SAID = jnp.asarray(np.random.default_rng(1).integers(0, 3, (2, 6, 6)))
 
 
+def test_more_pixels_than_int32_can_count():
+    own = segmentation.confusion(TRUTH, SAID, 3)
+    batches = jnp.stack([own * (2**30 // int(own.max()))] * 4)
+    found = segmentation.measures(batches)
+    expected = segmentation.measures(own)
+    np.testing.assert_allclose(found.iou, expected.iou, rtol=1e-5)
+    np.testing.assert_allclose(found.kappa, expected.kappa, rtol=1e-4)
+    wrapped = jnp.sum(batches, axis=0, dtype=jnp.int32)
+    assert np.isnan(segmentation.measures(wrapped).miou)
+
+
 def test_classes_renamed_alike_have_the_same_iou():
     renamed = jnp.array([2, 0, 1])
     own = segmentation.measures(segmentation.confusion(TRUTH, SAID, 3))
