@@ -268,6 +268,10 @@ def test_calibration_of_known_probabilities():
     np.testing.assert_allclose(bad.expected_error, 0.75, rtol=1e-5)
     np.testing.assert_allclose(bad.brier, 2 * 0.75**2, rtol=1e-5)
     assert np.sum(good.count) == 8
+    broken = logits.at[0].set(jnp.nan)
+    assert np.isnan(calibration.calibration(broken, np.zeros(8, int)).expected_error)
+    left_out = calibration.calibration(broken, np.array([-1, 0, 0, 1] + [0, 0, 0, 1]))
+    assert np.isfinite(left_out.expected_error)
 
 
 def test_examples_without_a_label_are_in_no_mean():
