@@ -215,7 +215,7 @@ def _wanted(
 
 def _lines(path: Path) -> Iterable[str]:
     try:
-        return path.read_text(encoding="utf-8").split()
+        return path.read_text(encoding="utf-8-sig").split()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"data {path}: cannot be read ({first_line(error)})") from error
 

@@ -64,7 +64,7 @@ def test_patches_have_merged_classes_and_bands_by_name(patches):
 
 def test_split_files_name_the_patches(patches, tmp_path):
     files = {"train": tmp_path / "train.txt", "test": tmp_path / "test.txt"}
-    files["train"].write_text("S2A_1\n")
+    files["train"].write_text("S2A_1\n", encoding="utf-8-sig")  # as spreadsheets write it
     files["test"].write_text("S2A_0\n")
     own = bigearthnet.read_bigearthnet(patches, ("B2",), splits=files)
     assert own.split("train").names == ("S2A_1",)
