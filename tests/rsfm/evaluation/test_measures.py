@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -90,6 +91,9 @@ def test_a_prediction_that_is_no_class_is_refused_where_a_pixel_counts():
     assert segmentation.confusion(truth, said, 3).sum() == 2
     with pytest.raises(ValueError, match="predicted: expected classes 0 to 2, got 7"):
         segmentation.confusion(truth.at[2].set(2), said, 3)
+    # Of NaN, `chosen` is -1: in a program nothing can be refused, but nothing is right either.
+    traced = jax.jit(segmentation.confusion, static_argnums=2)(truth, said.at[0].set(-1), 3)
+    assert np.isnan(segmentation.measures(traced).miou)
 
 
 def test_the_mean_over_classes_does_not_depend_on_their_sizes():

@@ -47,14 +47,16 @@ def confusion(
         [C, C] int32, rows are true classes.
 
     Raises:
-        ValueError: a prediction for a pixel that counts, which is none of the C classes (where
-            values are known: not in `jit`).
+        ValueError: a prediction for a pixel that counts, which is none of the C classes. Within
+            `jit`, where values aren't known, all counts are -1 then, which `measures` are NaN of.
     """
     truth, predicted = truth.reshape(-1), predicted.reshape(-1)
     counts = (truth != ignored) & (truth >= 0) & (truth < classes)
     _check_classes(predicted, counts, classes)
     places = jnp.where(counts, truth.astype(jnp.int32) * classes + predicted, 0)
     flat = jnp.zeros(classes * classes, jnp.int32).at[places].add(counts.astype(jnp.int32))
+    wrong = counts & ((predicted < 0) | (predicted >= classes))
+    flat = jnp.where(jnp.any(wrong), -1, flat)  # -1 would be another class of another row
     return flat.reshape(classes, classes)
 
 
@@ -78,7 +80,8 @@ def measures(matrix: jax.Array, ignored: int = IGNORED) -> Segmentation:
             of it counts, so that it can only be named where it is wrong.
 
     Returns:
-        The measures, in percent of nothing: between 0 and 1; NaN of a sum that has wrapped around.
+        The measures, in percent of nothing: between 0 and 1; NaN where a count
+        is negative: a sum has wrapped around, or a prediction was no class.
     """
     counts = matrix.astype(jnp.promote_types(jnp.float32, jnp.result_type(float)))
     counts = jnp.where(jnp.any(counts < 0), jnp.nan, counts)
