@@ -131,6 +131,11 @@ def test_a_turned_square_overlaps_as_geometry_says():
     assert own == pytest.approx(shared / (8 - shared))
     boxes = detection.box_iou(np.array([[-1.0, -1, 1, 1]]), np.array([[0.0, 0, 2, 2]]))[0, 0]
     assert detection.polygon_iou(square, square + 1)[0, 0] == pytest.approx(boxes)
+    # A tenth of a meter is a millionth of a degree.
+    small = np.array([[-1e-6, -1e-6, 1e-6, 1e-6]])
+    assert detection.box_iou(small, small + 1e-6)[0, 0] == pytest.approx(boxes)
+    assert detection.polygon_iou(1e-9 * square, 1e-9 * (square + 1))[0, 0] == pytest.approx(boxes)
+    assert detection.box_iou(0 * small, 0 * small)[0, 0] == 0
 
 
 def test_a_label_that_no_image_has_is_in_no_mean():
