@@ -21,7 +21,8 @@ from jaxmethods.errors import DataError
 Policy = Literal["dataset", "model"]
 SMALLEST_POWER = 1e-6
 LEAST_SHARE = 32 * float(np.finfo(np.float32).eps)
-"""Of its mean; a band that varies less is rounding of a constant, and divided by 1."""
+"""A band that varies less, as a share of its mean, is a constant with its rounding: it is divided
+by 1."""
 
 
 def dataset_statistics(
