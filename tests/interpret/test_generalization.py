@@ -317,9 +317,11 @@ def test_norms_of_half_precision_are_those_of_the_numbers():
         lambda x, y: rademacher.linear_bound(x, 1.0),
         lambda x, y: in_context.ridge(x, y, 0.5),
         lambda x, y: in_context.in_context_descent(x, y, x[0], 0.01, 2),
-        lambda x, y: in_context.probe(
-            lambda a, b, c: a[0] @ c, x[None], y[None], x[:1], rate=0.01
-        ).squared_distance,
+        lambda x, y: (
+            in_context.probe(
+                lambda a, b, c: a[0] @ c, x[None], y[None], x[:1], rate=0.01
+            ).squared_distance
+        ),
         lambda x, y: operators.dense(x.T @ x)(y[:3]),
         lambda x, y: distribution_shift.distribution_shift(x, x + 9, jax.random.key(0)).distance,
     ],

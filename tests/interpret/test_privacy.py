@@ -270,7 +270,7 @@ def test_calibration_of_known_probabilities():
     assert np.sum(good.count) == 8
     broken = logits.at[0].set(jnp.nan)
     assert np.isnan(calibration.calibration(broken, np.zeros(8, int)).expected_error)
-    left_out = calibration.calibration(broken, np.array([-1, 0, 0, 1] + [0, 0, 0, 1]))
+    left_out = calibration.calibration(broken, np.array([-1, 0, 0, 1, 0, 0, 0, 1]))
     assert np.isfinite(left_out.expected_error)
 
 
