@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -34,8 +35,8 @@ class Stack(NamedTuple):
     """[H, W, C] of the type of the files, or float32 where one has a scale or an offset; 0 where a
     band is missing, whatever a file has there."""
     valid: np.ndarray
-    """[H, W] bool: no band is missing, NaN or infinite there, and not all of them are 0 in their
-    files."""
+    """[H, W] bool: no band is missing, NaN or infinite there, and not all of them are 0 in files
+    that don't say what is missing."""
     band_names: tuple[str, ...]
     gsd: float | None
     """Meters of a pixel; None where no file says."""
@@ -88,7 +89,11 @@ def read_bands(
     valid = [_nearest(own, (height, width)) for own in seen]
     images = np.stack(grown, axis=-1)
     known = [own for own in sizes if own is not None]
-    there = np.all(valid, axis=0) & np.any(images != np.array(zeros, images.dtype), axis=-1)
+    nothing = [
+        zero is not None and images[..., place] == images.dtype.type(zero)
+        for place, zero in enumerate(zeros)
+    ]
+    there = np.all(valid, axis=0) & ~reduce(np.logical_and, nothing)
     if not there.any():
         source = (
             ", ".join(str(files[name]) for name in names) if isinstance(files, Mapping) else files
@@ -103,8 +108,8 @@ class _Tiff(NamedTuple):
     gsd: float | None
     place: tuple[str, tuple[float, ...]] | None
     """Coordinate system, and left, bottom, right and top in it; None where the file doesn't say."""
-    zeros: Sequence[float]
-    """What 0 stands for in each band."""
+    zeros: Sequence[float | None]
+    """What 0 stands for in each band; None where the file says what is missing: 0 is a number."""
 
 
 def _refuse_other_places(read: Mapping[str, _Tiff], files: Mapping[str, Path | str]) -> None:
@@ -130,7 +135,7 @@ def _in_words(edges: tuple[float, ...]) -> str:
 
 def _bands_of_one(
     path: Path, names: Sequence[str], order: Sequence[str] | None
-) -> tuple[list[np.ndarray], list[np.ndarray], list[float | None], list[float]]:
+) -> tuple[list[np.ndarray], list[np.ndarray], list[float | None], list[float | None]]:
     read = _read_tiff(path)
     number = read.bands.shape[-1]
     if order is None or len(order) != number:
@@ -157,7 +162,10 @@ def _read_tiff(path: Path) -> _Tiff:
             bands = np.moveaxis(file.read(), 0, -1)
             valid = (np.moveaxis(file.read_masks(), 0, -1) > 0) & _is_number(bands)
             bands = _scaled(bands, file.scales, file.offsets)
-            return _Tiff(bands, valid, _pixel_size(file), _place(file), file.offsets)
+            whole = rasterio.enums.MaskFlags.all_valid
+            pairs = zip(file.mask_flag_enums, file.offsets, strict=True)
+            zeros = [offset if whole in flags else None for flags, offset in pairs]
+            return _Tiff(bands, valid, _pixel_size(file), _place(file), zeros)
     except UserError:
         raise
     except Exception as error:  # GDAL's errors are of many kinds
@@ -188,7 +196,8 @@ def _read_with_tifffile(path: Path) -> _Tiff:
     number = bands.shape[-1]
     scales, offsets = _said(said, "scale", number, 1.0), _said(said, "offset", number, 0.0)
     valid = valid & _is_number(bands)
-    return _Tiff(_scaled(bands, scales, offsets), valid, None, None, offsets)
+    zeros = offsets if missing is None else [None] * number
+    return _Tiff(_scaled(bands, scales, offsets), valid, None, None, zeros)
 
 
 def _said(text: str, role: str, bands: int, usual: float) -> list[float]:

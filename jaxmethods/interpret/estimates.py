@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.interpret.problem import Estimate
+from jaxmethods.numerics.precision import power_of_two
 
 
 def mean_of(samples: jax.Array) -> Estimate:
@@ -21,7 +22,10 @@ def mean_of(samples: jax.Array) -> Estimate:
     mean = jnp.mean(samples, axis=0)
     if count == 1:
         return Estimate(mean, jnp.full_like(mean, jnp.nan), jnp.asarray(count))
-    return Estimate(mean, jnp.std(samples, axis=0, ddof=1) / count**0.5, jnp.asarray(count))
+    # Squares of deviations may be too small, or too large, for the samples' type.
+    unit = power_of_two(jnp.max(jnp.abs(samples), axis=0))
+    error = unit * jnp.std(samples / unit, axis=0, ddof=1) / count**0.5
+    return Estimate(mean, error, jnp.asarray(count))
 
 
 def exact(value: jax.Array) -> Estimate:

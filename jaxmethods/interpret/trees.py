@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmethods.numerics.precision import power_of_two
+
 Vector: TypeAlias = Any
 """A pytree of floating arrays."""
 PRECISE = jax.lax.Precision.HIGHEST
@@ -80,7 +82,20 @@ def vdot(a: Vector, b: Vector) -> jax.Array:
 
 
 def norm(vector: Vector) -> jax.Array:
-    return jnp.sqrt(vdot(vector, vector))
+    """The length, [], also of vectors whose entries' squares are no numbers of their type.
+
+    The Hessian of a network that is sure of everything is 1e-22: its square is 0 in float32.
+    """
+    unit = unit_of(vector)
+    own = jax.tree.map(lambda leaf: leaf / unit.astype(leaf.dtype), vector)
+    return unit * jnp.sqrt(vdot(own, own))
+
+
+def unit_of(vector: Vector) -> jax.Array:
+    """A power of two near the largest entry's magnitude, [] in the vector's type."""
+    kind = dtype(vector)
+    largest = [jnp.max(jnp.abs(leaf), initial=0).astype(kind) for leaf in jax.tree.leaves(vector)]
+    return power_of_two(reduce(jnp.maximum, largest))
 
 
 def zeros(like: Vector, leading: tuple[int, ...] = ()) -> Vector:

@@ -63,7 +63,7 @@ def excess_accumulated_error(on_student: jax.Array, on_teacher: jax.Array) -> ja
     accumulated, expected = (
         jnp.cumsum(jnp.mean(values, axis=0)) for values in (on_student, on_teacher)
     )
-    differs = expected > 0
+    differs = ~(expected <= 0)  # true of NaN, which is no answer
     return jnp.where(differs, 100 * (accumulated / jnp.where(differs, expected, 1) - 1), 0)
 
 
@@ -84,7 +84,8 @@ def excess_deviation(on_student: jax.Array, on_teacher: jax.Array) -> jax.Array:
     expected, number = jnp.mean(other), len(own)
     if number < 2:
         return jnp.zeros_like(expected)
-    safe = jnp.where(expected > 0, expected, 1)
+    differs = ~(expected <= 0)
+    safe = jnp.where(differs, expected, 1)
     residual = (own - jnp.mean(own) / safe * other) / safe
     error = 100 * jnp.std(residual, ddof=1) / number**0.5
-    return jnp.where(expected > 0, error, 0)
+    return jnp.where(differs, error, 0)

@@ -117,7 +117,8 @@ def _by_row(
 ) -> tuple[Batch, jax.Array]:
     """The first rows are the student's, the next ones the teacher's: rows come in no order."""
     own = round(size * config.student)
-    theirs = min(size - own, round(size * config.teacher))
+    # Rounded together: of halves of five rows none is left for the gold response.
+    theirs = round(size * min(config.student + config.teacher, 1.0)) - own
     batch = gold
     place = jnp.arange(size)
     if theirs:

@@ -183,7 +183,10 @@ def decouple(
         log_probs = _log_probs(logits, temperature)
         rest = jnp.where(gold, -jnp.inf, log_probs)
         log_gold = _of_targets(log_probs, targets)
-        sides.append((log_gold, jax.nn.logsumexp(rest, -1), jax.nn.log_softmax(rest, -1)))
+        none = jnp.all(rest == -jnp.inf, -1, keepdims=True)  # of no rest there is no share
+        shares = jax.nn.log_softmax(jnp.where(none, 0, rest), -1)
+        shares = jnp.where(none, -jnp.inf, shares)
+        sides.append((log_gold, jax.nn.logsumexp(rest, -1), shares))
     (p_gold, p_rest, p_other), (q_gold, q_rest, q_other) = sides
     two = _kl(jnp.stack([p_gold, p_rest], -1), jnp.stack([q_gold, q_rest], -1))
     parts = Decoupled(two, _kl(p_other, q_other), lax.stop_gradient(jnp.exp(p_rest)))
@@ -387,9 +390,9 @@ def _of_targets(log_probs: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 def _expectation(log_p: jax.Array, values: jax.Array) -> jax.Array:
-    """Sum of p values where p > 0: elsewhere values may be infinite."""
+    """Sum of p values where p isn't 0: elsewhere values may be infinite. NaN stays NaN."""
     p = jnp.exp(log_p)
-    there = p > 0
+    there = ~(p <= 0)
     # A value that is infinite gives p no slope, which would be infinite too.
     p = jnp.where(jnp.isinf(values), lax.stop_gradient(p), p)
     return jnp.sum(jnp.where(there, p, 0) * jnp.where(there, values, 0), -1)
@@ -397,7 +400,7 @@ def _expectation(log_p: jax.Array, values: jax.Array) -> jax.Array:
 
 def _kl(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
     """KL(p || q), [...]; the sum's rounding doesn't make it negative by more than an eps."""
-    there = log_p > -jnp.inf
+    there = log_p != -jnp.inf  # true of NaN: a model that diverged is not its teacher's equal
     difference = jnp.where(there, log_p, 0) - jnp.where(there, log_q, 0)
     return _expectation(log_p, difference)
 
@@ -407,7 +410,7 @@ def _mixture(log_p: jax.Array, log_q: jax.Array, weight: float) -> jax.Array:
     if weight in (0, 1):
         return log_p if weight else log_q
     # Where both are 0, the derivative of logaddexp is 0 / 0.
-    there = (log_p > -jnp.inf) | (log_q > -jnp.inf)
+    there = (log_p != -jnp.inf) | (log_q != -jnp.inf)
     mixed = jnp.logaddexp(
         jnp.where(there, log_p, 0) + jnp.log(weight),
         jnp.where(there, log_q, 0) + jnp.log1p(-weight),

@@ -14,22 +14,20 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.numerics.linalg import thin_svd
-from jaxmethods.numerics.precision import wide
+from jaxmethods.numerics.precision import in_own_unit, wide
 
 
 def linear_cka(x: jax.Array, y: jax.Array) -> jax.Array:
     """CKA with linear kernels of features [N, D] and [N, E], []."""
     _check(x, y)
-    x, y = wide(x), wide(y)
-    x, y = x - jnp.mean(x, axis=0), y - jnp.mean(y, axis=0)
+    x, y = _centered(x), _centered(y)
     cross = jnp.sum((y.T @ x) ** 2)
     return cross / (jnp.linalg.norm(x.T @ x) * jnp.linalg.norm(y.T @ y))
 
 
 def rbf_kernel(x: jax.Array, scale: float = 1.0) -> jax.Array:
     """exp(-|x - x'|^2 / (2 (scale m)^2)) with the median distance m, [N, N]."""
-    x = wide(x)
-    x = x - jnp.mean(x, axis=0)  # far from the origin, products would lose the distances
+    x = _centered(x)
     squares = jnp.sum(x**2, axis=1)
     distances = jnp.maximum(squares[:, None] + squares - 2 * x @ x.T, 0)
     median = jnp.median(distances[jnp.triu_indices(len(x), 1)])
@@ -41,7 +39,7 @@ def kernel_cka(k: jax.Array, l: jax.Array) -> jax.Array:  # noqa: E741
     _check(k, l)
     k, l = wide(k), wide(l)  # noqa: E741
     centering = jnp.eye(len(k), dtype=k.dtype) - 1 / len(k)
-    k, l = centering @ k @ centering, centering @ l @ centering  # noqa: E741
+    k, l = (in_own_unit(centering @ own @ centering) for own in (k, l))  # noqa: E741
     return jnp.vdot(k, l) / (jnp.linalg.norm(k) * jnp.linalg.norm(l))
 
 
@@ -63,9 +61,7 @@ def unbiased_hsic(k: jax.Array, l: jax.Array) -> jax.Array:  # noqa: E741
 
 def unbiased_cka(x: jax.Array, y: jax.Array) -> jax.Array:
     """CKA of unbiased HSIC with linear kernels of features [N, D] and [N, E], []."""
-    x, y = wide(x), wide(y)
-    # The estimate doesn't depend on the means, but products with them lose their digits.
-    x, y = x - jnp.mean(x, axis=0), y - jnp.mean(y, axis=0)
+    x, y = _centered(x), _centered(y)
     k, l = x @ x.T, y @ y.T  # noqa: E741
     return unbiased_hsic(k, l) / jnp.sqrt(unbiased_hsic(k, k) * unbiased_hsic(l, l))
 
@@ -76,10 +72,9 @@ def svcca(x: jax.Array, y: jax.Array, variance: float = 0.99) -> jax.Array:
     (Raghu et al. 2017.)
     """
     _check(x, y)
-    x, y = wide(x), wide(y)
 
     def basis(features: jax.Array) -> tuple[jax.Array, jax.Array]:
-        left, values, _ = thin_svd(features - jnp.mean(features, axis=0))
+        left, values, _ = thin_svd(_centered(features))
         share = jnp.cumsum(values**2) / jnp.sum(values**2)
         kept = jnp.concatenate([jnp.ones(1, bool), share[:-1] < variance])
         return jnp.where(kept, left, 0), jnp.sum(kept)
@@ -92,13 +87,18 @@ def svcca(x: jax.Array, y: jax.Array, variance: float = 0.99) -> jax.Array:
 def procrustes(x: jax.Array, y: jax.Array) -> jax.Array:
     """Squared distance of centered, normalized features [N, D] after the best rotation, []."""
     _check(x, y)
-    x, y = wide(x), wide(y)
 
     def unit(features: jax.Array) -> jax.Array:
-        centered = features - jnp.mean(features, axis=0)
+        centered = _centered(features)
         return centered / jnp.linalg.norm(centered)
 
     return 2 - 2 * jnp.sum(jnp.linalg.svd(unit(x).T @ unit(y), compute_uv=False))
+
+
+def _centered(features: jax.Array) -> jax.Array:
+    """Features less their mean, with which products would lose their digits, in their own unit."""
+    features = wide(features)
+    return in_own_unit(features - jnp.mean(features, axis=0))
 
 
 def _check(x: jax.Array, y: jax.Array) -> None:

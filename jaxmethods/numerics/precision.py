@@ -17,6 +17,9 @@ import math
 import jax
 import jax.numpy as jnp
 
+BLOCK = 2**16
+"""Values of one running sum."""
+
 
 def wide(x: jax.Array) -> jax.Array:
     """An array in float32, or in its own type where that is wider."""
@@ -52,6 +55,54 @@ def spread_or_one(deviation: jax.Array, mean: jax.Array) -> jax.Array:
     """
     rounding = 32 * jnp.finfo(deviation.dtype).eps * jnp.abs(mean)
     return jnp.where(deviation > rounding, deviation, 1)
+
+
+def power_of_two(largest: jax.Array) -> jax.Array:
+    """The power of two next to half of a magnitude; 1 where that is 0 or not finite.
+
+    Numbers over it are about 1 and the same in all of their bits, so that their squares and
+    products are within what a type can hold whatever unit the numbers are in.
+
+    Args:
+        largest: absolute values, [...] floating.
+
+    Returns:
+        [...], without a gradient.
+    """
+    largest = jax.lax.stop_gradient(largest)
+    unit = jax.lax.reduce_precision(largest / 2, jnp.finfo(largest.dtype).nexp, 0)
+    return jnp.where((unit > 0) & jnp.isfinite(unit), unit, 1)
+
+
+def in_own_unit(x: jax.Array) -> jax.Array:
+    """An array over the `power_of_two` of its largest entry, in float32 at least.
+
+    For what doesn't depend on a factor, such as cosines, ranks and shares.
+    """
+    x = wide(x)
+    return x / power_of_two(jnp.max(jnp.abs(x), initial=0))
+
+
+def sums_by_place(values: jax.Array, place: jax.Array, places: int) -> jax.Array:
+    """Sums of the values at each place, in float32 at least.
+
+    Block by block: one running sum of ones in float32 ends at 2^24, of bfloat16 at 256.
+
+    Args:
+        values: [N].
+        place: [N] integers; what is at none of 0 to P - 1 is left out.
+        places: P; static.
+
+    Returns:
+        [P].
+    """
+    values = wide(values)
+    blocks = max(1, -(-len(values) // BLOCK))
+    known = (place >= 0) & (place < places)
+    own = place.astype(jnp.int32) + places * (jnp.arange(len(values)) // BLOCK)
+    own = jnp.where(known, own, blocks * places)  # beyond all of them
+    sums = jax.ops.segment_sum(values, own, blocks * places)
+    return jnp.sum(sums.reshape(blocks, places), axis=0)
 
 
 def two_sum(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:

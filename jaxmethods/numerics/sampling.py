@@ -20,18 +20,20 @@ def distinct_rows(key: jax.Array, rows: int, count: int) -> jax.Array:
     """`count` different row numbers in random order, [count] uint32.
 
     Raises:
-        ValueError: there are fewer rows than asked for.
+        ValueError: there are fewer rows than asked for, or more than 32 bits have numbers for.
     """
     if not 0 <= count <= rows:
         raise ValueError(f"count: expected at most the {rows} rows there are, got {count}")
-    bits = max(2, (rows - 1).bit_length())
+    if rows >= 1 << 32:
+        raise ValueError(f"rows: expected fewer than 2^32, got {rows}")
+    bits, end = max(2, (rows - 1).bit_length()), jnp.uint32(rows)
     keys = jax.random.bits(key, (HALF_ROUNDS,), jnp.uint32)
 
     def outside(values: jax.Array) -> jax.Array:
-        return jnp.any(values >= rows)
+        return jnp.any(values >= end)
 
     def walk(values: jax.Array) -> jax.Array:
-        return jnp.where(values >= rows, _permute(values, keys, bits), values)
+        return jnp.where(values >= end, _permute(values, keys, bits), values)
 
     first = _permute(jnp.arange(count, dtype=jnp.uint32), keys, bits)
     return jax.lax.while_loop(outside, walk, first)

@@ -145,7 +145,8 @@ def bootstrap_interval(
     Returns:
         The mean and the interval; NaN where there is no value.
     """
-    values = np.asarray(values, float).reshape(len(values), -1)
+    values = np.asarray(values, float)
+    values = values.reshape(len(values), math.prod(values.shape[1:]))
     there = np.isfinite(values)
     sums, counts = np.where(there, values, 0).sum(1), there.sum(1)
     if not counts.sum():

@@ -32,10 +32,17 @@ def join_operators(sql: str) -> str:
 
 
 def remove_distinct(sql: str) -> str:
-    """The text without the word DISTINCT, which stays in literals, names and comments."""
-    return LITERALS_AND_WORDS.sub(
-        lambda match: "" if match[0].lower() == "distinct" else match[0], sql
-    )
+    """The text without the word DISTINCT, which stays in literals, names, comments and IS [NOT]
+    DISTINCT FROM, an operator."""
+    before: list[str] = ["", ""]
+
+    def kept(match: re.Match[str]) -> str:
+        word = match[0].lower()
+        operator = before[1] == "is" or before == ["is", "not"]
+        before[:] = before[1], word
+        return "" if word == "distinct" and not operator else match[0]
+
+    return LITERALS_AND_WORDS.sub(kept, sql)
 
 
 def replace_current_year(sql: str) -> str:

@@ -190,3 +190,19 @@ def test_an_infinite_pixel_was_never_seen(tmp_path):
     own = rasters.read_bands({"B4": tmp_path / "a.tif"}, ("B4",))
     assert own.valid.sum() == 7
     assert np.isfinite(own.images).all()
+
+
+@pytest.mark.parametrize("reader", ["rasterio", "tifffile"])
+def test_zero_is_a_number_in_a_file_that_says_what_is_missing(tmp_path, monkeypatch, reader):
+    rasterio = pytest.importorskip("rasterio")
+    if reader == "tifffile":
+        pytest.importorskip("tifffile")
+    heights = np.array([[[0, -3], [-9999, 0]]], np.int16)  # of land at the sea
+    path = tmp_path / "heights.tif"
+    shape = {"width": 2, "height": 2, "count": 1, "dtype": "int16"}
+    with rasterio.open(path, "w", driver="GTiff", nodata=-9999, **shape) as file:
+        file.write(heights)
+    if reader == "tifffile":
+        monkeypatch.setitem(__import__("sys").modules, "rasterio", None)
+    own = rasters.read_bands({"H": path}, ("H",))
+    np.testing.assert_array_equal(own.valid, heights[0] != -9999)

@@ -49,7 +49,8 @@ SPECTRA = {
     "rank three": np.append(np.zeros(P - 3), [1.0, 2, 4]),
     "two eigenvalues": np.append(np.full(P - 4, -1.0), np.full(4, 3.0)),
     "distinct": np.linspace(-1, 3, P),
-    "tiny": 1e-12 * np.linspace(1, 3, P),
+    "tiny": 1e-24 * np.linspace(1, 3, P),
+    "huge": 1e24 * np.linspace(1, 3, P),
 }
 
 
@@ -64,7 +65,7 @@ def test_degenerate_spectra_have_no_ghosts_and_no_nan(name):
     values = SPECTRA[name]
     operator = operators.dense(symmetric(values))
     spectrum, pairs = _spectrum_and_pairs(operator)
-    largest = max(np.abs(values).max(), 1e-20)
+    largest = np.abs(values).max() or 1e-20
     np.testing.assert_allclose(np.sum(spectrum.weights, axis=1), 1, atol=1e-5)
     nodes = np.asarray(spectrum.nodes)[np.asarray(spectrum.weights) > 1e-3]
     distance = np.abs(nodes[:, None] - values).min(axis=1)
@@ -72,6 +73,14 @@ def test_degenerate_spectra_have_no_ghosts_and_no_nan(name):
     np.testing.assert_allclose(pairs.values, values[np.argsort(-values)][:20], atol=3e-5 * largest)
     gram = pairs.vectors @ pairs.vectors.T
     np.testing.assert_allclose(gram, np.eye(20), atol=1e-4)
+
+
+def test_a_start_among_the_eigenvectors_hides_none_of_the_others():
+    # Every vector of two signs is an eigenvector here: the recurrence ends at once, and goes on.
+    operator = operators.dense(jnp.asarray([[2.0, 1.0], [1.0, 2.0]]))
+    keys = jax.random.split(jax.random.key(0), 16)
+    found = jax.vmap(lambda key: eigenpairs.eigenpairs(operator, key, 2, 2).values)(keys)
+    np.testing.assert_allclose(found, np.tile([3.0, 1.0], (16, 1)), rtol=1e-6)
 
 
 @jax.jit
@@ -132,6 +141,15 @@ def test_standard_errors_are_calibrated():
         assert 0.9 <= covered <= 0.99, (name, covered)
     # A third of the products is spent on probes, and the rest pays: the error is far smaller.
     assert np.mean(found["hutch++"].error) < 0.2 * np.mean(found["trace"].error)
+
+
+def test_errors_of_a_large_diagonal_are_those_of_what_is_beside_it():
+    beside = symmetric(np.linspace(-1e-2, 1e-2, P))
+    beside = beside - jnp.diag(jnp.diag(beside))
+    operator = operators.dense(beside + 100 * jnp.eye(P))
+    found = hutchinson.diagonal(operator, jax.random.key(0), 64)
+    expected = jnp.sqrt(jnp.sum(beside**2, axis=1) / 64)
+    np.testing.assert_allclose(found.error, expected, rtol=0.5)
 
 
 def test_a_trace_goes_on_until_its_error_is_small_enough():
@@ -416,3 +434,10 @@ def test_slq_of_a_wishart_matrix_is_the_marchenko_pastur_law():
     counted = slq.spectral_sum(spectrum, lambda t: (t < 1).astype(t.dtype)).value / d
     inside = (grid < 1).astype(grid.dtype)
     assert abs(counted - jnp.trapezoid(law * inside, grid)) < 0.02
+
+
+def test_the_marchenko_pastur_law_of_whole_numbers_is_that_of_the_numbers():
+    whole = jnp.arange(3)
+    exact = marchenko_pastur.density(whole.astype(float), 0.5)
+    np.testing.assert_array_equal(marchenko_pastur.density(whole, 0.5), exact)
+    assert exact[1] > 0

@@ -308,3 +308,7 @@ def test_sizes_of_a_host_may_have_more_than_32_bits():
     losses = 1.5 + 400 * sizes.astype(float) ** -0.3
     law = scaling_law.fit_scaling_law(sizes, losses, jax.random.key(0), draws=2).law
     np.testing.assert_allclose(law.exponent, 0.3, rtol=0.02)
+    for unit in (2.0**-40, 2.0**40):  # sums of squares, say, in place of means
+        other = scaling_law.fit_scaling_law(sizes, unit * losses, jax.random.key(0), draws=2).law
+        expected = [unit * law.floor, unit * law.factor, law.exponent]
+        np.testing.assert_allclose(other, expected, rtol=1e-6)

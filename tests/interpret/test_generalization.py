@@ -130,6 +130,9 @@ def test_network_rademacher_is_below_the_bound_of_its_class():
     assert value.value <= rademacher.linear_bound(x, 0.1)
     exact = rademacher.linear_rademacher(x, 0.1, jax.random.key(1), 512)
     assert abs(value.value - exact.value) < 3 * (value.error + exact.error)
+    pixels = jnp.asarray(np.random.default_rng(0).integers(0, 256, (20, 3)), jnp.uint8)
+    found = rademacher.linear_rademacher(pixels, 0.1, jax.random.key(1), 512)
+    assert found.value <= rademacher.linear_bound(pixels, 0.1)
 
 
 @jax.jit
@@ -313,6 +316,13 @@ def test_norms_of_half_precision_are_those_of_the_numbers():
         lambda x, y: leave_one_out.kernel_leave_one_out(jnp.eye(len(y), dtype=y.dtype), y, 0.5),
         lambda x, y: rademacher.linear_bound(x, 1.0),
         lambda x, y: in_context.ridge(x, y, 0.5),
+        lambda x, y: in_context.in_context_descent(x, y, x[0], 0.01, 2),
+        lambda x, y: (
+            in_context.probe(
+                lambda a, b, c: a[0] @ c, x[None], y[None], x[:1], rate=0.01
+            ).squared_distance
+        ),
+        lambda x, y: operators.dense(x.T @ x)(y[:3]),
         lambda x, y: distribution_shift.distribution_shift(x, x + 9, jax.random.key(0)).distance,
     ],
 )
@@ -329,3 +339,11 @@ def test_samples_of_float32_are_compared_where_float64_is_there():
     with jax.enable_x64(True):
         found = distribution_shift.distribution_shift(x, x + 9, jax.random.key(0))
     assert found.distance.value == 2
+
+
+def test_scales_that_hardly_differ_have_their_divergence():
+    center = jnp.zeros(1000)
+    for apart in (1e-1, 1e-3, 1e-4):
+        own = pac_bayes.Posterior(center, jnp.full(1000, apart / 2), jnp.float32(0))
+        found = pac_bayes.divergence(own, center, own.log_variance)
+        np.testing.assert_allclose(found, 500 * (np.expm1(apart) - apart), rtol=2e-3)

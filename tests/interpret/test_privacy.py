@@ -139,6 +139,7 @@ def test_random_scores_attack_nothing_and_rates_need_enough_examples():
     area, _, rate, small = _attack(scores, member)
     assert abs(area.value - 0.5) < 3 * area.error
     assert rate < 0.06
+    assert membership.tpr_at_fpr(jnp.arange(42.0), jnp.arange(42) == 41, 1 / 41) == 1
     assert np.isnan(small)  # 200 others can't show a rate of one in a thousand
     order = rng.permutation(400)
     assert _attack(scores[order], member[order])[0].value == area.value
@@ -267,6 +268,10 @@ def test_calibration_of_known_probabilities():
     np.testing.assert_allclose(bad.expected_error, 0.75, rtol=1e-5)
     np.testing.assert_allclose(bad.brier, 2 * 0.75**2, rtol=1e-5)
     assert np.sum(good.count) == 8
+    broken = logits.at[0].set(jnp.nan)
+    assert np.isnan(calibration.calibration(broken, np.zeros(8, int)).expected_error)
+    left_out = calibration.calibration(broken, np.array([-1, 0, 0, 1, 0, 0, 0, 1]))
+    assert np.isfinite(left_out.expected_error)
 
 
 def test_examples_without_a_label_are_in_no_mean():
@@ -511,6 +516,20 @@ def test_what_is_no_decision_or_group_is_in_no_rate(wrong):
     assert jnp.isnan(fairness.fairness(**given, groups=2).demographic_parity)
     ignored = jnp.array([1.0, 1.0, 0.0, 1.0])
     assert jnp.isfinite(fairness.fairness(**given, groups=2, weight=ignored).positive_rate).all()
+
+
+@pytest.mark.parametrize("kind", [jnp.bfloat16, jnp.float16])
+def test_weights_and_probabilities_of_half_precision_are_summed_in_float32(kind):
+    rng = np.random.default_rng(0)
+    prediction, label, group = (rng.integers(0, 2, 6000) for _ in range(3))
+    own, exact = (
+        fairness.fairness(prediction, label, group, 2, w) for w in (jnp.ones(6000, kind), None)
+    )
+    np.testing.assert_allclose(own.accuracy, exact.accuracy, rtol=1e-6)
+    facts = np.full(6000, 2.0**-13)
+    held = (jnp.asarray(facts, kind), jnp.asarray(facts))
+    own, exact = (good_turing.hallucination(np.ones(6000), p, 0 * facts) for p in held)
+    np.testing.assert_allclose(own.miscalibration, exact.miscalibration, rtol=1e-6)
 
 
 def test_corpora_are_counted_beyond_the_types_that_hold_their_counts():

@@ -100,8 +100,12 @@ def test_bad_kernels_are_named():
 def test_a_kernel_that_only_grows_drifts_but_has_no_distance():
     kernel = rows(0, 4, 4)
     kernel = kernel @ kernel.T
-    np.testing.assert_allclose(kernel_statistics.drift(kernel, 3 * kernel), 2, rtol=1e-5)
-    np.testing.assert_allclose(kernel_statistics.distance(kernel, 3 * kernel), 0, atol=1e-6)
+    for unit in (1, 1e-24, 1e24):
+        own = unit * kernel
+        np.testing.assert_allclose(kernel_statistics.drift(own, 3 * own), 2, rtol=1e-5)
+        np.testing.assert_allclose(kernel_statistics.distance(own, 3 * own), 0, atol=1e-6)
+        rank = kernel_statistics.kernel_statistics(own).participation_ratio
+        np.testing.assert_allclose(rank, np.trace(kernel) ** 2 / np.sum(kernel**2), rtol=1e-4)
 
 
 @jax.jit
@@ -118,7 +122,8 @@ def _similarities(x, y):
 def test_similarities_ignore_rotation_and_scale_and_find_nothing_in_noise():
     x = rows(0, 40, 6)
     rotation = np.linalg.qr(rows(1, 6, 6))[0]
-    np.testing.assert_allclose(_similarities(x, 3 * x @ rotation), 1, atol=2e-4)
+    for scale in (3, 1e-14, 1e14):  # whose squares' squares float32 cannot hold
+        np.testing.assert_allclose(_similarities(x, scale * x @ rotation), 1, atol=2e-4)
     linear_, _, unbiased, _, _ = _similarities(x, rows(2, 40, 6))
     assert linear_ > 0.05
     assert abs(unbiased) < 0.1
@@ -133,9 +138,10 @@ def _geometry(x):
 
 def test_isotropic_features_of_k_dimensions_have_rank_k():
     x = rows(0, 400, 8) * (np.arange(8) < 3)
-    found, _ = _geometry(x)
-    for value in (found.effective_rank, found.spectral_entropy_rank, found.participation_ratio):
-        assert abs(value - 3) < 0.1
+    for scale in (1, 1e-12, 1e12):
+        found, _ = _geometry(scale * x)
+        for value in (found.effective_rank, found.spectral_entropy_rank, found.participation_ratio):
+            assert abs(value - 3) < 0.1
     _, cosine = _geometry(jnp.ones((400, 8)))
     np.testing.assert_allclose(cosine, 1, rtol=1e-5)
 
@@ -148,10 +154,15 @@ def _dimensions(x):
 def test_a_square_in_eight_dimensions_has_dimension_two_and_duplicates_are_counted():
     rng = np.random.default_rng(0)
     flat = rng.random((600, 2)) @ np.linalg.qr(rng.normal(size=(8, 8)))[0][:2]
-    flat[:5] = flat[5:10]
-    for found in _dimensions(jnp.asarray(flat, jnp.float32)):
-        assert abs(found.value - 2) < 0.2
-        assert found.duplicates == 10
+    flat[:300] = flat[300:]
+    alone = _dimensions(jnp.asarray(flat[300:], jnp.float32))
+    for scale in (1, 1e-25):
+        found = _dimensions(jnp.asarray(scale * flat, jnp.float32))
+        for own, expected in zip(found, alone, strict=True):
+            assert abs(own.value - 2) < 0.25
+            np.testing.assert_allclose(own[:2], expected[:2], rtol=1e-4)
+            assert own.duplicates == 300
+    assert np.isnan(_dimensions(jnp.ones((600, 8)))[0].value)
     with pytest.raises(ValueError, match="k: expected 1 to 3"):
         intrinsic_dimension.nearest_distances(jnp.zeros((4, 2)), 4)
 
@@ -169,11 +180,12 @@ def test_a_simplex_is_collapsed_and_an_empty_class_has_no_number():
     classes = 4
     simplex = (np.eye(classes) - 1 / classes) @ np.linalg.qr(rows(0, classes, classes))[0]
     labels = np.arange(3 * classes) % classes
-    found = neural_collapse.neural_collapse(
-        jnp.asarray(simplex[labels] + 5, jnp.float32), labels, classes, jnp.asarray(simplex.T)
-    )
-    numbers = [found.nc1, found.nc2_norms, found.nc2_angles, found.nc2_etf, found.nc3]
-    np.testing.assert_allclose(numbers, 0, atol=1e-5)
+    for features in (simplex[labels] + 5, 1e-12 * simplex[labels], 1e12 * simplex[labels]):
+        found = neural_collapse.neural_collapse(
+            jnp.asarray(features, jnp.float32), labels, classes, jnp.asarray(simplex.T)
+        )
+        numbers = [found.nc1, found.nc2_norms, found.nc2_angles, found.nc2_etf, found.nc3]
+        np.testing.assert_allclose(numbers, 0, atol=1e-5)
     empty = neural_collapse.neural_collapse(
         jnp.asarray(simplex[labels], jnp.float32), labels % 3, classes, jnp.asarray(simplex.T)
     )

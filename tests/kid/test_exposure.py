@@ -21,6 +21,12 @@ def test_the_excess_of_accumulated_errors():
     np.testing.assert_array_equal(exposure.excess_accumulated_error(on_student, 0 * on_teacher), 0)
 
 
+def test_what_diverged_has_no_excess():
+    broken, other = jnp.full((2, 3), jnp.nan), jnp.ones((2, 3))
+    assert np.isnan(exposure.excess_accumulated_error(other, broken)).all()
+    assert np.isnan(exposure.excess_deviation(other, broken))
+
+
 def test_the_error_of_the_excess_is_that_of_leaving_prompts_out():
     """A jackknife of the ratio of means, which the formula is to first order."""
     rng = np.random.default_rng(0)

@@ -68,6 +68,11 @@ def test_rows_come_in_their_shares():
     np.testing.assert_array_equal(tokens[3], GOLD.responses[3])
     np.testing.assert_array_equal(batch.response_mask[3], GOLD.response_mask[3])
     assert own == 0.5
+    odd = jax.tree.map(lambda leaf: leaf[:3], (GOLD, TAUGHT))
+    halves = SourceConfig(student=0.5, teacher=0.5, unit="row")
+    batch, own = choose_responses(jax.random.key(0), *odd, write, halves)
+    assert np.isin(batch.responses, (20, 21)).all(), "no row is left"
+    assert abs(own - 0.5) < 0.2
 
 
 def test_the_teachers_share_needs_its_responses():

@@ -77,6 +77,22 @@ def test_large_logits_are_finite(evaluate):
         assert np.isfinite(gradients[name][1]).all()
 
 
+def test_a_model_of_nan_is_never_its_teachers_equal(evaluate):
+    broken = draw(0).at[2].set(jnp.nan)
+    for pair in ((broken, draw(1)), (draw(1), broken)):
+        for name, value in evaluate(*pair)[0].items():
+            assert np.isnan(value if value.ndim == 0 else value[2]).all(), name
+    assert np.isnan(d.entropy(broken)[2])
+
+
+def test_a_teacher_that_is_sure_has_no_rest_to_teach(evaluate):
+    sure = jnp.full((N, V), -jnp.inf).at[:, 0].set(1.0)
+    values, gradients = evaluate(draw(0), sure)
+    expected = d.cross_entropy(draw(0), jnp.zeros(N, int)) / 2
+    np.testing.assert_allclose(values["decoupled"], expected, rtol=1e-5)
+    assert np.isfinite(gradients["decoupled"][1]).all()
+
+
 def test_padding_of_the_vocabulary_adds_nothing(evaluate):
     """-inf in both models: as if the tokens weren't there."""
     padded = [draw(seed).at[:, 6:].set(-jnp.inf) for seed in (0, 1)]

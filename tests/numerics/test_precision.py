@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from jaxmethods.numerics.precision import halves, two_product, two_sum
+from jaxmethods.numerics.precision import halves, sums_by_place, two_product, two_sum
 
 numbers = st.lists(
     st.floats(2.0**-20, 2.0**20, width=32) | st.floats(-(2.0**20), -(2.0**-20), width=32),
@@ -36,3 +36,10 @@ def test_halves_have_half_of_the_bits():
     assert float(high) + float(low) == float(number)
     for half in (np.float32(high), np.float32(low)):
         assert np.float32(half * half) == np.float64(half) ** 2
+
+
+def test_more_ones_than_float32_can_count_one_by_one():
+    many = 2**24 + 2**20
+    place = jnp.zeros(many, jnp.int8).at[-3:].set(jnp.array([-1, 1, 2], jnp.int8))
+    found = jax.jit(sums_by_place, static_argnums=2)(jnp.ones(many, jnp.bfloat16), place, 2)
+    np.testing.assert_allclose(found, [many - 3, 1], rtol=1e-6)

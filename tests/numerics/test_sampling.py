@@ -34,3 +34,8 @@ def test_pairs_of_rows_are_uniform():
 def test_more_rows_than_there_are_cannot_be_drawn():
     with pytest.raises(ValueError, match="at most the 5 rows there are, got 6"):
         distinct_rows(jax.random.key(0), 5, 6)
+    many = np.asarray(distinct_rows(jax.random.key(0), 3 * 2**30, 64))
+    assert len(set(many.tolist())) == 64
+    assert 2**31 < many.max() < 3 * 2**30
+    with pytest.raises(ValueError, match=r"rows: expected fewer than 2\^32"):
+        distinct_rows(jax.random.key(0), 1 << 32, 1)

@@ -102,6 +102,7 @@ def test_halves_of_the_items_vary_as_the_bootstrap_says():
     values = np.random.default_rng(0).normal(3, 2, 400)
     halves = half_sample_interval(lambda rows: float(values[rows].mean()), 400, draws=1000)
     whole = bootstrap_interval(values)
+    assert np.isnan(bootstrap_interval(values[:0])).all()
     assert halves.mean == pytest.approx(whole.mean)
     assert halves.high - halves.low == pytest.approx(whole.high - whole.low, rel=0.15)
     assert halves.low < halves.mean < halves.high

@@ -100,6 +100,8 @@ def test_distinct_is_dropped_outside_of_literals_only():
     query = "SELECT DISTINCT count(distinct a) , 'distinct' , \"Distinct\" , distinct_x -- distinct"
     kept = "SELECT  count( a) , 'distinct' , \"Distinct\" , distinct_x -- distinct"
     assert tokens.remove_distinct(query) == kept
+    operator = "SELECT a IS DISTINCT FROM b, a IS NOT DISTINCT FROM b"
+    assert tokens.remove_distinct(operator) == operator
     assert tokens.replace_current_year("year( CURDATE() ) - 1") == "2020- 1"
 
 

@@ -76,6 +76,8 @@ DROPPED = frozenset(
 PLACES = {old: place for place, (new, olds) in enumerate(MERGED.items()) for old in (new, *olds)}
 BANDS = ("B1", "B2", "B3", "B4", "B5", "B6", "B7", "B8", "B8A", "B9", "B11", "B12")
 """Level 2A has no B10."""
+FINE, COARSE = ("B2", "B3", "B4", "B8"), ("B1", "B9")
+"""Bands of 10 m and of 60 m; the others are of 20 m."""
 
 
 class Patches(NamedTuple):
@@ -162,8 +164,13 @@ def read_bigearthnet(
         names,
         given,
         tuple(bands),
-        stacks[0].gsd or 10.0,
+        stacks[0].gsd or min(map(_meters, bands)),
     )
+
+
+def _meters(band: str) -> float:
+    """Meters of a pixel of a band, for files read without what they say of it (tifffile)."""
+    return 10.0 if band in FINE else 60.0 if band in COARSE else 20.0
 
 
 def _folders(root: Path) -> dict[str, Path]:
@@ -215,7 +222,7 @@ def _wanted(
 
 def _lines(path: Path) -> Iterable[str]:
     try:
-        return path.read_text(encoding="utf-8").split()
+        return path.read_text(encoding="utf-8-sig").split()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"data {path}: cannot be read ({first_line(error)})") from error
 

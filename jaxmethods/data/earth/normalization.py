@@ -20,8 +20,9 @@ from jaxmethods.errors import DataError
 
 Policy = Literal["dataset", "model"]
 SMALLEST_POWER = 1e-6
-LEAST_STD = 1e-6
-"""A band that varies less is divided by 1."""
+LEAST_SHARE = 32 * float(np.finfo(np.float32).eps)
+"""A band that varies less, as a share of its mean, is a constant with its rounding: it is divided
+by 1."""
 
 
 def dataset_statistics(
@@ -52,9 +53,10 @@ def dataset_statistics(
             f"{names[int(np.argmax(broken))]}; `valid` leaves pixels without data out"
         )
     scale = float(np.iinfo(images.dtype).max) if images.dtype == np.uint8 else float(wide.max())
-    std = wide.std(0)
+    mean, std = wide.mean(0), wide.std(0)
     # What is constant in training would be a million where a test image differs by one.
-    return Statistics(tuple(names), wide.mean(0), np.where(std > LEAST_STD, std, 1.0), scale)
+    std = np.where(std > LEAST_SHARE * np.abs(mean), std, 1.0)
+    return Statistics(tuple(names), mean, std, scale)
 
 
 def normalize(

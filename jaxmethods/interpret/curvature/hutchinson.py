@@ -63,28 +63,29 @@ def trace(
         return trees.vdot(probe, product(probe))
 
     def one_round(carry: tuple) -> tuple:
-        """Chan's update of mean and squared deviations by a round of samples."""
-        index, mean, squares = carry
+        """Chan's update of the mean and of the length of all deviations by a round of samples."""
+        index, mean, length = carry
         keys = jax.random.split(jax.random.fold_in(key, index), each)
         # Matrix products of a width of one are slower than those without it.
         drawn = jax.vmap(sample)(keys) if each > 1 else sample(keys[0])[None]
         before, difference = (index * each).astype(kind), jnp.mean(drawn) - mean
         share = each / (before + each)
-        squares = squares + jnp.sum((drawn - jnp.mean(drawn)) ** 2)
-        return index + 1, mean + share * difference, squares + before * share * difference**2
+        apart = jnp.stack([length, jnp.sqrt(before * share) * difference])
+        length = trees.norm([apart, drawn - jnp.mean(drawn)])
+        return index + 1, mean + share * difference, length
 
-    def error(index: jax.Array, squares: jax.Array) -> jax.Array:
+    def error(index: jax.Array, length: jax.Array) -> jax.Array:
         count = (index * each).astype(kind)
-        return jnp.sqrt(squares / (count - 1) / count)
+        return length / jnp.sqrt((count - 1) * count)
 
     def unfinished(carry: tuple) -> jax.Array:
-        index, mean, squares = carry
-        wide = error(index, squares) > tolerance * jnp.abs(mean)
+        index, mean, length = carry
+        wide = error(index, length) > tolerance * jnp.abs(mean)
         return (index < rounds) | ((index < limit) & wide)
 
     start = jnp.int32(0), jnp.zeros((), kind), jnp.zeros((), kind)
-    index, mean, squares = jax.lax.while_loop(unfinished, one_round, start)
-    return Estimate(mean, error(index, squares), index * each)
+    index, mean, length = jax.lax.while_loop(unfinished, one_round, start)
+    return Estimate(mean, error(index, length), index * each)
 
 
 @compiled("products", "together")
@@ -163,24 +164,28 @@ def diagonal(operator: Operator, key: jax.Array, probes: int = 64) -> Estimate:
     """
     product = operator.product()
 
-    def step(carry: tuple, key: jax.Array) -> tuple[tuple, None]:
-        total, squares = carry
+    def step(carry: tuple, own: tuple) -> tuple[tuple, None]:
+        """Welford's update: a difference of means of squares would be all rounding."""
+        number, key = own
+        mean, squares = carry
         probe = trees.random_like(key, operator.like)
         sample = jax.tree.map(jnp.multiply, probe, product(probe))
-        return (
-            trees.add(total, sample),
-            trees.add(squares, jax.tree.map(jnp.square, sample)),
-        ), None
+        apart = jax.tree.map(jnp.subtract, sample, mean)
+        mean = trees.axpy(1 / number, apart, mean)
+        left = jax.tree.map(jnp.subtract, sample, mean)
+        return (mean, trees.add(squares, jax.tree.map(jnp.multiply, apart, left))), None
 
     zero = trees.zeros(operator.like)
-    (total, squares), _ = jax.lax.scan(step, (zero, zero), jax.random.split(key, probes))
-    mean = trees.scale(1 / probes, total)
+    numbers = jnp.arange(1, probes + 1, dtype=trees.dtype(operator.like))
+    rows = (numbers, jax.random.split(key, probes))
+    (mean, squares), _ = jax.lax.scan(step, (zero, zero), rows)
 
-    def error(squares: jax.Array, mean: jax.Array) -> jax.Array:
-        variance = jnp.maximum(squares / probes - mean**2, 0)
-        return jnp.sqrt(variance / (probes - 1)) if probes > 1 else jnp.full_like(mean, jnp.nan)
+    def error(squares: jax.Array) -> jax.Array:
+        if probes == 1:
+            return jnp.full_like(squares, jnp.nan)
+        return jnp.sqrt(squares / (probes - 1) / probes)
 
-    return Estimate(mean, jax.tree.map(error, squares, mean), jnp.asarray(probes))
+    return Estimate(mean, jax.tree.map(error, squares), jnp.asarray(probes))
 
 
 @compiled("probes", "together")

@@ -142,7 +142,7 @@ def _normalized(vector: Vector, length: jax.Array, there: jax.Array) -> Vector:
 
 def _orthogonal(key: jax.Array, basis: Vector, like: Vector, relative: jax.Array) -> Vector:
     """A random unit vector orthogonal to the basis, or zero where the basis is complete."""
-    drawn = trees.random_like(key, like)
+    drawn = trees.random_like(key, like, "normal")  # few signs are often those of the start again
     before = trees.norm(drawn)
     rest = trees.orthogonalize(drawn, basis)
     length = trees.norm(rest)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jaxmethods.numerics.precision import wide
+
 
 def edges(
     ratio: jax.Array | float, variance: jax.Array | float = 1.0
@@ -33,6 +35,7 @@ def density(
     Returns:
         [...]; its integral is min(1, 1 / ratio).
     """
+    values = wide(values)
     ratio = jnp.asarray(ratio, values.dtype)
     low, high = edges(ratio, variance)
     inside = (values > low) & (values < high)

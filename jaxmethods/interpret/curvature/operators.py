@@ -26,6 +26,7 @@ from jaxmethods.interpret import tangents, trees
 from jaxmethods.interpret.losses import output_hessian
 from jaxmethods.interpret.problem import Data, Problem, mean_over
 from jaxmethods.interpret.trees import Vector
+from jaxmethods.numerics.precision import wide
 
 Product = Callable[[Vector], Vector]
 
@@ -152,7 +153,8 @@ def shift(operator: Operator, amount: Any) -> Operator:
 
 
 def dense(matrix: jax.Array) -> Operator:
-    """A symmetric matrix [P, P] as an operator on arrays [P]."""
+    """A symmetric matrix [P, P] as an operator on arrays [P], in float32 at least."""
+    matrix = wide(matrix)
     return Operator(_dense, matrix, matrix[0])
 
 

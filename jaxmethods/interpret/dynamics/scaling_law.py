@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmethods.numerics.compiled import compiled
+from jaxmethods.numerics.precision import power_of_two, wide
 
 
 class ScalingLaw(NamedTuple):
@@ -78,6 +79,9 @@ def _fit_all(
     points: int,
 ) -> ScalingFit:
     logs = jnp.log(sizes / jnp.exp(jnp.mean(jnp.log(sizes))))  # an offset keeps A near L
+    losses = wide(losses)
+    unit = power_of_two(jnp.max(jnp.abs(losses)))  # sums of 1 / L^4 would leave float32
+    losses = losses / unit
     law = _fit(logs, losses, points)
     fitted = law.floor + law.factor * jnp.exp(-law.exponent * logs)
     residuals = losses / fitted - 1
@@ -90,7 +94,11 @@ def _fit_all(
 
     samples = jax.vmap(resample)(jax.random.split(key, draws))
     offset = jnp.mean(jnp.log(sizes))
-    natural = lambda law: law._replace(factor=law.factor * jnp.exp(law.exponent * offset))  # noqa: E731
+
+    def natural(law: ScalingLaw) -> ScalingLaw:
+        factor = law.factor * jnp.exp(law.exponent * offset)
+        return ScalingLaw(unit * law.floor, unit * factor, law.exponent)
+
     samples = natural(samples)
     ends = [(1 - confidence) / 2, (1 + confidence) / 2]
     low, high = (jax.tree.map(lambda x, q=q: jnp.quantile(x, q), samples) for q in ends)

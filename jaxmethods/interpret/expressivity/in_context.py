@@ -61,6 +61,7 @@ def in_context_descent(
     Returns:
         [L + 1].
     """
+    inputs, targets, query = wide(inputs), wide(targets), wide(query)
     count, dimension = inputs.shape
     layer = gradient_step_layer(dimension, rate, count)
     context = jnp.concatenate([inputs, targets[:, None]], axis=1)
@@ -85,6 +86,8 @@ def gradient_descent(inputs: jax.Array, targets: jax.Array, rate: float, steps: 
     Returns:
         Weights before the first and after every step, [steps + 1, d].
     """
+
+    inputs, targets = wide(inputs), wide(targets)
 
     def step(w: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
         return w - rate * inputs.T @ (inputs @ w - targets) / len(inputs), w
@@ -136,6 +139,7 @@ def probe(
 
     def learners(x: jax.Array, y: jax.Array, query: jax.Array) -> jax.Array:
         descent = gradient_descent(x, y, rate, steps)[-1]
+        x, y = wide(x), wide(y)  # LAPACK has no half precision
         least = jnp.linalg.pinv(x) @ y
         return jnp.stack([descent, ridge(x, y, penalty), least]) @ query
 

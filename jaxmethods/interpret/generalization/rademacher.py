@@ -43,6 +43,7 @@ def linear_rademacher(
     Returns:
         The estimate [] with its error.
     """
+    inputs = wide(inputs)  # minus one is 255 in bytes
     signs = jax.random.rademacher(key, (draws, len(inputs)), inputs.dtype)
     return mean_of(linear_correlations(inputs, signs, radius))
 

@@ -124,7 +124,8 @@ def stiffness(problem: Problem, labels: jax.Array, chunk: int = 64) -> dict[str,
     )
     lengths = jnp.sqrt(jnp.diag(gram))
     product = lengths[:, None] * lengths
-    cosines = jnp.where(product > 0, gram / jnp.where(product > 0, product, 1), 0)
+    zero = product <= 0  # false of NaN
+    cosines = jnp.where(zero, 0, gram / jnp.where(zero, 1, product))
     labels = labels.reshape(-1)
     there = problem.weights(one_batch(problem).data, cosines.dtype) > 0  # padding is in no pair
     other = ~jnp.eye(len(labels), dtype=bool) & there[:, None] & there

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.numerics.compiled import compiled
-from jaxmethods.numerics.precision import wide
+from jaxmethods.numerics.precision import sums_by_place, wide
 from jaxmethods.numerics.predictions import labeled, right
 
 
@@ -59,10 +59,13 @@ def binned(confidence: jax.Array, right: jax.Array, weight: jax.Array, bins: int
     Returns:
         Errors [] and bins [B].
     """
-    place = jnp.minimum((confidence * bins).astype(int), bins - 1).reshape(-1)
+    # NaN has no place of its own: left out, it would be calibrated.
+    known = jnp.where(jnp.isnan(confidence), 0, confidence)
+    place = jnp.minimum((known * bins).astype(int), bins - 1).reshape(-1)
 
     def total(values: jax.Array) -> jax.Array:
-        return jax.ops.segment_sum((weight * values).reshape(-1), place, bins)
+        counted = jnp.where(weight == 0, 0, weight * values)
+        return sums_by_place(counted.reshape(-1), place, bins)
 
     count = total(jnp.ones_like(confidence))
     mean, accuracy = (total(x) / count for x in (confidence, right))  # NaN where empty

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.numerics.compiled import compiled
+from jaxmethods.numerics.precision import sums_by_place, wide
 
 
 class Fairness(NamedTuple):
@@ -60,7 +61,7 @@ def fairness(
         Rates [G], NaN where a group has no such example, and gaps [], NaN where a rate is. All are
         NaN where an example that counts has another group, prediction or label than these.
     """
-    weight = jnp.ones(len(labels)) if weight is None else weight
+    weight = jnp.ones(len(labels)) if weight is None else wide(weight)
     known = (group >= 0) & (group < groups)
     for values in (predictions, labels):
         known &= (values == 0) | (values == 1)
@@ -69,8 +70,8 @@ def fairness(
     chosen, true = predictions == 1, labels == 1
 
     def rate(event: jax.Array, given: jax.Array) -> jax.Array:
-        total = jax.ops.segment_sum(weight * given, group, groups)
-        hits = jax.ops.segment_sum(weight * (given & event), group, groups)
+        total = sums_by_place(weight * given, group, groups)
+        hits = sums_by_place(weight * (given & event), group, groups)
         return jnp.where(total > 0, hits / jnp.where(total > 0, total, 1), jnp.nan)
 
     everyone = jnp.ones(len(labels), bool)

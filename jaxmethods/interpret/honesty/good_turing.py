@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from jaxmethods.interpret.problem import Estimate
 from jaxmethods.numerics.compiled import compiled
+from jaxmethods.numerics.precision import sums_by_place, wide
 
 
 @compiled()
@@ -68,10 +69,11 @@ def hallucination(
         Bound, its parts and the rate.
     """
     monofacts = good_turing(counts)
+    model, truth = wide(model), wide(truth)
     logs = jnp.log(jnp.maximum(model, 1e-30))
     spread = jnp.maximum(jnp.max(logs) - jnp.min(logs), 1e-6)
     place = jnp.minimum(((logs - jnp.min(logs)) / spread * bins).astype(int), bins - 1)
-    mass = lambda p: jax.ops.segment_sum(p, place, bins)  # noqa: E731
+    mass = lambda p: sums_by_place(p, place, bins)  # noqa: E731
     apart = jnp.sum(jnp.abs(mass(model) - mass(truth))) / 2
     rest = 7 / jnp.sqrt(monofacts.samples)
     return Hallucination(

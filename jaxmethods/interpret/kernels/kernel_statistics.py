@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmethods.numerics.precision import wide
+from jaxmethods.numerics.precision import in_own_unit, power_of_two, wide
 
 
 class KernelStatistics(NamedTuple):
@@ -31,7 +31,7 @@ class KernelStatistics(NamedTuple):
 def kernel_statistics(kernel: jax.Array) -> KernelStatistics:
     """Spectrum and ranks of a symmetric positive semidefinite matrix [N, N]."""
     values = jnp.linalg.eigvalsh(wide(kernel))
-    positive = jnp.maximum(values, 0)
+    positive = in_own_unit(jnp.maximum(values, 0))
     share = positive / jnp.sum(positive)
     smallest = values[0]
     condition = jnp.where(smallest > 0, values[-1] / jnp.where(smallest > 0, smallest, 1), jnp.inf)
@@ -45,7 +45,7 @@ def kernel_statistics(kernel: jax.Array) -> KernelStatistics:
 
 def alignment(kernel: jax.Array, other: jax.Array) -> jax.Array:
     """<K, K'> / (|K| |K'|) of two matrices, []."""
-    kernel, other = wide(kernel), wide(other)  # sums of squares in half precision overflow
+    kernel, other = in_own_unit(kernel), in_own_unit(other)  # squares over- and underflow
     return jnp.vdot(kernel, other) / (jnp.linalg.norm(kernel) * jnp.linalg.norm(other))
 
 
@@ -83,7 +83,8 @@ def label_alignment(kernel: jax.Array, labels: jax.Array, center: bool = False) 
 def drift(before: jax.Array, after: jax.Array) -> jax.Array:
     """|K' - K|_F / |K|_F, []."""
     before, after = wide(before), wide(after)
-    return jnp.linalg.norm(after - before) / jnp.linalg.norm(before)
+    unit = power_of_two(jnp.max(jnp.abs(before)))
+    return jnp.linalg.norm((after - before) / unit) / jnp.linalg.norm(before / unit)
 
 
 def distance(before: jax.Array, after: jax.Array) -> jax.Array:

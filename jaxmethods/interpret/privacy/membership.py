@@ -74,5 +74,5 @@ def tpr_at_fpr(
     """
     alarms, hits = roc(scores, member)
     rate = jnp.max(jnp.where(alarms <= fpr, hits, 0))
-    enough = jnp.sum(member == 0) * fpr >= 1
+    enough = jnp.sum(member == 0) * fpr >= 1 - 1e-6  # 41 (1 / 41) is less than one
     return jnp.where(enough | at_any_size, rate, jnp.nan)

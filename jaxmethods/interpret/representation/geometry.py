@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxmethods.numerics.precision import wide
+from jaxmethods.numerics.precision import in_own_unit, wide
 
 
 class Geometry(NamedTuple):
@@ -39,7 +39,7 @@ def geometry(features: jax.Array) -> Geometry:
     features = wide(features)
     centered = features - jnp.mean(features, axis=0)
     s = jnp.linalg.svd(centered, compute_uv=False)
-    squares = s**2
+    squares = in_own_unit(s) ** 2  # none of the numbers below has a unit
     total = jnp.sum(squares)
     return Geometry(
         s,

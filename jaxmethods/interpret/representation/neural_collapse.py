@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmethods.numerics.compiled import compiled
-from jaxmethods.numerics.precision import wide
+from jaxmethods.numerics.precision import in_own_unit, wide
 from jaxmethods.numerics.predictions import labeled
 
 
@@ -123,8 +123,9 @@ def from_moments(sums: Moments, weights: jax.Array | None = None) -> Collapse:
     within = (sums.squares - (sums.count[:, None] * means).T @ means) / total
     between = offsets.T @ offsets / classes
     lengths = jnp.linalg.norm(offsets, axis=1)
-    gram = offsets @ offsets.T
-    cosines = gram / (lengths[:, None] * lengths)
+    own = in_own_unit(offsets)
+    gram, sizes = own @ own.T, jnp.linalg.norm(own, axis=1)
+    cosines = gram / (sizes[:, None] * sizes)
     pairs = ~jnp.eye(classes, dtype=bool)
     angles = jnp.sum(jnp.where(pairs, jnp.abs(cosines + 1 / (classes - 1)), 0)) / jnp.sum(pairs)
     etf = (jnp.eye(classes) - 1 / classes) / (classes - 1) ** 0.5

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmethods.numerics.precision import wide
+
 Filter = Literal["bicubic", "bilinear", "area", "nearest"]
 A = -0.75
 """Keys' parameter in PyTorch."""
@@ -38,10 +40,11 @@ def resize(images: jax.Array, size: tuple[int, int], how: Filter) -> jax.Array:
     """
     if not jnp.issubdtype(images.dtype, jnp.floating):
         raise ValueError(f"images: expected floating-point ones, got {images.dtype}")
-    rows = jnp.asarray(matrix(images.shape[-3], size[0], how), images.dtype)  # [height, H]
-    columns = jnp.asarray(matrix(images.shape[-2], size[1], how), images.dtype)  # [width, W]
-    tall = jnp.einsum("ph,...hwc->...pwc", rows, images)
-    return jnp.einsum("qw,...pwc->...pqc", columns, tall)
+    own = wide(images)  # as PyTorch: in bfloat16 the weights of a row don't sum to 1
+    rows = jnp.asarray(matrix(images.shape[-3], size[0], how), own.dtype)  # [height, H]
+    columns = jnp.asarray(matrix(images.shape[-2], size[1], how), own.dtype)  # [width, W]
+    tall = jnp.einsum("ph,...hwc->...pwc", rows, own)
+    return jnp.einsum("qw,...pwc->...pqc", columns, tall).astype(images.dtype)
 
 
 def matrix(before: int, after: int, how: Filter) -> np.ndarray:

@@ -215,7 +215,7 @@ def _multiscale(config: ScaleMAEConfig, training: PretrainConfig) -> Learner:
         noise = jax.random.uniform(named(key, "noise"), (len(views.images), tokens))
         small = resize(views.images, (size, size), "area")
         own = (narrowed(params, training), config, small, views.images, noise, 2 * views.gsd)
-        return scale_mae.forward(*own).loss
+        return scale_mae.forward(*own, valid=views.valid).loss
 
     return Learner(lambda key: scale_mae.init(key, config), loss)
 

@@ -28,7 +28,7 @@ from jaxmethods.models.geovit.encoder import NOTHING, Context, Encoded, encode
 from jaxmethods.rsfm.config import MAEConfig
 from jaxmethods.rsfm.pretraining import satmae
 from jaxmethods.rsfm.pretraining.masking import Masks, fill, random_masks, repeated
-from jaxmethods.rsfm.pretraining.targets import masked_mean, patch_targets
+from jaxmethods.rsfm.pretraining.targets import masked_mean, patch_targets, without_gaps
 
 
 class Painted(NamedTuple):
@@ -67,6 +67,7 @@ def forward(
         Loss, painted patches, masks and what was encoded.
     """
     masks = draw(config, noise)
+    images = without_gaps(images, valid)  # a token of NaN would make all of them NaN
     encoded = encode(
         params["encoder"], config.encoder, images, context, keep=masks.keep, remat=remat
     )

@@ -28,6 +28,7 @@ from jaxmethods.models.products import gelu
 from jaxmethods.rsfm.config import ScaleMAEConfig
 from jaxmethods.rsfm.pretraining.mae import init_decoder
 from jaxmethods.rsfm.pretraining.masking import Masks, fill, random_masks
+from jaxmethods.rsfm.pretraining.targets import without_gaps
 
 EPSILON = 1e-6
 CHANNELS = 3
@@ -59,6 +60,7 @@ def forward(
     targets: jax.Array,
     noise: jax.Array,
     gsd: jax.Array,
+    valid: jax.Array | None = None,
 ) -> Painted:
     """Hides, encodes, paints and compares.
 
@@ -69,6 +71,7 @@ def forward(
         targets: [B, 2H, 2H, 3], the same ground at twice the resolution.
         noise: [B, L] uniform.
         gsd: [B] meters of a pixel of the images.
+        valid: [B, 2H, 2H] bool; pixels that are not are left out of the loss. None: all.
 
     Returns:
         Loss, painted frequencies, masks and what was encoded.
@@ -77,7 +80,8 @@ def forward(
     context = Context(gsd=gsd)
     encoded = encode(params["encoder"], config.encoder, images, context, keep=masks.keep)
     pred = decode(params["decoder"], config, encoded, masks, gsd)
-    return Painted(loss(config, pred, targets, masks.hidden), pred, masks, encoded)
+    own = loss(config, pred, targets, masks.hidden, valid)
+    return Painted(own, pred, masks, encoded)
 
 
 def decode(
@@ -106,7 +110,13 @@ def decode(
     return Pyramid(_head(params["high"], fine), _head(params["low"], coarse))
 
 
-def loss(config: ScaleMAEConfig, pred: Pyramid, targets: jax.Array, hidden: jax.Array) -> jax.Array:
+def loss(
+    config: ScaleMAEConfig,
+    pred: Pyramid,
+    targets: jax.Array,
+    hidden: jax.Array,
+    valid: jax.Array | None = None,
+) -> jax.Array:
     """The loss over hidden pixels of both bands.
 
     Args:
@@ -114,14 +124,21 @@ def loss(config: ScaleMAEConfig, pred: Pyramid, targets: jax.Array, hidden: jax.
         pred: painted frequencies.
         targets: [B, 2H, 2H, 3].
         hidden: [B, L], 1 where a patch is hidden.
+        valid: [B, 2H, 2H] bool; None: all pixels have data. Others are in no sum, nor is what is
+            blurred of them at H.
 
     Returns:
         [] float32.
     """
-    high, low = frequencies(config, targets.astype(jnp.float32))
+    targets = without_gaps(targets.astype(jnp.float32), valid)
+    high, low = frequencies(config, targets)
     mask = hidden.reshape(len(hidden), config.encoder.grid, config.encoder.grid, 1)
     fine = resize(mask, (high.shape[1], high.shape[2]), "nearest")
     coarse = resize(mask, (low.shape[1], low.shape[2]), "nearest")
+    if valid is not None:
+        there = valid[..., None].astype(fine.dtype)
+        fine = fine * there
+        coarse = coarse * (resize(there, (low.shape[1], low.shape[2]), "area") > 1 - 1e-6)
     of_low = jnp.sum(coarse * jnp.square(low - pred.low)) / (jnp.sum(coarse) + 1e-9)
     difference = high - pred.high
     error = jnp.abs(difference) if config.high_loss == "l1" else jnp.square(difference)

@@ -49,13 +49,31 @@ def patch_targets(
     """
     images = images.astype(jnp.float32)
     if valid is not None:
-        # What was never seen may be NaN, which no weight of 0 takes out of a sum.
-        there = valid.reshape(len(valid), *[1] * (images.ndim - 4), *valid.shape[1:], 1)
-        images = jnp.where(there, images, 0)
+        images = jnp.where(_of_bands(valid, images), images, 0)
     target = patchify(images, patch)
     target = target.reshape(len(images), -1, patch * patch, images.shape[-1])  # [B, T, p p, C]
     weight = valid_pixels(valid, patch, target.shape[1])
     return normalized(target, weight, how), weight
+
+
+def without_gaps(images: jax.Array, valid: jax.Array | None) -> jax.Array:
+    """Images with 0 for what was never seen and is no number, which no weight takes out of a sum.
+
+    Args:
+        images: [B, H, W, C], or [B, T, H, W, C] with frames; normalized, so that 0 is the mean.
+        valid: [B, H, W] bool; None: all, and NaN stays what it is.
+
+    Returns:
+        Of the same shape.
+    """
+    if valid is None:
+        return images
+    return jnp.where(_of_bands(valid, images) | jnp.isfinite(images), images, 0)
+
+
+def _of_bands(valid: jax.Array, images: jax.Array) -> jax.Array:
+    """Bool [B, H, W] with axes of length one for the frames and bands of images."""
+    return valid.reshape(len(valid), *[1] * (images.ndim - 4), *valid.shape[1:], 1)
 
 
 def valid_pixels(valid: jax.Array | None, patch: int, tokens: int) -> jax.Array | None:

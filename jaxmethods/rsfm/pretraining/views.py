@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxmethods.data.crops import crop_maps
 from jaxmethods.numerics.keys import named
 from jaxmethods.rsfm.config import PretrainConfig
+from jaxmethods.rsfm.pretraining.targets import without_gaps
 
 
 class Texts(NamedTuple):
@@ -36,7 +37,7 @@ class Pixels(NamedTuple):
     std: jax.Array
     """[C]"""
     valid: jax.Array | None = None
-    """[N, H, W] bool; None: all pixels have data."""
+    """[N, H, W] bool; None: all pixels have data. What has none may be NaN."""
     gsd: jax.Array | None = None
     """[N] meters of a pixel."""
     slots: jax.Array | None = None
@@ -79,8 +80,8 @@ def draw_views(key: jax.Array, batch: Pixels, training: PretrainConfig) -> Views
     number = training.batch
     slots = jnp.arange(number) if batch.slots is None else batch.slots
     rows = jax.random.randint(named(key, "rows"), (number,), 0, len(batch.images))[slots]
-    images = normalized(batch.images[rows], batch)
     valid = None if batch.valid is None else batch.valid[rows]
+    images = without_gaps(normalized(batch.images[rows], batch), valid)
     gsd = None if batch.gsd is None else batch.gsd[rows]
     if training.crop < 1:
         keys = jax.random.split(named(key, "crops"), number)[slots]
@@ -108,7 +109,7 @@ def draw_views(key: jax.Array, batch: Pixels, training: PretrainConfig) -> Views
 def whole_views(batch: Pixels) -> Views:
     """All images as they are, normalized, without crops; of captions the first."""
     other = None if batch.other is None else whole_views(batch.other)
-    images = normalized(batch.images, batch)
+    images = without_gaps(normalized(batch.images, batch), batch.valid)
     texts = None if batch.texts is None else jax.tree.map(lambda own: own[:, 0], batch.texts)
     return Views(images, batch.valid, batch.gsd, batch.timestamps, other, texts)
 

@@ -11,7 +11,7 @@ from jaxmethods.models.geovit.encoder import Context
 from jaxmethods.rsfm.config import MAEConfig
 from jaxmethods.rsfm.pretraining import mae
 from jaxmethods.rsfm.pretraining.method import Pixels
-from jaxmethods.rsfm.pretraining.targets import patch_targets
+from jaxmethods.rsfm.pretraining.targets import patch_targets, without_gaps
 from jaxmethods.rsfm.pretraining.views import normalized
 from jaxmethods.stages import Diagnosable
 
@@ -43,7 +43,7 @@ def diagnosable(
         return (pred.reshape(inputs["scale"].shape) * inputs["scale"]).reshape(len(pred), -1)
 
     def examples(key: jax.Array, batch: Pixels) -> tuple[dict[str, jax.Array], jax.Array]:
-        images = normalized(jnp.asarray(batch.images), batch)
+        images = without_gaps(normalized(jnp.asarray(batch.images), batch), batch.valid)
         noise = jax.random.uniform(key, mae.noise_shape(config, len(images)))
         target, weight = patch_targets(images, config.encoder.patch, config.norm_pix, batch.valid)
         hidden = mae.draw(config, noise).hidden[:, :, None, None]  # [N, T, 1, 1]

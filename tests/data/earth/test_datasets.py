@@ -62,9 +62,16 @@ def test_patches_have_merged_classes_and_bands_by_name(patches):
     assert len(old | bigearthnet.DROPPED) == 43
 
 
+def test_pixels_have_the_size_of_their_band_where_no_file_is_asked(patches, monkeypatch):
+    pytest.importorskip("tifffile")
+    monkeypatch.setitem(__import__("sys").modules, "rasterio", None)
+    for bands, meters in ((("B11",), 20), (("B11", "B2"), 10)):
+        assert bigearthnet.read_bigearthnet(patches, bands).gsd == meters
+
+
 def test_split_files_name_the_patches(patches, tmp_path):
     files = {"train": tmp_path / "train.txt", "test": tmp_path / "test.txt"}
-    files["train"].write_text("S2A_1\n")
+    files["train"].write_text("S2A_1\n", encoding="utf-8-sig")  # as spreadsheets write it
     files["test"].write_text("S2A_0\n")
     own = bigearthnet.read_bigearthnet(patches, ("B2",), splits=files)
     assert own.split("train").names == ("S2A_1",)

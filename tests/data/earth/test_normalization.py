@@ -60,6 +60,11 @@ def test_a_band_that_does_not_vary_is_divided_by_one_and_nan_is_refused():
     statistics = normalization.dataset_statistics(constant, NAMES)
     own = normalization.normalize(constant + 2, NAMES, "dataset", statistics)
     np.testing.assert_array_equal(own, np.full(own.shape, 2.0))
+    # Columns of a trace gas in mol / m^2 vary by 1e-7: the unit is no sign of a constant.
+    gas = 1e-9 * np.random.default_rng(0).normal(100, 30, (2, 4, 4, 3)).astype(np.float32)
+    own = normalization.dataset_statistics(gas, NAMES)
+    scaled = normalization.normalize(gas, NAMES, "dataset", own)
+    np.testing.assert_allclose(scaled.std((0, 1, 2)), 1, rtol=1e-4)
     constant[0, 0, 0, 1] = np.nan
     with pytest.raises(DataError, match="got NaN or infinity in band B3"):
         normalization.dataset_statistics(constant, NAMES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,6 +17,17 @@ from tests.rsfm.small import draw
 
 TRUTH = jnp.asarray(np.random.default_rng(0).integers(0, 3, (2, 6, 6)))
 SAID = jnp.asarray(np.random.default_rng(1).integers(0, 3, (2, 6, 6)))
+
+
+def test_more_pixels_than_int32_can_count():
+    own = segmentation.confusion(TRUTH, SAID, 3)
+    batches = jnp.stack([own * (2**30 // int(own.max()))] * 4)
+    found = segmentation.measures(batches)
+    expected = segmentation.measures(own)
+    np.testing.assert_allclose(found.iou, expected.iou, rtol=1e-5)
+    np.testing.assert_allclose(found.kappa, expected.kappa, rtol=1e-4)
+    wrapped = jnp.sum(batches, axis=0, dtype=jnp.int32)
+    assert np.isnan(segmentation.measures(wrapped).miou)
 
 
 def test_classes_renamed_alike_have_the_same_iou():
@@ -79,6 +91,9 @@ def test_a_prediction_that_is_no_class_is_refused_where_a_pixel_counts():
     assert segmentation.confusion(truth, said, 3).sum() == 2
     with pytest.raises(ValueError, match="predicted: expected classes 0 to 2, got 7"):
         segmentation.confusion(truth.at[2].set(2), said, 3)
+    # Of NaN, `chosen` is -1: in a program nothing can be refused, but nothing is right either.
+    traced = jax.jit(segmentation.confusion, static_argnums=2)(truth, said.at[0].set(-1), 3)
+    assert np.isnan(segmentation.measures(traced).miou)
 
 
 def test_the_mean_over_classes_does_not_depend_on_their_sizes():
@@ -116,6 +131,11 @@ def test_a_turned_square_overlaps_as_geometry_says():
     assert own == pytest.approx(shared / (8 - shared))
     boxes = detection.box_iou(np.array([[-1.0, -1, 1, 1]]), np.array([[0.0, 0, 2, 2]]))[0, 0]
     assert detection.polygon_iou(square, square + 1)[0, 0] == pytest.approx(boxes)
+    # A tenth of a meter is a millionth of a degree.
+    small = np.array([[-1e-6, -1e-6, 1e-6, 1e-6]])
+    assert detection.box_iou(small, small + 1e-6)[0, 0] == pytest.approx(boxes)
+    assert detection.polygon_iou(1e-9 * square, 1e-9 * (square + 1))[0, 0] == pytest.approx(boxes)
+    assert detection.box_iou(0 * small, 0 * small)[0, 0] == 0
 
 
 def test_a_label_that_no_image_has_is_in_no_mean():

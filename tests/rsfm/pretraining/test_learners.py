@@ -156,18 +156,19 @@ def test_what_an_objective_needs_and_a_batch_lacks_is_named(name, missing):
 def test_scale_mae_encodes_half_the_resolution_with_pixels_twice_as_large(monkeypatch):
     seen = {}
 
-    def forward(params, config, images, targets, noise, gsd):
-        seen.update(images=images, targets=targets, gsd=gsd)
+    def forward(params, config, images, targets, noise, gsd, valid):
+        seen.update(images=images, targets=targets, gsd=gsd, valid=valid)
         return SimpleNamespace(loss=jnp.zeros(()))
 
     monkeypatch.setattr(learners.scale_mae, "forward", forward)
     images = draw(0, 2, 64, 64, 3)
-    views = Views(images, None, jnp.array([1.0, 10.0]))
+    views = Views(images, jnp.ones((2, 64, 64), bool), jnp.array([1.0, 10.0]))
     learners.learner_of(CONFIGS["scales"], TRAINING).loss({}, views, jax.random.key(0))
     means = images.reshape(2, 32, 2, 32, 2, 3).mean((2, 4))
     np.testing.assert_allclose(seen["images"], means, atol=1e-5)
     np.testing.assert_array_equal(seen["targets"], images)
     np.testing.assert_array_equal(seen["gsd"], [2, 20])
+    assert seen["valid"] is views.valid  # what has no data is in no loss
 
 
 def test_a_view_has_the_other_sensor_and_a_caption_of_its_own_place():

@@ -90,6 +90,8 @@ def test_pixels_without_data_change_nothing(images):
     spoiled, unseen = (jnp.where(valid[..., None], images, own) for own in (1e4, jnp.nan))
     own = [mae.pixel_loss(MAE, one, pred, hidden, valid) for one in (images, spoiled, unseen)]
     np.testing.assert_allclose(own[1:], [own[0]] * 2, rtol=1e-6)
+    gaps = mae.forward(mae_params(MAE), MAE, unseen, uniform(1, 2, 16), valid=valid)
+    assert np.isfinite(gaps.loss)
     everywhere = jnp.ones_like(valid)
     whole = [mae.pixel_loss(MAE, images, pred, hidden, one) for one in (None, everywhere)]
     np.testing.assert_allclose(whole[0], whole[1], rtol=1e-6)

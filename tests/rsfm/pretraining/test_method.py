@@ -93,6 +93,10 @@ def test_a_pixel_made_of_missing_ones_is_missing(pixels):
     valid = jnp.ones((24, 16, 16), bool)
     own = views.draw_views(jax.random.key(3), batch._replace(valid=valid), TRAINING)
     assert np.all(own.valid)
+    hole = valid.at[:, 4, 4].set(False)
+    unseen = batch._replace(images=jnp.where(hole[..., None], batch.images, jnp.nan), valid=hole)
+    assert np.all(np.isfinite(views.draw_views(jax.random.key(3), unseen, TRAINING).images))
+    assert np.all(np.isfinite(views.whole_views(unseen).images))
     nothing = batch._replace(valid=jnp.zeros_like(valid))
     assert not np.any(views.draw_views(jax.random.key(3), nothing, TRAINING).valid)
 

@@ -63,3 +63,13 @@ def test_a_fresh_model_paints_twice_and_once_the_size():
     assert np.isfinite(out.loss)
     other = run(params, CONFIG, draw(0, 2, 32, 32, 3), draw(1, 2, 64, 64, 3), noise, gsd * 2)
     assert np.abs(other.pred.low - out.pred.low).max() > 1e-3
+
+
+def test_what_is_painted_where_nothing_was_seen_has_no_loss():
+    targets, hidden = draw(0, 1, 64, 64, 3), jnp.ones((1, 4))
+    valid = jnp.ones((1, 64, 64), bool).at[:, 10:20, 3:9].set(False)
+    unseen = jnp.where(valid[..., None], targets, jnp.nan)
+    high, low = scale_mae.frequencies(CONFIG, jnp.where(valid[..., None], targets, 0))
+    perfect = scale_mae.Pyramid(high.at[:, 10:20, 3:9].set(9), low.at[:, 5:10, 2:4].set(9))
+    assert scale_mae.loss(CONFIG, perfect, unseen, hidden, valid) == 0
+    assert scale_mae.loss(CONFIG, perfect, jnp.nan_to_num(unseen), hidden) > 0

@@ -32,7 +32,7 @@ def box_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     shared = np.prod(np.maximum(high - low, 0), axis=-1)
     area = [np.prod(np.maximum(own[:, 2:] - own[:, :2], 0), axis=-1) for own in (first, second)]
     union = area[0][:, None] + area[1][None] - shared
-    return shared / np.maximum(union, 1e-12)
+    return shared / np.where(union > 0, union, 1.0)  # boxes of 0.1 m are 1e-12 square degrees
 
 
 def polygon_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -53,7 +53,7 @@ def polygon_iou(first: np.ndarray, second: np.ndarray) -> np.ndarray:
             other = far - box[0]
             shared = _area(_clip(_counterclockwise(one), _counterclockwise(other)))
             union = _area(one) + _area(other) - shared
-            found[row, column] = shared / max(union, 1e-12)
+            found[row, column] = shared / (union if union > 0 else 1.0)
     return found
 
 

@@ -35,7 +35,7 @@ class Segmentation(NamedTuple):
 def confusion(
     truth: jax.Array, predicted: jax.Array, classes: int, ignored: int = IGNORED
 ) -> jax.Array:
-    """Counts of pixels by true and predicted class; those of several batches are added.
+    """Counts of pixels by true and predicted class; `measures` adds those of several batches.
 
     Args:
         truth: [...] integers.
@@ -47,14 +47,16 @@ def confusion(
         [C, C] int32, rows are true classes.
 
     Raises:
-        ValueError: a prediction for a pixel that counts, which is none of the C classes (where
-            values are known: not in `jit`).
+        ValueError: a prediction for a pixel that counts, which is none of the C classes. Within
+            `jit`, where values aren't known, all counts are -1 then, which `measures` are NaN of.
     """
     truth, predicted = truth.reshape(-1), predicted.reshape(-1)
     counts = (truth != ignored) & (truth >= 0) & (truth < classes)
     _check_classes(predicted, counts, classes)
     places = jnp.where(counts, truth.astype(jnp.int32) * classes + predicted, 0)
     flat = jnp.zeros(classes * classes, jnp.int32).at[places].add(counts.astype(jnp.int32))
+    wrong = counts & ((predicted < 0) | (predicted >= classes))
+    flat = jnp.where(jnp.any(wrong), -1, flat)  # -1 would be another class of another row
     return flat.reshape(classes, classes)
 
 
@@ -72,14 +74,18 @@ def measures(matrix: jax.Array, ignored: int = IGNORED) -> Segmentation:
     """IoU, F1, accuracy and kappa.
 
     Args:
-        matrix: [C, C] counts, rows are true classes.
+        matrix: [..., C, C] counts, rows are true classes; those of several batches are added here
+            in floating point, as int32 ends at 2^31 pixels.
         ignored: that of `confusion`; where it is one of the C classes, it is in no mean: no pixel
             of it counts, so that it can only be named where it is wrong.
 
     Returns:
-        The measures, in percent of nothing: between 0 and 1.
+        The measures, in percent of nothing: between 0 and 1; NaN where a count
+        is negative: a sum has wrapped around, or a prediction was no class.
     """
     counts = matrix.astype(jnp.promote_types(jnp.float32, jnp.result_type(float)))
+    counts = jnp.where(jnp.any(counts < 0), jnp.nan, counts)
+    counts = jnp.sum(counts.reshape(-1, *counts.shape[-2:]), axis=0)
     hits, true, named = jnp.diagonal(counts), jnp.sum(counts, axis=1), jnp.sum(counts, axis=0)
     union = true + named - hits
     present = (union > 0) & (jnp.arange(len(counts)) != ignored)
