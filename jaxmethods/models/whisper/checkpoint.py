@@ -136,7 +136,9 @@ def read_config(raw: Mapping[str, Any], source: str = "config.json") -> WhisperC
     fields.require("model_type", "whisper", None)
     fields.require("activation_function", "gelu", "gelu")
     fields.require("scale_embedding", False, False)
+    fields.require("is_causal", True, True)
     fields.refuse("quantization_config")
+    fields.refuse("per_layer_config")
     values = {
         "encoder": {
             "n_mels": fields.size("num_mel_bins", 80),

@@ -165,6 +165,8 @@ def test_other_kinds_of_models_are_refused(tmp_path):
         ({"model_type": "llama"}, "model_type: expected 'whisper'"),
         ({"activation_function": "relu"}, "activation_function: expected 'gelu'"),
         ({"d_model": None}, "d_model: expected a positive integer"),
+        ({"is_causal": False}, "is_causal: expected True"),  # a decoder that sees what follows
+        ({"per_layer_config": {"0": {"dropout": 0.1}}}, "per_layer_config: expected nothing"),
     ):
         with pytest.raises(HubError, match=message):
             whisper.read_config(RAW | change)
