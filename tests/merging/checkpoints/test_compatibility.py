@@ -660,3 +660,36 @@ def test_the_index_says_what_the_merged_files_hold(kind, tmp_path):
         assert name in held[file]
     assert index["metadata"]["total_size"] == sum(value.nbytes for value in tree.values())
     assert {f.name for f in out.glob("*.safetensors")} == held.keys()
+
+
+# Modules behind the transformer
+
+
+def with_dense(path, seed, layer):
+    """A sentence transformer: pooling without weights, and a dense layer."""
+    folder(path, weights(seed))
+    listed = [{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}]
+    (path / "modules.json").write_text(json.dumps(listed))
+    for name in ("1_Pooling", "2_Dense", "onnx"):
+        (path / name).mkdir()
+        (path / name / "config.json").write_text("{}")
+    for name in ("2_Dense", "onnx"):
+        save_file(weights(layer, ("linear.weight",)), path / name / "model.safetensors")
+    return path
+
+
+def test_weights_of_modules_behind_the_transformer_are_the_base_s(tmp_path):
+    """Without them the merged folder could not be opened."""
+    paths = [with_dense(tmp_path / f"{seed}", seed, 7) for seed in range(3)]
+    merge(tmp_path, *paths)
+    dense = load_file(tmp_path / "out" / "2_Dense" / "model.safetensors")
+    np.testing.assert_array_equal(
+        dense["linear.weight"], weights(7, ("linear.weight",)).popitem()[1]
+    )
+    assert (tmp_path / "out" / "1_Pooling" / "config.json").is_file()
+    assert not (tmp_path / "out" / "onnx" / "model.safetensors").exists()  # no module
+
+
+def test_experts_with_other_modules_are_refused(tmp_path):
+    paths = [with_dense(tmp_path / f"{seed}", seed, seed) for seed in range(2)]
+    refused(tmp_path, "2_Dense/model.safetensors: expected the base's weights", *paths)
