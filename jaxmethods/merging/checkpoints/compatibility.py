@@ -6,15 +6,14 @@ activation), be codes instead of numbers (quantized weights), or be no weights a
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxmethods.errors import UserError
+from jaxmethods.merging.checkpoints.tokens import shared_tokens
 from jaxmethods.models.hub.config import ACTIVATIONS
 from jaxmethods.models.hub.folders import Folder, Stored
 
@@ -218,14 +217,13 @@ def check_tokenizers(base: Folder, expert: Folder, rows: int) -> None:
 
     A few tokens may differ: fine-tuning gives names to reserved ones.
     """
-    ours, theirs = _tokens(base.path), _tokens(expert.path)
-    shared = ours.keys() & theirs.keys()
-    other = sorted(number for number in shared if ours[number] != theirs[number])
-    if len(other) > RENAMED * len(shared) and max(shared) < rows:
-        first = other[0]
+    shared = shared_tokens(base.path, expert.path, base.config.get("model_type"))
+    other = [(number, one, two) for number, one, two in shared if one != two]
+    if len(other) > RENAMED * len(shared) and shared[-1][0] < rows:
+        number, ours, theirs = other[0]
         raise MergeError(
             f"expert {expert.path}: expected the base's tokens, got other ones for {len(other)} of "
-            f"{len(shared)} ids, first {theirs[first]!r} for {first} in place of {ours[first]!r}; "
+            f"{len(shared)} ids, first {theirs!r} for {number} in place of {ours!r}; "
             "exclude the embedding and the head, or merge models of one tokenizer"
         )
 
@@ -258,20 +256,6 @@ def _labels(config: Mapping) -> dict[str, str]:
     if not isinstance(found, Mapping):
         return {}
     return {str(number): str(name) for number, name in found.items()}
-
-
-def _tokens(path: Path) -> dict[int, str]:
-    """Id -> token of a folder's tokenizer.json; empty where there is none that can be read."""
-    try:
-        content = json.loads((path / "tokenizer.json").read_bytes())
-        vocabulary = content["model"]["vocab"]
-        if isinstance(vocabulary, list):  # of pieces with their scores
-            vocabulary = {piece[0]: number for number, piece in enumerate(vocabulary)}
-        found = {number: token for token, number in vocabulary.items()}
-        added = content.get("added_tokens") or []
-        return found | {token["id"]: token["content"] for token in added}
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
-        return {}
 
 
 def differences(ours: Mapping, theirs: Mapping) -> Iterator[tuple[str, Any, Any]]:

@@ -301,6 +301,43 @@ def test_embeddings_of_other_tokens_are_not_merged(kind, tmp_path):
     merge(tmp_path, base, expert, out="more")
 
 
+def pieces(tokens):
+    """A SentencePiece model: messages of a text, a score and a kind."""
+    found = b""
+    for text in (token.encode() for token in tokens):
+        own = b"\x0a" + bytes([len(text)]) + text + b"\x15" + bytes(4) + b"\x18\x01"
+        found += b"\x0a" + bytes([len(own)]) + own
+    return found + b"\x12\x02\x18\x01"  # what it was trained with
+
+
+@pytest.mark.parametrize("file", ["vocab.json", "vocab.txt", "tokenizer.model"])
+def test_tokens_are_compared_whichever_file_says_them(file, tmp_path):
+    """A base with `tokenizer.json` and an expert without one merged to noise, too."""
+    names = ("embed.weight",)
+    base, expert = (
+        folder(tmp_path / name, weights(seed, names), LLAMA)
+        for seed, name in enumerate(("base", "expert"))
+    )
+    with_tokens(base, "abcdef")
+
+    def write(tokens):
+        written = {
+            "vocab.json": json.dumps({token: n for n, token in enumerate(tokens)}).encode(),
+            "vocab.txt": "".join(f"{token}\n" for token in tokens).encode(),
+            "tokenizer.model": pieces(tokens),
+        }
+        (expert / file).write_bytes(written[file])
+
+    write("abcxyz")
+    refused(tmp_path, "other ones for 3 of 6 ids, first 'x' for 3 in place of 'd'", base, expert)
+    write("abcdef")
+    merge(tmp_path, base, expert)
+    (base / "tokenizer.json").rename(base / "unread.json")
+    (base / "tokenizer.model").write_bytes(pieces("abcxyz"))
+    if file == "tokenizer.model":
+        refused(tmp_path, "first 'd' for 3 in place of 'x'", base, expert, out="again")
+
+
 NAMED = {"id2label": {"0": "negative", "1": "positive"}}
 
 
