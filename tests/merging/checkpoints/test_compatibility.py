@@ -122,6 +122,10 @@ SAME = {
         GEMMA_3 | {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2},
     ),
     "what only training needs": (LLAMA, without(attention_dropout=0.1, max_position_embeddings=99)),
+    "what drew the first weights": (
+        without(initializer_factor=1.0, adam_epsilon=1e-8, hidden_dropout_prob=0.1),
+        without(initializer_factor=2.0, adam_epsilon=1e-6, hidden_dropout_prob=0.2),
+    ),
     "one for each type of layer": (
         without(rope_theta=1e6, rope_local_base_freq=1e4),
         without(
@@ -186,6 +190,28 @@ DIFFERENT = {
         "hidden_act 'silu' like the base, got 'gelu'",
     ),
     "epsilon": (LLAMA, without(rms_norm_eps=1e-6), "rms_norm_eps 1e-05 like the base, got 1e-06"),
+    **{
+        f"{kind}: {name}": (
+            {"model_type": kind, name: one},
+            {"model_type": kind, name: other},
+            f"{name} {one!r} like the base, got {other!r}",
+        )
+        # All of these change what transformers computes with the same tensors.
+        for kind, name, one, other in (
+            ("t5", "dense_act_fn", "relu", "gelu"),
+            ("distilbert", "activation", "gelu", "relu"),
+            ("openai-gpt", "afn", "gelu", "relu"),
+            ("hubert", "feat_extract_activation", "gelu", "relu"),
+            ("falcon_h1", "key_multiplier", 1.0, 2.0),
+            ("minimax", "mlp_alpha_factor", 1, 2),
+            ("gpt_oss", "swiglu_limit", 7.0, 9.0),
+            ("falcon_mamba", "mixer_rms_eps", 1e-6, 1e-5),
+            ("xglm", "attention_heads", 4, 8),
+            ("gptj", "rotary_dim", 64, 32),
+            ("modernbert", "local_attention", 128, 64),
+            ("albert", "num_hidden_layers", 12, 6),
+        )
+    },
     "window": (
         without(sliding_window=16),
         without(sliding_window=None),
