@@ -23,7 +23,7 @@ from jaxmethods.config import validate
 from jaxmethods.models import hub
 from jaxmethods.models.clip.vit import usual_heads
 from jaxmethods.models.geovit import positions
-from jaxmethods.models.geovit.config import EncoderConfig
+from jaxmethods.models.geovit.config import EncoderConfig, ratio_of
 from jaxmethods.models.geovit.encoder import init_blocks
 from jaxmethods.models.hub.folders import HubError, some_of
 from jaxmethods.models.hub.parameters import as_weights
@@ -235,7 +235,7 @@ def _encoder(
     width = first.shape[-1]
     stack = blocks(given, "blocks", width)
     depth, inner = stack["mlp"]["fc1"]["bias"].shape
-    fields: dict[str, Any] = {"width": width, "depth": depth, "mlp_ratio": inner / width}
+    fields: dict[str, Any] = {"width": width, "depth": depth, "mlp_ratio": ratio_of(inner, width)}
     fields["heads"] = heads or usual_heads(width)
     params: dict[str, Any] = {"cls_token": first.reshape(-1), "blocks": stack}
     make = {"dofa": _dofa_embedding, "satmae_group": _grouped_embedding}.get(layout, _embedding)
