@@ -38,7 +38,10 @@ def test_transformers_gives_the_same_logits_and_tokens(tmp_path, name):
     transformers = pytest.importorskip("transformers")
     config, params = CONFIGS[name], random_params(CONFIGS[name])
     decoder.save(tmp_path / "model", config, params, largest_file=10_000)
-    assert (tmp_path / "model" / "model.safetensors.index.json").is_file()
+    index = json.loads((tmp_path / "model" / "model.safetensors.index.json").read_text())
+    stored = [load_file(file) for file in (tmp_path / "model").glob("*.safetensors")]
+    size = sum(tensor.nbytes for tensors in stored for tensor in tensors.values())
+    assert index["metadata"]["total_size"] == size
     model, report = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "model", output_loading_info=True, attn_implementation="eager"
     )
