@@ -19,12 +19,17 @@ def rotation(
     mask: jax.Array | None = None,
     segments: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine of the angles, float32 [..., T, r / 2], for positions [..., T].
+    """How far the pairs of dimensions turn at each position.
 
     Args:
+        config: how many dimensions turn, and how fast; static.
+        positions: [..., T] int.
         mask: [..., T] bool: what is a token. Dynamic frequencies follow the largest position of a
             row's tokens, whatever its padding is said to stand at.
-        segments: [..., T] int: of a row of several sequences, the largest position of each.
+        segments: [..., T] int: a row holds several sequences, each with frequencies of its own.
+
+    Returns:
+        Cosine and sine of the angles, float32 [..., T, r / 2] each.
     """
     scaling = config.rope_scaling
     if scaling is not None and scaling.kind == "dynamic":
