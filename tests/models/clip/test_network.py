@@ -201,12 +201,16 @@ def test_a_head_from_templates_averages_over_them(tmp_path, loaded):
 
 
 def test_tensors_of_a_wrapped_model_are_read(loaded):
-    """DistributedDataParallel puts `module.` before all names; a scale may be a vector."""
+    """DistributedDataParallel puts `module.` before all names; a scale may be a vector; OpenAI's
+    own files hold three sizes."""
     tensors = load_file(TINY / "model.safetensors")
     vision, text = loaded.config.vision, loaded.config.text
     heads = {"vision_heads": vision.num_attention_heads, "text_heads": text.num_attention_heads}
     plain = clip.from_tensors(tensors, **heads).params
     tensors["logit_scale"] = tensors["logit_scale"].reshape(1)
+    tensors |= {
+        name: np.asarray(7) for name in ("input_resolution", "context_length", "vocab_size")
+    }
     wrapped = clip.from_tensors({f"module.{n}": x for n, x in tensors.items()}, **heads).params
     jax.tree.map(np.testing.assert_array_equal, wrapped, plain)
     tensors["logit_scale"] = tensors["logit_scale"].astype(np.int8)
