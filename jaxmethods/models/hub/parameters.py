@@ -283,7 +283,7 @@ def _write_weights(folder: Path, table: Sequence[Tensor], params: Any, largest: 
 
 
 def _check_leaves(table: Sequence[Tensor], leaves: Mapping[str, Any]) -> None:
-    """Refuses a tree that the table would write a part of, or more than all of."""
+    """Refuses a tree that the table would write a part of, or more than all of, or no weights."""
     wanted = {leaf for entry in table for leaf in entry.leaves}
     surplus, missing = sorted(leaves.keys() - wanted), sorted(wanted - leaves.keys())
     if surplus:
@@ -293,6 +293,16 @@ def _check_leaves(table: Sequence[Tensor], leaves: Mapping[str, Any]) -> None:
         )
     if missing:
         raise HubError(f"parameters: {some_of(missing)} missing")
+    for entry in table:
+        for leaf in entry.leaves:
+            check_weights("parameters", leaf, leaves[leaf].dtype)
+            layers = leaves[leaf].shape[:1]
+            # Of fewer layers JAX would give the last one again, of more some would be left out.
+            if entry.layers and layers != (entry.layers,):
+                raise HubError(
+                    f"parameters: {leaf}: expected {entry.layers} layers in front, got shape "
+                    f"{leaves[leaf].shape}"
+                )
 
 
 def _plan(
