@@ -203,10 +203,13 @@ def to_tensors(params: Any, config: EncoderConfig) -> dict[str, np.ndarray]:
         Names and float32 arrays.
 
     Raises:
-        ValueError: an embedding that timm's layout has no names for.
+        ValueError: an embedding that timm's layout has no names for, or another number of blocks.
     """
     if config.embedding not in ("conv", "grouped"):
         raise ValueError(f"config: expected embedding conv or grouped, got {config.embedding}")
+    depths = sorted({len(leaf) for leaf in jax.tree.leaves(params["blocks"])})
+    if depths != [config.depth]:  # of fewer blocks JAX would give the last one again
+        raise ValueError(f"params: expected blocks of depth {config.depth}, got {depths}")
     made = {"cls_token": np.asarray(params["cls_token"])[None, None]}
     kernels = params["patch_embed"]
     named = {f".{n}": own for n, own in kernels.items()} if config.groups else {"": kernels}

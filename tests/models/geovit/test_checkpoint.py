@@ -39,6 +39,13 @@ def test_a_loaded_config_makes_parameters_of_the_shapes_that_were_loaded(inner):
     assert jax.tree.map(jnp.shape, loaded.params) == jax.tree.map(jnp.shape, again)
 
 
+@pytest.mark.parametrize("change", [-1, 1])
+def test_another_number_of_blocks_is_not_written(change):
+    config = LEARNED.model_copy(update={"depth": LEARNED.depth + change})
+    with pytest.raises(ValueError, match=f"expected blocks of depth {config.depth}, got"):
+        geovit.to_tensors(encoder_params(LEARNED), config)
+
+
 def test_a_norm_behind_the_pooling_stays_there():
     config = LEARNED.model_copy(update={"norm_after_pooling": True})
     own = geovit.to_tensors(encoder_params(config), config)
