@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import json
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -22,6 +24,7 @@ STAGED = ".partial-"
 """Begins the name of a folder whose files are not in their places yet."""
 
 
+HALVES = re.compile("[\ud800-\udfff]")
 BLOCK = 1 << 22
 """Bytes that are hashed at a time."""
 
@@ -60,6 +63,22 @@ def is_file(path: Path) -> bool:
             return stat.S_ISREG(path.stat().st_mode)
         except (FileNotFoundError, NotADirectoryError):
             return False
+
+
+def parse_json(text: str) -> Any:
+    r"""What a JSON text holds, in strings that can be written.
+
+    JSON may escape half of a character, "\ud83d", which no file and no tokenizer takes.
+
+    Raises:
+        ValueError: it is no JSON, or such a string is in it.
+        RecursionError: it is nested too deeply.
+    """
+    found = json.loads(text)
+    halves = HALVES.search(json.dumps(found, ensure_ascii=False)) if "\\u" in text else None
+    if halves is not None:
+        raise ValueError(f"holds half of a character, {halves[0]!r}")
+    return found
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:

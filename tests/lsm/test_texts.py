@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -148,3 +149,14 @@ def test_a_warmup_longer_than_training_is_refused():
         warmup_then_linear(1.0, 6, 5)
     with pytest.raises(ValueError, match="kind: expected log or linear"):
         warmup_then_linear(1.0, 1, 5, "cosine")  # type: ignore[arg-type]
+
+
+def test_the_table_of_long_transcripts_is_never_in_memory():
+    """An hour of speech has 9,000 words: a gigabyte of table, and minutes in Python's loops."""
+    words = [str(number) for number in range(1500)]
+    tracemalloc.start()
+    found = edit_errors(words, [*words[1:], "x"])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (found.substitutions, found.deletions, found.insertions) == (0, 1, 1)
+    assert peak < 2**20

@@ -7,7 +7,6 @@ Images lie in one folder or zip, at any depth. Captions are kept as they are wri
 
 from __future__ import annotations
 
-import json
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from jaxmethods.data.classified import list_members, read_picture
 from jaxmethods.errors import DataError, first_line
+from jaxmethods.files import parse_json
 
 
 class Captioned(NamedTuple):
@@ -88,7 +88,7 @@ def read_captions(root: Path | str, captions: Path | str, split: str | None = No
 
 def _entries(path: Path) -> list[Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = parse_json(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"data {path}: cannot be read as JSON ({first_line(error)})") from error
     entries = content.get("images") if isinstance(content, dict) else None

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxmethods.errors import DataError
-from jaxmethods.files import refusals
+from jaxmethods.errors import DataError, first_line
+from jaxmethods.files import parse_json, refusals
 
 
 def numbered_rows(manifest: Path) -> Iterator[tuple[int, Any]]:
@@ -28,6 +27,8 @@ def numbered_rows(manifest: Path) -> Iterator[tuple[int, Any]]:
         if not line.strip():
             continue
         try:
-            yield number, json.loads(line)
+            yield number, parse_json(line)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"data {manifest}: line {number}: is not valid JSON") from error
+            raise DataError(
+                f"data {manifest}: line {number}: is not valid JSON ({first_line(error)})"
+            ) from error

@@ -6,22 +6,21 @@ activation), be codes instead of numbers (quantized weights), or be no weights a
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxmethods.errors import UserError
+from jaxmethods.merging.checkpoints.tokens import shared_tokens
 from jaxmethods.models.hub.config import ACTIVATIONS
 from jaxmethods.models.hub.folders import Folder, Stored
 
 SAME_MEANING = (
     ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads"),
     ("decoder_attention_heads",),
-    ("feed_forward_proj", "dense_act_fn"),
+    ("feed_forward_proj",),
     ("relative_attention_max_distance",),
     ("window_size",),
     ("attention_types",),
@@ -60,6 +59,17 @@ SAME_MEANING = (
 )
 """Fields of `config.json` that change what tensors of the same shapes compute; names of one field
 in different families stand together. Where one config has no such field, nothing is known."""
+OF_ANY_FAMILY = re.compile(
+    r"(^|_)(act|afn|act_fn|activation|activation_fn|activation_function)$"
+    r"|(^|_)(multipliers?|heads)$|(^|_)(?<!adam_)eps(ilon)?$|_(alpha|beta)_factor$"
+    r"|^swiglu_|^time_step_(min|max|limit)$|^num_hidden_(layers|groups)$"
+    r"|^(is_causal|use_bidirectional_attention)$"
+    r"|^(attention_window(_size)?|keep_window_size|local_attention|local_radius)$"
+    r"|^(downsample_in_bottleneck|moe_k|rescale_embeddings|rotary_dim|rotary_value|use_mem_rope)$"
+)
+"""Names of such fields of any family, by the kind of thing that they say: activations, scales,
+heads, small numbers in norms, layers that share their weights. Each of them changed the outputs of
+a model of transformers 5.24 with the same tensors, and of nothing that is above."""
 NULL_IS_A_VALUE = (
     "attn_logit_softcapping",
     "final_logit_softcapping",
@@ -218,14 +228,13 @@ def check_tokenizers(base: Folder, expert: Folder, rows: int) -> None:
 
     A few tokens may differ: fine-tuning gives names to reserved ones.
     """
-    ours, theirs = _tokens(base.path), _tokens(expert.path)
-    shared = ours.keys() & theirs.keys()
-    other = sorted(number for number in shared if ours[number] != theirs[number])
-    if len(other) > RENAMED * len(shared) and max(shared) < rows:
-        first = other[0]
+    shared = shared_tokens(base.path, expert.path, base.config.get("model_type"))
+    other = [(number, one, two) for number, one, two in shared if one != two]
+    if len(other) > RENAMED * len(shared) and shared[-1][0] < rows:
+        number, ours, theirs = other[0]
         raise MergeError(
             f"expert {expert.path}: expected the base's tokens, got other ones for {len(other)} of "
-            f"{len(shared)} ids, first {theirs[first]!r} for {first} in place of {ours[first]!r}; "
+            f"{len(shared)} ids, first {theirs!r} for {number} in place of {ours!r}; "
             "exclude the embedding and the head, or merge models of one tokenizer"
         )
 
@@ -260,20 +269,6 @@ def _labels(config: Mapping) -> dict[str, str]:
     return {str(number): str(name) for number, name in found.items()}
 
 
-def _tokens(path: Path) -> dict[int, str]:
-    """Id -> token of a folder's tokenizer.json; empty where there is none that can be read."""
-    try:
-        content = json.loads((path / "tokenizer.json").read_bytes())
-        vocabulary = content["model"]["vocab"]
-        if isinstance(vocabulary, list):  # of pieces with their scores
-            vocabulary = {piece[0]: number for number, piece in enumerate(vocabulary)}
-        found = {number: token for token, number in vocabulary.items()}
-        added = content.get("added_tokens") or []
-        return found | {token["id"]: token["content"] for token in added}
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
-        return {}
-
-
 def differences(ours: Mapping, theirs: Mapping) -> Iterator[tuple[str, Any, Any]]:
     """(field, ours, theirs) of what is computed differently, also in nested configs."""
     kind = ours.get("model_type", theirs.get("model_type"))
@@ -282,6 +277,11 @@ def differences(ours: Mapping, theirs: Mapping) -> Iterator[tuple[str, Any, Any]
         one, other = _first(ours, aliases), _first(theirs, aliases)
         if one and other and _normal(one[1]) != _normal(other[1]):
             yield one[0], one[1], other[1]
+    shared = [name for name in ours if name in theirs and isinstance(name, str)]
+    for name in filter(OF_ANY_FAMILY.search, shared):
+        one, other = ours[name], theirs[name]
+        if None not in (one, other) and _normal(one) != _normal(other):
+            yield name, one, other
     for name in NULL_IS_A_VALUE:
         if ours.get(name) != theirs.get(name):
             yield name, ours.get(name), theirs.get(name)

@@ -28,6 +28,7 @@ from jaxmethods.merging.checkpoints.compatibility import (
     is_float,
     same_frequencies,
 )
+from jaxmethods.merging.checkpoints.modules import check_modules
 from jaxmethods.merging.checkpoints.parts import Loaded, Part
 from jaxmethods.merging.config import MergeConfig
 from jaxmethods.merging.static.trees import adds_to_zero
@@ -63,9 +64,9 @@ def open_inputs(config: MergeConfig) -> Inputs:
     """Reads all headers and checks that the checkpoints fit.
 
     Raises:
-        MergeError: tensors are missing, extra or of another shape or kind; architectures, or what
-            configs say of the computation, differ; weights are quantized or pickled; a pattern
-            names nothing, or one of two tied tensors.
+        MergeError: tensors are missing, extra or of another shape or kind; architectures, what
+            configs say of the computation, or modules behind the transformer, differ; weights are
+            quantized or pickled; a pattern names nothing, or one of two tied tensors.
         HubError: a folder or file cannot be read.
     """
     base = open_checkpoint(config.base, "base")
@@ -77,6 +78,7 @@ def open_inputs(config: MergeConfig) -> Inputs:
     for expert in experts:
         check_not_quantized(expert, "expert")
         check_configs(base, expert)
+        check_modules(base.path, expert.path)
         check_tokenizers(base, expert, _most_rows(config, base))
         check_labels(base, expert, _taking_part(config, base))
         _check_tensors(config, base, expert)

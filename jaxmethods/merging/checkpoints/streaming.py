@@ -40,6 +40,7 @@ from jaxmethods.merging.checkpoints.inputs import (
     parts,
     read_entries,
 )
+from jaxmethods.merging.checkpoints.modules import module_folders
 from jaxmethods.merging.checkpoints.parts import Loaded, Part
 from jaxmethods.merging.config import MergeConfig
 from jaxmethods.models.hub.folders import INDEX
@@ -267,11 +268,15 @@ def _forget_name_of_weights(config: dict[str, Any], folder: Path) -> None:
 
 
 def _copy_files(source: Path, folder: Path) -> None:
-    """Everything that isn't weights, with subfolders."""
+    """Everything that isn't weights, with subfolders; of modules also the weights."""
     if not source.is_dir():
         return
+    for name in module_folders(source):
+        shutil.copytree(source / name, folder / name)
     for entry in sorted(source.iterdir()):
         if NOT_COPIED.search(entry.name):
+            continue
+        if entry.is_dir() and (folder / entry.name).is_dir():  # a module
             continue
         if entry.is_dir() and not entry.is_symlink():
             _copy_files(entry, folder / entry.name)

@@ -24,6 +24,7 @@ from jaxmethods.merging.static.trees import (
     is_merged,
     number_of_tasks,
     per_entry,
+    scaled,
     spread,
     sum_over_tasks,
 )
@@ -74,7 +75,7 @@ def _average(stack: Tree, weights: Coefficients, normalize: bool) -> Tree:
         weight = per_entry(weight, experts, "weights")
         if normalize:
             weight = weight / jnp.sum(weight, axis=0)
-        terms = weight * experts.astype(compute_dtype(experts))
+        terms = scaled(weight, experts.astype(compute_dtype(experts)))
         return sum_over_tasks(terms).astype(experts.dtype)
 
     return jax.tree.map(mean, stack, spread(weights, stack))

@@ -32,6 +32,7 @@ from jaxmethods.merging.static.trees import (
     map_with_names,
     number_of_tasks,
     per_entry,
+    scaled,
     spread,
     sum_over_tasks,
     task_vectors,
@@ -261,8 +262,8 @@ def merge_leaf(
     weights = [coefficient[t] * weight for t, weight in enumerate(weights)]
     dtype = compute_dtype(experts.base, experts.stack)
     rest = 1 - reduce(jnp.add, weights)
-    terms = [weights[t] * experts.stack[t].astype(dtype) for t in tasks]
-    mixed = rest * experts.base.astype(dtype) + reduce(jnp.add, terms)
+    terms = [scaled(weights[t], experts.stack[t].astype(dtype)) for t in tasks]
+    mixed = scaled(rest, experts.base.astype(dtype)) + reduce(jnp.add, terms)
     return mixed.astype(experts.base.dtype)
 
 

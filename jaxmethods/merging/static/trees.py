@@ -7,7 +7,8 @@ A merge gives every expert a weight w_t per tensor or per entry,
     tau_t = theta_t - theta_0                                               (task vector)
 
 and `combine` computes the second form: weights of zero give the base and a one-hot weight gives
-that expert bit for bit, which the first form does only up to the rounding of the subtraction.
+that expert bit for bit, which the first form does only up to the rounding of the subtraction. What
+has the weight zero has no part (`scaled`), whatever it holds.
 
 Arithmetic is in float32 at least; results have each leaf's own dtype. Integer and boolean leaves
 (position ids, counters) are the base's: they are never merged.
@@ -25,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.custom_derivatives import SymbolicZero
 
 from jaxmethods.layout import Rule
 from jaxmethods.numerics.compiled import compiled
@@ -216,7 +218,7 @@ def apply_task_vectors(base: Tree, tau: Tree, coefficients: Coefficients = 1.0) 
             return origin
         dtype = compute_dtype(origin, vectors)
         weights = per_entry(coefficient, vectors, path, dtype)
-        total = sum_over_tasks(weights * vectors.astype(dtype))
+        total = sum_over_tasks(scaled(weights, vectors.astype(dtype)))
         return (origin.astype(dtype) + total).astype(origin.dtype)
 
     return map_with_names(add, base, tau, spread(coefficients, base))
@@ -242,10 +244,39 @@ def combine(base: Tree, stack: Tree, weights: Coefficients) -> Tree:
         dtype = compute_dtype(origin, experts)
         entry = per_entry(weight, experts, path, dtype)
         rest = 1 - sum_over_tasks(entry)
-        mixed = rest * origin.astype(dtype) + sum_over_tasks(entry * experts.astype(dtype))
-        return mixed.astype(origin.dtype)
+        terms = sum_over_tasks(scaled(entry, experts.astype(dtype)))
+        return (scaled(rest, origin.astype(dtype)) + terms).astype(origin.dtype)
 
     return map_with_names(mix, base, stack, spread(weights, base))
+
+
+@jax.custom_jvp
+def scaled(weights: jax.Array, values: jax.Array) -> jax.Array:
+    """w x, and what adds nothing where w is 0: 0 NaN is NaN, and 0 x + -0.0 may be 0.0.
+
+    Args:
+        weights: w, of a shape that broadcasts to that of the values.
+        values: x [...].
+
+    Returns:
+        [...]; derivatives are those of w x, also where w is 0.
+    """
+    return jnp.where(weights == 0, -jnp.zeros((), values.dtype), weights * values)
+
+
+def _scaled_jvp(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    weights, values = primals
+    result = scaled(weights, values)
+    # Zeros for what isn't differentiated, task vectors say, would be as large as that.
+    changes = [
+        tangent * other
+        for tangent, other in zip(tangents, (values, weights), strict=True)
+        if not isinstance(tangent, SymbolicZero)
+    ]
+    return result, reduce(jnp.add, changes) if changes else jnp.zeros_like(result)
+
+
+scaled.defjvp(_scaled_jvp, symbolic_zeros=True)
 
 
 def sum_over_tasks(stacked: jax.Array) -> jax.Array:

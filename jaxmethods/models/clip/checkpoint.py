@@ -153,7 +153,8 @@ def table(config: CLIPConfig) -> list[hub.Tensor]:
 
 
 def _known(model: type[Config], raw: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: raw[name] for name in model.model_fields if raw.get(name) is not None}
+    """The fields that are given; null is a value, which none of them may have."""
+    return {name: raw[name] for name in model.model_fields if name in raw}
 
 
 def _tower_fields(

@@ -25,6 +25,8 @@ from jaxmethods.models.hub.parameters import as_weights
 
 OPEN_CLIP = "visual.conv1.weight"
 """A tensor that open_clip's vision transformers have."""
+NUMBERS = ("input_resolution", "context_length", "vocab_size")
+"""Sizes that OpenAI's own files hold beside the weights, and open_clip throws away."""
 PREFIXES = ("module.", "model.")
 """What wrappers put before all names."""
 
@@ -63,7 +65,11 @@ def from_tensors(
     named = _renamed(tensors) if OPEN_CLIP in tensors else dict(tensors)
     if np.size(named.get("logit_scale", ())) == 1:  # open_clip's may be [1]
         named["logit_scale"] = np.reshape(named["logit_scale"], ())
-    named = {name: own for name, own in named.items() if not name.endswith("position_ids")}
+    named = {
+        name: own
+        for name, own in named.items()
+        if not name.endswith("position_ids") and name not in NUMBERS
+    }
     config = _config(named, vision_heads, text_heads, activation)
     wanted = jax.tree_util.tree_leaves_with_path(shapes(config))
     found, missing = [], []

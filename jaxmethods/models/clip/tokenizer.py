@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ import numpy as np
 from jaxmethods.errors import import_extra
 from jaxmethods.models import hub
 from jaxmethods.models.clip.network import CLIPConfig
+
+FIRST, LAST = "<|startoftext|>", "<|endoftext|>"
+"""What stands around a text."""
 
 
 def tokenize(
@@ -71,6 +75,8 @@ def load_tokenizer(path: str | Path) -> Any:
             return tokenizer
         if (path / "vocab.json").is_file() and (path / "merges.txt").is_file():
             return _byte_pair_tokenizer(tokenizers, path)
+    except hub.HubError:
+        raise
     except Exception as error:  # the package raises bare Exceptions
         raise hub.HubError(f"model {path}: its tokenizer cannot be read ({error})") from error
     raise hub.HubError(f"model {path}: holds no tokenizer.json, and no vocab.json with merges.txt")
@@ -99,9 +105,37 @@ def _byte_pair_tokenizer(tokenizers: Any, path: Path) -> Any:
             splits.ByteLevel(add_prefix_space=False),
         ]
     )
-    first, last = "<|startoftext|>", "<|endoftext|>"
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-        single=f"{first} $A {last}",
-        special_tokens=[(mark, tokenizer.token_to_id(mark)) for mark in (first, last)],
+        single=f"{FIRST} $A {LAST}",
+        special_tokens=[(mark, tokenizer.token_to_id(mark)) for mark in (FIRST, LAST)],
     )
+    for content, (number, options) in sorted(_added(path).items(), key=lambda item: item[1][0]):
+        tokenizer.add_tokens([tokenizers.AddedToken(content, **options)])
+        found = tokenizer.token_to_id(content)
+        if number not in (found, -1):
+            raise hub.HubError(
+                f"model {path}: added token {content!r}: expected id {found}, the next one, "
+                f"got {number}"
+            )
     return tokenizer
+
+
+def _added(path: Path) -> dict[str, tuple[int, dict[str, Any]]]:
+    """Tokens that no pieces are made of where a text has them: both marks, and those that a model
+    was given later. Content -> id (-1: that of the vocabulary) and options."""
+    found: dict[str, tuple[int, dict[str, Any]]] = {
+        mark: (-1, {"normalized": False, "special": True}) for mark in (FIRST, LAST)
+    }
+    for content, number in _read(path / "added_tokens.json").items():
+        found.setdefault(content, (int(number), {}))
+    described = _read(path / "tokenizer_config.json").get("added_tokens_decoder") or {}
+    for number, token in described.items():
+        names = ("lstrip", "rstrip", "normalized", "single_word", "special")
+        options = {name: bool(token[name]) for name in names if name in token}
+        found[token["content"]] = int(number), options
+    return found
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is no file."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

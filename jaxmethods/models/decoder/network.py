@@ -145,7 +145,7 @@ def forward(
     if positions is None:
         positions = token_positions(batch, new, mask, cache, segments)
     embedded = embed(params, config, ids, inputs_embeds, positions, dtype)
-    angles = rotation(config, positions, mask) if config.positions == "rope" else None
+    angles = rotation(config, positions, mask, segments) if config.positions == "rope" else None
     attend = _attention(batch, new, mask, cache, config, kernel, segments, explicit)
 
     def body(x: jax.Array, inputs: tuple) -> tuple[jax.Array, dict[str, Any]]:

@@ -9,8 +9,10 @@ three there, ours don't: their additions can be merged, not saved apart.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
+import jax
 import numpy as np
 from safetensors.numpy import save
 
@@ -18,6 +20,7 @@ from jaxmethods.files import staged, write_atomically
 from jaxmethods.models.decoder.config import DecoderConfig
 from jaxmethods.models.decoder.families.known import FAMILIES
 from jaxmethods.models.decoder.lora import Adapters
+from jaxmethods.models.decoder.network import init_params
 from jaxmethods.models.hub.folders import HubError
 
 
@@ -40,7 +43,8 @@ def save_adapter(
 
     Raises:
         HubError: the family keeps what the adapters change in a tensor with something else; there
-            are no adapters, they have several ranks, or weights that are not finite.
+            are no adapters, they have several ranks, are those of another decoder, or weights or
+            alpha are not finite.
         FileError: the files can't be written.
     """
     names = modules(config, adapters)
@@ -49,8 +53,20 @@ def save_adapter(
         raise HubError(
             f"adapters: expected some of one rank, since alpha is divided by it, got {ranks}"
         )
+    rank = min(ranks.values())
+    if not math.isfinite(alpha):
+        raise HubError(f"alpha: expected a finite number, got {alpha}")
+    shapes = jax.eval_shape(lambda key: init_params(key, config), jax.random.key(0))["layers"]
     tensors = {}
     for target, own in adapters.items():
+        room, name = target.split("/")
+        layers, inputs, outputs = shapes[room][name]["kernel"].shape
+        wanted = {"a": (layers, inputs, rank), "b": (layers, rank, outputs)}
+        for part, shape in wanted.items():
+            if own[part].shape != shape:
+                raise HubError(
+                    f"adapters: {target}/{part}: expected shape {shape}, got {own[part].shape}"
+                )
         # Checkpoints have outputs first.
         first, second = (np.swapaxes(np.asarray(own[part]), 1, 2) for part in ("a", "b"))
         for part, values in (("a", first), ("b", second)):
@@ -68,8 +84,8 @@ def save_adapter(
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": str(base),
-        "r": min(ranks.values()),
-        "lora_alpha": alpha,
+        "r": rank,
+        "lora_alpha": alpha if isinstance(alpha, int) else float(alpha),
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": False,

@@ -14,18 +14,27 @@ from jaxmethods.models.decoder.config import DecoderConfig, RopeScaling
 
 
 def rotation(
-    config: DecoderConfig, positions: jax.Array, mask: jax.Array | None = None
+    config: DecoderConfig,
+    positions: jax.Array,
+    mask: jax.Array | None = None,
+    segments: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine of the angles, float32 [..., T, r / 2], for positions [..., T].
+    """How far the pairs of dimensions turn at each position.
 
     Args:
+        config: how many dimensions turn, and how fast; static.
+        positions: [..., T] int.
         mask: [..., T] bool: what is a token. Dynamic frequencies follow the largest position of a
             row's tokens, whatever its padding is said to stand at.
+        segments: [..., T] int: a row holds several sequences, each with frequencies of its own.
+
+    Returns:
+        Cosine and sine of the angles, float32 [..., T, r / 2] each.
     """
     scaling = config.rope_scaling
     if scaling is not None and scaling.kind == "dynamic":
         known = positions if mask is None else jnp.where(mask, positions, 0)
-        frequencies = _dynamic_frequencies(config, scaling, known)
+        frequencies = _dynamic_frequencies(config, scaling, _reached(known, segments))
     else:
         frequencies = jnp.asarray(inverse_frequencies(config))
     angles = positions[..., None].astype(jnp.float32) * frequencies
@@ -74,12 +83,19 @@ def inverse_frequencies(config: DecoderConfig) -> np.ndarray:
     return (1 - keep) * frequencies / np.float32(scaling.factor) + keep * frequencies
 
 
+def _reached(positions: jax.Array, segments: jax.Array | None) -> jax.Array:
+    """The largest position of each sequence, [..., 1], or [..., T] where a row has several."""
+    if segments is None:
+        return jnp.max(positions, axis=-1, keepdims=True, initial=0)
+    same = segments[..., :, None] == segments[..., None, :]  # [..., T, T]
+    return jnp.max(jnp.where(same, positions[..., None, :], 0), axis=-1, initial=0)
+
+
 def _dynamic_frequencies(
-    config: DecoderConfig, scaling: RopeScaling, positions: jax.Array
+    config: DecoderConfig, scaling: RopeScaling, reached: jax.Array
 ) -> jax.Array:
-    """f_j [..., 1, r / 2] of each sequence, from the largest position it has reached."""
-    reached = jnp.max(positions, axis=-1, keepdims=True, initial=0)[..., None] + 1
-    longer = jnp.maximum(reached, config.max_positions) / config.max_positions
+    """f_j [..., 1 or T, r / 2] of each sequence, from the largest position it has reached."""
+    longer = jnp.maximum(reached[..., None] + 1, config.max_positions) / config.max_positions
     stretch = scaling.factor * longer - (scaling.factor - 1)
     size = config.rotary_dim
     # A single pair turns by one radian a token with any base.

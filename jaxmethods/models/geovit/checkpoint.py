@@ -23,7 +23,7 @@ from jaxmethods.config import validate
 from jaxmethods.models import hub
 from jaxmethods.models.clip.vit import usual_heads
 from jaxmethods.models.geovit import positions
-from jaxmethods.models.geovit.config import EncoderConfig
+from jaxmethods.models.geovit.config import EncoderConfig, ratio_of
 from jaxmethods.models.geovit.encoder import init_blocks
 from jaxmethods.models.hub.folders import HubError, some_of
 from jaxmethods.models.hub.parameters import as_weights
@@ -203,10 +203,13 @@ def to_tensors(params: Any, config: EncoderConfig) -> dict[str, np.ndarray]:
         Names and float32 arrays.
 
     Raises:
-        ValueError: an embedding that timm's layout has no names for.
+        ValueError: an embedding that timm's layout has no names for, or another number of blocks.
     """
     if config.embedding not in ("conv", "grouped"):
         raise ValueError(f"config: expected embedding conv or grouped, got {config.embedding}")
+    depths = sorted({len(leaf) for leaf in jax.tree.leaves(params["blocks"])})
+    if depths != [config.depth]:  # of fewer blocks JAX would give the last one again
+        raise ValueError(f"params: expected blocks of depth {config.depth}, got {depths}")
     made = {"cls_token": np.asarray(params["cls_token"])[None, None]}
     kernels = params["patch_embed"]
     named = {f".{n}": own for n, own in kernels.items()} if config.groups else {"": kernels}
@@ -235,7 +238,7 @@ def _encoder(
     width = first.shape[-1]
     stack = blocks(given, "blocks", width)
     depth, inner = stack["mlp"]["fc1"]["bias"].shape
-    fields: dict[str, Any] = {"width": width, "depth": depth, "mlp_ratio": inner / width}
+    fields: dict[str, Any] = {"width": width, "depth": depth, "mlp_ratio": ratio_of(inner, width)}
     fields["heads"] = heads or usual_heads(width)
     params: dict[str, Any] = {"cls_token": first.reshape(-1), "blocks": stack}
     make = {"dofa": _dofa_embedding, "satmae_group": _grouped_embedding}.get(layout, _embedding)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -110,6 +111,12 @@ class EncoderConfig(Config):
     def inner(self) -> int:
         """Hidden units of a block's MLP."""
         return int(self.width * self.mlp_ratio)
+
+
+def ratio_of(inner: int, width: int) -> float:
+    """inner / width, rounded such that int(width * ratio), timm's rule, is `inner` again."""
+    ratio = inner / width
+    return ratio if int(width * ratio) == inner else math.nextafter(ratio, math.inf)
 
 
 def sized(

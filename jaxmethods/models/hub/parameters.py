@@ -267,6 +267,7 @@ def _write_weights(folder: Path, table: Sequence[Tensor], params: Any, largest: 
     _check_leaves(table, leaves)
     files = _plan(table, leaves, largest)
     weight_map: dict[str, str] = {}
+    total = 0
     for number, tensors in enumerate(files, 1):
         several = f"model-{number:05d}-of-{len(files):05d}.safetensors"
         file = several if len(files) > 1 else "model.safetensors"
@@ -274,14 +275,15 @@ def _write_weights(folder: Path, table: Sequence[Tensor], params: Any, largest: 
         # `transformers` opens a file only if it says whose layout its tensors have.
         save_file(content, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(content, file)
+        # Not of the leaves: a table may begin with rows that no leaf has.
+        total += sum(tensor.nbytes for tensor in content.values())
     if len(files) > 1:
-        total = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _check_leaves(table: Sequence[Tensor], leaves: Mapping[str, Any]) -> None:
-    """Refuses a tree that the table would write a part of, or more than all of."""
+    """Refuses a tree that the table would write a part of, or more than all of, or no weights."""
     wanted = {leaf for entry in table for leaf in entry.leaves}
     surplus, missing = sorted(leaves.keys() - wanted), sorted(wanted - leaves.keys())
     if surplus:
@@ -291,6 +293,16 @@ def _check_leaves(table: Sequence[Tensor], leaves: Mapping[str, Any]) -> None:
         )
     if missing:
         raise HubError(f"parameters: {some_of(missing)} missing")
+    for entry in table:
+        for leaf in entry.leaves:
+            check_weights("parameters", leaf, leaves[leaf].dtype)
+            layers = leaves[leaf].shape[:1]
+            # Of fewer layers JAX would give the last one again, of more some would be left out.
+            if entry.layers and layers != (entry.layers,):
+                raise HubError(
+                    f"parameters: {leaf}: expected {entry.layers} layers in front, got shape "
+                    f"{leaves[leaf].shape}"
+                )
 
 
 def _plan(

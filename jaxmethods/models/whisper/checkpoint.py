@@ -6,6 +6,7 @@ save("path/to/copy", loaded.raw, loaded.config, loaded.params, like="path/to/whi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmethods.config import validate
+from jaxmethods.data.log_mel import LogMelConfig
 from jaxmethods.models.decoder.layer import Params
 from jaxmethods.models.hub.config import Fields
 from jaxmethods.models.hub.folders import Folder, HubError, open_folder
@@ -63,10 +65,12 @@ def load(path: str | Path, *, dtype: Any = jnp.float32, encoder_only: bool = Fal
         Config and parameters.
 
     Raises:
-        HubError: the folder, its config or its tensors are not what we can read.
+        HubError: the folder, its config or its tensors are not what we can read, or it was trained
+            on other features.
     """
     folder = _with_prefix(open_folder(path))
     config = read_config(folder.config, str(folder.path / "config.json"))
+    _check_features(folder.path, config.features)
     if config.text.tied and HEAD in folder.tensors and EMBEDDING not in folder.tensors:
         folder = folder._replace(tensors={**folder.tensors, EMBEDDING: folder.tensors[HEAD]})
     config = _with_own_head(config, folder)
@@ -136,7 +140,9 @@ def read_config(raw: Mapping[str, Any], source: str = "config.json") -> WhisperC
     fields.require("model_type", "whisper", None)
     fields.require("activation_function", "gelu", "gelu")
     fields.require("scale_embedding", False, False)
+    fields.require("is_causal", True, True)
     fields.refuse("quantization_config")
+    fields.refuse("per_layer_config")
     values = {
         "encoder": {
             "n_mels": fields.size("num_mel_bins", 80),
@@ -236,6 +242,31 @@ def _norm_rows(name: str, leaf: str, width: int, layers: int = 0) -> list[Tensor
         whole(f"{name}.{theirs}", f"{leaf}/{ours}", (width,), layers)
         for ours, theirs in (("scale", "weight"), ("bias", "bias"))
     ]
+
+
+def _check_features(path: Path, features: LogMelConfig) -> None:
+    """Refuses what a folder's feature extractor does in another way than `log_mel`."""
+    expected = {
+        "feature_size": features.n_mels,
+        "sampling_rate": features.rate,
+        "n_fft": features.n_fft,
+        "hop_length": features.hop,
+        "chunk_length": features.n_samples / features.rate,
+        "dither": 0.0,
+        "padding_value": 0.0,
+    }
+    for file in (path / "preprocessor_config.json", path / "processor_config.json"):
+        try:
+            found = json.loads(file.read_bytes())
+            found = found.get("feature_extractor", found)
+            given = {name: found[name] for name in expected if found.get(name) is not None}
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+            raise HubError(f"model file {file}: not a JSON object that can be read") from error
+        for name, value in given.items():
+            if value != expected[name]:
+                raise HubError(f"model file {file}: {name}: expected {expected[name]}, got {value}")
 
 
 def _with_own_head(config: WhisperConfig, folder: Folder) -> WhisperConfig:

@@ -24,3 +24,13 @@ def test_a_line_that_is_nested_too_deeply_is_named(tmp_path):
     file.write_text("{}\n" + "[" * 100_000)
     with pytest.raises(DataError, match="line 2: is not valid JSON"):
         list(numbered_rows(file))
+
+
+def test_half_a_character_is_no_text(tmp_path):
+    """It would be an error of the tokenizer's, hours later; a whole one may be escaped."""
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "\\ud83d\\ude00"}\n{"text": "\\ud83d"}\n')
+    rows = numbered_rows(file)
+    assert next(rows) == (1, {"text": "\N{GRINNING FACE}"})
+    with pytest.raises(DataError, match=r"line 2: .* half of a character"):
+        next(rows)

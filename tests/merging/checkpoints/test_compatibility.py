@@ -122,6 +122,10 @@ SAME = {
         GEMMA_3 | {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 2},
     ),
     "what only training needs": (LLAMA, without(attention_dropout=0.1, max_position_embeddings=99)),
+    "what drew the first weights": (
+        without(initializer_factor=1.0, adam_epsilon=1e-8, hidden_dropout_prob=0.1),
+        without(initializer_factor=2.0, adam_epsilon=1e-6, hidden_dropout_prob=0.2),
+    ),
     "one for each type of layer": (
         without(rope_theta=1e6, rope_local_base_freq=1e4),
         without(
@@ -186,6 +190,28 @@ DIFFERENT = {
         "hidden_act 'silu' like the base, got 'gelu'",
     ),
     "epsilon": (LLAMA, without(rms_norm_eps=1e-6), "rms_norm_eps 1e-05 like the base, got 1e-06"),
+    **{
+        f"{kind}: {name}": (
+            {"model_type": kind, name: one},
+            {"model_type": kind, name: other},
+            f"{name} {one!r} like the base, got {other!r}",
+        )
+        # All of these change what transformers computes with the same tensors.
+        for kind, name, one, other in (
+            ("t5", "dense_act_fn", "relu", "gelu"),
+            ("distilbert", "activation", "gelu", "relu"),
+            ("openai-gpt", "afn", "gelu", "relu"),
+            ("hubert", "feat_extract_activation", "gelu", "relu"),
+            ("falcon_h1", "key_multiplier", 1.0, 2.0),
+            ("minimax", "mlp_alpha_factor", 1, 2),
+            ("gpt_oss", "swiglu_limit", 7.0, 9.0),
+            ("falcon_mamba", "mixer_rms_eps", 1e-6, 1e-5),
+            ("xglm", "attention_heads", 4, 8),
+            ("gptj", "rotary_dim", 64, 32),
+            ("modernbert", "local_attention", 128, 64),
+            ("albert", "num_hidden_layers", 12, 6),
+        )
+    },
     "window": (
         without(sliding_window=16),
         without(sliding_window=None),
@@ -299,6 +325,43 @@ def test_embeddings_of_other_tokens_are_not_merged(kind, tmp_path):
     merge(tmp_path, base, expert, exclude=("embed",))
     with_tokens(expert, "abcdefg", kind)  # more of them, which the embedding has no rows for
     merge(tmp_path, base, expert, out="more")
+
+
+def pieces(tokens):
+    """A SentencePiece model: messages of a text, a score and a kind."""
+    found = b""
+    for text in (token.encode() for token in tokens):
+        own = b"\x0a" + bytes([len(text)]) + text + b"\x15" + bytes(4) + b"\x18\x01"
+        found += b"\x0a" + bytes([len(own)]) + own
+    return found + b"\x12\x02\x18\x01"  # what it was trained with
+
+
+@pytest.mark.parametrize("file", ["vocab.json", "vocab.txt", "tokenizer.model"])
+def test_tokens_are_compared_whichever_file_says_them(file, tmp_path):
+    """A base with `tokenizer.json` and an expert without one merged to noise, too."""
+    names = ("embed.weight",)
+    base, expert = (
+        folder(tmp_path / name, weights(seed, names), LLAMA)
+        for seed, name in enumerate(("base", "expert"))
+    )
+    with_tokens(base, "abcdef")
+
+    def write(tokens):
+        written = {
+            "vocab.json": json.dumps({token: n for n, token in enumerate(tokens)}).encode(),
+            "vocab.txt": "".join(f"{token}\n" for token in tokens).encode(),
+            "tokenizer.model": pieces(tokens),
+        }
+        (expert / file).write_bytes(written[file])
+
+    write("abcxyz")
+    refused(tmp_path, "other ones for 3 of 6 ids, first 'x' for 3 in place of 'd'", base, expert)
+    write("abcdef")
+    merge(tmp_path, base, expert)
+    (base / "tokenizer.json").rename(base / "unread.json")
+    (base / "tokenizer.model").write_bytes(pieces("abcxyz"))
+    if file == "tokenizer.model":
+        refused(tmp_path, "first 'd' for 3 in place of 'x'", base, expert, out="again")
 
 
 NAMED = {"id2label": {"0": "negative", "1": "positive"}}
@@ -660,3 +723,36 @@ def test_the_index_says_what_the_merged_files_hold(kind, tmp_path):
         assert name in held[file]
     assert index["metadata"]["total_size"] == sum(value.nbytes for value in tree.values())
     assert {f.name for f in out.glob("*.safetensors")} == held.keys()
+
+
+# Modules behind the transformer
+
+
+def with_dense(path, seed, layer):
+    """A sentence transformer: pooling without weights, and a dense layer."""
+    folder(path, weights(seed))
+    listed = [{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}]
+    (path / "modules.json").write_text(json.dumps(listed))
+    for name in ("1_Pooling", "2_Dense", "onnx"):
+        (path / name).mkdir()
+        (path / name / "config.json").write_text("{}")
+    for name in ("2_Dense", "onnx"):
+        save_file(weights(layer, ("linear.weight",)), path / name / "model.safetensors")
+    return path
+
+
+def test_weights_of_modules_behind_the_transformer_are_the_base_s(tmp_path):
+    """Without them the merged folder could not be opened."""
+    paths = [with_dense(tmp_path / f"{seed}", seed, 7) for seed in range(3)]
+    merge(tmp_path, *paths)
+    dense = load_file(tmp_path / "out" / "2_Dense" / "model.safetensors")
+    np.testing.assert_array_equal(
+        dense["linear.weight"], weights(7, ("linear.weight",)).popitem()[1]
+    )
+    assert (tmp_path / "out" / "1_Pooling" / "config.json").is_file()
+    assert not (tmp_path / "out" / "onnx" / "model.safetensors").exists()  # no module
+
+
+def test_experts_with_other_modules_are_refused(tmp_path):
+    paths = [with_dense(tmp_path / f"{seed}", seed, seed) for seed in range(2)]
+    refused(tmp_path, "2_Dense/model.safetensors: expected the base's weights", *paths)

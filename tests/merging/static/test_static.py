@@ -151,6 +151,29 @@ def test_one_expert_alone_is_returned_exactly(name):
     assert_equal(SINGLE[name](base, stack), expert(stack, 0))
 
 
+def test_what_has_the_weight_zero_has_no_part_whatever_it_holds():
+    """An expert that diverged, a mask of -inf, and the sign of a zero; derivatives stay."""
+    base = {"w": jnp.array([-0.0, 1.0, -jnp.inf])}
+    stack = {"w": jnp.array([[-0.0, 2.0, -jnp.inf], [3.0, jnp.nan, jnp.inf]])}
+
+    def bits(tree):
+        return np.asarray(tree["w"]).tobytes()
+
+    one, nothing = jnp.array([1.0, 0.0]), jnp.zeros(2)
+    expert = {"w": stack["w"][0]}
+    assert bits(merging.task_arithmetic(base, stack, nothing)) == bits(base)
+    assert bits(merging.ties(base, stack, coefficients=0.0)) == bits(base)
+    assert bits(merging.task_arithmetic(base, stack, one)) == bits(expert)
+    assert bits(merging.average(stack, one)) == bits(expert)
+
+    def second(coefficient):
+        return merging.task_arithmetic(
+            {"w": jnp.ones(())}, {"w": jnp.array([2.0, 5.0])}, coefficient
+        )["w"]
+
+    np.testing.assert_array_equal(jax.grad(second)(nothing), [1.0, 4.0])
+
+
 def test_a_one_hot_coefficient_picks_that_expert_exactly():
     base, stack = trees(scale=100.0)
     for task in range(3):

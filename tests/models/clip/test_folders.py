@@ -153,6 +153,8 @@ def test_the_older_dictionaries_of_a_config_are_the_stronger_ones():
         ({"vision_config": {"image_size": [16, 16]}}, "image_size"),
         ({"vision_config_dict": {"hidden_act": "relu"}}, "hidden_act"),
         ({"text_config": {"num_attention_heads": 7}}, "num_attention_heads: expected a divisor"),
+        # An end that no text has would pool every text's first token.
+        ({"text_config": {"eos_token_id": None}}, "eos_token_id"),
     ],
 )
 def test_a_field_without_a_meaning_here_is_refused_by_its_name(changes, message):

@@ -201,12 +201,16 @@ def test_a_head_from_templates_averages_over_them(tmp_path, loaded):
 
 
 def test_tensors_of_a_wrapped_model_are_read(loaded):
-    """DistributedDataParallel puts `module.` before all names; a scale may be a vector."""
+    """DistributedDataParallel puts `module.` before all names; a scale may be a vector; OpenAI's
+    own files hold three sizes."""
     tensors = load_file(TINY / "model.safetensors")
     vision, text = loaded.config.vision, loaded.config.text
     heads = {"vision_heads": vision.num_attention_heads, "text_heads": text.num_attention_heads}
     plain = clip.from_tensors(tensors, **heads).params
     tensors["logit_scale"] = tensors["logit_scale"].reshape(1)
+    tensors |= {
+        name: np.asarray(7) for name in ("input_resolution", "context_length", "vocab_size")
+    }
     wrapped = clip.from_tensors({f"module.{n}": x for n, x in tensors.items()}, **heads).params
     jax.tree.map(np.testing.assert_array_equal, wrapped, plain)
     tensors["logit_scale"] = tensors["logit_scale"].astype(np.int8)
@@ -284,8 +288,32 @@ def test_our_tokens_are_those_of_transformers(tmp_path):
     write_tokenizer(tmp_path, tokenizers)
     theirs = transformers.CLIPTokenizer(str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt"))
     ours = clip.load_tokenizer(tmp_path)
-    for text in ["a photo of a cat.", "Photo  of DOG's", "xyz"]:
+    for text in ["a photo of a cat.", "Photo  of DOG's", "xyz", "a cat<|endoftext|> dog"]:
         assert ours.encode(text).ids == theirs(text)["input_ids"], text
+
+
+@pytest.mark.parametrize("file", ["added_tokens.json", "tokenizer_config.json"])
+def test_tokens_that_were_added_to_a_vocabulary_are_whole(tmp_path, file):
+    """Those of textual inversion, say: their pieces would be other rows of the embedding."""
+    tokenizers = pytest.importorskip("tokenizers")
+    write_tokenizer(tmp_path, tokenizers)
+    vocabulary = json.loads((tmp_path / "vocab.json").read_text())
+    vocabulary |= {"<|startoftext|>": len(vocabulary) - 2, "<|endoftext|>": len(vocabulary) - 1}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    new = len(vocabulary)
+
+    def add(number):
+        described = {"added_tokens_decoder": {str(number): {"content": "<dog>", "special": True}}}
+        content = {"<dog>": number} if file == "added_tokens.json" else described
+        (tmp_path / file).write_text(json.dumps(content))
+
+    add(new)
+    first, last = vocabulary["<|startoftext|>"], vocabulary["<|endoftext|>"]
+    ids = clip.load_tokenizer(tmp_path).encode("cat <dog> cat").ids
+    assert ids == [first, vocabulary["cat</w>"], new, vocabulary["cat</w>"], last]
+    add(new + 5)
+    with pytest.raises(hub.HubError, match=f"'<dog>': expected id {new}, the next one, got"):
+        clip.load_tokenizer(tmp_path)
 
 
 def test_transformers_gives_the_same_logits(tmp_path):

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from jaxmethods.errors import UserError
 from jaxmethods.models import decoder
 from jaxmethods.models.decoder.generation import generate
-from jaxmethods.models.hub.folders import open_folder
+from jaxmethods.models.hub.folders import HubError, open_folder
 from tests.models.decoder.decoders import CONFIGS, LLAMA, random_ids, random_params
 from tests.programs import quick
 
@@ -39,7 +39,10 @@ def test_transformers_gives_the_same_logits_and_tokens(tmp_path, name):
     transformers = pytest.importorskip("transformers")
     config, params = CONFIGS[name], random_params(CONFIGS[name])
     decoder.save(tmp_path / "model", config, params, largest_file=10_000)
-    assert (tmp_path / "model" / "model.safetensors.index.json").is_file()
+    index = json.loads((tmp_path / "model" / "model.safetensors.index.json").read_text())
+    stored = [load_file(file) for file in (tmp_path / "model").glob("*.safetensors")]
+    size = sum(tensor.nbytes for tensors in stored for tensor in tensors.values())
+    assert index["metadata"]["total_size"] == size
     model, report = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "model", output_loading_info=True, attn_implementation="eager"
     )
@@ -186,3 +189,20 @@ def test_tensors_without_the_prefix_of_the_model_are_read(tmp_path, name):
     again, loaded = decoder.load(tmp_path / "model")
     assert again == config
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
+
+
+@pytest.mark.parametrize("layers", [1, 4])
+def test_parameters_of_another_number_of_layers_are_not_written(tmp_path, layers):
+    """One layer would be left out, or the last one written several times."""
+    config = CONFIGS["llama"].model_copy(update={"layers": layers})
+    with pytest.raises(HubError, match=f"expected {layers} layers in front, got shape"):
+        decoder.save(tmp_path / "model", config, random_params(CONFIGS["llama"]))
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.float8_e4m3fn])
+def test_codes_are_not_written_as_weights(tmp_path, dtype):
+    """Nothing could read them: their scales are not in the folder."""
+    codes = jax.tree.map(lambda leaf: leaf.astype(dtype), random_params(CONFIGS["llama"]))
+    with pytest.raises(HubError, match="expected floating-point weights, got"):
+        decoder.save(tmp_path / "model", CONFIGS["llama"], codes)

@@ -115,6 +115,27 @@ def test_adapters_that_one_config_cannot_say_are_not_saved(found, tmp_path):
         assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize(
+    ("part", "cut", "message"),
+    [
+        ("a", np.s_[:1], "attention/query/a: expected shape"),  # JAX gave the last layer again
+        ("a", np.s_[:, :3], "attention/query/a: expected shape"),
+        ("b", np.s_[:, :1], "attention/query/b: expected shape"),
+    ],
+)
+def test_adapters_of_another_decoder_are_not_saved(found, tmp_path, part, cut, message):
+    own = found[1]["attention/query"]
+    given = {"attention/query": own | {part: own[part][cut]}}
+    with pytest.raises(HubError, match=message):
+        peft.save_adapter(tmp_path / "a", CONFIG, given, alpha=1.0)
+    with pytest.raises(HubError, match="alpha: expected a finite number, got nan"):
+        peft.save_adapter(tmp_path / "a", CONFIG, {"attention/query": own}, alpha=float("nan"))
+    assert not (tmp_path / "a").exists()
+    peft.save_adapter(tmp_path / "a", CONFIG, {"attention/query": own}, alpha=np.float32(8))
+    written = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    assert written["lora_alpha"] == 8
+
+
 def test_additions_of_half_precision_are_rounded_once():
     """The sum over the rank, and the product with the scale, are float32 as the kernel is."""
     rng = np.random.default_rng(0)

@@ -12,7 +12,7 @@ import pytest
 from jaxmethods.models import decoder
 from jaxmethods.models.decoder import lora
 from jaxmethods.models.decoder.attention import token_positions
-from jaxmethods.models.decoder.config import DecoderConfig
+from jaxmethods.models.decoder.config import DecoderConfig, RopeScaling
 from tests.models.decoder.decoders import random_params
 
 CONFIG = DecoderConfig(
@@ -69,6 +69,17 @@ def test_segments_with_a_mask_and_a_window():
     packed = decoder.forward(params(), config, ids, mask=mask, segments=SEGMENTS).logits
     alone = decoder.forward(params(), config, ids[:, 3:5]).logits
     np.testing.assert_allclose(packed[:, 3:5], alone, atol=1e-5)
+
+
+def test_frequencies_of_a_packed_sequence_follow_its_own_length():
+    """Where they are dynamic, a long one beside it would turn a short one's tokens otherwise."""
+    scaling = RopeScaling(kind="dynamic", factor=4.0)
+    config = CONFIG.model_copy(update={"rope_scaling": scaling, "max_positions": 2})
+    ids = jnp.asarray([[3, 4, 5, 6, 7, 0]])
+    packed = FORWARD(params(), config, ids, segments=SEGMENTS).logits
+    for place in (slice(0, 3), slice(3, 5)):
+        alone = FORWARD(params(), config, ids[:, place]).logits
+        np.testing.assert_allclose(packed[:, place], alone, atol=1e-5)
 
 
 def test_attention_is_a_causal_distribution():

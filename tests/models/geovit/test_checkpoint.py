@@ -29,6 +29,23 @@ def test_a_file_gives_back_what_was_written_bit_for_bit(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again, tensors())
 
 
+@pytest.mark.parametrize("inner", [61, 64])  # 112 (61 / 112) is 60.99999999999999
+def test_a_loaded_config_makes_parameters_of_the_shapes_that_were_loaded(inner):
+    config = LEARNED.model_copy(update={"width": 112, "mlp_ratio": (inner + 0.5) / 112})
+    own = jax.eval_shape(lambda: geovit.init(jax.random.key(0), config))
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), own)
+    loaded = geovit.load(geovit.to_tensors(zeros, config), heads=2)
+    again = jax.eval_shape(lambda: geovit.init(jax.random.key(0), loaded.config))
+    assert jax.tree.map(jnp.shape, loaded.params) == jax.tree.map(jnp.shape, again)
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_another_number_of_blocks_is_not_written(change):
+    config = LEARNED.model_copy(update={"depth": LEARNED.depth + change})
+    with pytest.raises(ValueError, match=f"expected blocks of depth {config.depth}, got"):
+        geovit.to_tensors(encoder_params(LEARNED), config)
+
+
 def test_a_norm_behind_the_pooling_stays_there():
     config = LEARNED.model_copy(update={"norm_after_pooling": True})
     own = geovit.to_tensors(encoder_params(config), config)

@@ -165,11 +165,31 @@ def test_other_kinds_of_models_are_refused(tmp_path):
         ({"model_type": "llama"}, "model_type: expected 'whisper'"),
         ({"activation_function": "relu"}, "activation_function: expected 'gelu'"),
         ({"d_model": None}, "d_model: expected a positive integer"),
+        ({"is_causal": False}, "is_causal: expected True"),  # a decoder that sees what follows
+        ({"per_layer_config": {"0": {"dropout": 0.1}}}, "per_layer_config: expected nothing"),
     ):
         with pytest.raises(HubError, match=message):
             whisper.read_config(RAW | change)
     with pytest.raises(HubError, match="expected the sizes"):
         whisper.save(tmp_path / "x", RAW | {"vocab_size": 12}, CONFIG, params())
+
+
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
+def test_a_whisper_of_other_features_is_refused(folder, tmp_path, file):
+    """It would hear what it was never trained on, and say so in no way."""
+    shutil.copytree(folder, tmp_path / "model")
+    usual = {"feature_size": 5, "sampling_rate": 16000, "hop_length": 160, "chunk_length": 0.12}
+
+    def load(**changed):
+        given = usual | {"feature_extractor_type": "WhisperFeatureExtractor"} | changed
+        given = {"feature_extractor": given} if file == "processor_config.json" else given
+        (tmp_path / "model" / file).write_text(json.dumps(given))
+        return whisper.load(tmp_path / "model", encoder_only=True)
+
+    assert load().config == CONFIG
+    for name, value in (("hop_length", 128), ("n_fft", 512), ("dither", 0.1), ("feature_size", 8)):
+        with pytest.raises(HubError, match=f"{file}: {name}: expected .*, got {value}"):
+            load(**{name: value})
 
 
 def test_fewer_frames_are_the_first_positions():
