@@ -143,7 +143,9 @@ def holds(found: Any, given: Any) -> bool:
 
 
 def test_all_methods_are_walked():
-    assert set(SMALLEST) == set(registry.METHODS)
+    # Other modules of this process may have registered toys.
+    entries = registry.METHODS.items()
+    assert set(SMALLEST) == {name for name, e in entries if not e.module.startswith("tests.")}
 
 
 @pytest.mark.parametrize(("method", "more"), CONFIGS, ids=[f"{m} {dump(v)}" for m, v in CONFIGS])
