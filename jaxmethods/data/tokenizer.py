@@ -26,11 +26,15 @@ def load_tokenizer(folder: str | Path) -> Tokenize:
     """The tokenizer of a model folder, `tokenizer.json`, through the package `tokenizers`.
 
     Raises:
-        TokenizerError: there is none, or it can't be read; when called, a text that has words
-            it doesn't know and no token for them.
+        TokenizerError: no such folder, no tokenizer in it, or it can't be read; when called, a text
+            that has words it doesn't know and no token for them.
         MissingExtraError: `tokenizers` is not installed.
     """
     file = Path(folder) / "tokenizer.json"
+    if not file.parent.is_dir():
+        raise TokenizerError(
+            f"model {folder}: not a folder; nothing is downloaded, give the folder of a model"
+        )
     if not file.is_file():
         raise TokenizerError(
             f"model {folder}: holds no tokenizer.json; write one with "

@@ -171,6 +171,8 @@ def test_bytes_are_tokens():
 
 
 def test_a_folder_without_tokenizer_says_what_is_missing(tmp_path):
+    with pytest.raises(TokenizerError, match="absent: not a folder; nothing is downloaded"):
+        load_tokenizer(tmp_path / "absent")
     with pytest.raises(TokenizerError, match=r"holds no tokenizer\.json"):
         load_tokenizer(tmp_path)
 

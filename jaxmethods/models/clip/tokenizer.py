@@ -79,6 +79,10 @@ def load_tokenizer(path: str | Path) -> Any:
         raise
     except Exception as error:  # the package raises bare Exceptions
         raise hub.HubError(f"model {path}: its tokenizer cannot be read ({error})") from error
+    if not path.is_dir():
+        raise hub.HubError(
+            f"model {path}: not a folder; nothing is downloaded, give the folder of a model"
+        )
     raise hub.HubError(f"model {path}: holds no tokenizer.json, and no vocab.json with merges.txt")
 
 
