@@ -15,6 +15,8 @@ PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 PIECES_ARE_IDS = {"llama", "mistral", "mixtral", "gemma", "gemma2"}
 """Families whose ids are the numbers of pieces."""
 WHOLE, LENGTH = 0, 2
+LONGEST = 70
+"""Bits of a number's bytes."""
 FIXED = {1: 8, 5: 4}
 """Kinds of fields of a protocol buffer; bytes of those of a fixed length."""
 
@@ -90,6 +92,8 @@ def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
             place, found, shift = place + 1, found | (byte & 127) << shift, shift + 7
             if byte < 128:
                 return found
+            if shift >= LONGEST:
+                raise ValueError("a number of more than 64 bits")
 
     while place < len(message):
         key = number()
@@ -98,6 +102,8 @@ def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
             number()
         elif kind == LENGTH:
             size = number()
+            if place + size > len(message):
+                raise ValueError("a field that goes beyond its message")
             yield key >> 3, message[place : place + size]
             place += size
         else:

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxmethods.merging.checkpoints.compatibility import MergeError
 from jaxmethods.merging.checkpoints.streaming import merge_checkpoints
+from jaxmethods.merging.checkpoints.tokens import shared_tokens
 from jaxmethods.merging.config import MergeConfig, Rule
 from jaxmethods.models import hub
 
@@ -362,6 +363,15 @@ def test_tokens_are_compared_whichever_file_says_them(file, tmp_path):
     (base / "tokenizer.model").write_bytes(pieces("abcxyz"))
     if file == "tokenizer.model":
         refused(tmp_path, "first 'd' for 3 in place of 'x'", base, expert, out="again")
+
+
+@pytest.mark.parametrize("content", [b"\xff" * 200_000, b"\x0a\xff", b"\x0f", pieces("ab")[:5]])
+def test_a_damaged_piece_file_says_nothing_and_ends_at_once(content, tmp_path):
+    """A number without an end would be read for hours."""
+    for name, held in (("one", content), ("other", pieces("ab"))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "tokenizer.model").write_bytes(held)
+    assert shared_tokens(tmp_path / "one", tmp_path / "other", "llama") == []
 
 
 NAMED = {"id2label": {"0": "negative", "1": "positive"}}
