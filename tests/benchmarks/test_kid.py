@@ -15,6 +15,7 @@ from jaxmethods.models import decoder
 SIZES = bench.Sizes(bench.small(16, 1, 32), bench.small(16, 1, 32), 2, 6, 4)
 
 
+@pytest.mark.slow
 def test_the_loss_is_that_of_pytorch():
     pytest.importorskip("torch")
     pytest.importorskip("transformers")

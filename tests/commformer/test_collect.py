@@ -144,6 +144,7 @@ def test_targets_are_those_of_the_definition(bootstrap):
     )
 
 
+@pytest.mark.slow
 def test_self_edges_carry_no_message_and_are_not_counted_as_used():
     env = Scripted()
     network = policy.make_network(config.NetworkConfig(embed=4), N, 2)

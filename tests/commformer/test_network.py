@@ -306,6 +306,7 @@ def test_in_reduced_precision_parameters_values_and_log_probabilities_stay_float
         assert not np.array_equal(reduced, exact)
 
 
+@pytest.mark.slow
 class TestContinuousActions:
     """Normal around the network's output; agents are told each other's actions as they are."""
 

@@ -209,6 +209,7 @@ def test_states_and_masks_are_those_of_the_published_environment(played):
         np.testing.assert_array_equal(mask, played.published.observation.action_mask)
 
 
+@pytest.mark.slow
 def test_agents_see_what_the_published_observation_and_state_say(played):
     views = played.timesteps.observation.agents_view
     for episode in range(EPISODES):

@@ -52,6 +52,7 @@ def _of_everything(problem):
     }
 
 
+@pytest.mark.slow
 def test_the_exact_trace_is_that_of_the_matrix(texts):
     for matrix, (whole, found, split) in _of_everything(texts).items():
         np.testing.assert_allclose(found.value, whole, rtol=2e-5, err_msg=matrix)

@@ -75,6 +75,7 @@ def test_the_published_mean_weighs_rows_not_tokens():
     assert not jax.tree.all(same)
 
 
+@pytest.mark.slow
 def test_the_encoder_has_no_place_in_the_state():
     state, _ = after()
     width = small.FRAMES * small.INPUTS

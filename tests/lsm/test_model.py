@@ -208,6 +208,7 @@ def attribution():
     return program(text, speech)
 
 
+@pytest.mark.slow
 def test_rows_alone_are_traced_as_they_are_together(attribution):
     found, rows, _, _, each = attribution
     learned = (rows.labels != IGNORED).sum(1)  # the loss is a mean over all of them

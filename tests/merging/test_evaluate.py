@@ -16,6 +16,8 @@ from jaxmethods.merging.finetuning import Base, Images, to_pixels
 from jaxmethods.models.clip import vit
 from tests.merging import tiny
 
+pytestmark = pytest.mark.slow  # all methods at once take long to compile
+
 BOTH = ("mlp", "self_attn")
 SCALE = 10.0
 

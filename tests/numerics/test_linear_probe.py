@@ -107,6 +107,7 @@ def test_standardized_features_have_mean_0_and_deviation_1():
     np.testing.assert_allclose(jnp.std(own, 0), 1, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_more_features_than_images_are_told_apart():
     """Also where the start of the search is a product with many zeros."""
     features = draw(5, 540, 768)

@@ -76,6 +76,7 @@ def test_the_objective_of_the_state_is_the_loss_of_the_next_step(fields):
     np.testing.assert_allclose(norm, metrics["gradient_norm"], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_inactive_clip_changes_nothing():
     distilling, state = start(changed(clip=1e3))
     unclipped, metrics = jax.jit(distilling.step)(state, small.source())
@@ -106,6 +107,7 @@ def test_a_sweep_in_one_program_is_the_single_runs():
         assert_close(jax.tree.map(lambda x, i=i: x[i], together[1]), metrics)
 
 
+@pytest.mark.slow
 def test_a_smaller_size_moves_its_pairs_only():
     distilling, state = start()
     state = method.with_rates(state, size=2)
@@ -157,6 +159,7 @@ def test_students_come_from_the_pool_where_there_is_one():
         assert any(np.array_equal(drawn.layers[0][0], one) for one in first)
 
 
+@pytest.mark.slow
 def test_an_inner_loop_without_noise_ignores_its_key():
     config = changed(inner_noise=0.0, init_pool=1, n_inits=1)
     student = method.make_student(config.student)
@@ -170,6 +173,7 @@ def test_an_inner_loop_without_noise_ignores_its_key():
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_fresh_backward_noise_takes_another_step():
     distilling, state = start()
     exact, exact_metrics = jax.jit(distilling.step)(state, small.source())
@@ -240,6 +244,7 @@ def abstract_state_and_source(config: OBDConfig, rows: int = 10_000):
     return jax.eval_shape(init, jax.random.key(0), source), source
 
 
+@pytest.mark.slow
 def test_the_program_does_not_grow_with_the_inner_steps():
     sizes = []
     for steps in (10, 200):

@@ -66,6 +66,7 @@ def test_unused_pairs_do_not_dilute_the_cloning_loss():
     np.testing.assert_allclose(more, whole, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_one_of_several_students_has_outer_noise_of_its_own():
     """So what they find doesn't depend on the noise of the batch; one student takes that."""
     source, batch = small.source(), small.batch()

@@ -113,6 +113,7 @@ def test_its_critic_prefers_the_way_to_the_middle(learned):
         assert np.all(np.asarray(better))
 
 
+@pytest.mark.slow
 def test_all_metrics_are_finite_scalars(learned):
     for name, values in learned[1].items():
         assert values.shape == (STEPS,), name

@@ -93,6 +93,7 @@ def test_outputs_do_not_see_weights_off_the_mask():
     assert np.abs(run(PARAMS)).max() > 0
 
 
+@pytest.mark.slow
 def test_one_task_owns_everything():
     everything = activation.draw_owners(jax.random.key(0), PARAMS, 1)
     assert equal(activation.apply_mask(PARAMS, everything, 0), PARAMS)
@@ -158,6 +159,7 @@ def test_a_widened_network_gives_the_narrow_one_back():
         activation.widen(wide, PARAMS)
 
 
+@pytest.mark.slow
 def test_a_bank_has_owners_for_kernels_and_copies_of_the_rest():
     bank = vqcd.initial_bank(jax.random.key(0), CONFIG)
     layer, owner = (

@@ -10,7 +10,7 @@ import pytest
 from jaxmethods import vqcd
 from jaxmethods.vqcd.spaces import alignment, codebook
 from jaxmethods.vqcd.spaces.aligner import aligner, learning_rate, parallel
-from tests.programs import quick, weights
+from tests.programs import weights
 from tests.vqcd.toy import SIZES, STATES, changed, rows
 
 X = jnp.asarray(rows(0)[0])
@@ -145,7 +145,8 @@ def test_use_of_a_codebook():
     np.testing.assert_allclose([use.share, use.perplexity], [0.5, 4.0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", quick(["vq", "ae", "fsq", "vae"], "vq"))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["vq", "ae", "fsq", "vae"])
 def test_modules_with_padding_equal_modules_without(kind):
     config = changed(STATES, kind=kind)
     values = [rows(task)[0] for task in range(3)]

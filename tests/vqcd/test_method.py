@@ -191,6 +191,7 @@ def test_dense_training_with_assembling_equals_masked_training(start, sequence):
     assert equal(bank.ema, sequence[-1].ema)
 
 
+@pytest.mark.slow
 def test_momentum_that_is_kept_drifts_but_the_assembled_tree_does_not():
     config = changed(PERCEPTRON, update="dense", reset_optimizer=False)
     compiled, start = programs(config), vqcd.initial_bank(jax.random.key(3), config)

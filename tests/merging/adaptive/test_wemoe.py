@@ -133,6 +133,7 @@ def test_an_image_is_routed_without_regard_to_the_others():
     np.testing.assert_allclose(alone.vision.features, batch.vision.features, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_shared_router_gets_the_sum_of_the_gradients():
     own, shared = WEMoEConfig(), WEMoEConfig(shared_router=True)
     batch = tiny.wemoe_batch(tiny.setting(), own)

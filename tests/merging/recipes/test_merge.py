@@ -259,6 +259,7 @@ def leaves_no_model(folder):
     assert not [name for name in names if name.startswith((".partial", "model"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["task_arithmetic", "ties"])
 def test_an_expert_that_is_not_finite_is_named_and_can_be_mended(
     algorithm, experts, tmp_path, capsys

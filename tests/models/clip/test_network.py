@@ -316,6 +316,7 @@ def test_tokens_that_were_added_to_a_vocabulary_are_whole(tmp_path, file):
         clip.load_tokenizer(tmp_path)
 
 
+@pytest.mark.slow
 def test_transformers_gives_the_same_logits(tmp_path):
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")

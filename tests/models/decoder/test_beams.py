@@ -40,6 +40,7 @@ def every(params):
     return ids, found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", [0.0, 1.0])
 def test_a_wide_search_finds_all_continuations_in_their_order(params, every, penalty):
     ids, scores = every

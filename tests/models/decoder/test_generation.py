@@ -272,6 +272,7 @@ def test_the_nucleus_of_no_mass_is_the_most_likely_token():
     np.testing.assert_array_equal(restrict(logits, top_p=1.0), logits)
 
 
+@pytest.mark.slow
 def test_the_nucleus_holds_in_half_precision():
     logits = jnp.zeros(3000, jnp.bfloat16)
     assert jnp.isfinite(restrict(logits, top_p=0.5)).sum() == 1500

@@ -238,6 +238,7 @@ def test_a_full_cache_is_never_written_over():
     assert jnp.isfinite(room.keys).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(0, 5), (2, 0)])
 def test_nothing_to_run_gives_nothing(shape):
     params = random_params(LLAMA)

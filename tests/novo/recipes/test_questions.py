@@ -82,6 +82,7 @@ def test_a_report_and_its_numbers(tmp_path, model, questions):
     assert all(by_id[row["id"]] == row["votes"] for row in rows)
 
 
+@pytest.mark.slow
 def test_what_was_scored_is_not_scored_again(tmp_path, model, questions, monkeypatch):
     monkeypatch.setattr(evaluate, "BATCHES_PER_PART", 1)
     tokens = ["--batch_tokens", "200"]

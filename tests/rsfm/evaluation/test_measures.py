@@ -153,6 +153,7 @@ def test_boxes_and_scores_of_bytes_do_not_wrap_around():
     assert detection.average_precision(boxes, scores, image, boxes[:1], image[:1]) == 1
 
 
+@pytest.mark.slow
 def test_images_without_a_label_are_in_no_mean():
     scores, labels = jnp.eye(3)[np.array([2, 2, 0, 1])], jnp.array([-1, -1, 0, 2])
     assert classification.top_k_accuracy(scores, labels) == 0.5

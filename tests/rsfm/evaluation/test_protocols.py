@@ -11,7 +11,6 @@ from jaxmethods.errors import DataError
 from jaxmethods.numerics import linear_probe
 from jaxmethods.rsfm.evaluation import baselines, bootstrap
 from jaxmethods.rsfm.evaluation.protocols import PRESETS, Split, judge, penalties
-from tests.programs import quick
 from tests.rsfm.small import draw, uniform
 
 CLASSES = 4
@@ -28,7 +27,8 @@ def splits():
     return split(0, 120), split(1, 40), split(2, 80)
 
 
-@pytest.mark.parametrize("name", quick(["scale_mae", "torchgeo_bench"], "scale_mae"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["scale_mae", "torchgeo_bench"])
 def test_classes_are_told_apart(splits, name):
     found = judge(name, *splits, classes=CLASSES)
     truth = splits[2].labels

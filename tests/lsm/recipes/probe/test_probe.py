@@ -73,6 +73,7 @@ def test_tones_are_told_apart_also_of_speakers_that_were_left_out(finished):
     assert "chance is 0.500" in text
 
 
+@pytest.mark.slow
 def test_a_summary_is_of_the_clips_own_frames(finished, folder):
     heard = finished.results[material.STAGE]
     loaded = whisper.load(folder / "model")
