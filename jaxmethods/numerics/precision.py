@@ -57,21 +57,22 @@ def spread_or_one(deviation: jax.Array, mean: jax.Array) -> jax.Array:
     return jnp.where(deviation > rounding, deviation, 1)
 
 
-def power_of_two(largest: jax.Array) -> jax.Array:
-    """The power of two next to half of a magnitude; 1 where that is 0 or not finite.
+def power_of_two(largest: jax.Array, of_zero: float = 1) -> jax.Array:
+    """The power of two next to half of a magnitude; 1 where that is not finite.
 
     Numbers over it are about 1 and the same in all of their bits, so that their squares and
     products are within what a type can hold whatever unit the numbers are in.
 
     Args:
         largest: absolute values, [...] floating.
+        of_zero: what it is of 0.
 
     Returns:
         [...], without a gradient.
     """
     largest = jax.lax.stop_gradient(largest)
     unit = jax.lax.reduce_precision(largest / 2, jnp.finfo(largest.dtype).nexp, 0)
-    return jnp.where((unit > 0) & jnp.isfinite(unit), unit, 1)
+    return jnp.where(unit > 0, jnp.where(jnp.isfinite(unit), unit, 1), of_zero)
 
 
 def in_own_unit(x: jax.Array) -> jax.Array:

@@ -22,6 +22,7 @@ from jaxmethods.interpret.estimates import mean_of
 from jaxmethods.interpret.problem import Estimate
 from jaxmethods.interpret.trees import Vector
 from jaxmethods.numerics.compiled import compiled
+from jaxmethods.numerics.precision import power_of_two
 
 
 @compiled("probes", "together", "most")
@@ -63,29 +64,32 @@ def trace(
         return trees.vdot(probe, product(probe))
 
     def one_round(carry: tuple) -> tuple:
-        """Chan's update of the mean and of the length of all deviations by a round of samples."""
-        index, mean, length = carry
+        """Chan's update of mean and squared deviations by a round of samples, in a unit of its own:
+        squares of 1e-22 are 0."""
+        index, unit, mean, squares = carry
         keys = jax.random.split(jax.random.fold_in(key, index), each)
         # Matrix products of a width of one are slower than those without it.
         drawn = jax.vmap(sample)(keys) if each > 1 else sample(keys[0])[None]
+        # That of the first round that isn't 0; until then sums are 0 in any.
+        unit = jnp.where(unit > 0, unit, power_of_two(jnp.max(jnp.abs(drawn)), of_zero=0))
+        drawn = drawn / jnp.where(unit > 0, unit, 1)
         before, difference = (index * each).astype(kind), jnp.mean(drawn) - mean
         share = each / (before + each)
-        apart = jnp.stack([length, jnp.sqrt(before * share) * difference])
-        length = trees.norm([apart, drawn - jnp.mean(drawn)])
-        return index + 1, mean + share * difference, length
+        squares = squares + jnp.sum((drawn - jnp.mean(drawn)) ** 2)
+        return index + 1, unit, mean + share * difference, squares + before * share * difference**2
 
-    def error(index: jax.Array, length: jax.Array) -> jax.Array:
+    def error(index: jax.Array, squares: jax.Array) -> jax.Array:
         count = (index * each).astype(kind)
-        return length / jnp.sqrt((count - 1) * count)
+        return jnp.sqrt(squares / (count - 1) / count)
 
     def unfinished(carry: tuple) -> jax.Array:
-        index, mean, length = carry
-        wide = error(index, length) > tolerance * jnp.abs(mean)
+        index, _, mean, squares = carry
+        wide = error(index, squares) > tolerance * jnp.abs(mean)
         return (index < rounds) | ((index < limit) & wide)
 
-    start = jnp.int32(0), jnp.zeros((), kind), jnp.zeros((), kind)
-    index, mean, length = jax.lax.while_loop(unfinished, one_round, start)
-    return Estimate(mean, error(index, length), index * each)
+    start = jnp.int32(0), *(jnp.zeros((), kind) for _ in range(3))
+    index, unit, mean, squares = jax.lax.while_loop(unfinished, one_round, start)
+    return Estimate(unit * mean, unit * error(index, squares), index * each)
 
 
 @compiled("products", "together")
