@@ -32,6 +32,7 @@ from rich.console import Console
 
 from jaxmethods import __version__
 from jaxmethods.config import (
+    SEEDS,
     ConfigError,
     RunConfig,
     merge,
@@ -288,9 +289,9 @@ def _evaluate(command: Evaluate) -> int:
     from jaxmethods.reports.console import show_fresh
     from jaxmethods.training import runner
 
-    if not 0 <= command.seed < 2**31:  # random keys are made of 32 bits
+    if not 0 <= command.seed < SEEDS:
         raise ConfigError(
-            f"command line: --seed: expected an integer from 0 to {2**31 - 1}, got {command.seed}"
+            f"command line: --seed: expected an integer from 0 to {SEEDS - 1}, got {command.seed}"
         )
     _check_folder(command.run)
     folder = RunFolder(command.run)

@@ -38,6 +38,9 @@ from jaxmethods.yaml_text import MOST_CHARACTERS, shortened
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 OpenFraction = Annotated[float, Field(gt=0.0, lt=1.0)]
 Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
+SEEDS = 2**31
+"""Random keys are made of 32 bits, signed where x64 is off."""
+Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 # Other numbers are pydantic's: PositiveInt, NonNegativeFloat, ...
 
 
@@ -101,7 +104,7 @@ class RunConfig(Config):
 
     method: str
     """What is run; `jaxmethods methods` lists them."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Seed = 0
     """Everything that is random follows from it."""
 
 
@@ -119,7 +122,7 @@ class TrainingRunConfig(RunConfig):
     @model_validator(mode="after")
     def _last_seed_fits(self) -> Self:
         last = self.seed + self.seeds - 1
-        if last >= 2**31:
+        if last >= SEEDS:
             raise ValueError(f"seeds: expected a last seed below 2^31, got {last}")
         return self
 

@@ -65,6 +65,12 @@ def is_file(path: Path) -> bool:
             return False
 
 
+def no_folder(path: Path) -> str:
+    """What to say of a model folder that is none."""
+    missing = "" if path.exists() else "; nothing is downloaded, give the folder of a model"
+    return f"model {path}: not a folder{missing}"
+
+
 def parse_json(text: str) -> Any:
     r"""What a JSON text holds, in strings that can be written.
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from jaxmethods.data.bpe import BEGIN, END, Bpe, Codec
 from jaxmethods.errors import UserError, import_extra
-from jaxmethods.files import is_file, refusals
+from jaxmethods.files import is_file, no_folder, refusals
 
 Tokenize: TypeAlias = Callable[[Sequence[str]], list[list[int]]]
 """Texts -> token ids of each, with what the tokenizer adds by default (a first token, say)."""
@@ -32,9 +32,7 @@ def load_tokenizer(folder: str | Path) -> Tokenize:
     """
     file = Path(folder) / "tokenizer.json"
     if not file.parent.is_dir():
-        raise TokenizerError(
-            f"model {folder}: not a folder; nothing is downloaded, give the folder of a model"
-        )
+        raise TokenizerError(no_folder(file.parent))
     if not file.is_file():
         raise TokenizerError(
             f"model {folder}: holds no tokenizer.json; write one with "

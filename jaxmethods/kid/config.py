@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from jaxmethods.config import Config, Fraction, Momentum, OnResume, TrainingRunConfig, merge
+from jaxmethods.config import Config, Fraction, Momentum, OnResume, Seed, TrainingRunConfig, merge
 from jaxmethods.kid.objectives import OBJECTIVES, ObjectiveName
 from jaxmethods.language.divergences import Normalizer
 
@@ -160,7 +160,7 @@ class WorldConfig(Config):
     """Questions whose shape and columns never occur together in `train`."""
     unseen: PositiveInt = 500
     """Questions on the three unseen databases."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Seed = 0
 
 
 class DataConfig(Config):

@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from jaxmethods.config import Config, Fraction, OnResume, RunConfig, TrainingRunConfig
+from jaxmethods.config import Config, Fraction, OnResume, RunConfig, Seed, TrainingRunConfig
 from jaxmethods.lsm.windows import SECONDS, WindowPolicy
 from jaxmethods.models.qformer import QFormerConfig
 
@@ -112,7 +112,7 @@ class SpokenConfig(Config):
     """Share of clips with noise in the background, at 30, 20 or 12 dB."""
     seconds: PositiveFloat = 3.2
     """Length of the encoder's window."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Seed = 0
 
 
 class ListenerConfig(Config):

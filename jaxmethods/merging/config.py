@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from jaxmethods.config import Config, Fraction, OnResume, RunConfig, TrainingRunConfig
+from jaxmethods.config import Config, Fraction, OnResume, RunConfig, Seed, TrainingRunConfig
 from jaxmethods.merging.checkpoints.parts import Settings
 from jaxmethods.merging.checkpoints.static_merges import (
     PARAMETERS,
@@ -184,7 +184,7 @@ class DataConfig(Config):
     files must have it. null: as the files are, all of one size."""
     generate: Literal["digits"] | None = None
     """Instead of files: tasks made of digits."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Seed = 0
     """Seed of the order of the training images, which decides which are labeled for the base."""
 
     @model_validator(mode="after")
@@ -337,7 +337,7 @@ class MergeConfig(Config):
     """Half the range of DELLA's keep probabilities."""
     ratio: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Share of the entries that compete in PCB."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Seed = 0
     """Seed of masks, where the algorithm draws them."""
     card: bool = True
     """Write README.md: how the result was made, and hashes of the inputs' weights."""

@@ -14,7 +14,7 @@ from pydantic import (
     model_validator,
 )
 
-from jaxmethods.config import Config, Momentum, OnResume, RunConfig, TrainingRunConfig
+from jaxmethods.config import Config, Momentum, OnResume, RunConfig, Seed, TrainingRunConfig
 from jaxmethods.offline_rl.config import CalQLConfig, IQLConfig
 
 Objective = Literal["dbc", "pbc", "pbc_scaled", "avpbc"]
@@ -177,7 +177,7 @@ class DataConfig(Config):
     """Instead of a file: the environment to play with a disturbed scripted controller."""
     episodes: PositiveInt = 20
     """Generated episodes of each of seven behaviors."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Seed = 0
     """Seed of the generated data."""
 
     @model_validator(mode="after")

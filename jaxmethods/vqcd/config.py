@@ -27,6 +27,7 @@ from jaxmethods.config import (
     Fraction,
     Momentum,
     OpenFraction,
+    Seed,
     TrainingRunConfig,
     nearest,
 )
@@ -338,7 +339,7 @@ class TaskConfig(Config):
     medium, medium_expert, random)."""
     episodes: PositiveInt = 20
     """Generated episodes of each behavior of the mixture."""
-    data_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    data_seed: Seed = 0
     """Seed of the generated data."""
     environment: PlayedEnvironmentConfig | None = None
     """Where episodes are played; None: nowhere, and the task has no score."""

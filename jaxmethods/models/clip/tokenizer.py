@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmethods.errors import import_extra
+from jaxmethods.files import no_folder
 from jaxmethods.models import hub
 from jaxmethods.models.clip.network import CLIPConfig
+from jaxmethods.models.hub.folders import read_json
 
 FIRST, LAST = "<|startoftext|>", "<|endoftext|>"
 """What stands around a text."""
@@ -80,9 +81,7 @@ def load_tokenizer(path: str | Path) -> Any:
     except Exception as error:  # the package raises bare Exceptions
         raise hub.HubError(f"model {path}: its tokenizer cannot be read ({error})") from error
     if not path.is_dir():
-        raise hub.HubError(
-            f"model {path}: not a folder; nothing is downloaded, give the folder of a model"
-        )
+        raise hub.HubError(no_folder(path))
     raise hub.HubError(f"model {path}: holds no tokenizer.json, and no vocab.json with merges.txt")
 
 
@@ -142,4 +141,4 @@ def _added(path: Path) -> dict[str, tuple[int, dict[str, Any]]]:
 
 def _read(file: Path) -> dict[str, Any]:
     """A JSON object; empty where there is no file."""
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return read_json(file) if file.is_file() else {}

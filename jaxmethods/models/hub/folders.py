@@ -19,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jaxmethods.errors import UserError
+from jaxmethods.files import no_folder
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -92,9 +93,8 @@ def open_folder(path: str | Path) -> Folder:
     """
     path = Path(path)
     if not path.is_dir():
-        missing = "" if path.exists() else "; nothing is downloaded, give the folder of a model"
-        raise HubError(f"model {path}: not a folder{missing}")
-    config = _read_json(path / "config.json")
+        raise HubError(no_folder(path))
+    config = read_json(path / "config.json")
     if (path / "adapter_config.json").is_file() and list(path.glob("adapter_model.*")):
         raise HubError(
             f"model {path}: adapter_config.json says that an adapter belongs to these weights; "
@@ -246,7 +246,7 @@ def _shards_without_index(path: Path) -> list[Path]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise HubError(f"model file {index}: expected a weight_map of tensors to files")
     for file in weight_map.values():
@@ -255,7 +255,12 @@ def _weight_map(index: Path) -> dict[str, str]:
     return weight_map
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
+    """The JSON object of a file of a model folder.
+
+    Raises:
+        HubError: it can't be read, or is no JSON object.
+    """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:

@@ -6,7 +6,6 @@ save("path/to/copy", loaded.raw, loaded.config, loaded.params, like="path/to/whi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from jaxmethods.config import validate
 from jaxmethods.data.log_mel import LogMelConfig
 from jaxmethods.models.decoder.layer import Params
 from jaxmethods.models.hub.config import Fields
-from jaxmethods.models.hub.folders import Folder, HubError, open_folder
+from jaxmethods.models.hub.folders import Folder, HubError, open_folder, read_json
 from jaxmethods.models.hub.parameters import (
     common_type,
     read_params,
@@ -256,17 +255,12 @@ def _check_features(path: Path, features: LogMelConfig) -> None:
         "padding_value": 0.0,
     }
     for file in (path / "preprocessor_config.json", path / "processor_config.json"):
-        try:
-            found = json.loads(file.read_bytes())
-            found = found.get("feature_extractor", found)
-            given = {name: found[name] for name in expected if found.get(name) is not None}
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
-            raise HubError(f"model file {file}: not a JSON object that can be read") from error
-        for name, value in given.items():
-            if value != expected[name]:
-                raise HubError(f"model file {file}: {name}: expected {expected[name]}, got {value}")
+        found = read_json(file) if file.is_file() else {}
+        inner = found.get("feature_extractor")
+        found = inner if isinstance(inner, dict) else found
+        for name, value in expected.items():
+            if found.get(name) not in (None, value):
+                raise HubError(f"model file {file}: {name}: expected {value}, got {found[name]}")
 
 
 def _with_own_head(config: WhisperConfig, folder: Folder) -> WhisperConfig:
